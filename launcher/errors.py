@@ -1,0 +1,37 @@
+"""The errors a user can cause or meet, and the exit code that `chorus` gives for each.
+
+A message is one paragraph: what happened, where, what was seen, what to do. Anything that is not one of these is
+a fault of Chorus itself and is shown with its traceback.
+"""
+
+from data.errors import DataError
+
+
+class ConfigError(Exception):
+    """The recipe, an option or this machine does not allow what was asked for."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint or a finished model is missing, torn, or belongs to another configuration."""
+
+
+class DistributedError(Exception):
+    """A process of a training stage was lost or hung, and the restarts are used up."""
+
+
+class Preempted(Exception):  # noqa: N818  a request, not an error
+    """The run was asked to stop; running the same command again goes on from here."""
+
+
+EXIT_CODES: dict[type[Exception], int] = {
+    ConfigError: 2,
+    DataError: 3,
+    CheckpointError: 4,
+    DistributedError: 5,
+    Preempted: 75,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of an error: 2 to 5 and 75 as listed above, 1 for any other."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

@@ -1,0 +1,154 @@
+"""The layout of a run folder, and writes that a kill at any moment cannot tear.
+
+RunFolder and StageFolder name every file that a run leaves behind; nothing else in Chorus spells these names.
+JSON files are written beside their place, flushed to the disk and renamed. `events.jsonl` is only appended to.
+A run folder is locked by one launcher at a time; the lock dies with its process.
+"""
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import ConfigError
+
+CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees either its old content or all of the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    flush_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None when it does not exist. One that was torn by another program raises ValueError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+class StageFolder:
+    """The files of one training or evaluation stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.launcher_log = self.logs / "launcher.log"
+        self.model = path / "model"
+        self.heartbeats = path / "heartbeats"
+        self.stop_file = path / "stop"
+        self.done_file = path / "done.json"
+        self.wandb_file = path / "wandb.json"
+        self.evaluation_file = path / "evaluation.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank:02d}.log"
+
+    def heartbeat_file(self, rank: int) -> Path:
+        return self.heartbeats / f"rank-{rank:02d}.json"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Return the steps of the checkpoints in place, oldest first. It does not say whether they are intact."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = (CHECKPOINT_NAME.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def read_heartbeats(self) -> list[dict[str, Any]]:
+        """Return the last heartbeat of every rank: rank, pid, host, step, section, time."""
+        return [beat for path in sorted(self.heartbeats.glob("rank-*.json")) if (beat := read_json(path))]
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.recipe_file = self.path / "recipe.yaml"
+        self.state_file = self.path / "state.json"
+        self.events_file = self.path / "events.jsonl"
+        self.results_file = self.path / "results.json"
+        self.report_file = self.path / "report.html"
+        self.lock_file = self.path / "run.lock"
+        self.tokenizer = self.path / "tokenizer"
+        self.features_file = self.tokenizer / "features.json"
+        self.corpus = self.path / "corpus"
+
+    def stage(self, name: str) -> StageFolder:
+        return StageFolder(self.path / name)
+
+    def append_event(self, event: str, **details: Any) -> None:
+        """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **details}, ensure_ascii=False)
+        with self.events_file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events so far; a last line that a kill cut short is left out."""
+        if not self.events_file.exists():
+            return []
+        lines = self.events_file.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line.startswith("{") and line.endswith("}")]
+
+    def holder(self) -> int | None:
+        """Return the process id of the launcher that holds the run folder, None when nobody does."""
+        try:
+            with self.lock_file.open("r+", encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read().strip() or 0)
+        except FileNotFoundError:
+            pass
+        return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run folder for this process; ConfigError naming the other process when it is held already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ConfigError(
+                    f"The run folder {self.path} is in use by process {file.read().strip()}. "
+                    f"Wait for it, stop it (kill -TERM), or choose another folder with --run-dir."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
