@@ -1,0 +1,122 @@
+"""Aelita, the corpus that comes with Chorus: 1.5 hours of one man reading Russian.
+
+620 sentences with fixed splits. Whole sentences (mean 8.9 s) are what a recogniser is judged on, so `dev`
+and `test` are never cut. For `train`, most sentences are also aligned phrase by phrase, and a small model
+learns sooner from short pieces: the training split is the union of the chosen cuts. A sentence without
+alignment enters whole.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from data.corpora.corpus import Corpus, CorpusConfig, Selection
+from data.errors import DataError
+from data.manifest import Clip, Utterance, audio_seconds
+from data.plan import derive_seed
+
+ROOT = Path(__file__).parents[1] / "embedded" / "aelita"
+# Phrases are cut tightly around the speech; this much of the pause is kept on each side.
+MARGIN_S = 0.1
+
+Cut = Literal["sentences", "phrases", "spans"]
+Phrase = dict[str, Any]
+
+
+class AelitaConfig(CorpusConfig, frozen=True, extra="forbid"):
+    """Which pieces of the training sentences are used."""
+
+    name: Literal["aelita"] = "aelita"
+    shard_seconds: float = Field(120.0, gt=0, description="audio per shard in seconds")
+    cuts: tuple[Cut, ...] = Field(
+        ("phrases", "spans"),
+        min_length=1,
+        description="training pieces: whole sentences, single phrases, seeded runs of consecutive phrases",
+    )
+    span_s: float = Field(8.0, ge=2, description="longest run of phrases in seconds")
+
+
+def select(config: AelitaConfig, seed: int) -> Selection:
+    """The utterances of train, dev and test; `seed` decides where runs of phrases begin and end."""
+    phrases: dict[str, list[Phrase]] = {}
+    for phrase in _read("phrases.jsonl"):
+        phrases.setdefault(phrase["sentence"], []).append(phrase)
+    utterances: list[Utterance] = []
+    for sentence in _read("transcripts.jsonl"):
+        aligned = phrases.get(sentence["id"], [])
+        if sentence["split"] == "train" and aligned:
+            utterances.extend(_pieces(sentence, aligned, config, seed))
+        else:
+            utterances.append(_whole(sentence))
+    return Selection(utterances, [])
+
+
+CORPUS = Corpus(AelitaConfig, select)
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    try:
+        with (ROOT / name).open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"The embedded corpus is not at {ROOT} ({name} is missing); install Chorus again."
+        ) from error
+
+
+def _whole(sentence: dict[str, Any]) -> Utterance:
+    return _utterance(sentence["id"], Clip(ROOT / sentence["audio"]), sentence["text"], sentence["split"])
+
+
+def _utterance(key: str, clip: Clip, text: str, split: str) -> Utterance:
+    return Utterance(key, (clip,), text, split, speaker="nsh", language="ru")
+
+
+def _pieces(
+    sentence: dict[str, Any], phrases: list[Phrase], config: AelitaConfig, seed: int
+) -> Iterator[Utterance]:
+    """The chosen cuts of one sentence; a piece that two cuts have in common comes once."""
+    runs: set[tuple[int, int]] = set()
+    if "sentences" in config.cuts:
+        yield _whole(sentence)
+    if "phrases" in config.cuts:
+        runs.update((number, number) for number in range(len(phrases)))
+    if "spans" in config.cuts:
+        runs.update(_spans(phrases, config.span_s, derive_seed(seed, "spans", sentence["id"])))
+    if "sentences" in config.cuts:
+        runs.discard((0, len(phrases) - 1))
+    path = ROOT / sentence["audio"]
+    starts_s, ends_s = _bounds(phrases, audio_seconds(path))
+    for first, last in sorted(runs):
+        clip = Clip(path, starts_s[first], round(ends_s[last] - starts_s[first], 4))
+        text = " ".join(phrase["text"] for phrase in phrases[first : last + 1])
+        yield _utterance(f"{sentence['id']}_{first:02d}-{last:02d}", clip, text, sentence["split"])
+
+
+def _bounds(phrases: list[Phrase], duration_s: float) -> tuple[list[float], list[float]]:
+    """Starts and ends in seconds with the margin, inside the file and not past the middle of a pause."""
+    middles_s = [(left["end_s"] + right["start_s"]) / 2 for left, right in itertools.pairwise(phrases)]
+    starts_s = zip([0.0, *middles_s], (phrase["start_s"] - MARGIN_S for phrase in phrases), strict=True)
+    ends_s = zip([*middles_s, duration_s], (phrase["end_s"] + MARGIN_S for phrase in phrases), strict=True)
+    return [max(pair) for pair in starts_s], [min(pair) for pair in ends_s]
+
+
+def _spans(phrases: list[Phrase], span_s: float, seed: int) -> Iterator[tuple[int, int]]:
+    """Runs (first, last) that cover the sentence once, each of up to a drawn share of `span_s`.
+
+    A phrase longer than that stands alone.
+    """
+    generator = np.random.default_rng(seed)
+    first = 0
+    while first < len(phrases):
+        longest_s = span_s * generator.uniform(0.5, 1.0) - 2 * MARGIN_S
+        last = first
+        while last + 1 < len(phrases) and phrases[last + 1]["end_s"] - phrases[first]["start_s"] <= longest_s:
+            last += 1
+        yield first, last
+        first = last + 1

@@ -1,0 +1,32 @@
+"""What every corpus is: a configuration, and a function from it to utterances."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from data.manifest import RejectedRow, Utterance
+
+
+class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
+    """The fields that all corpora share; each adds a `name` and its own."""
+
+    shard_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="audio per shard in seconds; a split needs at least as many shards as the run has lanes",
+    )
+
+
+class Selection(NamedTuple):
+    """The utterances of all splits, and the rows that cannot be used, each with its reason."""
+
+    utterances: list[Utterance]
+    rejected: list[RejectedRow]
+
+
+class Corpus(NamedTuple):
+    """A source of utterances: `select(config, seed)` depends on its arguments and the corpus files alone."""
+
+    config: type[CorpusConfig]
+    select: Callable[[Any, int], Selection]

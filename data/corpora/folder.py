@@ -1,0 +1,123 @@
+"""A user's own recordings, listed in a manifest.
+
+A manifest (JSONL, CSV or TSV) has one utterance per row; `data.manifest` says which columns it may have.
+Texts are normalised by explicit rules, and rows that name no split are dealt to train, dev and test by a
+hash of their text, so that a sentence recorded many times is not learnt and tested on. What cannot be used
+comes back with its reason.
+"""
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data.corpora.corpus import Corpus, CorpusConfig, Selection
+from data.errors import DataError
+from data.manifest import RejectedRow, Utterance, read_manifest
+
+
+class FolderConfig(CorpusConfig, frozen=True, extra="forbid"):
+    """Which manifest, and what is done to its texts and splits."""
+
+    name: Literal["folder"] = "folder"
+    manifest: Path = Field(description="a .jsonl, .csv or .tsv file; its audio paths are relative to it")
+    normalize: Literal["lower", "none"] = Field(
+        "lower", description="lower: texts in lower case; none: as written"
+    )
+    punctuation: Literal["remove", "keep"] = Field(
+        "remove",
+        description="remove: punctuation and symbols become spaces, except an apostrophe between letters",
+    )
+    dev_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of the texts without a split that go to dev"
+    )
+    test_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of the texts without a split that go to test"
+    )
+
+    @model_validator(mode="after")
+    def _some_left(self) -> "FolderConfig":
+        if self.dev_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"dev_fraction {self.dev_fraction:g} and test_fraction {self.test_fraction:g} leave nothing "
+                "for train; their sum must be below 1"
+            )
+        return self
+
+
+def select(config: FolderConfig, seed: int) -> Selection:
+    """The usable rows of the manifest, normalised, each in its split; nothing here is drawn, `seed` is not
+    used.
+
+    Raises DataError when the manifest cannot be read or none of its rows can be used.
+    """
+    rows, rejected = read_manifest(config.manifest)
+    utterances: list[Utterance] = []
+    for row in rows:
+        text = normalize_text(
+            row.text, lower=config.normalize == "lower", punctuation=config.punctuation == "keep"
+        )
+        if text:
+            utterances.append(replace(row, text=text))
+        else:
+            rejected.append(RejectedRow(row.line, f"nothing is left of its text {row.text!r}", row.key))
+    if not utterances:
+        first = f"line {rejected[0].line}: {rejected[0].reason}" if rejected else "it has no rows"
+        raise DataError(
+            f"None of the {len(rejected)} rows of {config.manifest} can be used. The first reason: {first}. "
+            "Audio paths are relative to the manifest."
+        )
+    return Selection(_with_splits(utterances, config), sorted(rejected, key=lambda row: row.line))
+
+
+CORPUS = Corpus(FolderConfig, select)
+
+
+def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
+    """NFC, single spaces; optionally lower case; without `punctuation`, Unicode's P and S categories become
+    spaces.
+
+    The typographic apostrophe counts as the plain one, and an apostrophe between two letters is a letter.
+    """
+    text = unicodedata.normalize("NFC", text)
+    if lower:
+        text = text.lower()
+    if not punctuation:
+        text = text.replace("’", "'")
+        kept = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
+        text = "".join(
+            " " if unicodedata.category(character)[0] in "PS" and position not in kept else character
+            for position, character in enumerate(text)
+        )
+    return " ".join(text.split())
+
+
+def _with_splits(utterances: list[Utterance], config: FolderConfig) -> list[Utterance]:
+    """Give rows without a split that of a row with the same text, or else one by the hash of the text."""
+    split_of: dict[str, str] = {}
+    for utterance in utterances:
+        if utterance.split:
+            split_of.setdefault(_wording(utterance.text), utterance.split)
+    placed: list[Utterance] = []
+    for utterance in utterances:
+        if not utterance.split:
+            wording = _wording(utterance.text)
+            utterance = replace(utterance, split=split_of.get(wording) or _split_by_hash(wording, config))
+        placed.append(utterance)
+    return placed
+
+
+def _wording(text: str) -> str:
+    return normalize_text(text, lower=True, punctuation=False) or text
+
+
+def _split_by_hash(text: str, config: FolderConfig) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    share = int.from_bytes(digest) / 2**64
+    if share < config.test_fraction:
+        return "test"
+    return "dev" if share < config.test_fraction + config.dev_fraction else "train"

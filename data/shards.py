@@ -1,0 +1,383 @@
+"""Shards: a split of a corpus as WebDataset tars with an index beside them.
+
+A split is a folder: `shard-000000.tar` ... hold KEY.flac (16 bit, mono) and KEY.json of each utterance;
+`index.npz` says where each utterance lies; `transcripts.jsonl` holds the texts in the same order;
+`shards.json` lists the tars with their SHA-256. The same utterances, seed and sample rate give the same
+bytes, whatever the number of workers. A split appears under its name only when it is whole. Refused, with a
+`DataError`: writing over a split, two utterances with one key, and reading a split that is incomplete or of
+another format.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import tarfile
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from data.errors import DataError
+from data.manifest import RejectedRow, Utterance, read_audio
+from data.plan import derive_seed
+from data.shard_index import (
+    FORMAT,
+    INDEX_COLUMNS,
+    SUMMARY,
+    ShardIndex,
+    SplitReport,
+    find_splits,
+    read_index,
+    read_report,
+    read_summary,
+)
+
+__all__ = [
+    "OnProgress",
+    "ShardIndex",
+    "SplitReport",
+    "find_splits",
+    "fingerprint",
+    "read_index",
+    "read_report",
+    "stats",
+    "verify",
+    "write_split",
+]
+
+# Utterances decoded ahead of the writer, per worker: hides uneven lengths and bounds memory to megabytes.
+AHEAD_PER_WORKER = 4
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (split, utterances done, utterances in all) after each utterance."""
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_split(
+    utterances: Iterable[Utterance],
+    folder: Path,
+    *,
+    sample_rate_hz: int,
+    shard_seconds: float,
+    seed: int,
+    workers: int = 1,
+    on_progress: OnProgress | None = None,
+) -> SplitReport:
+    """Write a split into `folder`, shuffled by `seed`, with about `shard_seconds` of audio per shard.
+
+    `workers` threads decode ahead. An utterance that cannot be decoded is left out and reported, here and in
+    shards.json. Raises DataError when the folder is already in use, a key occurs twice, nothing could be
+    decoded, or the disk refuses; nothing then appears under the name of `folder`.
+    """
+    ordered = _shuffled(utterances, folder, seed)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
+    rejected: list[RejectedRow] = []
+    try:
+        with _partial_folder(folder) as partial:
+            with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
+                for done, (utterance, flac) in enumerate(_encode_ahead(ordered, sample_rate_hz, workers), 1):
+                    if isinstance(flac, Flac):
+                        writer.add(utterance, flac)
+                    else:
+                        rejected.append(flac)
+                    if on_progress is not None:
+                        on_progress(folder.name, done, len(ordered))
+            if len(rejected) == len(ordered):
+                first = rejected[0].reason if rejected else "there are none"
+                raise DataError(
+                    f"None of {len(ordered)} utterances of {folder.name} could be written: {first}"
+                )
+            made_from = fingerprint(
+                ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed
+            )
+            writer.write_summary(made_from, rejected)
+    except OSError as error:
+        raise DataError(
+            f"Writing {folder} failed ({error}); make room or choose another place, then repeat."
+        ) from error
+    return read_report(folder)
+
+
+def fingerprint(
+    utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_seconds: float, seed: int
+) -> str:
+    """SHA-256 of what decides a split's bytes, except the audio files' content and place."""
+    digest = hashlib.sha256(json.dumps([FORMAT, sample_rate_hz, shard_seconds, seed]).encode())
+    for utterance in sorted(utterances, key=lambda utterance: utterance.key):
+        clips = [(clip.path.name, clip.start_s, clip.seconds) for clip in utterance.clips]
+        said = (utterance.text, utterance.speaker, utterance.language)
+        digest.update(json.dumps([utterance.key, clips, utterance.gaps_s, *said]).encode())
+    return digest.hexdigest()
+
+
+def _shuffled(utterances: Iterable[Utterance], folder: Path, seed: int) -> list[Utterance]:
+    ordered = sorted(utterances, key=lambda utterance: utterance.key)
+    for first, second in pairwise(ordered):
+        if first.key == second.key:
+            raise DataError(f"Two utterances of {folder.name} have the key {first.key}; keys must be unique.")
+    generator = np.random.default_rng(derive_seed(seed, "shards", folder.name))
+    return [ordered[position] for position in generator.permutation(len(ordered))]
+
+
+@contextmanager
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """A sibling folder that takes the name of `folder` when the block succeeds and vanishes when it fails."""
+    prefix, suffix = f".{folder.name}.{socket.gethostname()}-", ".partial"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.iterdir():
+        name = left.name
+        if name.startswith(prefix) and name.endswith(suffix) and not _runs(name[len(prefix) : -len(suffix)]):
+            shutil.rmtree(left)
+    partial = folder.with_name(f"{prefix}{os.getpid()}{suffix}")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _runs(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@dataclass(frozen=True)
+class Flac:
+    """The encoded audio of one utterance and its number of samples."""
+
+    content: bytes
+    samples: int
+
+
+def _encode(utterance: Utterance, sample_rate_hz: int) -> Flac | RejectedRow:
+    try:
+        waveform = read_audio(utterance, sample_rate_hz)
+    except DataError as error:
+        return RejectedRow(utterance.line, str(error), utterance.key)
+    stream = io.BytesIO()
+    soundfile.write(stream, waveform, sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return Flac(stream.getvalue(), len(waveform))
+
+
+def _encode_ahead(
+    utterances: list[Utterance], sample_rate_hz: int, workers: int
+) -> Iterator[tuple[Utterance, Flac | RejectedRow]]:
+    """Encode in threads (libsndfile releases the GIL), in order, a bounded number ahead of the consumer."""
+    coming = iter(utterances)
+    waiting: deque[tuple[Utterance, Future[Flac | RejectedRow]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
+        try:
+            for utterance in islice(coming, workers * AHEAD_PER_WORKER):
+                waiting.append((utterance, pool.submit(_encode, utterance, sample_rate_hz)))
+            while waiting:
+                utterance, encoded = waiting.popleft()
+                yield utterance, encoded.result()
+                for following in islice(coming, 1):
+                    waiting.append((following, pool.submit(_encode, following, sample_rate_hz)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _HashedFile:
+    """A binary file that is only written to, and the SHA-256 and size of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, content: bytes) -> int:
+        self._digest.update(content)
+        self.size += len(content)
+        return self._file.write(content)
+
+    def close(self) -> str:
+        self._file.close()
+        return self._digest.hexdigest()
+
+
+class _SplitWriter:
+    """Appends utterances to the tars of one folder and keeps the index."""
+
+    def __init__(self, folder: Path, sample_rate_hz: int, shard_seconds: float) -> None:
+        self._folder = folder
+        self._sample_rate_hz = sample_rate_hz
+        self._shard_samples = shard_seconds * sample_rate_hz
+        self._columns = {name: array("q") for name in INDEX_COLUMNS}
+        self._shards: list[dict[str, Any]] = []
+        self._open: tuple[_HashedFile, Any] | None = None
+        self._utterances = self._samples = 0
+
+    def __enter__(self) -> "_SplitWriter":
+        self._transcripts = (self._folder / "transcripts.jsonl").open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_shard()
+        self._transcripts.close()
+
+    def add(self, utterance: Utterance, flac: Flac) -> None:
+        if self._open is None:
+            self._open = self._new_shard()
+        _, tar = self._open
+        said = {"text": utterance.text, "speaker": utterance.speaker, "language": utterance.language}
+        label = {**said, "seconds": flac.samples / self._sample_rate_hz}
+        offset = tar.tarstream.offset
+        tar.write({"__key__": utterance.key, "flac": flac.content, "json": _json(label).encode()})
+        size = tar.tarstream.offset - offset
+        row = (len(self._shards), offset, size, flac.samples, len(utterance.text))
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
+        self._transcripts.write(_json({"key": utterance.key, **said}) + "\n")
+        self._utterances += 1
+        self._samples += flac.samples
+        if self._samples >= self._shard_samples:
+            self._close_shard()
+
+    def _new_shard(self) -> tuple[_HashedFile, Any]:
+        # Imported here because it imports torch: seconds for a command that only reads a configuration.
+        from webdataset.writer import TarWriter
+
+        file = _HashedFile(self._folder / _shard_name(len(self._shards)))
+        # A fixed owner and time, so that the same utterances give the same bytes.
+        fixed = {"user": "chorus", "group": "chorus", "mtime": 0, "compress": False}
+        return file, TarWriter(file, **fixed)  # pyright: ignore[reportArgumentType]
+
+    def _close_shard(self) -> None:
+        if self._open is None:
+            return
+        file, tar = self._open
+        tar.close()
+        self._shards.append(
+            {
+                "name": _shard_name(len(self._shards)),
+                "utterances": self._utterances,
+                "seconds": self._samples / self._sample_rate_hz,
+                "sha256": file.close(),
+                "bytes": file.size,
+            }
+        )
+        self._open, self._utterances, self._samples = None, 0, 0
+
+    def write_summary(self, made_from: str, rejected: list[RejectedRow]) -> None:
+        columns = {name: np.array(self._columns[name], kind) for name, kind in INDEX_COLUMNS.items()}
+        np.savez(self._folder / "index.npz", allow_pickle=False, **columns)
+        summary = {
+            "format": FORMAT,
+            "sample_rate_hz": self._sample_rate_hz,
+            "made_from": made_from,
+            "shards": self._shards,
+            "rejected": [asdict(row) for row in rejected],
+        }
+        (self._folder / SUMMARY).write_text(
+            json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False)
+
+
+# --- inspecting -----------------------------------------------------------------------------------
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare a split with its own records; an empty list when all agrees, else one sentence per problem.
+    Checks the SHA-256 of every shard and, utterance by utterance, that the indexed bytes hold its two
+    members, that the FLAC has the recorded rate and number of samples, and that the texts agree.
+    """
+    try:
+        index = read_index(folder)
+        summary = read_summary(folder)
+        rows = list(index.rows())
+    except DataError as error:
+        return [str(error)]
+    problems = [
+        f"{shard['name']}: the SHA-256 is not the recorded one"
+        for shard in summary["shards"]
+        if _sha256(Path(folder) / shard["name"]) != shard["sha256"]
+    ]
+    for number, row in enumerate(rows):
+        problem = _utterance_problem(index, number, row)
+        if problem:
+            problems.append(f"{index.names[index.shard[number]]}: {row['key']}: {problem}")
+    return problems
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _utterance_problem(index: ShardIndex, number: int, row: dict[str, str]) -> str:
+    with (Path(index.folder) / index.names[index.shard[number]]).open("rb") as file:
+        file.seek(index.offset[number])
+        content = file.read(index.size[number])
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}  # pyright: ignore
+        label = json.loads(members[f"{row['key']}.json"])
+        header = soundfile.info(io.BytesIO(members[f"{row['key']}.flac"]))
+    except (tarfile.TarError, KeyError, ValueError, soundfile.SoundFileError) as error:
+        return f"its bytes are not readable ({error!r})"
+    if (header.frames, header.samplerate) != (index.samples[number], index.sample_rate_hz):
+        return f"{header.frames} samples at {header.samplerate} Hz, the index says {index.samples[number]}"
+    if label["text"] != row["text"] or len(row["text"]) != index.text_length[number]:
+        return "its text is not that of transcripts.jsonl"
+    return ""
+
+
+def stats(folder: Path) -> dict[str, Any]:
+    """Hours, lengths in seconds, characters, speakers and languages of a split. Raises as `read_index`."""
+    index = read_index(folder)
+    report = read_report(folder)
+    seconds = index.samples / index.sample_rate_hz
+    speakers: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
+    characters: set[str] = set()
+    for row in index.rows():
+        speakers[row["speaker"]] += 1
+        languages[row["language"]] += 1
+        characters.update(row["text"])
+    return {
+        "utterances": len(index),
+        "hours": report.seconds / 3600,
+        "shards": report.shards,
+        "bytes": report.bytes,
+        "sample_rate_hz": index.sample_rate_hz,
+        "rejected": len(report.rejected),
+        "seconds": {
+            "shortest": float(seconds.min()),
+            "mean": float(seconds.mean()),
+            "95 %": float(np.quantile(seconds, 0.95)),
+            "longest": float(seconds.max()),
+        },
+        "characters": {"total": int(index.text_length.sum()), "distinct": "".join(sorted(characters))},
+        "speakers": dict(sorted(speakers.items())),
+        "languages": dict(sorted(languages.items())),
+    }
