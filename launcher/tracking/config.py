@@ -1,0 +1,24 @@
+"""The `tracking:` section of a recipe."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class WandbConfig(BaseModel, frozen=True, extra="forbid"):
+    """How the stages of a run are mirrored in Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        default="auto",
+        description="auto: online when an API key lies in the environment or in netrc, offline otherwise; "
+        "the environment variable WANDB_MODE, where set, takes the place of this value",
+    )
+    project: str = Field(default="chorus", min_length=1, description="W&B project that receives the stages")
+    entity: str | None = Field(default=None, description="W&B user or team; none: the default of the login")
+    tags: tuple[str, ...] = Field(default=(), description="tags that every stage of the run carries")
+
+
+class TrackingConfig(BaseModel, frozen=True, extra="forbid"):
+    """Where the measurements of a run go besides `metrics.jsonl`, which is always written."""
+
+    wandb: WandbConfig = Field(default=WandbConfig(), description="Weights & Biases")

@@ -1,0 +1,111 @@
+"""`metrics.jsonl`: one JSON object per line, the truth about a training stage.
+
+A row is written by one system call, so a killed process leaves at most one torn line, at the end. Rows come
+in ascending order of `step`; a resumed stage first cuts the file back to the step it resumes from. A number
+that is not finite becomes null, because JSON has no word for it.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Appends rows to one file; once opened, it never raises into the training loop.
+
+    Raises OSError from the constructor when the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_rows_up_to(path, resume_step)
+        self.path = path
+        self.lost_rows = 0
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, row: dict) -> None:
+        """Writes one row; one that cannot be written is counted in `lost_rows`, the first with a warning."""
+        try:
+            self._write(_encode(row))
+        except (OSError, ValueError, TypeError) as error:
+            self.lost_rows += 1
+            if self.lost_rows == 1:
+                logger.warning("a row of %s could not be written, training goes on: %s", self.path, error)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        start_bytes = os.fstat(self._file.fileno()).st_size
+        written_bytes = self._file.write(line)
+        if written_bytes != len(line):
+            # A full disk takes a part of the line: without this the next row would be glued to the torn one.
+            os.ftruncate(self._file.fileno(), start_bytes)
+            raise OSError(f"only {written_bytes} of {len(line)} bytes were taken; is the disk full?")
+
+
+def read_metrics(path: Path) -> Iterator[dict]:
+    """Yields the rows of a metrics file; none when it is missing. A torn line is no row."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            row = _decode(line)
+            if row is not None:
+                yield row
+
+
+def _keep_rows_up_to(path: Path, resume_step: int) -> None:
+    """Rewrites the file with the rows of steps up to and including `resume_step`, by an atomic rename."""
+    if not path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.resume")
+    with path.open("rb") as old, temporary.open("wb") as new:
+        for line in old:
+            row = _decode(line)
+            if row is not None and row["step"] <= resume_step:
+                new.write(line.rstrip(b"\n") + b"\n")
+        new.flush()
+        os.fsync(new.fileno())
+    temporary.replace(path)
+
+
+def _decode(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _encode(row: dict) -> bytes:
+    try:
+        text = json.dumps(row, allow_nan=False, default=_plain)
+    except ValueError:
+        text = json.dumps(_finite(row), allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _plain(value: object) -> object:
+    """Numbers and arrays of numpy or torch as Python's own."""
+    to_list = getattr(value, "tolist", None)
+    if to_list is None:
+        raise TypeError(f"a metric must be a number, a string or a list, not {type(value).__name__}")
+    return to_list()
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return _finite(_plain(value))
