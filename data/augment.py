@@ -1,0 +1,102 @@
+"""Augmentation: speed perturbation of waveforms and SpecAugment on features.
+
+Every draw comes from outside (the plan draws speeds, the caller hands in a seeded generator), so that an utterance
+is augmented the same way whichever process, worker or device does it.
+
+Shapes: B batch, T frames, F mel bins, M masks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+import torch
+from pydantic import BaseModel, Field, field_validator
+from torch import Tensor, nn
+
+from data.features import FeaturesConfig
+
+
+class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is done to training utterances only."""
+
+    speeds: tuple[float, ...] = Field(
+        (0.9, 1.0, 1.1),
+        min_length=1,
+        description="speed factors, one drawn per utterance and epoch; (1.0,) is none",
+    )
+    frequency_masks: int = Field(2, ge=0, description="masks over mel bins per utterance")
+    frequency_width_bins: int = Field(20, ge=1, description="largest width of a frequency mask, in mel bins")
+    time_masks: int = Field(4, ge=0, description="masks over time per utterance")
+    time_width_s: float = Field(0.4, gt=0, description="largest width of a time mask, in seconds")
+    time_ratio: float = Field(
+        0.08, gt=0, le=1, description="largest width of a time mask as a share of the utterance"
+    )
+
+    @field_validator("speeds")
+    @classmethod
+    def _check_speeds(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.5 <= speed <= 2.0 for speed in speeds):
+            raise ValueError(
+                f"speeds are {speeds}; each must lie between 0.5 and 2.0, where speech stays speech."
+            )
+        return speeds
+
+
+class SpecAugment(nn.Module):
+    """Masks random bands of mel bins and of time (Park et al., 2019), with zero, the mean of normalised features."""
+
+    def __init__(self, config: AugmentConfig, features: FeaturesConfig):
+        super().__init__()
+        self.config = config
+        self.time_width_frames = round(config.time_width_s * 1000 / features.hop_ms)
+
+    def forward(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+        """Masked copy of features [B, T, F] of `lengths_B` valid frames. Time masks lie within the valid frames.
+
+        `generator` must live on the CPU: the draws are the same whatever device holds the features.
+        """
+        config = self.config
+        batch, frames, bins = features_BTF.shape
+        device = features_BTF.device
+        draws = torch.rand(
+            batch, 2, config.frequency_masks + config.time_masks, generator=generator, dtype=torch.float64
+        )
+        frequency_draws, time_draws = draws.to(device).split(
+            [config.frequency_masks, config.time_masks], dim=2
+        )
+
+        bins_B1 = torch.full((batch, 1), bins, device=device)
+        frequency_widths_B1 = bins_B1.clamp(max=config.frequency_width_bins)
+        masked_BF = _masked(frequency_draws, frequency_widths_B1, bins_B1, bins)
+
+        lengths_B1 = lengths_B[:, None]
+        time_widths_B1 = (lengths_B1 * config.time_ratio).long().clamp(max=self.time_width_frames)
+        masked_BT = _masked(time_draws, time_widths_B1, lengths_B1, frames)
+        return features_BTF.masked_fill(masked_BF[:, None, :] | masked_BT[:, :, None], 0.0)
+
+
+def _masked(draws: Tensor, widest_B1: Tensor, extent_B1: Tensor, size: int) -> Tensor:
+    """Where [B, size] a mask lies, from uniform draws [B, 2, M] of widths in 0..widest and starts that keep inside."""
+    widths_BM = (draws[:, 0] * (widest_B1 + 1)).long()
+    starts_BM = (draws[:, 1] * (extent_B1 - widths_BM + 1)).long()
+    positions = torch.arange(size, device=draws.device)
+    inside = (positions >= starts_BM[..., None]) & (positions < (starts_BM + widths_BM)[..., None])
+    return inside.any(dim=1)
+
+
+def change_speed(waveform: npt.NDArray[np.float32], speed: float, length: int) -> npt.NDArray[np.float32]:
+    """The waveform played `speed` times as fast (tempo and pitch), exactly `length` samples long.
+
+    `length` is the plan's round(samples / speed). The resampler's own rounding may differ from it by a sample, which
+    is cut off or is silence.
+    """
+    if speed == 1.0:
+        changed = waveform
+    else:
+        changed = soxr.resample(waveform, speed, 1.0, quality="HQ")
+    assert abs(len(changed) - length) <= 2, f"{len(waveform)} samples at speed {speed} cannot become {length}"
+    if len(changed) < length:
+        changed = np.pad(changed, (0, length - len(changed)))
+    return changed[:length].astype(np.float32, copy=False)

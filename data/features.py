@@ -1,0 +1,157 @@
+"""Log-mel features, batched, on the device of the waveforms.
+
+A frame is a full window of real samples: an utterance of S samples has `(S - window) // hop + 1` frames, none when
+it is shorter than a window. No frame reaches over the end of its utterance, so the features of an utterance are the
+same alone and in a padded batch. Everything is computed in fp32, under autocast too, and without a random number:
+the floor of the logarithm does what dither is for.
+
+Shapes: B batch, S samples, T frames, F mel bins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+from data.errors import DataError
+from data.plan import derive_seed
+
+if TYPE_CHECKING:
+    from data.reader import ShardReader
+
+Count = TypeVar("Count", int, np.ndarray, Tensor)
+
+# A bin without signal (speech recorded at a lower rate has such) must not have its rounding noise blown up.
+MIN_STANDARD_DEVIATION = 0.2
+
+
+class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
+    """Log-mel filterbank."""
+
+    sample_rate_hz: int = Field(16000, gt=0, description="rate of the shards and of the features, in Hz")
+    mel_bins: int = Field(80, ge=1, description="number of mel filters")
+    window_ms: float = Field(25.0, gt=0, description="length of the Hann window, in milliseconds")
+    hop_ms: float = Field(10.0, gt=0, description="distance between frames, in milliseconds")
+    low_hz: float = Field(20.0, ge=0, description="lower edge of the lowest filter, in Hz")
+    high_hz: float | None = Field(
+        None, gt=0, description="upper edge of the highest filter, in Hz; half the rate if unset"
+    )
+    floor: float = Field(1e-6, gt=0, description="power added before the logarithm (full scale is 1)")
+
+    @model_validator(mode="after")
+    def _check_band(self) -> FeaturesConfig:
+        high_hz = self.high_hz or self.sample_rate_hz / 2
+        if not self.low_hz < high_hz <= self.sample_rate_hz / 2:
+            raise ValueError(
+                f"the band from low_hz {self.low_hz} to high_hz {high_hz} does not lie below half of sample_rate_hz "
+                f"{self.sample_rate_hz}. Lower high_hz or leave it out."
+            )
+        return self
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_ms * self.sample_rate_hz / 1000)
+
+    @property
+    def hop_samples(self) -> int:
+        return round(self.hop_ms * self.sample_rate_hz / 1000)
+
+    def num_frames(self, samples: Count) -> Count:
+        """Frames of so many samples: an int, or integers in a numpy array or a tensor."""
+        frames = (samples - self.window_samples) // self.hop_samples + 1
+        return frames * (frames > 0)
+
+
+class LogMel(nn.Module):
+    """Waveforms to normalised log-mel features.
+
+    The mean and standard deviation of each bin are buffers, 0 and 1 until `set_statistics` is called; they are
+    saved with the model.
+    """
+
+    mean_F: Tensor
+    std_F: Tensor
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: FeaturesConfig):
+        super().__init__()
+        self.config = config
+        self.fft_size = 2 ** (config.window_samples - 1).bit_length()
+        filters = melscale_fbanks(
+            n_freqs=self.fft_size // 2 + 1,
+            f_min=config.low_hz,
+            f_max=config.high_hz or config.sample_rate_hz / 2,
+            n_mels=config.mel_bins,
+            sample_rate=config.sample_rate_hz,
+        )
+        # Derived from the configuration, so not part of the saved weights.
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(config.window_samples), persistent=False)
+        self.register_buffer("mean_F", torch.zeros(config.mel_bins))
+        self.register_buffer("std_F", torch.ones(config.mel_bins))
+
+    def num_frames(self, samples: Count) -> Count:
+        """Frames of so many samples; see `FeaturesConfig.num_frames`."""
+        return self.config.num_frames(samples)
+
+    def set_statistics(self, mean_F: Tensor, std_F: Tensor) -> None:
+        """Takes the mean and standard deviation of each bin, float32 [F], as `measure_statistics` returns them."""
+        self.mean_F.copy_(mean_F)
+        self.std_F.copy_(std_F)
+
+    @torch.no_grad()
+    def forward(self, waveforms_BS: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 waveforms [B, S] of `samples_B` (int64) valid samples to features [B, T, F] and lengths [B].
+
+        Frames beyond an utterance's length are zero.
+        """
+        with torch.autocast(waveforms_BS.device.type, enabled=False):
+            features_BTF = (self._log_mel(waveforms_BS.float()) - self.mean_F) / self.std_F
+        lengths_B = self.num_frames(samples_B)
+        frames_T = torch.arange(features_BTF.shape[1], device=features_BTF.device)
+        valid_BT = frames_T < lengths_B[:, None]
+        return features_BTF.masked_fill_(~valid_BT[:, :, None], 0.0), lengths_B
+
+    def _log_mel(self, waveforms_BS: Tensor) -> Tensor:
+        batch, samples = waveforms_BS.shape
+        if batch == 0 or samples < self.config.window_samples:
+            return waveforms_BS.new_zeros(batch, 0, self.config.mel_bins)
+        frames = waveforms_BS.unfold(-1, self.config.window_samples, self.config.hop_samples) * self.window
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, self.fft_size))
+        power = spectrum.square_().sum(-1)
+        return (power @ self.filters).add_(self.config.floor).log_()
+
+
+def measure_statistics(
+    reader: ShardReader, config: FeaturesConfig, seed: int, utterances: int = 200
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each mel bin, float32 [F], over a seeded sample of the reader's utterances.
+
+    DataError when the sample holds no frame at all.
+    """
+    count = len(reader.index)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "feature statistics"))
+    chosen = torch.randperm(count, generator=generator)[:utterances].sort().values
+    log_mel = LogMel(config)
+    frames = 0
+    sums = torch.zeros(2, config.mel_bins, dtype=torch.float64)
+    for position in chosen.tolist():
+        waveform = torch.from_numpy(reader.read(position).waveform)
+        features_BTF, _ = log_mel(waveform[None], torch.tensor([len(waveform)]))
+        features_TF = features_BTF[0].double()
+        frames += len(features_TF)
+        sums += torch.stack([features_TF.sum(0), features_TF.square().sum(0)])
+    if frames == 0:
+        raise DataError(
+            f"The features cannot be normalised: none of the {len(chosen)} utterances looked at in "
+            f"{reader.index.folder} is as long as a window of {config.window_ms} ms. Look at the corpus' durations."
+        )
+    mean_F, square_F = sums / frames
+    std_F = (square_F - mean_F.square()).clamp_min(0).sqrt().clamp_min(MIN_STANDARD_DEVIATION)
+    return mean_F.float(), std_F.float()

@@ -1,0 +1,188 @@
+"""Text to token ids and back, by a SentencePiece model trained on the corpus.
+
+Ids 0 to 3 are fixed: 0 is the CTC blank, 1 the unknown piece, 2 and 3 begin and end a sentence. The text is taken as
+it is, except that runs of spaces count as one: the case of letters and punctuation are the corpus' decision. The
+same texts give the same model, byte for byte. Refused, with a `DataError`: texts without a character, more pieces
+than the texts can give, and a folder whose model is missing or was changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+from pydantic import BaseModel, Field
+
+from data.errors import DataError
+
+BLANK, UNKNOWN, BEGIN, END = 0, 1, 2, 3
+
+# Transcripts tokenized at once: enough to amortise the call, few enough for a corpus of millions.
+CHUNK = 10_000
+
+logger = logging.getLogger(__name__)
+
+
+class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which pieces the recogniser writes."""
+
+    kind: Literal["char", "unigram", "bpe"] = Field(
+        "char", description="characters, or pieces of words found by the unigram or the BPE method"
+    )
+    pieces: int = Field(
+        500,
+        ge=8,
+        description="size of the vocabulary; characters ignore it, as they take what the text needs",
+    )
+
+
+class Tokenizer:
+    """Encodes and decodes with a trained SentencePiece model."""
+
+    def __init__(self, model: bytes, kind: str):
+        self.kind = kind
+        self.model = model
+        self._processor: Any = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """The tokenizer that `save` wrote. DataError when it is missing or its bytes were changed."""
+        try:
+            description = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+            model = (folder / "tokenizer.model").read_bytes()
+            kind, sha256 = description["kind"], description["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"No tokenizer can be read from {folder} ({error!r}). It must hold the tokenizer.json and "
+                "tokenizer.model that training wrote; copy both, or train the tokenizer again."
+            ) from error
+        seen = hashlib.sha256(model).hexdigest()
+        if seen != sha256:
+            raise DataError(
+                f"{folder / 'tokenizer.model'} is not the model that tokenizer.json describes: its SHA-256 is {seen}, "
+                f"expected {sha256}. Another one would give other ids; restore the file."
+            )
+        return cls(model, kind)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.model and tokenizer.json into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.model").write_bytes(self.model)
+        description = {"kind": self.kind, "sha256": self.sha256, "vocabulary_size": self.vocabulary_size}
+        (folder / "tokenizer.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the model's bytes."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, the four fixed ones included."""
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without begin and end."""
+        return self._processor.encode(text, out_type=int)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, faster than one by one."""
+        return self._processor.encode(list(texts), out_type=int, num_threads=1)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; blanks, begins and ends are left out."""
+        return self._processor.decode([int(piece) for piece in ids if int(piece) not in (BLANK, BEGIN, END)])
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
+    """Trains a tokenizer on the texts and saves it into the folder. DataError when the texts cannot give it."""
+    characters = config.kind == "char"
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(  # pyright: ignore[reportAttributeAccessIssue]
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=config.kind,
+            vocab_size=config.pieces,
+            use_all_vocab=characters,
+            # Pieces of words need to see where the first word begins; a character of its own would be a token to learn.
+            add_dummy_prefix=not characters,
+            normalization_rule_name="identity",
+            character_coverage=1.0,
+            # The default leaves out longer transcripts without a word.
+            max_sentence_length=1_000_000,
+            pad_id=BLANK,
+            pad_piece="<blank>",
+            unk_id=UNKNOWN,
+            bos_id=BEGIN,
+            eos_id=END,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _training_error(error, config) from error
+    tokenizer = Tokenizer(model.getvalue(), config.kind)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def token_lengths(
+    transcripts: Iterable[str], tokenizer: Tokenizer
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Per transcript the number of tokens, and the fewest frames from which CTC can write them.
+
+    Between equal neighbours CTC needs a blank, so the second is tokens plus adjacent repeats. A run of characters
+    that the vocabulary lacks is one unknown token; their number is logged.
+    """
+    tokens: list[npt.NDArray[np.int32]] = []
+    min_frames: list[npt.NDArray[np.int32]] = []
+    unknown_tokens = unknown_transcripts = 0
+    for chunk in _chunks(transcripts):
+        encoded = tokenizer.encode_all(chunk)
+        lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
+        ids = np.fromiter((piece for pieces in encoded for piece in pieces), np.int32, int(lengths.sum()))
+        owner = np.repeat(np.arange(len(encoded)), lengths)
+        repeats = (ids[1:] == ids[:-1]) & (owner[1:] == owner[:-1])
+        tokens.append(lengths)
+        min_frames.append(lengths + np.bincount(owner[1:][repeats], minlength=len(encoded)).astype(np.int32))
+        unknown_tokens += int((ids == UNKNOWN).sum())
+        unknown_transcripts += len(np.unique(owner[ids == UNKNOWN]))
+    if unknown_tokens:
+        logger.warning(
+            "%d tokens in %d of %d transcripts are unknown to the tokenizer: the model cannot learn to write them.",
+            unknown_tokens,
+            unknown_transcripts,
+            sum(map(len, tokens)),
+        )
+    empty = np.empty(0, dtype=np.int32)
+    return np.concatenate([empty, *tokens]), np.concatenate([empty, *min_frames])
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    coming = iter(texts)
+    while chunk := list(islice(coming, CHUNK)):
+        yield chunk
+
+
+def _training_error(error: RuntimeError, config: TokenizerConfig) -> DataError:
+    limit = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
+    if limit:
+        return DataError(
+            f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they have at "
+            f"most {limit[1]}. Set tokenizer.pieces to that or less, or tokenizer.kind to char."
+        )
+    return DataError(
+        f"The training transcripts give no {config.kind} tokenizer of {config.pieces} pieces. SentencePiece says: "
+        f"{error}. Look whether the transcripts hold text, and at tokenizer.pieces."
+    )
