@@ -1,0 +1,177 @@
+"""What must hold between the settings of a recipe, checked before any process starts.
+
+`check_recipe` looks at the recipe and its DeepSpeed configurations, `check_inputs` at the files it starts from.
+Each refusal says which settings disagree, with their values, and which values would do. Some combinations are refused
+because the engine computes something else than asked for without saying so.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import DataError
+from data.shard_index import read_summary
+from launcher.errors import CheckpointError, ConfigError
+from launcher.recipe_text import nearest
+
+if TYPE_CHECKING:
+    from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, Recipe, TrainingStage
+
+# Names inside a run folder that a stage of the same name would collide with.
+RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb")
+
+
+def check_recipe(recipe: "Recipe") -> None:
+    """Refuse a recipe whose settings contradict each other (ConfigError)."""
+    _check_names(recipe)
+    for position, stage in enumerate(recipe.stages):
+        earlier = [s.name for s in recipe.stages[:position] if s.kind != "evaluate"]
+        if stage.kind == "evaluate":
+            _check_models(stage, earlier)
+            continue
+        if stage.kind == "distill":
+            _check_teacher(recipe, stage, earlier)
+        _check_topology(recipe, stage)
+        _check_deepspeed(recipe, stage)
+
+
+def check_inputs(recipe: "Recipe") -> None:
+    """Refuse a recipe whose corpus (DataError) or teacher (CheckpointError) is not on the disk."""
+    for key, path in recipe.corpus_paths():
+        if not path.exists():
+            raise DataError(
+                f"{key} of recipe {recipe.name} is {path}, which does not exist. Pass --set {key}=PATH or mend it in "
+                f"the recipe; a relative path counts from the folder that chorus is started in."
+            )
+    if recipe.corpus.name == "shards":
+        read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
+    for stage in recipe.training_stages():
+        if stage.kind == "distill" and _is_folder(stage.teacher) and not any(Path(stage.teacher).glob("*.safetensors")):
+            raise CheckpointError(
+                f"The teacher of stage {stage.name} is the folder {stage.teacher}, which holds no finished model "
+                f"(*.safetensors). Name the model folder of a finished stage, such as runs/mini/teacher/model."
+            )
+
+
+def _is_folder(teacher: str) -> bool:
+    return "/" in teacher
+
+
+def _check_names(recipe: "Recipe") -> None:
+    names = [stage.name for stage in recipe.stages]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Recipe {recipe.name} has {names.count(name)} stages named {name!r}; rename all but one.")
+        if name in RESERVED_NAMES:
+            raise ConfigError(
+                f"Recipe {recipe.name} has a stage named {name!r}, a name that the run folder uses itself "
+                f"({', '.join(RESERVED_NAMES)}); rename it."
+            )
+
+
+def _check_models(stage: "EvaluateStage", earlier: list[str]) -> None:
+    for model in stage.models:
+        if model not in earlier:
+            raise ConfigError(
+                f"Stage {stage.name} evaluates {model!r}, which is not an earlier training stage{nearest(model, earlier)}"
+            )
+
+
+def _check_teacher(recipe: "Recipe", stage: "DistillStage", earlier: list[str]) -> None:
+    if _is_folder(stage.teacher):
+        return
+    if stage.teacher not in earlier:
+        raise ConfigError(
+            f"The teacher of stage {stage.name} is {stage.teacher!r}, which is not an earlier training stage"
+            f"{nearest(stage.teacher, earlier)} A finished model is given as a path with a slash."
+        )
+    student, hidden = stage.model.encoder, stage.distill.hidden
+    if not hidden.weight and not hidden.cosine:
+        return
+    teacher = recipe.training_stage(stage.teacher).model.encoder
+    for key in ("layers", "width"):
+        if getattr(teacher, key) != getattr(student, key):
+            raise ConfigError(
+                f"Stage {stage.name} compares hidden states layer by layer, but its encoder.{key} is "
+                f"{getattr(student, key)} and its teacher's is {getattr(teacher, key)}. Make them equal, or set "
+                f"distill.hidden.weight and distill.hidden.cosine to 0."
+            )
+    beyond = [layer for layer in hidden.layers or () if not 0 <= layer < student.layers]
+    if beyond:
+        raise ConfigError(
+            f"Stage {stage.name} compares layers {beyond} in distill.hidden.layers, but there are layers 0 to "
+            f"{student.layers - 1}."
+        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def _check_topology(recipe: "Recipe", stage: "TrainingStage") -> None:
+    processes, parallel = recipe.cluster.processes, recipe.cluster.expert_parallel
+    lanes = recipe.batches_of(stage).lanes
+    if lanes % processes:
+        raise ConfigError(
+            f"cluster.processes is {processes}, which does not divide the {lanes} lanes of stage {stage.name} "
+            f"(batches.lanes). Choose one of {_divisors(lanes)} processes, or other lanes (which changes the batches)."
+        )
+    experts = stage.model.encoder.experts
+    if processes % parallel:
+        raise ConfigError(
+            f"cluster.expert_parallel is {parallel}, which does not divide the {processes} processes "
+            f"(cluster.processes). Choose one of {_divisors(processes)}: --set cluster.expert_parallel=N."
+        )
+    if experts and experts.count % parallel:
+        raise ConfigError(
+            f"cluster.expert_parallel is {parallel}, which does not divide the {experts.count} experts of stage "
+            f"{stage.name} (model.encoder.experts.count). Choose one of {_divisors(experts.count)}."
+        )
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON file; ConfigError with line and column when it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"The DeepSpeed configuration {path} is not readable as JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The DeepSpeed configuration {path} holds no JSON object.")
+    return values
+
+
+def _check_deepspeed(recipe: "Recipe", stage: "TrainingStage") -> None:
+    path = recipe.deepspeed_of(stage)
+    values = read_deepspeed_config(path)
+    parallel = recipe.expert_parallel_of(stage)
+    zero = values.get("zero_optimization", {})
+    level = zero.get("stage", 0)
+    reason = None
+    if values.get("gradient_clipping") is None:
+        reason = (
+            "leaves gradient_clipping unset, for which DeepSpeed silently takes 1.0. "
+            "Set it; optimizer.clip_norm of the stage decides its value"
+        )
+    elif "activation_checkpointing" in values:
+        reason = (
+            "has activation_checkpointing, which is reentrant: with shared blocks it fails under ZeRO-2 and gives "
+            "wrong gradients under ZeRO-3 without a word. Remove it and set model.encoder.activation_checkpointing"
+        )
+    elif "expert_parallel" in values:
+        reason = (
+            "has expert_parallel, which gives every layer its own copy of shared experts without a word. "
+            "Remove it; cluster.expert_parallel does it"
+        )
+    elif level == 1 and zero.get("contiguous_gradients", True) is False:
+        reason = (
+            "has ZeRO stage 1 with contiguous_gradients false, which sums the gradients of different experts without "
+            "a word. Set contiguous_gradients to true"
+        )
+    elif level == 0 and parallel > 1:
+        reason = (
+            f"has ZeRO stage 0, which measures the gradient's norm per process and so clips wrongly when experts are "
+            f"spread over processes (cluster.expert_parallel is {parallel}). Use ZeRO stage 1, 2 or 3, or "
+            f"--set cluster.expert_parallel=1"
+        )
+    if reason:
+        raise ConfigError(f"The DeepSpeed configuration {path} of stage {stage.name} {reason}.")

@@ -1,0 +1,185 @@
+"""Runs the stages of a pipeline that are not done, one after another.
+
+A stage whose settings or inputs changed since it was worked on starts anew; its folder is moved aside (STAGE.old-1),
+never deleted. Shards and tokenizer are derived data and are replaced in place; a finished model carries its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from launcher import launch
+from launcher.errors import ConfigError, Preempted
+from launcher.pipeline import Node, Pipeline, Standing
+from launcher.preparation import make_tokenizer, prepare_corpus
+from launcher.progress import Display
+from launcher.recipe import ClusterConfig, EvaluateStage, Recipe, dump
+from launcher.results import merge_results
+from launcher.run_folder import RunFolder, read_json, write_text
+from launcher.stopping import StopRequest
+from launcher.supervisor import Job, supervise
+from launcher.watch import Deadlines
+
+
+def claim_folder(recipe: Recipe, run: RunFolder) -> None:
+    """Refuse (ConfigError) a folder that holds something else than a run of this recipe."""
+    state = read_json(run.state_file)
+    if state is None:
+        # A launcher that was killed before its first stage has left these.
+        ours = {run.lock_file.name, run.recipe_file.name, run.events_file.name}
+        foreign = [path.name for path in run.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
+        if foreign:
+            raise ConfigError(
+                f"The folder {run.path} is not a run folder: it holds {foreign[0]} and no state.json. "
+                f"Choose a new or empty folder with --run-dir."
+            )
+    elif state["recipe"] != recipe.name:
+        raise ConfigError(
+            f"The folder {run.path} holds a run of recipe {state['recipe']!r}, not of {recipe.name!r}. "
+            f"Choose another folder with --run-dir."
+        )
+
+
+class Executor:
+    """Brings a run to its end; `run` may be called again at any time."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display) -> None:
+        self._recipe, self._run, self._stop, self._display = recipe, run, stop, display
+        self._pipeline = Pipeline(recipe, run)
+
+    def run(self, only: frozenset[str] | None = None) -> list[str]:
+        """Run what is not done, or of that only the stages named; return the names of the stages that ran."""
+        ran = []
+        for node in self._pipeline.nodes:
+            if only is not None and node.name not in only:
+                continue
+            standing = self._pipeline.standing(node)
+            if standing.done:
+                self._display.say(f"{node.name}: done")
+                continue
+            self._stop.check()
+            self._run_node(node, standing)
+            ran.append(node.name)
+        return ran
+
+    def write_recipe(self) -> None:
+        """Leave the resolved recipe in the run folder, where the processes read it."""
+        write_text(self._run.recipe_file, dump(self._recipe))
+
+    def _run_node(self, node: Node, standing: Standing) -> None:
+        if standing.fingerprint is None:
+            raise ConfigError(f"Stage {node.name} {standing.reason}, which this run folder does not have yet. Run the whole recipe.")
+        self._set_aside(node, standing)
+        self._pipeline.started(node, standing)
+        self._run.append_event("stage_started", stage=node.name, reason=standing.reason)
+        try:
+            self._action(node)()
+        except Preempted:
+            self._leave(node, "stopped")
+            raise
+        except Exception:
+            self._leave(node, "failed")
+            raise
+        self._leave(node, "done")
+
+    def _leave(self, node: Node, status: str) -> None:
+        self._pipeline.ended(node, status)
+        self._run.append_event(f"stage_{status}", stage=node.name)
+
+    def _set_aside(self, node: Node, standing: Standing) -> None:
+        """Move the work of other settings or inputs out of the way, and say what changed."""
+        record = self._pipeline.record(node.name)
+        if not record or record["fingerprint"] == standing.fingerprint:
+            return
+        self._display.say(f"{node.name}: {standing.reason}")
+        folder = self._run.stage(node.name)
+        has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
+        if node.kind in ("pretrain", "distill", "evaluate") and has_work:
+            aside = _unused_name(folder.path)
+            folder.path.rename(aside)
+            self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=standing.reason)
+            self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
+
+    def _action(self, node: Node) -> Callable[[], None]:
+        return {
+            "prepare": lambda: self._in_process(prepare_corpus),
+            "tokenizer": lambda: self._in_process(make_tokenizer),
+            "evaluate": lambda: self._evaluate(node.name),
+            "report": self._report,
+        }.get(node.kind, lambda: self._train(node.name))
+
+    def _in_process(self, work: Callable[[Recipe, RunFolder, Display], None]) -> None:
+        with self._stop.interrupting():
+            work(self._recipe, self._run, self._display)
+
+    def _train(self, name: str) -> None:
+        stage, cluster = self._recipe.training_stage(name), self._recipe.cluster
+        folder = self._run.stage(name)
+
+        def start() -> tuple[list[str], dict[str, str]]:
+            port = launch.free_port()
+            command = launch.training_command(cluster.processes, self._run, name, port)
+            return command, launch.worker_environment(cluster, cluster.processes, port)
+
+        job = Job(
+            folder,
+            start,
+            processes=cluster.processes,
+            succeeded=lambda: (read_json(folder.done_file) or {}).get("status") == "done",
+            steps=stage.steps,
+            later_steps=self._later_steps(name),
+            restarts=cluster.max_restarts,
+            deadlines=_deadlines(cluster),
+        )
+        self._display.say(
+            f"{name}: {stage.steps} steps on {cluster.processes} process{'es' * (cluster.processes > 1)} "
+            f"({launch.accelerator()}), from step {max(folder.checkpoint_steps(), default=0)}"
+        )
+        supervise(job, self._run, self._stop, self._display)
+
+    def _later_steps(self, name: str) -> int:
+        training = self._recipe.training_stages()
+        position = [stage.name for stage in training].index(name)
+        return sum(stage.steps for stage in training[position + 1 :])
+
+    def _evaluate(self, name: str) -> None:
+        cluster, folder = self._recipe.cluster, self._run.stage(name)
+        folder.evaluation_file.unlink(missing_ok=True)
+
+        def start() -> tuple[list[str], dict[str, str]]:
+            environment = launch.worker_environment(cluster, 1, launch.free_port())
+            return launch.evaluation_command(self._run, name), environment
+
+        job = Job(
+            folder,
+            start,
+            processes=0,
+            succeeded=folder.evaluation_file.is_file,
+            steps=1,
+            restarts=cluster.max_restarts,
+            # There is nothing to save halfway through an evaluation.
+            deadlines=replace(_deadlines(cluster), stop_s=0.0),
+        )
+        stage = self._recipe.stage(name)
+        assert isinstance(stage, EvaluateStage)
+        self._display.say(f"{name}: {', '.join(stage.models)} on {stage.split}")
+        supervise(job, self._run, self._stop, self._display)
+        merge_results(self._recipe, self._run)
+
+    def _report(self) -> None:
+        from launcher.report import write_report
+
+        with self._stop.interrupting():
+            write_report(self._run.path)
+        self._display.say(f"report: {self._run.report_file}")
+
+
+def _deadlines(cluster: ClusterConfig) -> Deadlines:
+    return Deadlines(cluster.startup_deadline_s, cluster.stall_deadline_s, cluster.stop_deadline_s)
+
+
+def _unused_name(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return aside

@@ -1,0 +1,237 @@
+"""The stages of a run, and which of them are done.
+
+A stage is done when its record in state.json says so, its fingerprint is still the same, and its output is still in
+place. The fingerprint is a SHA-256 over the stage's own settings and the content of its inputs: the shards of a
+split, the tokenizer, another stage's finished model. So a changed setting or input reruns what depends on it and
+nothing else. Where a stage runs and how it is followed (cluster, tracking, checkpoints, validation) is not part of it;
+the precision of the arithmetic is.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.shard_index import read_summary
+from launcher.recipe import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.run_folder import RunFolder, read_json, write_json
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of the pipeline: its settings and the names of its inputs, as far as they decide its result.
+
+    An input is "corpus/SPLIT", "tokenizer", the name of a training stage, or the folder of a finished model.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a stage is done, and if not, why it is to run; fingerprint is None while an input is missing."""
+
+    done: bool
+    reason: str
+    fingerprint: str | None
+    inputs: dict[str, str]
+
+
+def build_pipeline(recipe: Recipe) -> list[Node]:
+    """Return the stages of a recipe in order, with the implicit ones: prepare, tokenizer and report."""
+    features = recipe.features.model_dump(mode="json")
+    tokenizer = {"seed": recipe.seed, "tokenizer": recipe.tokenizer.model_dump(mode="json"), "features": features}
+    nodes = [
+        Node("prepare", "prepare", _corpus_settings(recipe), tuple(key for key, _ in recipe.corpus_paths())),
+        Node("tokenizer", "tokenizer", tokenizer, ("corpus/train",)),
+    ]
+    for stage in recipe.stages:
+        if isinstance(stage, EvaluateStage):
+            settings = stage.model_dump(mode="json", include={"kind", "models", "search"})
+            nodes.append(Node(stage.name, "evaluate", settings, (f"corpus/{stage.split}", *stage.models)))
+        else:
+            inputs = ["corpus/train", "tokenizer", *([stage.teacher] if isinstance(stage, DistillStage) else [])]
+            nodes.append(Node(stage.name, stage.kind, _training_settings(recipe, stage), tuple(inputs)))
+    return [*nodes, Node("report", "report", {}, tuple(stage.name for stage in recipe.stages))]
+
+
+def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
+    places = {key.removeprefix("corpus.") for key, _ in recipe.corpus_paths()} | {"shards"}
+    corpus = recipe.corpus.model_dump(mode="json", exclude=places)
+    return {"seed": recipe.seed, "corpus": corpus, "sample_rate_hz": recipe.features.sample_rate_hz}
+
+
+def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
+    aside = {"name", "teacher", "checkpoint", "validate_every", "deepspeed", "batches", "augment"}
+    return {
+        **stage.model_dump(mode="json", exclude=aside),
+        "seed": recipe.seed,
+        "batches": recipe.batches_of(stage).model_dump(mode="json"),
+        "augment": recipe.augment_of(stage).model_dump(mode="json"),
+        "precision": recipe.cluster.precision,
+    }
+
+
+def hash_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_files(paths: list[Path], root: Path) -> str:
+    """Return a SHA-256 over the names and contents of some files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(root)}\n".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _hash_listing(root: Path) -> str:
+    """Return a SHA-256 over the names and sizes of all files in a folder: a corpus is too large to be read for it."""
+    listing = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    return hash_of(listing)
+
+
+class Pipeline:
+    """The stages of a recipe beside the state of a run folder."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
+        self.recipe, self.run = recipe, run
+        self.nodes = build_pipeline(recipe)
+        state = read_json(run.state_file) or {}
+        self._records: dict[str, dict[str, Any]] = state.get("stages", {})
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Return what state.json says of a stage; empty when it has never been started."""
+        return self._records.get(name, {})
+
+    def standings(self) -> Iterator[tuple[Node, Standing]]:
+        """Yield every stage with its standing, without changing anything.
+
+        What comes after a stage that is not done depends on what that stage will give.
+        """
+        awaited: list[str] = []
+        for node in self.nodes:
+            standing = self.standing(node)
+            upstream = [name for name in self._upstream(node) if name in awaited]
+            if standing.done and upstream:
+                standing = Standing(False, f"depends on {', '.join(upstream)}", None, standing.inputs)
+            if not standing.done:
+                awaited.append(node.name)
+            yield node, standing
+
+    def _upstream(self, node: Node) -> list[str]:
+        return ["prepare" if name.startswith("corpus/") else name for name in node.inputs]
+
+    def standing(self, node: Node) -> Standing:
+        """Return whether a stage is done, from its record and from what lies on the disk now."""
+        found = {name: self._input_hash(name) for name in node.inputs}
+        inputs = {name: value for name, value in found.items() if value is not None}
+        missing = [name for name, value in found.items() if value is None]
+        if missing:
+            return Standing(False, f"waits for {', '.join(missing)}", None, inputs)
+        fingerprint = hash_of({"settings": node.settings, "inputs": inputs})
+        record = self.record(node.name)
+        if not record:
+            reason = "not started yet"
+        elif record["fingerprint"] != fingerprint:
+            reason = f"changed: {self._difference(node, inputs)}"
+        elif record["status"] != "done":
+            reason = "not finished yet"
+        elif self.output_hash(node) != record["output"]:
+            reason = "its output is gone or was changed"
+        else:
+            return Standing(True, "done", fingerprint, inputs)
+        return Standing(False, reason, fingerprint, inputs)
+
+    def _difference(self, node: Node, inputs: dict[str, str]) -> str:
+        """Return in words how settings and inputs differ from those of the record."""
+        record = self.record(node.name)
+        before, after = flatten(record["settings"]), flatten(node.settings)
+        settings = [
+            f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key, ...) != after.get(key, ...)
+        ]
+        changed = [name for name in sorted(record["inputs"] | inputs) if record["inputs"].get(name) != inputs.get(name)]
+        return ", ".join(settings + [f"input {name}" for name in changed])
+
+    def _input_hash(self, name: str) -> str | None:
+        if name.startswith("corpus/"):
+            return self._split_hash(name.removeprefix("corpus/"))
+        if name.startswith("corpus."):
+            path = dict(self.recipe.corpus_paths())[name]
+            return _hash_listing(path) if path.is_dir() else hash_files([path], path.parent)
+        if "/" in name:
+            return self._folder_hash(Path(name))
+        return self.output_hash(next(node for node in self.nodes if node.name == name))
+
+    def _split_hash(self, split: str) -> str | None:
+        if self.recipe.corpus.name != "shards" and not (self.run.corpus / split / "shards.json").is_file():
+            return None
+        return hash_of([shard["sha256"] for shard in read_summary(self.recipe.split_folder(self.run, split))["shards"]])
+
+    @staticmethod
+    def _folder_hash(folder: Path) -> str | None:
+        files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+        return hash_files(files, folder) if files else None
+
+    def output_hash(self, node: Node) -> str | None:
+        """Return a SHA-256 of what a stage has left, None when there is nothing."""
+        if node.kind == "prepare":
+            hashes = {split: self._split_hash(split) for split in self._splits()}
+            return None if None in hashes.values() else hash_of(hashes)
+        if node.kind == "tokenizer":
+            return self._folder_hash(self.run.tokenizer)
+        if node.kind == "report":
+            files = [path for path in [self.run.report_file] if path.is_file()]
+            return hash_files(files, self.run.path) if files else None
+        stage = self.run.stage(node.name)
+        if node.kind == "evaluate":
+            return hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
+        return self._folder_hash(stage.model)
+
+    def _splits(self) -> list[str]:
+        return sorted({"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)})
+
+    def started(self, node: Node, standing: Standing) -> None:
+        """Record that a stage runs."""
+        self._set(
+            node,
+            status="running",
+            fingerprint=standing.fingerprint,
+            settings=node.settings,
+            inputs=standing.inputs,
+            started=round(time.time(), 3),
+        )
+
+    def ended(self, node: Node, status: str) -> None:
+        """Record how a stage ended: done, stopped or failed."""
+        output = self.output_hash(node) if status == "done" else None
+        self._set(node, status=status, output=output, ended=round(time.time(), 3))
+
+    def _set(self, node: Node, **values: Any) -> None:
+        self._records[node.name] = {"kind": node.kind, **self.record(node.name), **values}
+        order = [node.name for node in self.nodes]
+        stages = {name: self._records[name] for name in order if name in self._records}
+        write_json(self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages})
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one of dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, item in value.items()
+        for key, leaf in flatten(item, f"{prefix}.{name}" if prefix else name).items()
+    }

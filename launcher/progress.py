@@ -1,0 +1,202 @@
+"""What `chorus run` shows while it works: one live bar on a terminal, plain lines elsewhere.
+
+A stage's progress comes from the rows that its processes append to metrics.jsonl; the times left are estimated from
+the pace of the newest rows.
+"""
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+# Rows that the pace is measured over: enough to smooth single steps, few enough to follow a change of load.
+PACE_ROWS = 20
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class MetricsTail:
+    """Reads the rows that were appended to a metrics file since the last look.
+
+    A file that got shorter was truncated by a resumed stage and is read on from its new end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        try:
+            size = self._path.stat().st_size
+        except FileNotFoundError:
+            self._offset = 0
+            return []
+        if size <= self._offset:
+            self._offset = size
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [row for line in whole.splitlines() if (row := parse_row(line)) is not None]
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of metrics.jsonl; None for one that a kill cut short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+class Pace:
+    """Seconds per step over the newest rows."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, float]] = deque(maxlen=PACE_ROWS)
+
+    def add(self, row: dict[str, Any]) -> None:
+        if isinstance(row.get("step"), int) and isinstance(row.get("time"), int | float):
+            if self._marks and row["step"] <= self._marks[-1][0]:
+                if row["step"] == self._marks[-1][0]:
+                    return
+                self._marks.clear()
+            self._marks.append((row["step"], row["time"]))
+
+    def step_s(self) -> float | None:
+        """Return the seconds per step; None before two rows."""
+        if len(self._marks) < 2:
+            return None
+        (first, start), (last, end) = self._marks[0], self._marks[-1]
+        return max(0.0, end - start) / (last - first)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in words, such as "3 min 20 s"; "?" when it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Display(ABC):
+    """Shows the stages of a run; `say` prints a line that stays."""
+
+    @abstractmethod
+    def say(self, text: str) -> None: ...
+
+    def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
+        """Start to show a stage of so many steps, with so many steps in the stages after it."""
+        self._stage, self._steps, self._later_steps = stage, steps, later_steps
+        self._pace = Pace()
+        self._row: dict[str, Any] = {}
+
+    def update(self, rows: list[dict[str, Any]]) -> None:
+        """Take in new rows of metrics.jsonl."""
+        for row in rows:
+            self._pace.add(row)
+            self._row |= row
+        self._show()
+
+    def count(self, label: str, done: int, total: int) -> None:
+        """Show how much of some work in this process is done."""
+        self._row = {"label": label, "step": done}
+        self._steps = total
+        self._show()
+
+    def end(self) -> None:
+        """Stop to show the current stage."""
+
+    @abstractmethod
+    def _show(self) -> None: ...
+
+    def _details(self) -> str:
+        row, step_s = self._row, self._pace.step_s()
+        parts = []
+        if "loss" in row:
+            parts.append(f"loss {row['loss']:.3f}")
+        if "audio_s_per_s" in row:
+            parts.append(f"{row['audio_s_per_s']:.1f} s of audio per s")
+        if step_s is not None:
+            left_s = step_s * max(0, self._steps - row.get("step", 0))
+            parts.append(f"{duration(left_s)} left")
+            if self._later_steps:
+                parts.append(f"about {duration(left_s + step_s * self._later_steps)} for the run")
+        return ", ".join(parts)
+
+
+class PlainDisplay(Display):
+    """Lines for a log file."""
+
+    def __init__(self, stream: TextIO, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
+        self._stream = stream
+        self._seconds_between_lines = seconds_between_lines
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
+        super().begin(stage, steps, later_steps)
+        self._last_line, self._shown_step = time.monotonic(), -1
+
+    def _show(self, at_once: bool = False) -> None:
+        step = self._row.get("step")
+        due = time.monotonic() - self._last_line >= self._seconds_between_lines
+        if step is None or step == self._shown_step or not (due or at_once or step == self._steps):
+            return
+        self._last_line, self._shown_step = time.monotonic(), step
+        label = f" {self._row['label']}" if "label" in self._row else " step"
+        self.say(", ".join(filter(None, [f"{self._stage}:{label} {step}/{self._steps}", self._details()])))
+
+    def end(self) -> None:
+        self._show(at_once=True)
+
+
+class TerminalDisplay(Display):
+    """A live bar on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[details]}"), transient=True,
+        )  # fmt: skip
+        self._task = None
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
+        super().begin(stage, steps, later_steps)
+        self.end()
+        self._progress.start()
+        self._task = self._progress.add_task(stage, total=steps, details="")
+
+    def _show(self) -> None:
+        if self._task is None:
+            return
+        description = " ".join(filter(None, [self._stage, self._row.get("label")]))
+        step, details = self._row.get("step", 0), self._details()
+        self._progress.update(
+            self._task, total=self._steps, completed=step, description=description, details=details
+        )
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._progress.stop()
+
+
+def open_display(stream: TextIO) -> Display:
+    """Return the display that suits where the output goes."""
+    return TerminalDisplay() if stream.isatty() else PlainDisplay(stream)

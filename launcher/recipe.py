@@ -1,0 +1,292 @@
+"""The recipe: everything that a run is, as one YAML file.
+
+`load_recipe` reads a file or a built-in recipe by its name, applies `key=value` overrides, fills in every default and
+checks it all, so that nothing is started from a recipe that cannot work. It refuses unknown and doubled keys, values
+of the wrong type, and settings that contradict each other. `dump` writes the resolved recipe, which loads again to
+the same one.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data.augment import AugmentConfig
+from data.corpora import CorpusConfig
+from data.features import FeaturesConfig
+from data.plan import BatchesConfig
+from data.tokenizer import TokenizerConfig
+from launcher.checks import check_recipe
+from launcher.errors import ConfigError
+from launcher.recipe_errors import explain
+from launcher.recipe_text import apply_override, nearest, parse_recipe
+from launcher.run_folder import RunFolder
+from launcher.tracking.config import TrackingConfig
+from model.objectives import ObjectiveConfig
+from model.recognizer import RecognizerConfig
+
+BUILT_IN_RECIPES = Path(__file__).parent / "recipes"
+DEEPSPEED_CONFIGS = Path(__file__).parent.parent / "ds_configs"
+
+class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
+    """A corpus that was prepared before: a folder with one folder of shards per split."""
+
+    name: Literal["shards"] = "shards"
+    shards: str = Field(description="folder written by `chorus prepare`, or its URL")
+
+
+class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """AdamW and its learning-rate schedule."""
+
+    peak_learning_rate: float = Field(1e-3, gt=0, description="highest learning rate, reached after the warm-up")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear rise from 0 to the peak")
+    schedule: Literal["cosine", "tri_stage", "inverse_square_root"] = Field(
+        "cosine",
+        description="after the warm-up: cosine decay to the end; tri_stage: held, then exponential decay over the last "
+        "half; inverse_square_root: peak * sqrt(warmup_steps / step), as in the Transformer (Noam)",
+    )
+    final_ratio: float = Field(
+        0.02, ge=0, le=1, description="learning rate of the last step over the peak (cosine and tri_stage)"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="decoupled decay of matrices; norms and biases have none")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the first and second moment")
+    clip_norm: float = Field(1.0, gt=0, description="largest global norm of the gradient")
+
+    @model_validator(mode="after")
+    def _betas_are_decays(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
+        if self.schedule != "cosine" and self.warmup_steps == 0:
+            raise ValueError(f"the schedule {self.schedule} needs a warm-up; set warmup_steps to 1 or more")
+        return self
+
+
+class HiddenDistillConfig(BaseModel, frozen=True, extra="forbid"):
+    """The student's hidden states follow the teacher's, layer by layer."""
+
+    weight: float = Field(1.0, ge=0, description="weight of the squared distance in the loss; 0 switches it off")
+    layers: tuple[int, ...] | None = Field(
+        None, description="layers to compare, counted from 0; none: the last layer of each group of the student"
+    )
+    cosine: float = Field(0.0, ge=0, description="weight of -log sigmoid(cosine similarity) beside the distance")
+
+
+class CtcDistillConfig(BaseModel, frozen=True, extra="forbid"):
+    """The student's CTC posteriors follow the teacher's, frame by frame."""
+
+    weight: float = Field(0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
+    temperature: float = Field(1.0, gt=0, description="both logits are divided by it before the softmax")
+    blank_weight: float = Field(
+        0.1, ge=0, le=1, description="weight of frames where the teacher's best token is blank; others weigh 1"
+    )
+
+
+class DecoderDistillConfig(BaseModel, frozen=True, extra="forbid"):
+    """The student's attention decoder follows the teacher's, token by token, teacher-forced."""
+
+    weight: float = Field(0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
+    temperature: float = Field(1.0, gt=0, description="both logits are divided by it before the softmax")
+
+
+class DistillConfig(BaseModel, frozen=True, extra="forbid"):
+    """What the student learns from the teacher, besides the recognition objective."""
+
+    hidden: HiddenDistillConfig = HiddenDistillConfig()
+    ctc: CtcDistillConfig = CtcDistillConfig()
+    decoder: DecoderDistillConfig = DecoderDistillConfig()
+    until: float = Field(
+        1.0, gt=0, le=1, description="fraction of the stage's steps with distillation; the objective alone after that"
+    )
+
+
+class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
+    every_steps: int = Field(200, ge=1, description="steps between checkpoints; there is always one at the end")
+    keep_last: int = Field(2, ge=1, description="how many of the newest checkpoints stay on the disk")
+
+
+class SearchConfig(BaseModel, frozen=True, extra="forbid"):
+    kind: Literal["greedy"] = Field("greedy", description="greedy: the best CTC token of every frame")
+
+
+class Stage(BaseModel, frozen=True, extra="forbid"):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="name of the stage and of its folder")
+
+
+class TrainingStage(Stage):
+    """What pretraining and distillation have in common."""
+
+    model: RecognizerConfig = RecognizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: int = Field(ge=1, description="optimizer updates")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validate_every: int = Field(200, ge=1, description="steps between validations; there is always one at the end")
+    log_every: int = Field(10, ge=1, description="steps that one row of metrics is the mean of")
+    batches: BatchesConfig | None = Field(None, description="instead of the recipe's")
+    augment: AugmentConfig | None = Field(None, description="instead of the recipe's")
+    deepspeed: str | None = Field(None, description="instead of cluster.deepspeed")
+
+
+class PretrainStage(TrainingStage):
+    kind: Literal["pretrain"]
+
+
+class DistillStage(TrainingStage):
+    kind: Literal["distill"]
+    teacher: str = Field(description="an earlier training stage, or (with a slash) the folder of a finished model")
+    distill: DistillConfig = DistillConfig()
+    initialize_from_teacher: bool = Field(False, description="start from the teacher's weights where shapes allow it")
+
+
+class EvaluateStage(Stage):
+    kind: Literal["evaluate"]
+    models: tuple[str, ...] = Field(min_length=1, description="training stages whose models are compared")
+    split: str = Field("test", description="split of the corpus to recognise")
+    search: SearchConfig = SearchConfig()
+
+
+AnyStage = Annotated[PretrainStage | DistillStage | EvaluateStage, Field(discriminator="kind")]
+
+
+class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
+    """Where the run takes place. Apart from `precision`, nothing here changes what is computed."""
+
+    processes: int = Field(1, ge=1, description="training processes; one per GPU where there are GPUs")
+    expert_parallel: int = Field(1, ge=1, description="processes that share one set of experts, in stages with experts")
+    deepspeed: str = Field("zero2", description="a name in ds_configs/ or a JSON file")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products; weights and moments are fp32")
+    threads: int | None = Field(None, ge=1, description="CPU threads per process; none: cores // processes")
+    data_workers: int = Field(2, ge=1, description="threads per process that read and decode audio")
+    launcher: Literal["local"] = Field("local", description="local: all processes on this machine")
+    max_restarts: int = Field(3, ge=0, description="restarts of a stage after a lost or hung process")
+    startup_deadline_s: float = Field(300, gt=0, description="longest time until every process reports itself, in s")
+    stall_deadline_s: float = Field(120, gt=0, description="longest silence of a process before the restart, in s")
+    stop_deadline_s: float = Field(30, gt=0, description="time to save and leave when the run is stopped, in s")
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder")
+    seed: int = Field(1, ge=0, description="the one source of every random number")
+    corpus: Annotated[CorpusConfig | ShardsCorpus, Field(discriminator="name")]
+    features: FeaturesConfig = FeaturesConfig()
+    augment: AugmentConfig = AugmentConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    batches: BatchesConfig
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def stage(self, name: str) -> PretrainStage | DistillStage | EvaluateStage:
+        """Return the stage of that name; ConfigError naming the ones there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ConfigError(
+            f"Recipe {self.name} has no stage {name!r}; its stages are {', '.join(s.name for s in self.stages)}."
+        )
+
+    def training_stage(self, name: str) -> PretrainStage | DistillStage:
+        """Return the training stage of that name; ConfigError when it is none."""
+        stage = self.stage(name)
+        if isinstance(stage, EvaluateStage):
+            raise ConfigError(f"Stage {name} of recipe {self.name} evaluates models; it has none of its own.")
+        return stage
+
+    def training_stages(self) -> list[PretrainStage | DistillStage]:
+        return [stage for stage in self.stages if not isinstance(stage, EvaluateStage)]
+
+    def batches_of(self, stage: TrainingStage) -> BatchesConfig:
+        return stage.batches or self.batches
+
+    def augment_of(self, stage: TrainingStage) -> AugmentConfig:
+        return stage.augment or self.augment
+
+    def deepspeed_of(self, stage: TrainingStage) -> Path:
+        """Return the DeepSpeed JSON file of a stage; ConfigError naming the built-in ones when there is none."""
+        return find_deepspeed_config(stage.deepspeed or self.cluster.deepspeed)
+
+    def expert_parallel_of(self, stage: TrainingStage) -> int:
+        """Return how many processes share one set of experts: 1 for a model without experts."""
+        return self.cluster.expert_parallel if stage.model.encoder.experts else 1
+
+    def split_folder(self, run: RunFolder, split: str) -> str:
+        """Return the folder or URL of a split's shards: the run's own, or where they were prepared before."""
+        if isinstance(self.corpus, ShardsCorpus):
+            return f"{self.corpus.shards.rstrip('/')}/{split}"
+        return str(run.corpus / split)
+
+    def corpus_paths(self) -> Iterator[tuple[str, Path]]:
+        """Yield (dotted key, path) of every file or folder that the corpus section names."""
+        for key, value in self.corpus:
+            if isinstance(value, Path):
+                yield f"corpus.{key}", value
+
+
+def find_deepspeed_config(name: str) -> Path:
+    """Return the JSON file of a DeepSpeed configuration given by its name in ds_configs/ or by a path."""
+    if name.endswith(".json") or "/" in name:
+        path = Path(name).expanduser().absolute()
+        if not path.is_file():
+            raise ConfigError(f"The DeepSpeed configuration {path} does not exist.")
+        return path
+    path = DEEPSPEED_CONFIGS / f"{name}.json"
+    if not path.is_file():
+        known = sorted(file.stem for file in DEEPSPEED_CONFIGS.glob("*.json"))
+        raise ConfigError(f"There is no DeepSpeed configuration {name!r}{nearest(name, known)}")
+    return path
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a recipe: a path, or the name of a built-in one."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    known = sorted(file.stem for file in BUILT_IN_RECIPES.glob("*.yaml"))
+    if name_or_path in known:
+        return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
+    raise ConfigError(
+        f"{name_or_path!r} is neither a recipe file nor the name of a built-in recipe{nearest(name_or_path, known)}"
+    )
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong and where.
+
+    Relative paths in the corpus section and of a teacher are taken from the current folder and made absolute.
+    """
+    path = find_recipe(str(name_or_path))
+    values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
+    for override in overrides:
+        apply_override(values, override)
+    corpus = values.get("corpus")
+    if isinstance(corpus, dict) and "shards" in corpus:
+        corpus.setdefault("name", "shards")
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
+    recipe = _with_absolute_paths(recipe)
+    check_recipe(recipe)
+    return recipe
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    places: dict[str, Any] = {
+        key.removeprefix("corpus."): path.expanduser().absolute() for key, path in recipe.corpus_paths()
+    }
+    if isinstance(recipe.corpus, ShardsCorpus) and "://" not in recipe.corpus.shards:
+        places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
+    stages = tuple(
+        stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})
+        if isinstance(stage, DistillStage) and "/" in stage.teacher
+        else stage
+        for stage in recipe.stages
+    )
+    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=places), "stages": stages})
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,48 @@
+"""Signals to `chorus run` as a wish to stop."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from launcher.errors import Preempted
+
+
+class StopRequest:
+    """Takes SIGINT, SIGTERM and SIGUSR1 to `chorus run` as a wish to stop.
+
+    While processes are watched it only counts, so that they can save; inside `interrupting()` it raises Preempted.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._raises = False
+
+    @contextmanager
+    def installed(self) -> Iterator["StopRequest"]:
+        former = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Work in this process that can be abandoned at any moment."""
+        self._raises = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._raises = False
+
+    def check(self) -> None:
+        if self.count:
+            raise Preempted("the run was asked to stop")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.count += 1
+        if self._raises:
+            raise Preempted("the run was asked to stop")

@@ -1,0 +1,198 @@
+"""Starts the processes of one stage, watches them, and ends them.
+
+The `deepspeed` command can leave with exit code 0 while its processes live on, and does not pass signals on in
+order; so nothing of that is relied on. A stage has succeeded when its command left with 0 and the stage's own record
+says so. A process that stays silent past its deadline, or is lost, ends the attempt: everything of it is ended, and
+the stage starts again from its newest checkpoint, as often as the recipe allows. Stopping is a file that the
+processes agree on at a step; then a signal; then a kill.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.errors import DataError
+from launcher.errors import CheckpointError, ConfigError, DistributedError, Preempted, exit_code
+from launcher.progress import Display, MetricsTail
+from launcher.run_folder import RunFolder, StageFolder, read_json
+from launcher.stopping import StopRequest
+from launcher.watch import Deadlines, Failure, Watch, end_processes
+
+POLL_S = 0.2
+LOG_LINES_SHOWN = 15
+# What no restart can mend, by the exit code of a worker.
+LASTING_ERRORS = {exit_code(kind()): kind for kind in (ConfigError, DataError, CheckpointError)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The processes of one stage.
+
+    start returns command and environment, made anew for every attempt because a port found free may be taken later.
+    processes is how many must report; 0 when the stage keeps no heartbeats. succeeded looks at the stage's record.
+    """
+
+    stage: StageFolder
+    start: Callable[[], tuple[list[str], dict[str, str]]]
+    processes: int
+    succeeded: Callable[[], bool]
+    steps: int
+    later_steps: int = 0
+    restarts: int = 3
+    deadlines: Deadlines = field(default_factory=Deadlines)
+
+
+def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> None:
+    """Run a stage to its end, restarting it after a loss.
+
+    Raises Preempted when it was stopped, DistributedError when the restarts are used up, and the worker's own
+    ConfigError, DataError or CheckpointError, which no restart can mend.
+    """
+    left_over = end_processes(run, job.stage.name, job.deadlines.terminate_s)
+    if left_over:
+        display.say(f"{job.stage.name}: ended {left_over} processes that an earlier launcher had left behind")
+        run.append_event("leftovers_ended", stage=job.stage.name, processes=left_over)
+    for attempt in range(job.restarts + 1):
+        stop.check()
+        failure = _Attempt(job, run, stop, display).run()
+        if failure is None:
+            return
+        newest = max(job.stage.checkpoint_steps(), default=0)
+        run.append_event(
+            "process_lost", stage=job.stage.name, rank=failure.rank, reason=failure.reason, checkpoint_step=newest
+        )
+        if failure.code in LASTING_ERRORS:
+            raise LASTING_ERRORS[failure.code](f"Stage {job.stage.name} cannot go on. {_log_end(job.stage, failure)}")
+        if attempt < job.restarts:
+            run.append_event("restart", stage=job.stage.name, restart=attempt + 1, from_step=newest)
+            display.say(
+                f"{job.stage.name}: {failure.reason}; restart {attempt + 1} of {job.restarts} from step {newest}"
+            )
+        else:
+            raise DistributedError(_used_up(job, failure, newest))
+
+
+def _used_up(job: Job, failure: Failure, newest: int) -> str:
+    return (
+        f"Stage {job.stage.name} failed and its {job.restarts} restarts (cluster.max_restarts) are used up: "
+        f"{failure.reason}. The newest checkpoint is of step {newest}; the same command goes on from there. "
+        f"{_log_end(job.stage, failure)}"
+    )
+
+
+def _log_end(stage: StageFolder, failure: Failure) -> str:
+    """Return the end of the log of the rank that failed first, or of the first log that says anything."""
+    logs = [stage.rank_log(failure.rank or 0), stage.launcher_log]
+    log = next((path for path in logs if path.exists() and path.stat().st_size), None)
+    if log is None:
+        return f"Nothing was written to {stage.logs}."
+    return f"Last lines of {log}:\n{last_lines(log, LOG_LINES_SHOWN)}"
+
+
+def last_lines(path: Path, number: int) -> str:
+    """Return the last lines of a text file, indented."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 16384))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-number:])
+
+
+class _Attempt:
+    """One start of a stage's processes."""
+
+    def __init__(self, job: Job, run: RunFolder, stop: StopRequest, display: Display) -> None:
+        self._job, self._run, self._stop, self._display = job, run, stop, display
+        self._stage = job.stage
+        self._watch = Watch(job.stage, job.processes, job.deadlines)
+        self._tail = MetricsTail(job.stage.metrics_file)
+
+    def run(self) -> Failure | None:
+        """Start, watch and end the processes; None when the stage is done."""
+        self._clear()
+        command, environment = self._job.start()
+        self._display.begin(self._stage.name, self._job.steps, self._job.later_steps)
+        with self._stage.launcher_log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            return self._follow()
+        finally:
+            self._end()
+            self._display.end()
+
+    def _clear(self) -> None:
+        """Remove what an earlier attempt left, so that nothing of it is taken for this one's."""
+        shutil.rmtree(self._stage.heartbeats, ignore_errors=True)
+        for folder in (self._stage.heartbeats, self._stage.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._stage.stop_file.unlink(missing_ok=True)
+        self._stage.done_file.unlink(missing_ok=True)
+
+    def _follow(self) -> Failure | None:
+        while self._process.poll() is None:
+            time.sleep(POLL_S)
+            self._display.update(self._tail.new_rows())
+            failure = self._watch.look()
+            if failure and not self._stop.count:
+                return failure
+            if self._stop.count:
+                self._wait_for_stop()
+                break
+        return self._verdict()
+
+    def _wait_for_stop(self) -> None:
+        """Ask the processes to save and leave, and wait for it until the deadline or a second signal."""
+        signals, deadlines = self._stop.count, self._job.deadlines
+        until = time.monotonic() + deadlines.stop_s
+        self._stage.stop_file.touch()
+        if deadlines.stop_s:
+            self._display.say(f"{self._stage.name}: stopping; up to {deadlines.stop_s:g} s to save, at once if asked again")
+        while self._process.poll() is None and time.monotonic() < until and self._stop.count == signals:
+            time.sleep(POLL_S)
+            self._display.update(self._tail.new_rows())
+        self._end()
+
+    def _verdict(self) -> Failure | None:
+        code = self._process.wait()
+        if code == 0 and self._job.succeeded():
+            return None
+        record = read_json(self._stage.done_file) or {}
+        if self._stop.count or record.get("status") == "stopped" or code == exit_code(Preempted()):
+            step = max(self._stage.checkpoint_steps(), default=0)
+            raise Preempted(f"Stage {self._stage.name} is stopped; its newest checkpoint is of step {step}.")
+        self._watch.look()
+        rank = self._watch.lost[0] if self._watch.lost and code else None
+        return Failure(_reason(code, rank), rank, code)
+
+    def _end(self) -> None:
+        """End every process of the attempt, in the command's group or out of it."""
+        _signal_group(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(self._job.deadlines.terminate_s)
+        except subprocess.TimeoutExpired:
+            _signal_group(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        end_processes(self._run, self._stage.name, self._job.deadlines.terminate_s)
+        _signal_group(self._process.pid, signal.SIGKILL)
+
+
+def _reason(code: int, rank: int | None) -> str:
+    who = "its processes" if rank is None else f"rank {rank} was lost and the others"
+    if code == 0:
+        return "its processes left with exit code 0 before the stage was recorded as done"
+    if code < 0:
+        return f"{who} were ended by {signal.Signals(-code).name}"
+    return f"{who} left with exit code {code}"
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # all of the group are gone already

@@ -1,0 +1,137 @@
+"""The processes that work for a run: finding them, telling the hung and the lost from the slow, ending them.
+
+Every process keeps a heartbeat file with its rank, step and section. Silence is judged here and nowhere else.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from launcher.run_folder import RunFolder, StageFolder
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Times in s: until all processes report, of silence, to save and leave when stopped, to leave when told to."""
+
+    startup_s: float = 300.0
+    stall_s: float = 120.0
+    stop_s: float = 30.0
+    terminate_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended: the reason in words, the rank that failed first, the exit code of the command."""
+
+    reason: str
+    rank: int | None = None
+    code: int | None = None
+
+
+def processes_of(run: RunFolder, stage: str | None = None) -> list[psutil.Process]:
+    """Return the live processes on this host that work for a run: those whose arguments end in RUN_DIR STAGE."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            arguments = process.cmdline()
+            ours = len(arguments) > 2 and arguments[-2] == str(run.path) and stage in (None, arguments[-1])
+            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue  # it ended while it was looked at, or is another user's
+    return found
+
+
+def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float = 10.0) -> int:
+    """Terminate, then kill, every process that works for a run; return how many there were."""
+    found = processes_of(run, stage)
+    for process in found:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(found, timeout=terminate_s)
+    for process in alive:
+        _quietly(process.kill)
+    psutil.wait_procs(alive, timeout=terminate_s)
+    return len(found)
+
+
+def _quietly(end: Callable[[], Any]) -> None:
+    try:
+        end()
+    except psutil.NoSuchProcess:
+        pass
+
+
+class Watch:
+    """What the heartbeats of one attempt say: who is silent, and who was lost first."""
+
+    def __init__(self, stage: StageFolder, processes: int, deadlines: Deadlines) -> None:
+        self._stage, self._processes, self._deadlines = stage, processes, deadlines
+        self._started = time.monotonic()
+        # Silence is measured by this process's clock, so that neither a changed nor a sleeping clock looks like it.
+        self._changed: dict[int, tuple[float, dict[str, Any]]] = {}
+        self.lost: list[int] = []
+
+    def look(self) -> Failure | None:
+        """Read the heartbeats; a Failure when a process is silent or does not appear."""
+        now = time.monotonic()
+        gone = []
+        for beat in self._stage.read_heartbeats():
+            rank = beat["rank"]
+            if rank not in self._changed or self._changed[rank][1] != beat:
+                self._changed[rank] = now, beat
+            if rank not in self.lost and not _runs(beat):
+                gone.append(rank)
+        # Of those that went between two looks, the one that wrote last went last: it tells of the loss of another.
+        self.lost += sorted(gone, key=self._last_written)
+        return self._silent(now) or self._absent(now)
+
+    def _last_written(self, rank: int) -> float:
+        log = self._stage.rank_log(rank)
+        return log.stat().st_mtime if log.exists() else 0.0
+
+    def _silent(self, now: float) -> Failure | None:
+        limit_s = self._deadlines.stall_s
+        silent = [
+            (changed, beat)
+            for rank, (changed, beat) in self._changed.items()
+            if rank not in self.lost and now - changed > limit_s
+        ]
+        if not silent:
+            return None
+        # The one that hangs stopped before those that wait for it.
+        changed, beat = min(silent, key=lambda pair: (not _is_stopped(pair[1]), pair[1]["step"], pair[0]))
+        return Failure(
+            f"rank {beat['rank']} was silent for {now - changed:.0f} s at step {beat['step']}, in {beat['section']} "
+            f"(process {beat['pid']}; deadline {limit_s:g} s)",
+            beat["rank"],
+        )
+
+    def _absent(self, now: float) -> Failure | None:
+        absent = sorted(set(range(self._processes)) - set(self._changed))
+        if not absent or now - self._started <= self._deadlines.startup_s:
+            return None
+        return Failure(
+            f"rank {', '.join(map(str, absent))} did not report within {self._deadlines.startup_s:g} s", absent[0]
+        )
+
+
+def _runs(beat: dict[str, Any]) -> bool:
+    if beat.get("host") not in (None, socket.gethostname()):
+        return True  # its own host's launcher sees it
+    try:
+        return psutil.Process(beat["pid"]).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_stopped(beat: dict[str, Any]) -> bool:
+    try:
+        return psutil.Process(beat["pid"]).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
