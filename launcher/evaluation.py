@@ -1,0 +1,100 @@
+"""Recognises a split, or single recordings, with finished models, and counts errors with jiwer.
+
+Character error rates count spaces, as jiwer does; rates are sums over the corpus, not means over utterances.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+
+from data.errors import DataError
+from data.manifest import Clip, Utterance, read_audio
+from data.reader import ShardReader
+from data.shards import read_index
+from launcher.finished_model import FinishedModel
+from launcher.recipe import EvaluateStage, Recipe
+from launcher.run_folder import RunFolder
+from launcher.training.heartbeat import Heartbeat
+from model.accounting import count_parameters
+
+# Padded audio per batch: enough to keep the cores busy, little enough for any machine.
+BATCH_S = 60.0
+NUM_EXAMPLES = 20
+
+
+def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: Heartbeat) -> dict[str, Any]:
+    """The evaluation of every model of a stage on its split; see `evaluate_model`."""
+    folder = recipe.split_folder(run, stage.split)
+    results = {}
+    for position, name in enumerate(stage.models):
+        heartbeat.beat(position, "evaluate")
+        model = FinishedModel.load(run.stage(name).model)
+        results[name] = evaluate_model(model, folder, stage.split, lambda done: heartbeat.beat(done, "evaluate"))
+    return {"models": results}
+
+
+def evaluate_model(model: FinishedModel, folder: Path, split: str, on_batch) -> dict[str, Any]:
+    """Parameter counts, error rates as fractions, real-time factor and examples of one model on a split's folder."""
+    reader = ShardReader(read_index(folder))
+    references, hypotheses, keys = [], [], []
+    busy_s = audio_s = 0.0
+    for batch in _batches(reader, model.features.config.sample_rate_hz):
+        examples = [reader.read(utterance) for utterance in batch]
+        started = time.perf_counter()
+        hypotheses += model.recognise([example.waveform for example in examples])
+        busy_s += time.perf_counter() - started
+        audio_s += sum(len(example.waveform) for example in examples) / model.features.config.sample_rate_hz
+        references += [example.text for example in examples]
+        keys += [example.key for example in examples]
+        on_batch(len(keys))
+    rows = [
+        {"key": key, "reference": reference, "hypothesis": hypothesis}
+        for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True))
+    ]
+    return {
+        **count_parameters(model.recognizer).as_dict(),
+        split: {
+            "cer": jiwer.cer(references, hypotheses),
+            "wer": jiwer.wer(references, hypotheses),
+            "utterances": len(keys),
+            "seconds": round(audio_s, 3),
+            "rtf": busy_s / audio_s,
+            "threads": torch.get_num_threads(),
+        },
+        "examples": rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES],
+    }
+
+
+def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
+    """Utterances of about equal length together, longest first, BATCH_S of padded audio at a time."""
+    samples = reader.index.samples
+    batch: list[int] = []
+    for utterance in np.argsort(-samples, kind="stable").tolist():
+        longest = samples[batch[0]] if batch else 0
+        if batch and longest * (len(batch) + 1) > BATCH_S * sample_rate_hz:
+            yield batch
+            batch = []
+        batch.append(utterance)
+    if batch:
+        yield batch
+
+
+def transcribe(model_folder: Path, paths: list[Path]) -> list[str]:
+    """The text of each recording, of any format and sample rate that soundfile reads.
+
+    Raises DataError naming the file that does not exist or cannot be decoded.
+    """
+    model = FinishedModel.load(model_folder)
+    rate_hz = model.features.config.sample_rate_hz
+    texts = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
+        waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), rate_hz)
+        texts += model.recognise([waveform])
+    return texts

@@ -1,0 +1,73 @@
+"""A finished model: a folder with everything that recognition needs, and nothing of the run that made it.
+
+    model.json model.safetensors    the recogniser (model/export.py)
+    tokenizer/                      SentencePiece
+    features.json                   the front-end's configuration and statistics
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.features import FeaturesConfig, LogMel
+from data.tokenizer import Tokenizer
+from launcher.errors import CheckpointError
+from launcher.run_folder import RunFolder, write_json
+from model.export import load_model, save_model
+from model.recognizer import Recognizer, RecognizerConfig
+from model.search import greedy
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+class FinishedModel:
+    """A recogniser with its front-end and tokenizer, on the CPU."""
+
+    def __init__(self, recognizer: Recognizer, features: LogMel, tokenizer: Tokenizer):
+        self.recognizer, self.features, self.tokenizer = recognizer, features, tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> "FinishedModel":
+        """Open a model folder. CheckpointError when a part is missing or cannot be read."""
+        try:
+            stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+            features = LogMel(FeaturesConfig.model_validate(stored["config"]))
+            features.set_statistics(torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
+            return cls(load_model(folder), features, Tokenizer.load(folder / "tokenizer"))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or run "
+                "the recipe again: a missing model is made from the stage's last checkpoint."
+            ) from None
+
+    @torch.inference_mode()
+    def recognise(self, waveforms: list[np.ndarray]) -> list[str]:
+        """The texts of mono float32 waveforms at the model's sample rate, as one batch, by greedy search."""
+        samples_B = torch.tensor([len(waveform) for waveform in waveforms])
+        waveforms_BS = torch.zeros(len(waveforms), max(int(samples_B.max()), self.features.config.window_samples))
+        for row, waveform in zip(waveforms_BS, waveforms, strict=True):
+            row[: len(waveform)] = torch.from_numpy(waveform)
+        features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
+        output = self.recognizer(features_BTF, lengths_B)
+        return [self.tokenizer.decode(h.tokens) for h in greedy(output.ctc_BSV, output.encoder.lengths_B)]
+
+
+def write_finished_model(
+    folder: Path, run: RunFolder, config: RecognizerConfig, features: FeaturesConfig, state: dict[str, Tensor]
+) -> None:
+    """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "tokenizer").mkdir(parents=True)
+    vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
+    save_model(temporary, config, features.mel_bins, vocabulary_size, state)
+    for name in TOKENIZER_FILES:
+        shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
+    statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
+    write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

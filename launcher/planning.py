@@ -1,0 +1,95 @@
+"""What a run will take, before anything is started: parameters, memory per process, steps, disk.
+
+Memory is what is known from shapes: weights, gradients and AdamW's moments in fp32, as the ZeRO stage and the expert
+groups leave them on the fullest process. Activations depend on the batch and are not part of it.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from launcher.recipe import Recipe, TrainingStage
+from launcher.run_folder import RunFolder
+from model.accounting import count_parameters
+from model.experts import MixtureOfExperts
+from model.recognizer import Recognizer
+
+BYTES_FP32 = 4
+MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest process: the weights it computes with, its gradients, its share of master weights and moments."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def plan_table(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Per training stage: parameter counts, memory and checkpoint bytes, steps. Builds models on the meta device only."""
+    vocabulary_size, known = _vocabulary_size(recipe, run)
+    return {
+        "vocabulary_size": vocabulary_size,
+        "vocabulary_known": known,
+        "stages": {stage.name: _stage_row(recipe, stage, vocabulary_size) for stage in recipe.training_stages()},
+    }
+
+
+def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
+    """The tokenizer's size; before it is trained, the recipe's `pieces` stands in for it."""
+    description = run.tokenizer / "tokenizer.json"
+    if description.exists():
+        return json.loads(description.read_text(encoding="utf-8"))["vocabulary_size"], True
+    return recipe.tokenizer.pieces, False
+
+
+def _stage_row(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> dict[str, Any]:
+    with torch.device("meta"):
+        recognizer = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
+    processes, expert_parallel = recipe.cluster.processes, recipe.expert_parallel_of(stage)
+    zero = json.loads(recipe.deepspeed_of(stage).read_text(encoding="utf-8"))
+    zero_stage = zero.get("zero_optimization", {}).get("stage", 0)
+    memory = memory_per_process(recognizer, processes, expert_parallel, zero_stage)
+    batches = recipe.batches_of(stage)
+    counts = count_parameters(recognizer)
+    return {
+        **counts.as_dict(),
+        "processes": processes,
+        "expert_parallel": expert_parallel,
+        "zero_stage": zero_stage,
+        "memory_bytes": {**vars(memory), "total": memory.total},
+        "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + MOMENTS),
+        "steps": stage.steps,
+        "lanes": batches.lanes,
+        "accumulation": batches.lanes // processes,
+    }
+
+
+def memory_per_process(recognizer: Recognizer, processes: int, expert_parallel: int, zero_stage: int) -> Memory:
+    """Memory of weights, gradients and optimizer on the fullest process.
+
+    Dense parameters are sharded over all processes, experts over the processes / expert_parallel that hold the same
+    ones: ZeRO 1 shards master weights and moments, ZeRO 2 gradients too, ZeRO 3 the weights as well.
+    """
+    experts = sum(
+        parameter.numel()
+        for module in recognizer.modules()
+        if isinstance(module, MixtureOfExperts)
+        for parameter in module.parameters()
+    )
+    dense = sum(parameter.numel() for parameter in recognizer.parameters()) - experts
+    local = dense + experts // expert_parallel
+    sharded = -(-dense // processes) + -(-experts // processes)
+    weights = sharded if zero_stage >= 3 else local
+    gradients = sharded if zero_stage >= 2 else local
+    # Without ZeRO the weights are the master weights; with it each process keeps its share of them beside.
+    optimizer = sharded * (1 + MOMENTS) if zero_stage else local * MOMENTS
+    return Memory(weights * BYTES_FP32, gradients * BYTES_FP32, optimizer * BYTES_FP32)

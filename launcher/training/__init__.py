@@ -1,0 +1,1 @@
+"""What the processes of a training stage run: tasks, the loop, parallelism and checkpoints."""

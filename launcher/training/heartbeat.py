@@ -1,0 +1,49 @@
+"""Signs of life: each process says, about once a second, at which step it is and in which section."""
+
+import json
+import os
+import socket
+import threading
+import time
+
+import psutil
+
+from launcher.run_folder import StageFolder
+
+INTERVAL_S = 1.0
+
+
+class Heartbeat:
+    """Writes this process's heartbeat file whenever work moves on, never from a thread of its own: a process that
+    hangs must fall silent."""
+
+    def __init__(self, stage: StageFolder, rank: int):
+        self.path = stage.heartbeat_file(rank)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.record = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
+        self.section, self.written = "", 0.0
+
+    def beat(self, step: int, section: str) -> None:
+        """Say that this process is at `step` and enters `section`; at most one write a second within a section."""
+        now = time.time()
+        if section == self.section and now - self.written < INTERVAL_S:
+            return
+        self.section, self.written = section, now
+        # Not flushed to the disk: it only matters while the machine lives.
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**self.record, "step": step, "section": section, "time": now}))
+        temporary.replace(self.path)
+
+
+def leave_with_launcher() -> None:
+    """End this process when the launcher that started it is gone, as after a kill that nothing can catch."""
+    launcher = os.environ.get("CHORUS_LAUNCHER_PID")
+    if launcher is None or not psutil.pid_exists(int(launcher)):
+        return
+
+    def watch() -> None:
+        while psutil.pid_exists(int(launcher)):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()

@@ -1,0 +1,103 @@
+"""From a split's shards to micro-batches of features on the device."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.augment import AugmentConfig, SpecAugment
+from data.features import FeaturesConfig, LogMel
+from data.loader import Batch, Loader
+from data.plan import BatchesConfig, Plan, derive_seed
+from data.reader import ShardReader
+from data.shards import read_index
+from data.tokenizer import Tokenizer, token_lengths
+from launcher.recipe import Recipe
+from launcher.run_folder import RunFolder
+from launcher.training.tasks import MicroBatch
+from model.subsampling import output_length
+
+# What validation and evaluation hear is what was recorded.
+NO_AUGMENTATION = AugmentConfig(speeds=(1.0,), frequency_masks=0, time_masks=0)
+# An empty lane still passes through every layer: one utterance of this many feature frames, none of them valid.
+EMPTY_FRAMES = 16
+
+
+@dataclass
+class Inputs:
+    """A split as seen by one process: the plan of all lanes, and this process's share of the batches."""
+
+    plan: Plan
+    loader: Loader
+    features: LogMel
+    specaugment: SpecAugment | None
+    seed: int
+    device: torch.device
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """The batches of this process's lanes for each step of [start, stop)."""
+        return self.loader.steps(start, stop)
+
+    def micro_batch(self, batch: Batch) -> MicroBatch:
+        """A lane's batch as augmented features on the device."""
+        if not batch.keys:
+            return self._empty()
+        features_BTF, lengths_B = self.features(
+            batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
+        )
+        if self.specaugment is not None:
+            generator = torch.Generator()
+            generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
+            features_BTF = self.specaugment(features_BTF, lengths_B, generator)
+        return MicroBatch(
+            features_BTF,
+            lengths_B,
+            batch.tokens_BU.to(self.device),
+            batch.token_lengths_B.to(self.device),
+        )
+
+    def _empty(self) -> MicroBatch:
+        features = torch.zeros(1, EMPTY_FRAMES, self.features.config.mel_bins, device=self.device)
+        nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return MicroBatch(features, nothing, nothing[:, None], nothing)
+
+
+def open_inputs(
+    recipe: Recipe,
+    run: RunFolder,
+    split: str,
+    batches: BatchesConfig,
+    augment: AugmentConfig,
+    lanes: tuple[int, ...],
+    device: torch.device,
+) -> Inputs:
+    """Open a split of the recipe's corpus for the lanes of one process."""
+    index = read_index(recipe.split_folder(run, split))
+    tokenizer = Tokenizer.load(run.tokenizer)
+    features = load_features(recipe.features, run.features_file).to(device)
+    tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
+    plan = Plan(
+        index.shard,
+        index.samples,
+        tokens,
+        min_frames,
+        batches,
+        recipe.seed,
+        index.sample_rate_hz,
+        augment.speeds,
+        encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples)),
+    )
+    loader = Loader(plan, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
+    masks = augment.frequency_masks + augment.time_masks
+    specaugment = SpecAugment(augment, recipe.features) if masks else None
+    return Inputs(plan, loader, features, specaugment, recipe.seed, device)
+
+
+def load_features(config: FeaturesConfig, statistics: Path) -> LogMel:
+    """The feature front-end with the statistics that were measured on the training split."""
+    features = LogMel(config)
+    stored = json.loads(statistics.read_text(encoding="utf-8"))
+    features.set_statistics(torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
+    return features

@@ -1,0 +1,325 @@
+"""The only place that spreads a model over processes. In this order:
+
+1. `start_processes` joins the process group (gloo on CPUs, NCCL on GPUs) without any compiler at run time.
+2. `spread_experts` leaves each process its share of every block's experts and puts in the exchange that moves frames.
+3. `build_engine` hands the model to DeepSpeed, whose ZeRO stage shards what the configuration says.
+4. `fragments` and `replicas` say which interval of which parameter this process owns and copies; checkpoints are made of
+   those and never touch DeepSpeed.
+
+`ExpertParallelMixture` stands on DeepSpeed 0.19's AutoEP layer: the engine recognises experts, their process groups and
+their gradient averaging by that class and by the attributes set in `_mark_parameters`. DeepSpeed's automatic AutoEP mode
+stays off: it silently gives each layer a private copy of shared experts.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.checkpoint.autoep_affine import (
+    autoep_experts_for_rank,
+    autoep_placement_to_affine_map,
+    legacy_uniform_autoep_placement_descriptor,
+)
+from deepspeed.checkpoint.constants import (
+    AFFINE_MAP,
+    AUTOEP_EXPERT_PLACEMENT,
+    AUTOEP_PARAM_EP_RANK,
+    AUTOEP_PARAM_LOCAL_EXPERTS,
+    AUTOEP_PARAM_LOGICAL_SHAPE,
+    DS_AUTOEP_UC_META,
+)
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from torch import Tensor, nn
+
+from launcher.recipe import OptimizerConfig
+from model.experts import ExpertStack, LocalExchange, MixtureOfExperts
+from model.recognizer import Recognizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def start_processes(timeout_s: float) -> torch.device:
+    """Join the process group described by the environment and return this process's device."""
+    # The shared-memory op only serves inference, and building it costs every first start half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+class _AllToAll(torch.autograd.Function):
+    """Rows to other processes and back again in the backward pass; splits may be uneven and zero."""
+
+    @staticmethod
+    def forward(context, x, group, sent: list[int], received: list[int]):
+        context.group, context.sent, context.received = group, sent, received
+        output = x.new_empty(sum(received), *x.shape[1:])
+        dist.all_to_all_single(output, x.contiguous(), received, sent, group=group)
+        return output
+
+    @staticmethod
+    def backward(context, *gradients):
+        (gradient,) = gradients
+        output = gradient.new_empty(sum(context.sent), *gradient.shape[1:])
+        dist.all_to_all_single(output, gradient.contiguous(), context.sent, context.received, group=context.group)
+        return output, None, None, None
+
+
+class ExpertParallelExchange:
+    """Frames travel to the process of the group that holds their expert (dropless, uneven splits) and back."""
+
+    def __init__(self, group: dist.ProcessGroup, num_local_experts: int):
+        self.group, self.size, self.num_local = group, dist.get_world_size(group), num_local_experts
+
+    def dispatch(self, x_MD: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
+        counts_PL = counts.view(self.size, self.num_local)
+        received_PL = torch.empty_like(counts_PL)
+        dist.all_to_all_single(received_PL, counts_PL, group=self.group)
+        self.sent, self.received = counts_PL.sum(1).tolist(), received_PL.sum(1).tolist()
+        arrived = _AllToAll.apply(x_MD, self.group, self.sent, self.received)
+        # What arrives is sorted by sender, then expert; experts want it sorted by expert.
+        expert = torch.arange(self.num_local, device=x_MD.device).repeat(self.size)
+        self.order = expert.repeat_interleave(received_PL.flatten()).argsort(stable=True)
+        return arrived[self.order], received_PL.sum(0).tolist()
+
+    def combine(self, y_MD: Tensor) -> Tensor:
+        by_sender = torch.empty_like(y_MD).index_copy(0, self.order, y_MD)
+        return _AllToAll.apply(by_sender, self.group, self.received, self.sent)
+
+
+class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
+    """A block's mixture of which this process holds `num_local_experts` experts; the forward pass is the model's own."""
+
+    def __init__(self, whole: MixtureOfExperts, expert_parallel: int, rank: int):
+        nn.Module.__init__(self)
+        self.num_experts = whole.num_experts
+        self.num_local_experts = whole.num_experts // expert_parallel
+        self.ep_size, self.ep_rank = expert_parallel, rank % expert_parallel
+        self.experts = _local_stack(whole.experts, self.ep_rank, self.num_local_experts)
+        self.exchange = LocalExchange()  # until the engine has made the process groups
+        # What DeepSpeed's engine reads of an AutoEP layer:
+        self.ep_group_name, self.ep_group = f"ep_size_{expert_parallel}", None
+        self.folding_group_handles, self.tp_group = None, None
+        self.combine_impl, self.comm_backend, self._deepep_exchange = "weighted_sum", "comm", None
+        self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
+            self.num_experts, self.num_local_experts, expert_parallel
+        )
+        self._mark_parameters()
+
+    def _mark_parameters(self) -> None:
+        local_experts = list(autoep_experts_for_rank(self.expert_placement_descriptor, self.ep_rank))
+        for parameter in self.experts.parameters():
+            shape = [self.num_experts, *parameter.shape[1:]]
+            affine_map = autoep_placement_to_affine_map(self.expert_placement_descriptor, shape)
+            marks = {
+                "allreduce": False,
+                "group_name": self.ep_group_name,
+                "ds_zero_placement_family": "autoep_expert",
+                "ds_zero_partition_group_name": self.ep_group_name,
+                DS_AUTOEP_UC_META: {
+                    AUTOEP_EXPERT_PLACEMENT: self.expert_placement_descriptor,
+                    AFFINE_MAP: affine_map.to_dict(),
+                    AUTOEP_PARAM_LOGICAL_SHAPE: shape,
+                    AUTOEP_PARAM_EP_RANK: self.ep_rank,
+                    AUTOEP_PARAM_LOCAL_EXPERTS: local_experts,
+                },
+            }
+            for name, value in marks.items():
+                setattr(parameter, name, value)
+
+    def set_deepspeed_parallelism(self, *arguments, **options) -> None:
+        """Called by the engine: make the expert groups, then exchange frames over this process's one."""
+        AutoEPMoELayer.set_deepspeed_parallelism(self, *arguments, **options)
+        assert self.ep_group is not None
+        self.exchange = ExpertParallelExchange(self.ep_group, self.num_local_experts)
+
+    def forward(self, x_ND, routing):
+        return MixtureOfExperts.forward(self, x_ND, routing)
+
+
+def _local_stack(whole: ExpertStack, ep_rank: int, num_local: int) -> ExpertStack:
+    local = ExpertStack(num_local, whole.w1.shape[2], whole.hidden)
+    start = ep_rank * num_local
+    with torch.no_grad():
+        for mine, all_experts in zip(local.parameters(), whole.parameters(), strict=True):
+            mine.copy_(all_experts[start : start + num_local])
+    return local
+
+
+def spread_experts(recognizer: Recognizer, expert_parallel: int, rank: int) -> None:
+    """Leave this process its share of every block's experts. Every process must start from the same weights."""
+    if expert_parallel == 1:
+        return
+    for block in recognizer.encoder.blocks:
+        if isinstance(block.feedforward2, MixtureOfExperts):
+            block.feedforward2 = ExpertParallelMixture(block.feedforward2, expert_parallel, rank)
+
+
+def build_engine(
+    recognizer: Recognizer,
+    optimizer: OptimizerConfig,
+    deepspeed_file: Path,
+    accumulation: int,
+    precision: str,
+) -> deepspeed.DeepSpeedEngine:
+    """The DeepSpeed engine of a model whose experts are spread. `accumulation` micro-batches make one step.
+
+    The optimizer is torch's AdamW: DeepSpeed's own would be compiled at the first start.
+    """
+    configuration = json.loads(deepspeed_file.read_text(encoding="utf-8"))
+    configuration |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": optimizer.clip_norm,
+        "steps_per_print": 2**62,
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+    }
+    adamw = torch.optim.AdamW(
+        _parameter_groups(recognizer, optimizer.weight_decay),
+        lr=optimizer.peak_learning_rate,
+        betas=optimizer.betas,
+    )
+    engine, *_ = deepspeed.initialize(model=recognizer, optimizer=adamw, config=configuration)
+    return engine
+
+
+def _parameter_groups(recognizer: Recognizer, weight_decay: float) -> list[dict]:
+    matrices = [p for p in recognizer.parameters() if p.ndim > 1 and p.shape[-2] > 1]
+    known = {id(p) for p in matrices}
+    vectors = [p for p in recognizer.parameters() if id(p) not in known]
+    groups = [
+        {"name": "matrices", "params": matrices, "weight_decay": weight_decay},
+        {"name": "vectors", "params": vectors, "weight_decay": 0.0},
+    ]
+    return split_params_into_different_moe_groups_for_optimizer(groups)
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Global norm of the last step's gradient before clipping; nan where the engine does not tell (ZeRO stage 0)."""
+    norm = engine.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm)
+
+
+@dataclass
+class Fragment:
+    """An interval of one parameter, flattened over all experts: [start, start + len(values)) of `name`.
+
+    `values` is a flat view that may be written to. `state` is the optimizer's state that belongs to it, as flat views,
+    empty for a copy that is only computed with. `writes` is False where another process holds the same interval.
+    """
+
+    name: str
+    start: int
+    values: Tensor
+    state: dict[str, Tensor]
+    writes: bool = True
+
+
+def shapes(recognizer: Recognizer) -> dict[str, list[int]]:
+    """The shape of every parameter over all experts, by its name in an unspread model."""
+    experts = _expert_parameters(recognizer)
+    return {
+        name: [experts[name].num_experts, *parameter.shape[1:]] if name in experts else list(parameter.shape)
+        for name, parameter in recognizer.named_parameters()
+    }
+
+
+def replicas(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """The parameters that this process computes with: all of them, of experts its own."""
+    offsets = _offsets(engine.module)
+    for name, parameter in engine.module.named_parameters():
+        yield Fragment(name, offsets[name], parameter.data.view(-1), {})
+
+
+def fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """The fp32 weights and the moments that this process owns under ZeRO stage 0, 1 or 2.
+
+    Moments that the optimizer has not made yet (before the first step) are made, as zeros.
+    """
+    offsets = _offsets(engine.module)
+    experts = _expert_parameters(engine.module)
+    stage = engine.zero_optimization_stage()
+    if stage > 2:
+        raise NotImplementedError(f"checkpoints of ZeRO stage {stage}")
+    states = _flat_states(engine) if stage else {}
+    for name, parameter in engine.module.named_parameters():
+        if stage == 0:
+            state = _moments(engine.optimizer.state[parameter], parameter.data)
+            views = {key: value.view(-1) for key, value in state.items()}
+            writes = _first_replica(experts.get(name))
+            yield Fragment(name, offsets[name], parameter.data.view(-1), views, writes)
+            continue
+        mapping = parameter._hp_mapping  # none where this process owns nothing of the parameter
+        if mapping is None:
+            continue
+        inside, address = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+        views = {
+            key: value.narrow(0, address.start, address.numel)
+            for key, value in states[mapping.param_group_index].items()
+        }
+        yield Fragment(name, offsets[name] + inside.start, mapping.get_hp_fragment(), views)
+
+
+def set_optimizer_step(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+    """Tell AdamW (its bias correction) and the engine how many updates were made."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in optimizer.state.values():
+        state["step"].fill_(step)
+    engine.global_steps = step
+    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+        engine.optimizer._hp_optimizer_states_linked = False  # the moments' tensors may be new
+
+
+def _flat_states(engine: deepspeed.DeepSpeedEngine) -> list[dict[str, Tensor]]:
+    zero = engine.optimizer
+    return [_moments(zero.optimizer.state[flat], flat) for flat in zero.single_partition_of_fp32_groups]
+
+
+def _moments(state: dict, parameter: Tensor) -> dict[str, Tensor]:
+    if not state:
+        state["step"] = torch.zeros(())
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(parameter)
+    return {key: state[key] for key in MOMENTS}
+
+
+def _expert_parameters(recognizer: nn.Module) -> dict[str, ExpertParallelMixture]:
+    """The mixture that each spread parameter belongs to, by the parameter's name."""
+    return {
+        f"{prefix}.experts.{name}": mixture
+        for prefix, mixture in recognizer.named_modules()
+        if isinstance(mixture, ExpertParallelMixture)
+        for name, _ in mixture.experts.named_parameters()
+    }
+
+
+def _offsets(recognizer: nn.Module) -> dict[str, int]:
+    """Where this process's part of each parameter starts in the flattened whole."""
+    experts = _expert_parameters(recognizer)
+    return {
+        name: experts[name].ep_rank * parameter.numel() if name in experts else 0
+        for name, parameter in recognizer.named_parameters()
+    }
+
+
+def _first_replica(mixture: ExpertParallelMixture | None) -> bool:
+    rank = dist.get_rank()
+    return rank == 0 if mixture is None else rank < mixture.ep_size

@@ -1,0 +1,120 @@
+"""Puts a training stage together on each process, and takes the finished model out of it."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.plan import derive_seed
+from data.shard_index import is_url
+from data.tokenizer import Tokenizer
+from launcher.errors import CheckpointError, ConfigError
+from launcher.finished_model import write_finished_model
+from launcher.recipe import DistillStage, PretrainStage, Recipe
+from launcher.run_folder import RunFolder, StageFolder
+from launcher.tracking import Tracker
+from launcher.training import parallel
+from launcher.training.checkpoint import Checkpoint, newest_intact
+from launcher.training.heartbeat import Heartbeat
+from launcher.training.inputs import NO_AUGMENTATION, open_inputs
+from launcher.training.tasks import Distill, Pretrain
+from launcher.training.trainer import Trainer
+from model.export import load_model
+from model.recognizer import Recognizer
+from model.upcycle import initialize_from_teacher
+
+TrainingStage = PretrainStage | DistillStage
+
+
+def build_trainer(
+    recipe: Recipe, run: RunFolder, stage: TrainingStage, heartbeat: Heartbeat, device: torch.device
+) -> Trainer:
+    """This process's trainer, resumed from the newest intact checkpoint when there is one. Collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    folder = run.stage(stage.name)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    batches = recipe.batches_of(stage)
+    lanes = batches.lanes_of(rank, world)
+    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device)
+    validation = None
+    if _has_split(recipe.split_folder(run, "dev")):
+        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device)
+    recognizer, task = _model_and_task(recipe, run, stage, tokenizer.vocabulary_size, device)
+    parallel.spread_experts(recognizer, recipe.expert_parallel_of(stage), rank)
+    engine = parallel.build_engine(
+        recognizer.to(device),
+        stage.optimizer,
+        recipe.deepspeed_of(stage),
+        accumulation=len(lanes),
+        precision=recipe.cluster.precision,
+    )
+    saved = _agreed_checkpoint(folder)
+    trainer = Trainer(
+        stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, tracker=None
+    )
+    if saved:
+        trainer.resume(saved)
+    if rank == 0:
+        trainer.tracker = Tracker(
+            folder.path,
+            recipe.tracking,
+            run_name=recipe.name,
+            stage_name=stage.name,
+            recipe=recipe.model_dump(mode="json"),
+            resume_step=trainer.step,
+        )
+    return trainer
+
+
+def _has_split(folder: str) -> bool:
+    """Whether there is a split to validate on; behind a URL there must be one."""
+    return is_url(folder) or Path(folder).is_dir()
+
+
+def _model_and_task(
+    recipe: Recipe, run: RunFolder, stage: TrainingStage, vocabulary_size: int, device: torch.device
+) -> tuple[Recognizer, Pretrain | Distill]:
+    # Every process draws the same whole model, so that experts can be spread by slicing.
+    torch.manual_seed(derive_seed(recipe.seed, "weights", stage.name))
+    recognizer = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
+    pretrain = Pretrain(stage.objective, stage.model.encoder)
+    if isinstance(stage, PretrainStage):
+        return recognizer, pretrain
+    teacher = load_model(teacher_folder(run, stage.teacher))
+    if teacher.vocabulary_size != vocabulary_size:
+        raise ConfigError(
+            f"Stage {stage.name}: its teacher {stage.teacher} knows {teacher.vocabulary_size} tokens and this run's "
+            f"tokenizer {vocabulary_size}. Train both with one tokenizer."
+        )
+    if stage.initialize_from_teacher:
+        try:
+            initialize_from_teacher(recognizer, teacher)
+        except ValueError as error:
+            raise ConfigError(f"Stage {stage.name} cannot start from teacher {stage.teacher}: {error}.") from None
+    task = Distill(pretrain, stage.distill, teacher.to(device).requires_grad_(False), stage.model.encoder)
+    task.autocast = recipe.cluster.precision == "bf16"
+    return recognizer, task
+
+
+def teacher_folder(run: RunFolder, teacher: str) -> Path:
+    """The folder of a teacher's finished model: a path, or a stage of this run."""
+    return Path(teacher) if "/" in teacher else run.stage(teacher).model
+
+
+def _agreed_checkpoint(folder: StageFolder) -> Checkpoint | None:
+    """The newest intact checkpoint by the first process's judgement; the others take its word and check their reading."""
+    choice = [None]
+    if dist.get_rank() == 0:
+        newest = newest_intact(folder)
+        choice = [newest.step if newest else None]
+    dist.broadcast_object_list(choice, 0)
+    return None if choice[0] is None else Checkpoint(folder.checkpoint(choice[0]), verify=dist.get_rank() == 0)
+
+
+def write_model(recipe: Recipe, run: RunFolder, stage: TrainingStage) -> None:
+    """Make the finished model of a stage from its newest intact checkpoint."""
+    folder = run.stage(stage.name)
+    saved = newest_intact(folder)
+    if saved is None:
+        raise CheckpointError(f"Stage {stage.name} has no intact checkpoint in {folder.checkpoints} to make a model of.")
+    write_finished_model(folder.model, run, stage.model, recipe.features, saved.weights())

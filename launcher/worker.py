@@ -1,0 +1,90 @@
+"""What each process of a stage runs: `python -m launcher.worker RUN_DIR STAGE`.
+
+The launcher starts it, through `deepspeed` for training stages; it reads the resolved recipe of the run folder, works,
+and leaves `done.json` behind. Exit codes are those of `chorus`.
+"""
+
+import faulthandler
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from launcher.errors import exit_code
+from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, Recipe, load_recipe
+from launcher.run_folder import RunFolder, StageFolder, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    run, stage_name = RunFolder(Path(arguments[0])), arguments[1]
+    rank = int(os.environ.get("RANK", "0"))
+    folder = run.stage(stage_name)
+    _log_to(folder, rank)
+    from launcher.training.heartbeat import Heartbeat, leave_with_launcher
+
+    leave_with_launcher()
+    heartbeat = Heartbeat(folder, rank)
+    heartbeat.beat(0, "start")
+    try:
+        recipe = load_recipe(run.recipe_file)
+        stage = recipe.stage(stage_name)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        if isinstance(stage, EvaluateStage):
+            _evaluate(recipe, run, stage, heartbeat)
+        else:
+            _train(recipe, run, stage, heartbeat)
+    except Exception as error:
+        code = exit_code(error)
+        logger.error("%s", traceback.format_exc() if code == 1 else error)
+        return code
+    return 0
+
+
+def _log_to(folder: StageFolder, rank: int) -> None:
+    path = folder.rank_log(rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s", force=True)
+    for package in ("data", "model", "launcher"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    # A hang is answered with SIGABRT: what every thread was doing then goes into the same log.
+    faulthandler.enable(handler.stream)
+
+
+def _evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat) -> None:
+    from launcher.evaluation import evaluate
+
+    write_json(run.stage(stage.name).evaluation_file, evaluate(recipe, run, stage, heartbeat))
+    write_json(run.stage(stage.name).done_file, {"status": "done", "step": 0})
+
+
+def _train(recipe: Recipe, run: RunFolder, stage: PretrainStage | DistillStage, heartbeat) -> None:
+    import torch.distributed as dist
+
+    from launcher.training import parallel
+    from launcher.training.setup import build_trainer, write_model
+
+    device = parallel.start_processes(recipe.cluster.stall_deadline_s)
+    folder = run.stage(stage.name)
+    trainer = build_trainer(recipe, run, stage, heartbeat, device)
+    status = trainer.run()
+    if dist.get_rank() == 0:
+        if status == "done":
+            write_model(recipe, run, stage)
+        if trainer.tracker:
+            trainer.tracker.close(timeout_s=20)
+        write_json(folder.done_file, {"status": status, "step": trainer.step})
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Libraries' threads must not keep a finished process alive.
+    os._exit(code)

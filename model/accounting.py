@@ -1,0 +1,60 @@
+"""How large a model is, in the three ways that matter when blocks are shared and experts idle.
+
+unique: each tensor once, what is stored and updated. effective: what a model without sharing, of the same depth and
+with the same experts, would hold. activated: what one frame multiplies with on its way, each use counted.
+"""
+
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from model.block import ConformerBlock
+from model.encoder import Encoder
+from model.experts import MixtureOfExperts
+from model.recognizer import Recognizer
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of the whole model (unique) and of its encoder (unique, effective, activated per frame)."""
+
+    parameters: int
+    encoder_parameters: int
+    effective_encoder_parameters: int
+    activated_encoder_parameters: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def count_parameters(recognizer: Recognizer) -> ParameterCounts:
+    """Count a model, which may live on the meta device."""
+    encoder = recognizer.encoder
+    return ParameterCounts(
+        parameters=_unique(recognizer),
+        encoder_parameters=_unique(encoder),
+        effective_encoder_parameters=_per_use(encoder, idle_experts=True),
+        activated_encoder_parameters=_per_use(encoder, idle_experts=False),
+    )
+
+
+def _unique(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _per_use(encoder: Encoder, idle_experts: bool) -> int:
+    once = _unique(encoder) - _unique(encoder.blocks)
+    uses = [encoder.blocks[block] for block in encoder.config.block_of_layer]
+    if idle_experts:
+        return once + sum(_unique(block) for block in uses)
+    per_frame = encoder.config.experts.router.per_frame if encoder.config.experts else 0
+    return once + sum(_activated(block, per_frame) for block in uses)
+
+
+def _activated(block: nn.Module, per_frame: int) -> int:
+    assert isinstance(block, ConformerBlock)
+    total = _unique(block)
+    if isinstance(block.feedforward2, MixtureOfExperts):
+        experts = _unique(block.feedforward2)
+        total -= experts - experts // block.feedforward2.num_experts * per_frame
+    return total

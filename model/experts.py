@@ -1,0 +1,97 @@
+"""A block's experts: one stack of feed-forward layers that all layers of the group use, each through its own router.
+
+Dropless: every packed valid frame reaches every expert it chose. What moves frames to the process that holds an
+expert is an exchange; `LocalExchange` keeps them where they are.
+
+Shapes: N packed valid frames, K experts per frame, D model width, F feed-forward width, E experts held here,
+M = N K frames sorted by expert.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.router import Routing
+
+
+class Exchange(Protocol):
+    """Brings sorted frames to their experts and back."""
+
+    def dispatch(self, x_MD: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
+        """Frames sorted by expert, and how many each expert gets, to frames sorted by held expert and their counts."""
+        ...
+
+    def combine(self, y_MD: Tensor) -> Tensor:
+        """Undo the last dispatch: results return to the order of the frames that were dispatched."""
+        ...
+
+
+class LocalExchange:
+    """All experts are held here."""
+
+    def dispatch(self, x_MD: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
+        return x_MD, counts.tolist()
+
+    def combine(self, y_MD: Tensor) -> Tensor:
+        return y_MD
+
+
+class ExpertStack(nn.Module):
+    """The weights of E feed-forward experts as stacks: w1 [E, F, D], w2 [E, D, F], w3 [E, 1, F + D] (both biases)."""
+
+    def __init__(self, num_experts: int, width: int, hidden: int):
+        super().__init__()
+        self.hidden = hidden
+        self.w1 = nn.Parameter(torch.empty(num_experts, hidden, width))
+        self.w2 = nn.Parameter(torch.empty(num_experts, width, hidden))
+        self.w3 = nn.Parameter(torch.zeros(num_experts, 1, hidden + width))
+        # Experts that start equal never part: each is drawn on its own, as nn.Linear would draw it.
+        nn.init.uniform_(self.w1, -(width**-0.5), width**-0.5)
+        nn.init.uniform_(self.w2, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
+        """Frames sorted by expert, `counts[e]` of them for expert e, to the experts' outputs in the same order."""
+        # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel.
+        if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
+            return self._grouped(x_MD, counts)
+        # unbind, not indexing: its backward stacks the gradients once instead of filling a whole stack per expert.
+        bias1_EF, bias2_ED = self.w3.squeeze(1).split((self.hidden, self.w2.shape[1]), dim=-1)
+        experts = zip(self.w1.unbind(), bias1_EF.unbind(), self.w2.unbind(), bias2_ED.unbind(), strict=True)
+        outputs = []
+        for x, (w1, bias1, w2, bias2) in zip(x_MD.split(counts), experts, strict=True):
+            hidden = functional.silu(functional.linear(x, w1, bias1))
+            outputs.append(functional.linear(hidden, w2, bias2))
+        return torch.cat(outputs)
+
+    def _grouped(self, x_MD: Tensor, counts: list[int]) -> Tensor:
+        counts_E = torch.tensor(counts, device=x_MD.device)
+        ends_E = counts_E.cumsum(0).to(torch.int32)
+        bias_MH = self.w3[:, 0].repeat_interleave(counts_E, dim=0, output_size=len(x_MD)).to(x_MD.dtype)
+        bias1_MF, bias2_MD = bias_MH.split((self.hidden, self.w2.shape[1]), dim=-1)
+        hidden_MF = functional.grouped_mm(x_MD, self.w1.to(x_MD.dtype).transpose(1, 2), offs=ends_E) + bias1_MF
+        output_MD = functional.grouped_mm(
+            functional.silu(hidden_MF), self.w2.to(x_MD.dtype).transpose(1, 2), offs=ends_E
+        )
+        return output_MD + bias2_MD
+
+
+class MixtureOfExperts(nn.Module):
+    """y = sum over chosen experts of weight x expert(x). The routing is handed in: routers belong to layers."""
+
+    def __init__(self, num_experts: int, width: int, hidden: int):
+        super().__init__()
+        self.num_experts = num_experts
+        self.experts = ExpertStack(num_experts, width, hidden)
+        self.exchange: Exchange = LocalExchange()
+
+    def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """Packed valid frames [N, D] to [N, D]."""
+        num_frames, per_frame = routing.experts_NK.shape
+        order_M = routing.experts_NK.flatten().argsort(stable=True)
+        received, counts = self.exchange.dispatch(x_ND[order_M // per_frame], routing.counts_E)
+        y_MD = self.exchange.combine(self.experts(received, counts))
+        weighted_MD = y_MD * routing.weights_NK.flatten()[order_M, None].to(y_MD.dtype)
+        output_ND = weighted_MD.new_zeros(num_frames, x_ND.shape[-1])
+        return output_ND.index_add(0, order_M // per_frame, weighted_MD)

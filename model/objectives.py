@@ -1,0 +1,80 @@
+"""What a recogniser is trained for. Every function returns a *sum*; the caller divides by the step's global counts,
+so that a loss does not depend on how a step was split into micro-batches or processes.
+
+Shapes: B batch, S encoder frames, U tokens, V vocabulary, D width.
+"""
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+from torch.nn import functional
+
+from model.decoder import append_end
+from model.recognizer import BLANK, END
+
+
+class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
+    ctc_weight: float = Field(0.3, ge=0, le=1, description="share of CTC; the rest is the attention decoder's")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
+    balance_weight: float = Field(0.01, ge=0, description="of the experts' balance loss, mean over layers")
+    z_weight: float = Field(0.0, ge=0, description="of the routers' z-loss, mean over layers")
+
+
+def ctc_sum(logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
+    """Sum over utterances of -log p(tokens | frames) (Graves et al., 2006). Utterances of no frames count 0."""
+    log_probs_SBV = logits_BSV.float().log_softmax(-1).transpose(0, 1)
+    losses_B = functional.ctc_loss(
+        log_probs_SBV,
+        tokens_BU,
+        lengths_B.clamp(min=1),
+        token_lengths_B,
+        blank=BLANK,
+        reduction="none",
+    )
+    return torch.where(lengths_B > 0, losses_B, 0.0).sum()
+
+
+def attention_sum(
+    logits_BUV: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor, valid_B: Tensor, smoothing: float
+) -> Tensor:
+    """Sum over tokens and ends of the label-smoothed cross-entropy; rows where valid_B is False count 0."""
+    target_BU = append_end(tokens_BU, token_lengths_B, END)
+    losses_BU = functional.cross_entropy(
+        logits_BUV.float().transpose(1, 2), target_BU, reduction="none", label_smoothing=smoothing
+    )
+    return torch.where(target_mask(token_lengths_B, valid_B, target_BU.shape[1]), losses_BU, 0.0).sum()
+
+
+def target_mask(token_lengths_B: Tensor, valid_B: Tensor, num_targets: int) -> Tensor:
+    """[B, num_targets] bool: True at each valid utterance's tokens and at the end after them."""
+    positions = torch.arange(num_targets, device=token_lengths_B.device)
+    return (positions <= token_lengths_B[:, None]) & valid_B[:, None]
+
+
+def hidden_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+    """Sum over valid frames of the squared distance of two states, as a mean over the width."""
+    distance_BS = (student_BSD.float() - teacher_BSD.float()).square().mean(-1)
+    return torch.where(valid_BS, distance_BS, 0.0).sum()
+
+
+def cosine_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+    """Sum over valid frames of -log sigmoid(cos(student, teacher)) (Chang et al., DistilHuBERT, 2022, equation 1)."""
+    cosine_BS = functional.cosine_similarity(student_BSD.float(), teacher_BSD.float(), dim=-1)
+    return torch.where(valid_BS, -functional.logsigmoid(cosine_BS), 0.0).sum()
+
+
+def divergence_sum(student_V: Tensor, teacher_V: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """Sum of weight x T^2 KL(teacher || student) over logits [..., V] softened by T (Hinton et al., 2015).
+
+    `weight` [...] is 0 where a position does not count.
+    """
+    log_student = (student_V.float() / temperature).log_softmax(-1)
+    log_teacher = (teacher_V.float() / temperature).log_softmax(-1)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * (divergence * weight).sum()
+
+
+def frame_weights(teacher_BSV: Tensor, valid_BS: Tensor, blank_weight: float) -> Tensor:
+    """[B, S]: 1 at frames where the teacher's CTC favours a token, `blank_weight` where blank, 0 beyond the end."""
+    blank_BS = teacher_BSV.argmax(-1) == BLANK
+    return torch.where(blank_BS, blank_weight, 1.0) * valid_BS

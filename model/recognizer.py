@@ -1,0 +1,62 @@
+"""The whole recogniser: encoder, CTC output and, for the joint objective, an attention decoder.
+
+Shapes: B batch, T feature frames, S encoder frames, F mel bins, D width, U tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from model.decoder import Decoder, DecoderConfig, shift_right
+from model.encoder import Encoder, EncoderConfig, EncoderOutput
+from model.subsampling import valid_mask
+
+# The first ids of every vocabulary.
+BLANK, UNKNOWN, START, END = range(4)
+
+
+class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig | None = Field(None, description="attention decoder; none: CTC alone")
+
+    @model_validator(mode="after")
+    def _heads_split_the_width(self):
+        if self.decoder and self.encoder.width % (2 * self.decoder.heads):
+            raise ValueError(
+                f"decoder.heads {self.decoder.heads} does not split the encoder's width {self.encoder.width} into heads "
+                "of an even width"
+            )
+        return self
+
+
+@dataclass
+class RecognizerOutput:
+    """encoder its output, ctc_BSV logits, decoder_BUV logits of U + 1 next tokens (none without decoder or tokens)."""
+
+    encoder: EncoderOutput
+    ctc_BSV: Tensor
+    decoder_BUV: Tensor | None
+
+
+class Recognizer(nn.Module):
+    """Log-mel features to token logits."""
+
+    def __init__(self, config: RecognizerConfig, mel_bins: int, vocabulary_size: int):
+        super().__init__()
+        self.config, self.mel_bins, self.vocabulary_size = config, mel_bins, vocabulary_size
+        width = config.encoder.width
+        self.encoder = Encoder(config.encoder, mel_bins)
+        self.ctc = nn.Linear(width, vocabulary_size)
+        self.decoder = Decoder(config.decoder, width, vocabulary_size) if config.decoder else None
+
+    def forward(
+        self, features_BTF: Tensor, lengths_B: Tensor, tokens_BU: Tensor | None = None
+    ) -> RecognizerOutput:
+        """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id."""
+        encoder = self.encoder(features_BTF, lengths_B)
+        decoder_BUV = None
+        if self.decoder is not None and tokens_BU is not None:
+            valid_BS = valid_mask(encoder.lengths_B, encoder.frames_BSD.shape[1])
+            decoder_BUV = self.decoder(encoder.frames_BSD, valid_BS, shift_right(tokens_BU, START))
+        return RecognizerOutput(encoder, self.ctc(encoder.frames_BSD), decoder_BUV)
