@@ -1,7 +1,7 @@
 """Augmentation: speed perturbation of waveforms and SpecAugment on features.
 
-Every draw comes from outside (the plan draws speeds, the caller hands in a seeded generator), so that an utterance
-is augmented the same way whichever process, worker or device does it.
+Every draw comes from outside (the plan draws speeds, the caller hands in a seeded generator), so that an
+utterance is augmented the same way whichever process, worker or device does it.
 
 Shapes: B batch, T frames, F mel bins, M masks.
 """
@@ -45,7 +45,7 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class SpecAugment(nn.Module):
-    """Masks random bands of mel bins and of time (Park et al., 2019), with zero, the mean of normalised features."""
+    """Sets random bands of mel bins and of time to the mean of the features, zero (Park et al., 2019)."""
 
     def __init__(self, config: AugmentConfig, features: FeaturesConfig):
         super().__init__()
@@ -53,7 +53,7 @@ class SpecAugment(nn.Module):
         self.time_width_frames = round(config.time_width_s * 1000 / features.hop_ms)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
-        """Masked copy of features [B, T, F] of `lengths_B` valid frames. Time masks lie within the valid frames.
+        """Masked copy of features [B, T, F] of `lengths_B` valid frames; time masks lie within these.
 
         `generator` must live on the CPU: the draws are the same whatever device holds the features.
         """
@@ -78,7 +78,7 @@ class SpecAugment(nn.Module):
 
 
 def _masked(draws: Tensor, widest_B1: Tensor, extent_B1: Tensor, size: int) -> Tensor:
-    """Where [B, size] a mask lies, from uniform draws [B, 2, M] of widths in 0..widest and starts that keep inside."""
+    """Where [B, size] a mask lies, from uniform draws [B, 2, M] of a width up to the widest and a start."""
     widths_BM = (draws[:, 0] * (widest_B1 + 1)).long()
     starts_BM = (draws[:, 1] * (extent_B1 - widths_BM + 1)).long()
     positions = torch.arange(size, device=draws.device)
@@ -89,13 +89,10 @@ def _masked(draws: Tensor, widest_B1: Tensor, extent_B1: Tensor, size: int) -> T
 def change_speed(waveform: npt.NDArray[np.float32], speed: float, length: int) -> npt.NDArray[np.float32]:
     """The waveform played `speed` times as fast (tempo and pitch), exactly `length` samples long.
 
-    `length` is the plan's round(samples / speed). The resampler's own rounding may differ from it by a sample, which
-    is cut off or is silence.
+    `length` is the plan's round(samples / speed). The resampler's own rounding may differ from it by a
+    sample, which is cut off or is silence.
     """
-    if speed == 1.0:
-        changed = waveform
-    else:
-        changed = soxr.resample(waveform, speed, 1.0, quality="HQ")
+    changed = waveform if speed == 1.0 else soxr.resample(waveform, speed, 1.0, quality="HQ")
     assert abs(len(changed) - length) <= 2, f"{len(waveform)} samples at speed {speed} cannot become {length}"
     if len(changed) < length:
         changed = np.pad(changed, (0, length - len(changed)))

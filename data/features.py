@@ -1,16 +1,18 @@
 """Log-mel features, batched, on the device of the waveforms.
 
-A frame is a full window of real samples: an utterance of S samples has `(S - window) // hop + 1` frames, none when
-it is shorter than a window. No frame reaches over the end of its utterance, so the features of an utterance are the
-same alone and in a padded batch. Everything is computed in fp32, under autocast too, and without a random number:
-the floor of the logarithm does what dither is for.
+A frame is a full window of real samples: an utterance of S samples has `(S - window) // hop + 1` frames,
+none when it is shorter than a window. No frame reaches over the end of its utterance, so the features of an
+utterance are the same alone and in a padded batch. Everything is computed in fp32, under autocast too, and
+without a random number: the floor of the logarithm does what dither is for.
 
 Shapes: B batch, S samples, T frames, F mel bins.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+import logging
+import warnings
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +22,9 @@ from torchaudio.functional import melscale_fbanks
 
 from data.errors import DataError
 from data.plan import derive_seed
+from data.reader import ShardReader, UtteranceError
 
-if TYPE_CHECKING:
-    from data.reader import ShardReader
+logger = logging.getLogger(__name__)
 
 Count = TypeVar("Count", int, np.ndarray, Tensor)
 
@@ -48,8 +50,14 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
         high_hz = self.high_hz or self.sample_rate_hz / 2
         if not self.low_hz < high_hz <= self.sample_rate_hz / 2:
             raise ValueError(
-                f"the band from low_hz {self.low_hz} to high_hz {high_hz} does not lie below half of sample_rate_hz "
-                f"{self.sample_rate_hz}. Lower high_hz or leave it out."
+                f"the band from low_hz {self.low_hz} to high_hz {high_hz} does not lie below half of "
+                f"sample_rate_hz {self.sample_rate_hz}. Lower high_hz or leave it out."
+            )
+        empty = int((self.mel_filters().sum(0) == 0).sum())
+        if empty:
+            raise ValueError(
+                f"mel_bins is {self.mel_bins}, more than the spectrum of a window of {self.window_ms} ms "
+                f"resolves: {empty} filters are empty. Lower mel_bins or lengthen window_ms."
             )
         return self
 
@@ -61,6 +69,24 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     def hop_samples(self) -> int:
         return round(self.hop_ms * self.sample_rate_hz / 1000)
 
+    @property
+    def fft_size(self) -> int:
+        """The window, padded to the next power of two."""
+        return 2 ** (self.window_samples - 1).bit_length()
+
+    def mel_filters(self) -> Tensor:
+        """Triangular filters on the HTK mel scale, float32 [fft_size // 2 + 1, F]."""
+        with warnings.catch_warnings():
+            # Of empty filters it warns; they are refused when the configuration is read.
+            warnings.simplefilter("ignore", UserWarning)
+            return melscale_fbanks(
+                n_freqs=self.fft_size // 2 + 1,
+                f_min=self.low_hz,
+                f_max=self.high_hz or self.sample_rate_hz / 2,
+                n_mels=self.mel_bins,
+                sample_rate=self.sample_rate_hz,
+            )
+
     def num_frames(self, samples: Count) -> Count:
         """Frames of so many samples: an int, or integers in a numpy array or a tensor."""
         frames = (samples - self.window_samples) // self.hop_samples + 1
@@ -70,8 +96,8 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
 class LogMel(nn.Module):
     """Waveforms to normalised log-mel features.
 
-    The mean and standard deviation of each bin are buffers, 0 and 1 until `set_statistics` is called; they are
-    saved with the model.
+    The mean and standard deviation of each bin are buffers, 0 and 1 until `set_statistics` is called; they
+    are saved with the model.
     """
 
     mean_F: Tensor
@@ -82,16 +108,8 @@ class LogMel(nn.Module):
     def __init__(self, config: FeaturesConfig):
         super().__init__()
         self.config = config
-        self.fft_size = 2 ** (config.window_samples - 1).bit_length()
-        filters = melscale_fbanks(
-            n_freqs=self.fft_size // 2 + 1,
-            f_min=config.low_hz,
-            f_max=config.high_hz or config.sample_rate_hz / 2,
-            n_mels=config.mel_bins,
-            sample_rate=config.sample_rate_hz,
-        )
         # Derived from the configuration, so not part of the saved weights.
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("filters", config.mel_filters(), persistent=False)
         self.register_buffer("window", torch.hann_window(config.window_samples), persistent=False)
         self.register_buffer("mean_F", torch.zeros(config.mel_bins))
         self.register_buffer("std_F", torch.ones(config.mel_bins))
@@ -101,13 +119,13 @@ class LogMel(nn.Module):
         return self.config.num_frames(samples)
 
     def set_statistics(self, mean_F: Tensor, std_F: Tensor) -> None:
-        """Takes the mean and standard deviation of each bin, float32 [F], as `measure_statistics` returns them."""
+        """Takes mean and standard deviation of bins, float32 [F], as `measure_statistics` returns them."""
         self.mean_F.copy_(mean_F)
         self.std_F.copy_(std_F)
 
     @torch.no_grad()
     def forward(self, waveforms_BS: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 waveforms [B, S] of `samples_B` (int64) valid samples to features [B, T, F] and lengths [B].
+        """Features [B, T, F] and lengths int64 [B] of waveforms [B, S] with `samples_B` valid samples.
 
         Frames beyond an utterance's length are zero.
         """
@@ -123,7 +141,7 @@ class LogMel(nn.Module):
         if batch == 0 or samples < self.config.window_samples:
             return waveforms_BS.new_zeros(batch, 0, self.config.mel_bins)
         frames = waveforms_BS.unfold(-1, self.config.window_samples, self.config.hop_samples) * self.window
-        spectrum = torch.view_as_real(torch.fft.rfft(frames, self.fft_size))
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, self.config.fft_size))
         power = spectrum.square_().sum(-1)
         return (power @ self.filters).add_(self.config.floor).log_()
 
@@ -131,26 +149,38 @@ class LogMel(nn.Module):
 def measure_statistics(
     reader: ShardReader, config: FeaturesConfig, seed: int, utterances: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each mel bin, float32 [F], over a seeded sample of the reader's utterances.
+    """Mean and standard deviation of each mel bin, float32 [F], over a seeded sample of a split.
 
-    DataError when the sample holds no frame at all.
+    Utterances that cannot be read are logged and left out. DataError when the split has another sample
+    rate, or when no frame is left.
     """
-    count = len(reader.index)
+    index = reader.index
+    if index.sample_rate_hz != config.sample_rate_hz:
+        raise DataError(
+            f"The shards in {index.folder} have {index.sample_rate_hz} Hz and features.sample_rate_hz "
+            f"is {config.sample_rate_hz}. Set it to the rate of the shards, or prepare the corpus at the "
+            "other rate."
+        )
     generator = torch.Generator().manual_seed(derive_seed(seed, "feature statistics"))
-    chosen = torch.randperm(count, generator=generator)[:utterances].sort().values
+    chosen = torch.randperm(len(index), generator=generator)[:utterances].sort().values
     log_mel = LogMel(config)
     frames = 0
     sums = torch.zeros(2, config.mel_bins, dtype=torch.float64)
-    for position in chosen.tolist():
-        waveform = torch.from_numpy(reader.read(position).waveform)
+    for utterance in chosen.tolist():
+        try:
+            waveform = torch.from_numpy(reader.read(utterance).waveform)
+        except UtteranceError as error:
+            logger.warning("Left out of the feature statistics: %s", error)
+            continue
         features_BTF, _ = log_mel(waveform[None], torch.tensor([len(waveform)]))
         features_TF = features_BTF[0].double()
         frames += len(features_TF)
         sums += torch.stack([features_TF.sum(0), features_TF.square().sum(0)])
     if frames == 0:
         raise DataError(
-            f"The features cannot be normalised: none of the {len(chosen)} utterances looked at in "
-            f"{reader.index.folder} is as long as a window of {config.window_ms} ms. Look at the corpus' durations."
+            f"The features cannot be normalised: of {len(chosen)} utterances looked at in {index.folder} "
+            f"none is readable and as long as a window of {config.window_ms} ms. Look at the corpus' "
+            "recordings."
         )
     mean_F, square_F = sums / frames
     std_F = (square_F - mean_F.square()).clamp_min(0).sqrt().clamp_min(MIN_STANDARD_DEVIATION)

@@ -6,9 +6,10 @@ What it promises, as an equation over what the iterators hand out, bit by bit:
     steps with any number of workers == steps without workers
     the lanes of r, r + W, ... in each process, put together == all lanes in one process
 
-An utterance that cannot be read is left out of its batch and named in it, so the others stay where they are; when too
-many are broken the run stops with a `DataError`. A reader that is slow is named in the log with the time waited, and
-one that does not answer within the patience is a `DataError`, never a silent hang. The threads end with the iterator.
+An utterance that cannot be read is left out of its batch and named in it, so the others stay where they
+are; when too many are broken the run stops with a `DataError`. A reader that is slow is named in the log
+with the time waited, and one that does not answer within the patience is a `DataError`, never a silent
+hang. The threads end with the iterator.
 
 Shapes: B batch, S samples, U tokens.
 """
@@ -32,12 +33,12 @@ from torch import Tensor
 from data.augment import change_speed
 from data.errors import DataError
 from data.plan import MicroBatch, Plan
-from data.reader import BrokenUtterance, ShardReader
+from data.reader import ShardReader, UtteranceError
 from data.tokenizer import Tokenizer
 
 # A waiting consumer says so this often.
 WAITING_LOG_S = 10.0
-# One bad recording at the start of a run must not stop it: the ratio counts from this many broken utterances on.
+# One bad recording at the start of a run must not stop it: the ratio counts from this many broken ones on.
 MIN_BROKEN = 10
 # Broken utterances that are logged one by one; later ones only when their number doubles.
 LOGGED_BROKEN = 10
@@ -73,8 +74,8 @@ class _Prepared:
 class Loader:
     """Reads, perturbs and tokenizes the micro-batches of some lanes.
 
-    `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken utterances above
-    which the run stops, `patience_s` how many seconds one utterance may take.
+    `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
+    utterances above which the run stops, `patience_s` how many seconds one utterance may take.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Loader:
             self.utterances_seen += 1
             try:
                 prepared.append(self._wait(utterance, future))
-            except BrokenUtterance as error:
+            except UtteranceError as error:
                 quarantined.append(error.key)
                 self._count_broken(error)
         return _collate(micro_batch, prepared, quarantined)
@@ -157,8 +158,8 @@ class Loader:
             if waited_s > self.patience_s:
                 raise DataError(
                     f"Utterance {utterance} of {self.reader.shard(utterance)} did not arrive within "
-                    f"{self.patience_s:.0f} s. Look whether the storage answers; the run goes on from its last "
-                    "checkpoint when started again."
+                    f"{self.patience_s:.0f} s. Look whether the storage answers, then start the run again: "
+                    "it goes on from its last checkpoint."
                 )
             try:
                 return future.result(timeout=min(WAITING_LOG_S, self.patience_s))
@@ -167,7 +168,7 @@ class Loader:
                 logger.warning("Waiting for shard %s, %.0f s.", self.reader.shard(utterance), waited_s)
         return future.result()
 
-    def _count_broken(self, error: BrokenUtterance) -> None:
+    def _count_broken(self, error: UtteranceError) -> None:
         self.utterances_broken += 1
         broken = self.utterances_broken
         if broken <= LOGGED_BROKEN or broken & (broken - 1) == 0:
@@ -215,8 +216,8 @@ class _Inline:
 class _Threads:
     """Runs tasks in threads that do not keep the process alive.
 
-    The standard library's executor joins its threads when the interpreter ends: a reader that never answers would
-    hang the process that has just reported it.
+    The standard library's executor joins its threads when the interpreter ends: a reader that never answers
+    would hang the process that has just reported it.
     """
 
     def __init__(self, workers: int):

@@ -1,18 +1,20 @@
 """Which utterances every lane reads at every step: a pure function of index, seed and step.
 
-A *lane* is a virtual data-parallel slot. Step `s` takes micro-batch `s` of every lane, and process `r` of `W` runs
-the lanes `r, r + W, ...`, so the plan knows nothing of processes and a run may change their number at any step.
+A *lane* is a virtual data-parallel slot. Step `s` takes micro-batch `s` of every lane, and process `r` of
+`W` runs the lanes `r, r + W, ...`, so the plan knows nothing of processes and a run may change their number
+at any step.
 
-What it promises: every utterance that is not excluded is read exactly once per epoch; a micro-batch stays within
-its budget (one utterance above the budget is a batch of one); lanes that end early hand out empty micro-batches;
-the answer for a step does not depend on what was asked before. All arithmetic that decides is in integers or in
-single IEEE operations, and no order comes from a generator whose stream may change with a library's release, so
-that every machine computes the same plan.
+What it promises: every utterance that is not excluded is read exactly once per epoch; a micro-batch stays
+within its budget (one utterance above the budget is a batch of one); lanes that end early hand out empty
+micro-batches; the answer for a step does not depend on what was asked before. All arithmetic that decides
+is in integers or in single IEEE operations, and no order comes from a generator whose stream may change
+with a library's release, so that every machine computes the same plan.
 
-One epoch is made like this. Shards are dealt to lanes, heaviest first to the lightest lane. Where there are too few
-for an even deal, shards are cut into slices of neighbouring utterances and the slices are dealt: each utterance is
-still read once, and its bytes by one process. A lane reads its pieces in a shuffled order, a pool at a time; a pool
-is sorted by length after augmentation, cut into micro-batches, and their order is shuffled.
+One epoch is made like this. Shards are dealt to lanes, heaviest first to the lightest lane. Where there are
+too few for an even deal, shards are cut into slices of neighbouring utterances and the slices are dealt:
+each utterance is still read once, and its bytes by one process. A lane reads its pieces in a shuffled
+order, a pool at a time; a pool is sorted by length after augmentation, cut into micro-batches, and their
+order is shuffled.
 """
 
 from __future__ import annotations
@@ -73,13 +75,13 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
     def _check_range(self) -> BatchesConfig:
         if self.min_utterance_s >= self.max_utterance_s:
             raise ValueError(
-                f"min_utterance_s is {self.min_utterance_s} and max_utterance_s is {self.max_utterance_s}: no "
+                f"min_utterance_s is {self.min_utterance_s} and max_utterance_s {self.max_utterance_s}: no "
                 "utterance fits between them. Lower the first or raise the second."
             )
         return self
 
     def lanes_of(self, rank: int, world: int) -> tuple[int, ...]:
-        """The lanes that process `rank` of `world` runs, in order. ValueError when `world` does not divide them."""
+        """The lanes that process `rank` of `world` runs. ValueError when `world` does not divide `lanes`."""
         if self.lanes % world:
             divisors = [number for number in range(1, self.lanes + 1) if self.lanes % number == 0]
             raise ValueError(
@@ -103,7 +105,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all lanes of one step, exact: the denominators of the loss."""
+    """Sums over all lanes of one step: the denominators of the loss.
+
+    A plan knows nothing of utterances that turn out broken when they are read: they stay counted.
+    """
 
     utterances: int
     tokens: int
@@ -128,9 +133,10 @@ class _Epoch:
 class Plan:
     """The batches of a run.
 
-    All arrays have one entry per utterance, in the order of the index: `shard` (number of its shard), `samples` (at
-    `sample_rate_hz`), `tokens` (length of its transcript) and `min_frames` (the shortest output CTC can align:
-    tokens plus adjacent repeats). `encoder_frames` maps samples to encoder frames, for arrays.
+    All arrays have one entry per utterance, in the order of the index: `shard` (number of its shard),
+    `samples` (at `sample_rate_hz`), `tokens` (length of its transcript) and `min_frames` (the shortest
+    output CTC can align: tokens plus adjacent repeats). `encoder_frames` maps samples to encoder frames,
+    for arrays.
 
     DataError when no utterance is left to train on.
     """
@@ -161,10 +167,6 @@ class Plan:
         self._utterances, self._piece_starts, self._slices = self._cut_pieces()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._first_steps = [0]
-
-    def lanes_of(self, rank: int, world: int) -> tuple[int, ...]:
-        """The lanes that process `rank` of `world` runs; see `BatchesConfig.lanes_of`."""
-        return self.batches.lanes_of(rank, world)
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Number of steps of an epoch; differs a little between epochs."""
@@ -212,14 +214,14 @@ class Plan:
         if not kept.any():
             counts = ", ".join(f"{len(ids)} {reason}" for reason, ids in excluded.items())
             raise DataError(
-                f"No utterance is left to train on: of {len(kept)} in the index, {counts}. Look at the corpus and at "
-                f"batches.min_utterance_s ({self.batches.min_utterance_s}) and batches.max_utterance_s "
-                f"({self.batches.max_utterance_s})."
+                f"No utterance is left to train on: of {len(kept)} in the index, {counts}. Look at the "
+                f"corpus, at batches.min_utterance_s ({self.batches.min_utterance_s}) and at "
+                f"batches.max_utterance_s ({self.batches.max_utterance_s})."
             )
         return excluded
 
     def _cut_pieces(self) -> tuple[npt.NDArray[np.int32], Integers, int]:
-        """Utterances in the order of pieces, the first position of each piece (and the end), slices per shard."""
+        """Utterances in the order of pieces, where each piece starts (and the end), slices per shard."""
         kept = np.ones(len(self._samples), dtype=bool)
         for ids in self.excluded.values():
             kept[ids] = False
@@ -299,7 +301,7 @@ class Plan:
     def _sort_pools(
         self, epoch: int, samples: Integers, pieces: Integers, pools: Integers
     ) -> tuple[Integers, Integers]:
-        """Positions of utterances pool after pool, in each about longest first, and the first of each pool."""
+        """Positions of utterances pool after pool, each about longest first, and the first of each pool."""
         piece_sizes = np.diff(self._piece_starts)
         pool_of_piece = np.empty(len(pieces), dtype=np.int64)
         pool_of_piece[pieces] = pools
@@ -315,12 +317,12 @@ class Plan:
         """Positions where micro-batches start, given lengths pool after pool."""
         pool_stops = np.append(pool_starts[1:], len(samples))
         pool_sizes = pool_stops - pool_starts
-        # Longest utterance from here to the end of the pool. Earlier pools are lifted above later ones, so that one
-        # running maximum from the end restarts at each pool.
+        # Longest utterance from here to the end of the pool. Earlier pools are lifted above later ones, so
+        # that one running maximum from the end restarts at each pool.
         lift = np.repeat(np.arange(len(pool_starts))[::-1] * (int(samples.max()) + 1), pool_sizes)
         longest = np.maximum.accumulate((samples + lift)[::-1])[::-1] - lift
         sizes = np.maximum(1, round(self.batches.seconds * self.sample_rate_hz) // self._cost(longest))
-        stops = memoryview(np.minimum(np.arange(len(samples)) + sizes, np.repeat(pool_stops, pool_sizes)))
+        stops = np.minimum(np.arange(len(samples)) + sizes, np.repeat(pool_stops, pool_sizes)).data
         starts = []
         position = 0
         while position < len(samples):
@@ -341,8 +343,9 @@ class Plan:
 def shuffle_quality(plan: Plan, epoch: int) -> dict[str, float]:
     """Share of neighbouring utterances that come from one shard.
 
-    `observed` counts pairs of neighbours in the order in which lanes read them; `expected` is what a perfect
-    shuffle of the whole corpus would show. The nearer the two, the better the mixing; larger pools bring them nearer.
+    `observed` counts pairs of neighbours in the order in which lanes read them; `expected` is what a
+    perfect shuffle of the whole corpus would show. The nearer the two, the better the mixing; larger pools
+    bring them nearer.
     """
     layout = plan._epoch(epoch)
     sizes = layout.stops - layout.starts
@@ -379,4 +382,4 @@ def _random_bits(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[n
 
 
 def _uniform(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    return (_random_bits(seed, positions) >> np.uint64(11)) * 2.0**-53
+    return (_random_bits(seed, positions) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,9 +1,9 @@
 """Text to token ids and back, by a SentencePiece model trained on the corpus.
 
-Ids 0 to 3 are fixed: 0 is the CTC blank, 1 the unknown piece, 2 and 3 begin and end a sentence. The text is taken as
-it is, except that runs of spaces count as one: the case of letters and punctuation are the corpus' decision. The
-same texts give the same model, byte for byte. Refused, with a `DataError`: texts without a character, more pieces
-than the texts can give, and a folder whose model is missing or was changed.
+Ids 0 to 3 are fixed: 0 is the CTC blank, 1 the unknown piece, 2 and 3 begin and end a sentence. The text is
+taken as it is, except that runs of spaces count as one: the case of letters and punctuation are the corpus'
+decision. The same texts give the same model, byte for byte. Refused, with a `DataError`: texts without a
+character, more pieces than the texts can give, and a folder whose model is missing or was changed.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Tokenizer:
         seen = hashlib.sha256(model).hexdigest()
         if seen != sha256:
             raise DataError(
-                f"{folder / 'tokenizer.model'} is not the model that tokenizer.json describes: its SHA-256 is {seen}, "
-                f"expected {sha256}. Another one would give other ids; restore the file."
+                f"{folder / 'tokenizer.model'} is not the model that tokenizer.json describes: its SHA-256 "
+                f"is {seen}, expected {sha256}. Another one would give other ids; restore the file."
             )
         return cls(model, kind)
 
@@ -106,7 +106,7 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
-    """Trains a tokenizer on the texts and saves it into the folder. DataError when the texts cannot give it."""
+    """Trains a tokenizer on the texts and saves it into the folder. DataError when they cannot give it."""
     characters = config.kind == "char"
     model = io.BytesIO()
     try:
@@ -116,7 +116,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             model_type=config.kind,
             vocab_size=config.pieces,
             use_all_vocab=characters,
-            # Pieces of words need to see where the first word begins; a character of its own would be a token to learn.
+            # Pieces of words need to see where the first word begins; for characters it would be one more
+            # token.
             add_dummy_prefix=not characters,
             normalization_rule_name="identity",
             character_coverage=1.0,
@@ -142,8 +143,8 @@ def token_lengths(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Per transcript the number of tokens, and the fewest frames from which CTC can write them.
 
-    Between equal neighbours CTC needs a blank, so the second is tokens plus adjacent repeats. A run of characters
-    that the vocabulary lacks is one unknown token; their number is logged.
+    Between equal neighbours CTC needs a blank, so the second is tokens plus adjacent repeats. A run of
+    characters that the vocabulary lacks is one unknown token; their number is logged.
     """
     tokens: list[npt.NDArray[np.int32]] = []
     min_frames: list[npt.NDArray[np.int32]] = []
@@ -160,7 +161,7 @@ def token_lengths(
         unknown_transcripts += len(np.unique(owner[ids == UNKNOWN]))
     if unknown_tokens:
         logger.warning(
-            "%d tokens in %d of %d transcripts are unknown to the tokenizer: the model cannot learn to write them.",
+            "%d tokens in %d of %d transcripts are unknown to the tokenizer; no model can write them.",
             unknown_tokens,
             unknown_transcripts,
             sum(map(len, tokens)),
@@ -179,10 +180,11 @@ def _training_error(error: RuntimeError, config: TokenizerConfig) -> DataError:
     limit = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
     if limit:
         return DataError(
-            f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they have at "
-            f"most {limit[1]}. Set tokenizer.pieces to that or less, or tokenizer.kind to char."
+            f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they "
+            f"have at most {limit[1]}. Set tokenizer.pieces to that or less, or tokenizer.kind to char."
         )
     return DataError(
-        f"The training transcripts give no {config.kind} tokenizer of {config.pieces} pieces. SentencePiece says: "
-        f"{error}. Look whether the transcripts hold text, and at tokenizer.pieces."
+        f"The training transcripts give no {config.kind} tokenizer: SentencePiece says "
+        f"{str(error).strip()!r}. Look whether they hold text, and whether tokenizer.pieces "
+        f"({config.pieces}) is above their distinct characters."
     )
