@@ -163,6 +163,6 @@ def _torn(folder: Path | str, seen: str) -> DataError:
 
 def _open(folder: Path | str, name: str) -> BinaryIO:
     if is_url(folder):
-        file_system, path = fsspec.url_to_fs(f"{folder}/{name}")
+        file_system, path = fsspec.url_to_fs(f"{str(folder).rstrip('/')}/{name}")
         return file_system.open(path, "rb")
     return (Path(folder) / name).open("rb")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from data.corpora.corpus import Corpus, CorpusConfig, Selection
+from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
 from data.manifest import Clip, Utterance, audio_seconds
 from data.plan import derive_seed
@@ -28,7 +28,7 @@ Cut = Literal["sentences", "phrases", "spans"]
 Phrase = dict[str, Any]
 
 
-class AelitaConfig(CorpusConfig, frozen=True, extra="forbid"):
+class AelitaConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Which pieces of the training sentences are used."""
 
     name: Literal["aelita"] = "aelita"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from data.manifest import RejectedRow, Utterance
 
 
-class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
+class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):
     """The fields that all corpora share; each adds a `name` and its own."""
 
     shard_seconds: float = Field(
@@ -28,5 +28,5 @@ class Selection(NamedTuple):
 class Corpus(NamedTuple):
     """A source of utterances: `select(config, seed)` depends on its arguments and the corpus files alone."""
 
-    config: type[CorpusConfig]
+    config: type[BaseCorpusConfig]
     select: Callable[[Any, int], Selection]

@@ -15,12 +15,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from data.corpora.corpus import Corpus, CorpusConfig, Selection
+from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
 from data.manifest import RejectedRow, Utterance, read_manifest
 
 
-class FolderConfig(CorpusConfig, frozen=True, extra="forbid"):
+class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Which manifest, and what is done to its texts and splits."""
 
     name: Literal["folder"] = "folder"
@@ -83,9 +83,7 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
 
     The typographic apostrophe counts as the plain one, and an apostrophe between two letters is a letter.
     """
-    text = unicodedata.normalize("NFC", text)
-    if lower:
-        text = text.lower()
+    text = unicodedata.normalize("NFC", text.lower() if lower else text)
     if not punctuation:
         text = text.replace("’", "'")
         kept = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.corpora.corpus import Corpus, CorpusConfig, Selection
+from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
 from data.manifest import Clip, RejectedRow, Utterance
 from data.plan import derive_seed
@@ -31,7 +31,7 @@ Take = tuple[str, Clip]
 """A digit's word and its recording."""
 
 
-class FsddConfig(CorpusConfig, frozen=True, extra="forbid"):
+class FsddConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Where the dataset lies, and how many strings of which shape are made of it."""
 
     name: Literal["fsdd"] = "fsdd"

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.corpora.corpus import CorpusConfig, Selection
+from data.corpora.corpus import BaseCorpusConfig, Selection
 from data.corpora.registry import CORPORA
 from data.errors import DataError
 from data.manifest import RejectedRow, Utterance
@@ -34,7 +34,7 @@ class PrepareReport:
 
 
 def prepare(
-    config: CorpusConfig,
+    config: BaseCorpusConfig,
     out_dir: Path,
     *,
     seed: int,
@@ -65,7 +65,7 @@ def prepare(
     return report
 
 
-def _selection(config: CorpusConfig, seed: int) -> Selection:
+def _selection(config: BaseCorpusConfig, seed: int) -> Selection:
     for corpus in CORPORA.values():
         if isinstance(config, corpus.config):
             return corpus.select(config, seed)
@@ -109,7 +109,9 @@ def _content_fingerprint(out_dir: Path, splits: list[str]) -> str:
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
-def _write_records(report: PrepareReport, config: CorpusConfig, *, seed: int, sample_rate_hz: int) -> None:
+def _write_records(
+    report: PrepareReport, config: BaseCorpusConfig, *, seed: int, sample_rate_hz: int
+) -> None:
     """`corpus.json`: configuration, counts and fingerprint; `rejected.jsonl`: one line per row left out."""
     splits = {
         name: {

@@ -9,7 +9,7 @@ from data.corpora.corpus import Corpus
 
 CORPORA: dict[str, Corpus] = {"aelita": aelita.CORPUS, "fsdd": fsdd.CORPUS, "folder": folder.CORPUS}
 
-AnyCorpusConfig = Annotated[
+CorpusConfig = Annotated[
     aelita.AelitaConfig | fsdd.FsddConfig | folder.FolderConfig,
     Field(discriminator="name"),
 ]

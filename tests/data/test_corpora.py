@@ -1,0 +1,429 @@
+"""The corpora: which utterances they give, what never mixes, and what `prepare` leaves and takes up again."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from data.corpora import CORPORA, CorpusConfig, aelita, folder, fsdd, prepare
+from data.corpora.aelita import AelitaConfig
+from data.corpora.folder import FolderConfig, normalize_text
+from data.corpora.fsdd import FsddConfig
+from data.errors import DataError
+from data.manifest import Utterance, audio_seconds, read_audio
+from data.shards import read_index
+
+RATE_HZ = 8000
+
+
+def by_split(utterances: list[Utterance]) -> dict[str, list[Utterance]]:
+    splits: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        splits.setdefault(utterance.split, []).append(utterance)
+    return splits
+
+
+def write_noise(path: Path, seconds: float = 0.2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(path.name)).normal(0, 0.1, round(seconds * RATE_HZ))
+    soundfile.write(path, noise.astype(np.float32), RATE_HZ)
+
+
+def test_every_corpus_is_told_apart_by_its_name() -> None:
+    needed = {"fsdd": {"root": "."}, "folder": {"manifest": "m.csv"}}
+    for name, corpus in CORPORA.items():
+        parsed = TypeAdapter(CorpusConfig).validate_python({"name": name, **needed.get(name, {})})
+        assert type(parsed) is corpus.config
+
+
+# --- aelita ------------------------------------------------------------------------------------------
+
+
+def aelita_splits(seed: int = 1, **fields) -> dict[str, list[Utterance]]:
+    return by_split(aelita.select(AelitaConfig(**fields), seed).utterances)
+
+
+@pytest.fixture(scope="module")
+def sentences() -> dict[str, Utterance]:
+    whole = aelita.select(AelitaConfig(cuts=("sentences",)), 1).utterances
+    return {
+        utterance.clips[0].path.name: utterance for utterance in whole if utterance.clips[0].seconds is None
+    }
+
+
+def test_evaluation_is_on_whole_sentences_whatever_the_cuts(sentences: dict[str, Utterance]) -> None:
+    for cuts in (("phrases",), ("spans",), ("phrases", "spans", "sentences")):
+        splits = aelita_splits(cuts=cuts)
+        assert (len(splits["dev"]), len(splits["test"])) == (40, 81)
+        for utterance in splits["dev"] + splits["test"]:
+            assert utterance == sentences[utterance.clips[0].path.name]
+
+
+def test_cuts_are_united_without_counting_a_piece_twice() -> None:
+    pieces = {}
+    for cuts in (("phrases",), ("spans",), ("phrases", "spans"), ("sentences",)):
+        train = aelita_splits(cuts=cuts)["train"]
+        pieces[cuts] = {utterance.key for utterance in train}
+        assert len(pieces[cuts]) == len(train)
+        spoken = [(utterance.clips, utterance.text) for utterance in train]
+        assert len(set(spoken)) == len(spoken)
+    assert pieces[("phrases", "spans")] == pieces[("phrases",)] | pieces[("spans",)]
+    assert len(pieces[("sentences",)]) == 499
+
+
+def test_pieces_of_a_sentence_keep_its_split_and_stay_inside_its_file(
+    sentences: dict[str, Utterance],
+) -> None:
+    cut = [utterance for utterance in aelita_splits()["train"] if utterance.clips[0].seconds is not None]
+    assert cut
+    lengths_s = {utterance.clips[0].path: 0.0 for utterance in cut}
+    lengths_s = {path: audio_seconds(path) for path in lengths_s}
+    for utterance in cut:
+        clip = utterance.clips[0]
+        assert sentences[clip.path.name].split == "train"
+        assert clip.start_s >= 0
+        assert clip.seconds > 0.4
+        assert clip.start_s + clip.seconds <= lengths_s[clip.path] + 1e-3
+
+
+def test_spans_cover_each_sentence_once_in_order(sentences: dict[str, Utterance]) -> None:
+    spans: dict[str, list[Utterance]] = {}
+    for utterance in aelita_splits(cuts=("spans",))["train"]:
+        spans.setdefault(utterance.clips[0].path.name, []).append(utterance)
+    for name, pieces in spans.items():
+        pieces.sort(key=lambda piece: piece.clips[0].start_s)
+        text = " ".join(piece.text for piece in pieces)
+        assert text == sentences[name].text.replace("'", " ")
+        for left, right in itertools.pairwise(pieces):
+            assert left.clips[0].start_s + left.clips[0].seconds <= right.clips[0].start_s + 1e-3
+
+
+def test_whole_sentences_do_not_come_again_as_spans(sentences: dict[str, Utterance]) -> None:
+    train = aelita_splits(cuts=("sentences", "phrases", "spans"), span_s=20.0)["train"]
+    assert sum(utterance.clips[0].seconds is None for utterance in train) == 499
+    for utterance in train:
+        clip = utterance.clips[0]
+        assert clip.seconds is None or utterance.text != sentences[clip.path.name].text
+
+
+# Two phrases and their margins are 5.0 s: just below it the margins decide.
+@given(span_s=st.one_of(st.floats(2, 20), st.floats(4.8, 5.0)), seed=st.integers(0, 2**40))
+@settings(max_examples=500)
+def test_a_span_of_several_phrases_is_no_longer_than_asked(span_s: float, seed: int) -> None:
+    phrases = [{"start_s": 2.5 * number, "end_s": 2.5 * number + 2.3, "text": "x"} for number in range(9)]
+    for first, last in aelita._spans(phrases, span_s, seed):
+        length_s = phrases[last]["end_s"] - phrases[first]["start_s"] + 2 * aelita.MARGIN_S
+        assert first == last or length_s <= span_s + 1e-9
+
+
+def test_the_seed_decides_the_spans() -> None:
+    first, again, other = (aelita_splits(seed, cuts=("spans",))["train"] for seed in (1, 1, 2))
+    assert first == again
+    assert {utterance.key for utterance in first} != {utterance.key for utterance in other}
+
+
+def test_a_piece_is_read_from_the_embedded_audio() -> None:
+    piece = next(
+        utterance for utterance in aelita_splits()["train"] if utterance.clips[0].seconds is not None
+    )
+    waveform = read_audio(piece, 16000)
+    assert len(waveform) == pytest.approx(piece.clips[0].seconds * 16000, abs=2)
+    assert np.abs(waveform).max() > 0.05
+
+
+# --- fsdd --------------------------------------------------------------------------------------------
+
+SPEAKERS = ("ada", "bob", "cyd")
+FEW = {"train_strings": 30, "dev_strings": 6, "test_strings": 9}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fsdd")
+    for speaker in SPEAKERS:
+        for digit in range(10):
+            for take in (0, 4, 5, 9, 10, 49):
+                write_noise(root / "recordings" / f"{digit}_{speaker}_{take}.wav", 0.05)
+    return root
+
+
+def test_strings_join_takes_of_one_speaker_and_say_their_digits(recordings: Path) -> None:
+    utterances, rejected = fsdd.select(FsddConfig(root=recordings, **FEW), 1)
+    assert rejected == []
+    assert {split: len(found) for split, found in by_split(utterances).items()} == {
+        "train": 30,
+        "dev": 6,
+        "test": 9,
+    }
+    for utterance in utterances:
+        names = [clip.path.stem.split("_") for clip in utterance.clips]
+        assert 3 <= len(names) <= 7
+        assert {speaker for _, speaker, _ in names} == {utterance.speaker}
+        assert utterance.text == " ".join(fsdd.WORDS[int(digit)] for digit, _, _ in names)
+        assert all(0.05 <= gap_s <= 0.25 for gap_s in utterance.gaps_s)
+
+
+def test_no_take_stands_in_two_splits(recordings: Path) -> None:
+    splits = by_split(fsdd.select(FsddConfig(root=recordings, **FEW), 1).utterances)
+    takes = {
+        split: {int(clip.path.stem.split("_")[2]) for utterance in found for clip in utterance.clips}
+        for split, found in splits.items()
+    }
+    assert takes == {"test": {0, 4}, "dev": {5, 9}, "train": {10, 49}}
+
+
+def test_a_held_out_speaker_is_heard_in_test_unseen_only(recordings: Path) -> None:
+    config = FsddConfig(root=recordings, held_out_speakers=("bob",), **FEW)
+    splits = by_split(fsdd.select(config, 1).utterances)
+    assert {split: {u.speaker for u in found} for split, found in splits.items()} == {
+        "train": {"ada", "cyd"},
+        "dev": {"ada", "cyd"},
+        "test": {"ada", "cyd"},
+        "test_unseen": {"bob"},
+    }
+    assert all(int(c.path.stem[-1]) in (0, 4) for u in splits["test_unseen"] for c in u.clips)
+
+
+def test_the_recordings_folder_itself_serves_as_root(recordings: Path) -> None:
+    inner = fsdd.select(FsddConfig(root=recordings / "recordings", **FEW), 1)
+    assert inner == fsdd.select(FsddConfig(root=recordings, **FEW), 1)
+
+
+def test_another_seed_gives_other_strings(recordings: Path) -> None:
+    config = FsddConfig(root=recordings, **FEW)
+    texts = [[u.text for u in fsdd.select(config, seed).utterances] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_recording_with_another_name_is_reported(tmp_path: Path) -> None:
+    for take in (0, 5, 10):
+        write_noise(tmp_path / f"3_ada_{take}.wav")
+    write_noise(tmp_path / "notes.wav")
+    rejected = fsdd.select(FsddConfig(root=tmp_path, **FEW), 1).rejected
+    assert len(rejected) == 1
+    assert "notes.wav" in rejected[0].reason
+
+
+def test_a_missing_dataset_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere; clone the dataset"):
+        fsdd.select(FsddConfig(root=tmp_path / "nowhere"), 1)
+
+
+@pytest.mark.parametrize("held_out", [("eve",), SPEAKERS])
+def test_speakers_that_cannot_be_held_out_are_refused(recordings: Path, held_out: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="ada, bob, cyd"):
+        fsdd.select(FsddConfig(root=recordings, held_out_speakers=held_out), 1)
+
+
+@pytest.mark.parametrize("fields", [{"min_digits": 8}, {"min_gap_s": 0.5}])
+def test_a_range_in_the_wrong_order_is_refused(fields: dict) -> None:
+    with pytest.raises(ValidationError, match="swap them"):
+        FsddConfig(root=Path("."), **fields)
+
+
+def test_the_packed_form_of_the_real_dataset_is_read() -> None:
+    corpora = os.environ.get("CHORUS_TEST_CORPORA")
+    if corpora is None:
+        pytest.skip("CHORUS_TEST_CORPORA names no folder with fsdd/")
+    config = FsddConfig(root=Path(corpora) / "fsdd", held_out_speakers=("theo",), **FEW)
+    splits = by_split(fsdd.select(config, 1).utterances)
+    assert {u.speaker for u in splits["test_unseen"]} == {"theo"}
+    assert {u.speaker for u in splits["train"]} == {"george", "jackson", "lucas", "nicolas", "yweweler"}
+    for utterance in splits["dev"]:
+        waveform = read_audio(utterance, 16000)
+        wanted_s = sum(clip.seconds for clip in utterance.clips) + sum(utterance.gaps_s)
+        assert len(waveform) == pytest.approx(wanted_s * 16000, abs=10)
+
+
+# --- folder ------------------------------------------------------------------------------------------
+
+
+def write_manifest(root: Path, rows: list[dict]) -> Path:
+    for row in rows:
+        if row["audio"].startswith("good"):
+            write_noise(root / row["audio"])
+    path = root / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Hello,  World!", "hello world"),
+        ("don’t — 'quote'", "don't quote"),
+        ("cafe\u0301", "café"),
+        ("well-known, 3 €", "well known 3"),
+        ("हिन्दी।", "हिन्दी"),
+        ("...", ""),
+    ],
+)
+def test_normalisation_removes_punctuation_and_nothing_of_words(text: str, kept: str) -> None:
+    assert normalize_text(text, lower=True, punctuation=False) == kept
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing_more(text: str) -> None:
+    once = normalize_text(text, lower=True, punctuation=False)
+    assert normalize_text(once, lower=True, punctuation=False) == once
+
+
+def test_texts_can_be_left_as_written(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, [{"audio": "good.wav", "text": "Hello,  World!"}])
+    config = FolderConfig(manifest=manifest, normalize="none", punctuation="keep")
+    assert folder.select(config, 1).utterances[0].text == "Hello, World!"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "A!", "b", "b b", "B, b", "c"]), st.sampled_from(["", "", "dev"])),
+        min_size=1,
+        max_size=20,
+    ),
+    st.floats(0, 0.5),
+    st.floats(0, 0.49),
+)
+def test_one_text_never_stands_in_two_splits(
+    rows: list[tuple[str, str]], dev_fraction: float, test_fraction: float
+) -> None:
+    config = FolderConfig(manifest=Path("m.csv"), dev_fraction=dev_fraction, test_fraction=test_fraction)
+    clip = (aelita.Clip(Path("a.wav")),)
+    utterances = [Utterance(f"u{i}", clip, text, split) for i, (text, split) in enumerate(rows)]
+    placed = folder._with_splits(utterances, config)
+    for utterance, given_row in zip(placed, utterances, strict=True):
+        assert utterance.split in ((given_row.split,) if given_row.split else ("train", "dev", "test"))
+    # "dev" is the only split named by a row, so no two rows can disagree by themselves.
+    wording = {}
+    for utterance in placed:
+        text = normalize_text(utterance.text, lower=True, punctuation=False)
+        assert wording.setdefault(text, utterance.split) == utterance.split
+
+
+def test_splits_by_hash_come_near_their_fractions() -> None:
+    config = FolderConfig(manifest=Path("m.csv"), dev_fraction=0.1, test_fraction=0.2)
+    splits = [folder._split_by_hash(f"sentence {number}", config) for number in range(5000)]
+    # Four standard deviations of a binomial count.
+    assert splits.count("test") == pytest.approx(1000, abs=113)
+    assert splits.count("dev") == pytest.approx(500, abs=85)
+
+
+def test_a_manifest_without_a_usable_row_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
+    manifest = write_manifest(
+        tmp_path, [{"audio": "gone.wav", "text": "t"}, {"audio": "good.wav", "text": "?"}]
+    )
+    with pytest.raises(DataError, match=r"None of the 2 rows .*line 1: there is no audio file"):
+        folder.select(FolderConfig(manifest=manifest), 1)
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(ValidationError, match="below 1"):
+        FolderConfig(manifest=Path("m.csv"), dev_fraction=0.5, test_fraction=0.5)
+
+
+# --- prepare -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed_manifest(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "id": f"{split}{number}",
+            "audio": f"good{split}{number}.wav",
+            "text": f"text {number}",
+            "split": split,
+        }
+        for split in ("train", "test")
+        for number in range(6)
+    ]
+    rows.insert(2, {"audio": "gone.wav", "text": "t"})
+    rows.append({"audio": "good_silent.wav", "text": "?!"})
+    rows.append({"audio": "broken.flac", "text": "t", "split": "train"})
+    root = tmp_path / "corpus"
+    manifest = write_manifest(root, rows)
+    soundfile.write(root / "broken.flac", np.random.default_rng(0).normal(0, 0.1, 9000), RATE_HZ)
+    whole = (root / "broken.flac").read_bytes()
+    (root / "broken.flac").write_bytes(whole[: len(whole) // 2])
+    return manifest
+
+
+def prepare_folder(manifest: Path, out_dir: Path, **changes):
+    config = FolderConfig(manifest=manifest, shard_seconds=0.5)
+    return prepare(config, out_dir, **({"seed": 1, "sample_rate_hz": RATE_HZ, "workers": 2} | changes))
+
+
+def test_prepare_writes_every_split_and_accounts_for_every_row(mixed_manifest: Path, tmp_path: Path) -> None:
+    report = prepare_folder(mixed_manifest, tmp_path / "out")
+    assert {split: found.utterances for split, found in report.splits.items()} == {"train": 6, "test": 6}
+    assert [row.line for row in report.rejected] == [3, 14, 15]
+    lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [3, 14, 15]
+    assert all(json.loads(line)["reason"] for line in lines)
+    record = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    assert record["format"] == 1
+    assert record["corpus"]["manifest"] == str(mixed_manifest)
+    assert record["splits"]["train"]["hours"] == pytest.approx(6 * 0.2 / 3600)
+    assert record["fingerprint"] == report.fingerprint
+    assert len(read_index(tmp_path / "out" / "test")) == 6
+
+
+def test_prepare_again_makes_nothing_again_and_says_the_same(mixed_manifest: Path, tmp_path: Path) -> None:
+    first = prepare_folder(mixed_manifest, tmp_path / "out")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*")}
+    second = prepare_folder(mixed_manifest, tmp_path / "out")
+    assert (first.kept, second.kept) == ((), ("test", "train"))
+    assert (second.splits, second.rejected, second.fingerprint) == (
+        first.splits,
+        first.rejected,
+        first.fingerprint,
+    )
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_an_interrupted_preparation_keeps_its_finished_splits(mixed_manifest: Path, tmp_path: Path) -> None:
+    def interrupt(split: str, done: int, total: int) -> None:
+        if split == "test":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_folder(mixed_manifest, tmp_path / "out", on_progress=interrupt)
+    report = prepare_folder(mixed_manifest, tmp_path / "out")
+    assert report.kept == ("train",)
+    whole = prepare_folder(mixed_manifest, tmp_path / "whole")
+    assert report.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"sample_rate_hz": 16000}])
+def test_shards_of_another_configuration_are_refused_or_replaced(
+    mixed_manifest: Path, tmp_path: Path, changes: dict
+) -> None:
+    first = prepare_folder(mixed_manifest, tmp_path / "out")
+    with pytest.raises(DataError, match="made from something else"):
+        prepare_folder(mixed_manifest, tmp_path / "out", **changes)
+    replaced = prepare_folder(mixed_manifest, tmp_path / "out", replace=True, **changes)
+    assert replaced.kept == ()
+    assert replaced.fingerprint != first.fingerprint
+
+
+def test_a_corrected_transcript_is_noticed(mixed_manifest: Path, tmp_path: Path) -> None:
+    prepare_folder(mixed_manifest, tmp_path / "out")
+    mixed_manifest.write_text(
+        mixed_manifest.read_text().replace('"text 5", "split": "test"', '"new", "split": "test"')
+    )
+    report = prepare_folder(mixed_manifest, tmp_path / "out", replace=True)
+    assert report.kept == ("train",)
+    assert "new" in read_index(tmp_path / "out" / "test").transcripts()
+
+
+def test_a_torn_split_is_made_again_when_replaced(mixed_manifest: Path, tmp_path: Path) -> None:
+    first = prepare_folder(mixed_manifest, tmp_path / "out")
+    (tmp_path / "out" / "train" / "shard-000000.tar").write_bytes(b"")
+    with pytest.raises(DataError, match="not whole"):
+        prepare_folder(mixed_manifest, tmp_path / "out")
+    assert prepare_folder(mixed_manifest, tmp_path / "out", replace=True).fingerprint == first.fingerprint

@@ -1,0 +1,234 @@
+"""Reading audio and manifests: what comes back, and with what reason the rest is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import DataError
+from data.manifest import Clip, Utterance, read_audio, read_manifest
+
+RATE_HZ = 16000
+
+
+def tone(seconds: float, frequency_hz: float = 440.0, rate_hz: int = RATE_HZ) -> np.ndarray:
+    time_s = np.arange(round(seconds * rate_hz)) / rate_hz
+    return (0.5 * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE_HZ)
+    soundfile.write(tmp_path / "b.flac", tone(2.0), RATE_HZ)
+    return tmp_path
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def one_clip(clip: Clip) -> Utterance:
+    return Utterance("k", (clip,), "text", "train")
+
+
+# --- audio -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3"])
+@pytest.mark.parametrize("rate_hz", [8000, 48000])
+def test_any_format_and_rate_is_read_at_the_asked_rate(tmp_path: Path, suffix: str, rate_hz: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    formats = {"opus": {"format": "OGG", "subtype": "OPUS"}}
+    soundfile.write(path, tone(1.0, rate_hz=rate_hz), rate_hz, **formats.get(suffix, {}))
+    waveform = read_audio(one_clip(Clip(path)), RATE_HZ)
+    assert waveform.dtype == np.float32
+    # MP3 pads to whole frames of 1152 samples and adds the codec's delay.
+    assert len(waveform) == pytest.approx(RATE_HZ, abs=5000 if suffix == "mp3" else 2)
+    spectrum = np.abs(np.fft.rfft(waveform[2000:10000]))
+    assert np.argmax(spectrum) * RATE_HZ / 8000 == pytest.approx(440, abs=3)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    stereo = np.stack([tone(0.5), np.zeros(RATE_HZ // 2, np.float32)], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, RATE_HZ, subtype="FLOAT")
+    np.testing.assert_allclose(
+        read_audio(one_clip(Clip(tmp_path / "a.wav")), RATE_HZ), tone(0.5) / 2, atol=1e-7
+    )
+
+
+@given(start=st.integers(0, 15000), length=st.integers(1, 1000))
+def test_a_clip_is_the_slice_of_its_file(
+    tmp_path_factory: pytest.TempPathFactory, start: int, length: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "whole.wav"
+    if not path.exists():
+        soundfile.write(path, tone(1.0), RATE_HZ, subtype="FLOAT")
+    clip = Clip(path, start / RATE_HZ, length / RATE_HZ)
+    np.testing.assert_array_equal(read_audio(one_clip(clip), RATE_HZ), tone(1.0)[start : start + length])
+
+
+def test_clips_are_joined_with_their_silences(folder: Path) -> None:
+    clips = (Clip(folder / "a.wav"), Clip(folder / "b.flac", 0.5, 0.25), Clip(folder / "a.wav", 0.9))
+    waveform = read_audio(Utterance("k", clips, "t", "train", gaps_s=(0.1, 0.2)), RATE_HZ)
+    assert len(waveform) == round((1.0 + 0.1 + 0.25 + 0.2 + 0.1) * RATE_HZ)
+    assert not waveform[RATE_HZ : RATE_HZ + 1600].any()
+    assert waveform[RATE_HZ + 1600 :][:4000].any()
+
+
+@pytest.mark.parametrize(
+    ("clip", "reason"),
+    [
+        (Clip(Path("missing.wav")), "no audio file"),
+        (Clip(Path("a.wav"), start_s=1.5), "start 1.5 s lies outside"),
+        (Clip(Path("a.wav"), start_s=0.5, seconds=0.7), "end 1.2 s lies outside"),
+        (Clip(Path("text.wav")), "no audio"),
+        (Clip(Path("loud.wav")), "peak"),
+        (Clip(Path("nan.wav")), "peak"),
+    ],
+)
+def test_audio_that_cannot_be_used_is_named_with_its_key(folder: Path, clip: Clip, reason: str) -> None:
+    (folder / "text.wav").write_text("this is not audio")
+    soundfile.write(folder / "loud.wav", tone(0.1) * 30000, RATE_HZ, subtype="FLOAT")
+    soundfile.write(folder / "nan.wav", np.full(1600, np.nan), RATE_HZ, subtype="FLOAT")
+    placed = Clip(folder / clip.path, clip.start_s, clip.seconds)
+    with pytest.raises(DataError, match=rf"Utterance k .*{reason}"):
+        read_audio(one_clip(placed), RATE_HZ)
+
+
+def test_a_file_that_breaks_off_is_an_error_and_not_a_shorter_utterance(folder: Path) -> None:
+    whole = (folder / "b.flac").read_bytes()
+    (folder / "b.flac").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"Utterance k .*b\.flac"):
+        read_audio(one_clip(Clip(folder / "b.flac")), RATE_HZ)
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a b", "a/b"])
+def test_a_key_that_would_break_a_tar_member_name_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="utterance key"):
+        Utterance(key, (Clip(Path("a.wav")),), "t", "train")
+
+
+# --- manifests ---------------------------------------------------------------------------------------
+
+
+def test_jsonl_rows_become_utterances(folder: Path) -> None:
+    path = write_jsonl(
+        folder / "m.jsonl",
+        [
+            {"id": "one", "audio": "a.wav", "text": " Hello ", "split": "dev", "speaker": 7, "lang": "en"},
+            {"audio_filepath": "b.flac", "transcript": "there", "offset": 0.5, "duration": "1.25"},
+        ],
+    )
+    utterances, rejected = read_manifest(path)
+    assert rejected == []
+    assert utterances == [
+        Utterance("one", (Clip(folder / "a.wav"),), "Hello", "dev", "7", "en", line=1),
+        Utterance("b_00000500ms", (Clip(folder / "b.flac", 0.5, 1.25),), "there", "", line=2),
+    ]
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("m.csv", ","), ("m.tsv", "\t")])
+def test_tables_are_read_by_their_header_and_other_columns_ignored(
+    folder: Path, name: str, delimiter: str
+) -> None:
+    with (folder / name).open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, escapechar="\\")
+        writer.writerows([["up_votes", "sentence", "path"], ["2", "good morning", "a.wav"]])
+    utterances, rejected = read_manifest(folder / name)
+    assert (utterances[0].text, utterances[0].key, rejected) == ("good morning", "a", [])
+
+
+def test_quotes_in_a_tsv_are_text(folder: Path) -> None:
+    (folder / "m.tsv").write_text('path\tsentence\na.wav\t"Stop\nb.flac\the said\n')
+    assert [utterance.text for utterance in read_manifest(folder / "m.tsv")[0]] == ['"Stop', "he said"]
+
+
+BAD_ROWS = [
+    ({"audio": "none.wav", "text": "t"}, "no audio file"),
+    ({"audio": "text.wav", "text": "t"}, "not readable as audio"),
+    ({"audio": "a.wav", "text": "  "}, "text is empty"),
+    ({"audio": "a.wav"}, "text is empty"),
+    ({"text": "t"}, "names no audio"),
+    ({"audio": "a.wav", "text": 5}, "column text holds 5"),
+    ({"audio": ["a.wav"], "text": "t"}, "column audio holds"),
+    ({"audio": "a.wav", "text": "t", "start": 3.0}, "start 3 s lies outside"),
+    ({"audio": "a.wav", "text": "t", "start": -1}, "start -1 s lies outside"),
+    ({"audio": "a.wav", "text": "t", "start": "soon"}, "column start holds 'soon'"),
+    ({"audio": "a.wav", "text": "t", "duration": 0}, "not positive"),
+    ({"audio": "a.wav", "text": "t", "duration": 9}, "end 9 s lies outside"),
+    ({"audio": "a.wav", "text": "t", "duration": True}, "column duration holds True"),
+    ({"audio": "a.wav", "text": "t", "split": "../up"}, "split '../up'"),
+    ({"audio": "a.wav", "path": "b.flac", "text": "t"}, "audio and path both give the audio"),
+    ({"audio": "b.flac", "text": "t", "id": "good"}, "key good is already that of line 1"),
+    (["a.wav", "t"], "JSON list"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD_ROWS, ids=[reason for _, reason in BAD_ROWS])
+def test_an_unusable_row_comes_back_with_its_line_and_the_reason(
+    folder: Path, row: object, reason: str
+) -> None:
+    (folder / "text.wav").write_text("this is not audio")
+    path = write_jsonl(folder / "m.jsonl", [{"id": "good", "audio": "a.wav", "text": "t"}, row])
+    utterances, rejected = read_manifest(path)
+    assert [utterance.key for utterance in utterances] == ["good"]
+    assert [bad.line for bad in rejected] == [2]
+    assert reason in rejected[0].reason
+
+
+def test_a_line_that_is_not_json_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "m.jsonl").write_text('{"audio": "a.wav"\n\n{"audio": "a.wav", "text": "t"}\n')
+    utterances, rejected = read_manifest(folder / "m.jsonl")
+    assert [utterance.line for utterance in utterances] == [3]
+    assert rejected[0].line == 1
+    assert "not JSON" in rejected[0].reason
+
+
+def test_a_table_row_of_another_width_is_rejected(folder: Path) -> None:
+    (folder / "m.csv").write_text("audio,text\na.wav,one, two\nb.flac\na.wav,fine\n")
+    utterances, rejected = read_manifest(folder / "m.csv")
+    assert [utterance.text for utterance in utterances] == ["fine"]
+    assert [bad.line for bad in rejected] == [2, 3]
+
+
+@given(st.lists(st.sampled_from(["good", *range(len(BAD_ROWS))]), max_size=12))
+def test_every_row_is_either_used_or_rejected(tmp_path_factory: pytest.TempPathFactory, kinds: list) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("a.wav", "b.flac"):
+        if not (folder / name).exists():
+            soundfile.write(folder / name, tone(1.0), RATE_HZ)
+    rows = [
+        {"id": f"r{line}", "audio": "a.wav", "text": "t"} if kind == "good" else BAD_ROWS[kind][0]
+        for line, kind in enumerate(kinds, 1)
+    ]
+    utterances, rejected = read_manifest(write_jsonl(folder / "m.jsonl", rows))
+    lines = [utterance.line for utterance in utterances] + [bad.line for bad in rejected]
+    assert sorted(lines) == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "seen"),
+    [
+        ("m.csv", b"file,words\na.wav,t\n", "no text column"),
+        ("m.csv", b"", "names nothing"),
+        ("m.xlsx", b"audio", "not a manifest"),
+        ("m.jsonl", "привет".encode("cp1251"), "not UTF-8"),
+    ],
+)
+def test_what_is_no_manifest_is_refused_as_a_whole(
+    folder: Path, name: str, content: bytes, seen: str
+) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=seen):
+        read_manifest(folder / name)
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no manifest .*gone\.csv"):
+        read_manifest(tmp_path / "gone.csv")
