@@ -1,0 +1,193 @@
+"""Puts the page together: `write_report` makes `report.html` from what a run folder holds at that moment."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from launcher.report import figures, wording
+from launcher.report.evidence import Evidence, StageEvidence, read_evidence
+from launcher.report.figures import Drawing
+from launcher.report.results import ResultRow, ResultsTable, tabulate
+from launcher.run_folder import RunFolder, write_text
+
+MOST_EXAMPLES = 12
+MOST_EVENTS = 60
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes `report.html` into a run folder, whatever state the run is in, and returns its path.
+
+    Raises ConfigError when there is no such folder and OSError when the page cannot be written.
+    """
+    evidence = read_evidence(run_dir)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": wording.duration, "percent": wording.percent}
+    page = environment.get_template("template.html").render(_content(evidence))
+    path = RunFolder(run_dir).report_file
+    write_text(path, page)
+    return path
+
+
+def _content(evidence: Evidence) -> dict[str, Any]:
+    table = tabulate(evidence.models, evidence.recipe)
+    training = evidence.training_stages()
+    with_experts = [stage for stage in training if stage.expert_layers()]
+    return {
+        "name": evidence.name,
+        "written": time.strftime("%d %B %Y, %H:%M %Z"),
+        "finding": headline(table, evidence.stages),
+        "gaps": evidence.gaps,
+        "stages": [_stage_summary(stage) for stage in evidence.stages],
+        "table": table,
+        "sizes": figures.draw_sizes(table),
+        "loss": _drawings(training, figures.draw_loss, figures.draw_parts, figures.draw_validation),
+        "experts": _drawings(with_experts, figures.draw_load, figures.draw_entropy),
+        "schedule": _drawings(training, figures.draw_schedule),
+        "speed": _drawings(training, figures.draw_speed),
+        "times": [spent for stage in training if (spent := time_spent(stage)) is not None],
+        "silent": [stage.name for stage in training if not stage.rows],
+        "expected_experts": _expects_experts(evidence),
+        "examples": _examples(evidence),
+        "events": [_event(event) for event in evidence.events[-MOST_EVENTS:]],
+        "num_events": len(evidence.events),
+        "recipe_text": evidence.recipe_text,
+    }
+
+
+def _drawings(stages: list[StageEvidence], *draw: Callable[[StageEvidence], Drawing | None]) -> list[Drawing]:
+    return [drawing for stage in stages for one in draw if (drawing := one(stage)) is not None]
+
+
+def headline(table: ResultsTable, stages: list[StageEvidence]) -> str:
+    """The finding of the run in a sentence or two; without results, how far it has come."""
+    measured = [row for row in table.rows if row.cer is not None]
+    teacher = table.teacher()
+    students = sorted((row for row in measured if not row.is_teacher), key=lambda row: row.cer or 0.0)
+    if students and teacher in measured and students[0].share is not None:
+        return _comparison(students[0], teacher)
+    if measured:
+        best = min(measured, key=lambda row: row.cer or 0.0)
+        return f"{_name(best)} gets {wording.percent(best.cer)} of the {best.split} characters wrong."
+    done = sum(stage.status == "done" for stage in stages)
+    return f"No model has been evaluated yet; {done} of {len(stages)} stages are done."
+
+
+def _comparison(student: ResultRow, teacher: ResultRow) -> str:
+    assert student.cer is not None
+    assert teacher.cer is not None
+    points = 100 * (student.cer - teacher.cer)
+    if abs(points) < 0.05:
+        verdict = f"as many as {teacher.model}"
+    else:
+        direction = "more" if points > 0 else "fewer"
+        verdict = (
+            f"{abs(points):.1f} points {direction} than {teacher.model}'s {wording.percent(teacher.cer)}"
+        )
+    return (
+        f"With {wording.percent(student.share, 0)} of the encoder parameters of {teacher.model}, "
+        f"{student.model} gets {wording.percent(student.cer)} of the {student.split} characters wrong, "
+        f"{verdict}."
+    )
+
+
+def _name(row: ResultRow) -> str:
+    return row.model[:1].upper() + row.model[1:]
+
+
+def _stage_summary(stage: StageEvidence) -> dict[str, str]:
+    details = []
+    if stage.rows:
+        planned = f" of {stage.planned_steps:,}" if stage.planned_steps else ""
+        details.append(f"step {stage.last_step:,}{planned}".replace(",", "\u202f"))
+    if stage.restart_steps:
+        restarts = len(stage.restart_steps)
+        details.append(f"{restarts} restart{'s' if restarts > 1 else ''}")
+    return {"name": stage.name, "kind": stage.kind, "status": stage.status, "details": ", ".join(details)}
+
+
+def _expects_experts(evidence: Evidence) -> bool:
+    models = [
+        stage.get("model") or {} for stage in evidence.recipe.get("stages") or [] if isinstance(stage, dict)
+    ]
+    return any((model.get("encoder") or {}).get("experts") for model in models)
+
+
+@dataclass(frozen=True)
+class TimeSpent:
+    """Where the wall time of a stage went, in seconds."""
+
+    stage: str
+    computing_s: float
+    waiting_s: float
+    between_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.computing_s + self.waiting_s + self.between_s
+
+    def parts(self) -> list[tuple[str, float, str]]:
+        """(what, share of the whole, duration as text), largest claim on the reader first."""
+        named = {
+            "computing": self.computing_s,
+            "waiting for data": self.waiting_s,
+            "between steps": self.between_s,
+        }
+        return [(what, seconds / self.total_s, wording.duration(seconds)) for what, seconds in named.items()]
+
+
+def time_spent(stage: StageEvidence) -> TimeSpent | None:
+    """Divides a stage's wall time; None when its rows carry no times.
+
+    A row speaks for all steps since the row before. What lies between two rows beyond the time of their
+    steps is validation, checkpoints, starts and stops.
+    """
+    rows = [row for row in stage.rows if row.get("step_s") is not None and row.get("time") is not None]
+    if not rows:
+        return None
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    step_s = np.array([row["step_s"] for row in rows]) * steps
+    waiting_s = step_s * np.array([row.get("data_wait") or 0.0 for row in rows])
+    elapsed_s = rows[-1]["time"] - rows[0]["time"] + step_s[0]
+    between_s = max(0.0, elapsed_s - step_s.sum())
+    spent = TimeSpent(stage.name, float((step_s - waiting_s).sum()), float(waiting_s.sum()), float(between_s))
+    return spent if spent.total_s > 0 else None
+
+
+def _examples(evidence: Evidence) -> list[dict[str, Any]]:
+    """The first examples the evaluation kept, each with what every model made of it."""
+    by_key: dict[str, dict[str, Any]] = {}
+    for model, examples in evidence.examples.items():
+        for example in examples:
+            key, reference = example.get("key", ""), example.get("reference", "")
+            entry = by_key.setdefault(key, {"key": key, "reference": reference, "hypotheses": []})
+            pieces, errors, units = wording.differences(reference, example.get("hypothesis", ""))
+            entry["hypotheses"].append({"model": model, "pieces": pieces, "errors": errors, "units": units})
+    return list(by_key.values())[:MOST_EXAMPLES]
+
+
+def _event(event: dict[str, Any]) -> dict[str, str]:
+    moment = event.get("time")
+    details = ((key, value) for key, value in event.items() if key not in ("time", "event", "stage"))
+    return {
+        "time": time.strftime("%d %b %H:%M:%S", time.localtime(moment))
+        if isinstance(moment, int | float)
+        else "",
+        "stage": str(event.get("stage", "")),
+        "what": str(event.get("event", "?")).replace("_", " "),
+        "details": _listing(details),
+    }
+
+
+def _listing(pairs: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in pairs if value is not None)
