@@ -15,7 +15,7 @@ from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe_text import nearest
 
 if TYPE_CHECKING:
-    from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, Recipe, TrainingStage
+    from launcher.recipe import DistillStage, EvaluateStage, Recipe, TrainingStage
 
 # Names inside a run folder that a stage of the same name would collide with.
 RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb")
@@ -46,7 +46,11 @@ def check_inputs(recipe: "Recipe") -> None:
     if recipe.corpus.name == "shards":
         read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
     for stage in recipe.training_stages():
-        if stage.kind == "distill" and _is_folder(stage.teacher) and not any(Path(stage.teacher).glob("*.safetensors")):
+        if (
+            stage.kind == "distill"
+            and _is_folder(stage.teacher)
+            and not any(Path(stage.teacher).glob("*.safetensors"))
+        ):
             raise CheckpointError(
                 f"The teacher of stage {stage.name} is the folder {stage.teacher}, which holds no finished model "
                 f"(*.safetensors). Name the model folder of a finished stage, such as runs/mini/teacher/model."
@@ -61,7 +65,9 @@ def _check_names(recipe: "Recipe") -> None:
     names = [stage.name for stage in recipe.stages]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"Recipe {recipe.name} has {names.count(name)} stages named {name!r}; rename all but one.")
+            raise ConfigError(
+                f"Recipe {recipe.name} has {names.count(name)} stages named {name!r}; rename all but one."
+            )
         if name in RESERVED_NAMES:
             raise ConfigError(
                 f"Recipe {recipe.name} has a stage named {name!r}, a name that the run folder uses itself "

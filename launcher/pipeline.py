@@ -48,7 +48,11 @@ class Standing:
 def build_pipeline(recipe: Recipe) -> list[Node]:
     """Return the stages of a recipe in order, with the implicit ones: prepare, tokenizer and report."""
     features = recipe.features.model_dump(mode="json")
-    tokenizer = {"seed": recipe.seed, "tokenizer": recipe.tokenizer.model_dump(mode="json"), "features": features}
+    tokenizer = {
+        "seed": recipe.seed,
+        "tokenizer": recipe.tokenizer.model_dump(mode="json"),
+        "features": features,
+    }
     nodes = [
         Node("prepare", "prepare", _corpus_settings(recipe), tuple(key for key, _ in recipe.corpus_paths())),
         Node("tokenizer", "tokenizer", tokenizer, ("corpus/train",)),
@@ -58,7 +62,11 @@ def build_pipeline(recipe: Recipe) -> list[Node]:
             settings = stage.model_dump(mode="json", include={"kind", "models", "search"})
             nodes.append(Node(stage.name, "evaluate", settings, (f"corpus/{stage.split}", *stage.models)))
         else:
-            inputs = ["corpus/train", "tokenizer", *([stage.teacher] if isinstance(stage, DistillStage) else [])]
+            inputs = [
+                "corpus/train",
+                "tokenizer",
+                *([stage.teacher] if isinstance(stage, DistillStage) else []),
+            ]
             nodes.append(Node(stage.name, stage.kind, _training_settings(recipe, stage), tuple(inputs)))
     return [*nodes, Node("report", "report", {}, tuple(stage.name for stage in recipe.stages))]
 
@@ -70,10 +78,20 @@ def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
-    aside = {"name", "teacher", "checkpoint", "validate_every", "deepspeed", "batches", "augment"}
+    aside = {
+        "name",
+        "teacher",
+        "checkpoint",
+        "validate_every",
+        "log_every",
+        "deepspeed",
+        "batches",
+        "augment",
+    }
     return {
         **stage.model_dump(mode="json", exclude=aside),
         "seed": recipe.seed,
+        "features": recipe.features.model_dump(mode="json"),
         "batches": recipe.batches_of(stage).model_dump(mode="json"),
         "augment": recipe.augment_of(stage).model_dump(mode="json"),
         "precision": recipe.cluster.precision,
@@ -97,7 +115,9 @@ def hash_files(paths: list[Path], root: Path) -> str:
 
 def _hash_listing(root: Path) -> str:
     """Return a SHA-256 over the names and sizes of all files in a folder: a corpus is too large to be read for it."""
-    listing = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    listing = sorted(
+        (str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file()
+    )
     return hash_of(listing)
 
 
@@ -162,7 +182,11 @@ class Pipeline:
             for key in sorted(before.keys() | after.keys())
             if before.get(key, ...) != after.get(key, ...)
         ]
-        changed = [name for name in sorted(record["inputs"] | inputs) if record["inputs"].get(name) != inputs.get(name)]
+        changed = [
+            name
+            for name in sorted(record["inputs"] | inputs)
+            if record["inputs"].get(name) != inputs.get(name)
+        ]
         return ", ".join(settings + [f"input {name}" for name in changed])
 
     def _input_hash(self, name: str) -> str | None:
@@ -176,9 +200,10 @@ class Pipeline:
         return self.output_hash(next(node for node in self.nodes if node.name == name))
 
     def _split_hash(self, split: str) -> str | None:
-        if self.recipe.corpus.name != "shards" and not (self.run.corpus / split / "shards.json").is_file():
+        if not self.recipe.has_split(self.run, split):
             return None
-        return hash_of([shard["sha256"] for shard in read_summary(self.recipe.split_folder(self.run, split))["shards"]])
+        summary = read_summary(self.recipe.split_folder(self.run, split))
+        return hash_of([shard["sha256"] for shard in summary["shards"]])
 
     @staticmethod
     def _folder_hash(folder: Path) -> str | None:
@@ -197,11 +222,15 @@ class Pipeline:
             return hash_files(files, self.run.path) if files else None
         stage = self.run.stage(node.name)
         if node.kind == "evaluate":
-            return hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
+            return (
+                hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
+            )
         return self._folder_hash(stage.model)
 
     def _splits(self) -> list[str]:
-        return sorted({"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)})
+        return sorted(
+            {"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)}
+        )
 
     def started(self, node: Node, standing: Standing) -> None:
         """Record that a stage runs."""
@@ -223,7 +252,9 @@ class Pipeline:
         self._records[node.name] = {"kind": node.kind, **self.record(node.name), **values}
         order = [node.name for node in self.nodes]
         stages = {name: self._records[name] for name in order if name in self._records}
-        write_json(self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages})
+        write_json(
+            self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages}
+        )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -57,7 +57,9 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     statistics = {"mean": mean_F.tolist(), "std": std_F.tolist()}
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
     _replace_folder(run.tokenizer, partial)
-    display.say(f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured")
+    display.say(
+        f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured"
+    )
 
 
 def _replace_folder(folder: Path, new: Path) -> None:

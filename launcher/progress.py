@@ -112,6 +112,7 @@ class Display(ABC):
         self._steps = total
         self._show()
 
+    @abstractmethod
     def end(self) -> None:
         """Stop to show the current stage."""
 

@@ -15,8 +15,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data.augment import AugmentConfig
 from data.corpora import CorpusConfig
+from data.errors import DataError
 from data.features import FeaturesConfig
 from data.plan import BatchesConfig
+from data.shard_index import SUMMARY, is_url, read_summary
 from data.tokenizer import TokenizerConfig
 from launcher.checks import check_recipe
 from launcher.errors import ConfigError
@@ -30,6 +32,7 @@ from model.recognizer import RecognizerConfig
 BUILT_IN_RECIPES = Path(__file__).parent / "recipes"
 DEEPSPEED_CONFIGS = Path(__file__).parent.parent / "ds_configs"
 
+
 class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
     """A corpus that was prepared before: a folder with one folder of shards per split."""
 
@@ -40,19 +43,28 @@ class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     """AdamW and its learning-rate schedule."""
 
-    peak_learning_rate: float = Field(1e-3, gt=0, description="highest learning rate, reached after the warm-up")
-    warmup_steps: int = Field(100, ge=0, description="steps of linear rise from 0 to the peak")
+    peak_learning_rate: float = Field(
+        default=1e-3, gt=0, description="highest learning rate, reached after the warm-up"
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="steps of linear rise from 0 to the peak")
     schedule: Literal["cosine", "tri_stage", "inverse_square_root"] = Field(
-        "cosine",
+        default="cosine",
         description="after the warm-up: cosine decay to the end; tri_stage: held, then exponential decay over the last "
         "half; inverse_square_root: peak * sqrt(warmup_steps / step), as in the Transformer (Noam)",
     )
     final_ratio: float = Field(
-        0.02, ge=0, le=1, description="learning rate of the last step over the peak (cosine and tri_stage)"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="learning rate of the last step over the peak (cosine and tri_stage)",
     )
-    weight_decay: float = Field(0.01, ge=0, description="decoupled decay of matrices; norms and biases have none")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of the first and second moment")
-    clip_norm: float = Field(1.0, gt=0, description="largest global norm of the gradient")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="decoupled decay of matrices; norms and biases have none"
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.98), description="decay of the first and second moment"
+    )
+    clip_norm: float = Field(default=1.0, gt=0, description="largest global norm of the gradient")
 
     @model_validator(mode="after")
     def _betas_are_decays(self) -> "OptimizerConfig":
@@ -66,85 +78,112 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
 class HiddenDistillConfig(BaseModel, frozen=True, extra="forbid"):
     """The student's hidden states follow the teacher's, layer by layer."""
 
-    weight: float = Field(1.0, ge=0, description="weight of the squared distance in the loss; 0 switches it off")
-    layers: tuple[int, ...] | None = Field(
-        None, description="layers to compare, counted from 0; none: the last layer of each group of the student"
+    weight: float = Field(
+        default=1.0, ge=0, description="weight of the squared distance in the loss; 0 switches it off"
     )
-    cosine: float = Field(0.0, ge=0, description="weight of -log sigmoid(cosine similarity) beside the distance")
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="layers to compare, counted from 0; none: the last layer of each group of the student",
+    )
+    cosine: float = Field(
+        default=0.0, ge=0, description="weight of -log sigmoid(cosine similarity) beside the distance"
+    )
 
 
 class CtcDistillConfig(BaseModel, frozen=True, extra="forbid"):
     """The student's CTC posteriors follow the teacher's, frame by frame."""
 
-    weight: float = Field(0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
-    temperature: float = Field(1.0, gt=0, description="both logits are divided by it before the softmax")
+    weight: float = Field(
+        default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="both logits are divided by it before the softmax"
+    )
     blank_weight: float = Field(
-        0.1, ge=0, le=1, description="weight of frames where the teacher's best token is blank; others weigh 1"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="weight of frames where the teacher's best token is blank; others weigh 1",
     )
 
 
 class DecoderDistillConfig(BaseModel, frozen=True, extra="forbid"):
     """The student's attention decoder follows the teacher's, token by token, teacher-forced."""
 
-    weight: float = Field(0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
-    temperature: float = Field(1.0, gt=0, description="both logits are divided by it before the softmax")
+    weight: float = Field(
+        default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="both logits are divided by it before the softmax"
+    )
 
 
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):
     """What the student learns from the teacher, besides the recognition objective."""
 
-    hidden: HiddenDistillConfig = HiddenDistillConfig()
-    ctc: CtcDistillConfig = CtcDistillConfig()
-    decoder: DecoderDistillConfig = DecoderDistillConfig()
+    hidden: HiddenDistillConfig = Field(default_factory=HiddenDistillConfig)
+    ctc: CtcDistillConfig = Field(default_factory=CtcDistillConfig)
+    decoder: DecoderDistillConfig = Field(default_factory=DecoderDistillConfig)
     until: float = Field(
-        1.0, gt=0, le=1, description="fraction of the stage's steps with distillation; the objective alone after that"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="fraction of the stage's steps with distillation; the objective alone after that",
     )
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
-    every_steps: int = Field(200, ge=1, description="steps between checkpoints; there is always one at the end")
-    keep_last: int = Field(2, ge=1, description="how many of the newest checkpoints stay on the disk")
+    every_steps: int = Field(
+        default=200, ge=1, description="steps between checkpoints; there is always one at the end"
+    )
+    keep_last: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay on the disk")
 
 
 class SearchConfig(BaseModel, frozen=True, extra="forbid"):
-    kind: Literal["greedy"] = Field("greedy", description="greedy: the best CTC token of every frame")
+    kind: Literal["greedy"] = Field(default="greedy", description="greedy: the best CTC token of every frame")
 
 
 class Stage(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="name of the stage and of its folder")
 
 
-class TrainingStage(Stage):
+class TrainingStage(Stage, frozen=True, extra="forbid"):
     """What pretraining and distillation have in common."""
 
-    model: RecognizerConfig = RecognizerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    model: RecognizerConfig = Field(default_factory=RecognizerConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     steps: int = Field(ge=1, description="optimizer updates")
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    validate_every: int = Field(200, ge=1, description="steps between validations; there is always one at the end")
-    log_every: int = Field(10, ge=1, description="steps that one row of metrics is the mean of")
-    batches: BatchesConfig | None = Field(None, description="instead of the recipe's")
-    augment: AugmentConfig | None = Field(None, description="instead of the recipe's")
-    deepspeed: str | None = Field(None, description="instead of cluster.deepspeed")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    validate_every: int = Field(
+        default=200, ge=1, description="steps between validations; there is always one at the end"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps that one row of metrics is the mean of")
+    batches: BatchesConfig | None = Field(default=None, description="instead of the recipe's")
+    augment: AugmentConfig | None = Field(default=None, description="instead of the recipe's")
+    deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")
 
 
-class PretrainStage(TrainingStage):
+class PretrainStage(TrainingStage, frozen=True, extra="forbid"):
     kind: Literal["pretrain"]
 
 
-class DistillStage(TrainingStage):
+class DistillStage(TrainingStage, frozen=True, extra="forbid"):
     kind: Literal["distill"]
-    teacher: str = Field(description="an earlier training stage, or (with a slash) the folder of a finished model")
-    distill: DistillConfig = DistillConfig()
-    initialize_from_teacher: bool = Field(False, description="start from the teacher's weights where shapes allow it")
+    teacher: str = Field(
+        description="an earlier training stage, or (with a slash) the folder of a finished model"
+    )
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    initialize_from_teacher: bool = Field(
+        default=False, description="start from the teacher's weights where shapes allow it"
+    )
 
 
-class EvaluateStage(Stage):
+class EvaluateStage(Stage, frozen=True, extra="forbid"):
     kind: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1, description="training stages whose models are compared")
-    split: str = Field("test", description="split of the corpus to recognise")
-    search: SearchConfig = SearchConfig()
+    split: str = Field(default="test", description="split of the corpus to recognise")
+    search: SearchConfig = Field(default_factory=SearchConfig)
 
 
 AnyStage = Annotated[PretrainStage | DistillStage | EvaluateStage, Field(discriminator="kind")]
@@ -153,30 +192,46 @@ AnyStage = Annotated[PretrainStage | DistillStage | EvaluateStage, Field(discrim
 class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     """Where the run takes place. Apart from `precision`, nothing here changes what is computed."""
 
-    processes: int = Field(1, ge=1, description="training processes; one per GPU where there are GPUs")
-    expert_parallel: int = Field(1, ge=1, description="processes that share one set of experts, in stages with experts")
-    deepspeed: str = Field("zero2", description="a name in ds_configs/ or a JSON file")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products; weights and moments are fp32")
-    threads: int | None = Field(None, ge=1, description="CPU threads per process; none: cores // processes")
-    data_workers: int = Field(2, ge=1, description="threads per process that read and decode audio")
-    launcher: Literal["local"] = Field("local", description="local: all processes on this machine")
-    max_restarts: int = Field(3, ge=0, description="restarts of a stage after a lost or hung process")
-    startup_deadline_s: float = Field(300, gt=0, description="longest time until every process reports itself, in s")
-    stall_deadline_s: float = Field(120, gt=0, description="longest silence of a process before the restart, in s")
-    stop_deadline_s: float = Field(30, gt=0, description="time to save and leave when the run is stopped, in s")
+    processes: int = Field(
+        default=1, ge=1, description="training processes; one per GPU where there are GPUs"
+    )
+    expert_parallel: int = Field(
+        default=1, ge=1, description="processes that share one set of experts, in stages with experts"
+    )
+    deepspeed: str = Field(default="zero2", description="a name in ds_configs/ or a JSON file")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of matrix products; weights and moments are fp32"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads per process; none: cores // processes"
+    )
+    data_workers: int = Field(default=2, ge=1, description="threads per process that read and decode audio")
+    launcher: Literal["local"] = Field(default="local", description="local: all processes on this machine")
+    max_restarts: int = Field(default=3, ge=0, description="restarts of a stage after a lost or hung process")
+    startup_deadline_s: float = Field(
+        default=300, gt=0, description="longest time until every process reports itself, in s"
+    )
+    stall_deadline_s: float = Field(
+        default=120, gt=0, description="longest silence of a process before the restart, in s"
+    )
+    stop_deadline_s: float = Field(
+        default=30, gt=0, description="time to save and leave when the run is stopped, in s"
+    )
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder")
-    seed: int = Field(1, ge=0, description="the one source of every random number")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder"
+    )
+    seed: int = Field(default=1, ge=0, description="the one source of every random number")
     corpus: Annotated[CorpusConfig | ShardsCorpus, Field(discriminator="name")]
-    features: FeaturesConfig = FeaturesConfig()
-    augment: AugmentConfig = AugmentConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     batches: BatchesConfig
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     def stage(self, name: str) -> PretrainStage | DistillStage | EvaluateStage:
         """Return the stage of that name; ConfigError naming the ones there are."""
@@ -211,11 +266,23 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """Return how many processes share one set of experts: 1 for a model without experts."""
         return self.cluster.expert_parallel if stage.model.encoder.experts else 1
 
-    def split_folder(self, run: RunFolder, split: str) -> str:
-        """Return the folder or URL of a split's shards: the run's own, or where they were prepared before."""
-        if isinstance(self.corpus, ShardsCorpus):
-            return f"{self.corpus.shards.rstrip('/')}/{split}"
-        return str(run.corpus / split)
+    def split_folder(self, run: RunFolder, split: str) -> Path | str:
+        """Return the folder of a split's shards, in the run or where they were prepared before, or their URL."""
+        if not isinstance(self.corpus, ShardsCorpus):
+            return run.corpus / split
+        place = f"{self.corpus.shards.rstrip('/')}/{split}"
+        return place if is_url(place) else Path(place)
+
+    def has_split(self, run: RunFolder, split: str) -> bool:
+        """Return whether a split's shards are there."""
+        folder = self.split_folder(run, split)
+        if isinstance(folder, Path):
+            return (folder / SUMMARY).is_file()
+        try:
+            read_summary(folder)
+        except DataError:
+            return False
+        return True
 
     def corpus_paths(self) -> Iterator[tuple[str, Path]]:
         """Yield (dotted key, path) of every file or folder that the corpus section names."""
@@ -276,7 +343,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     places: dict[str, Any] = {
         key.removeprefix("corpus."): path.expanduser().absolute() for key, path in recipe.corpus_paths()
     }
-    if isinstance(recipe.corpus, ShardsCorpus) and "://" not in recipe.corpus.shards:
+    if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
         places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
     stages = tuple(
         stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})

@@ -21,7 +21,7 @@ def explain(error: ValidationError, model: type[BaseModel], values: Any, source:
 
 def _sentence(problem: Any, model: type[BaseModel], values: Any) -> str:
     location = problem["loc"]
-    dotted, annotation = _locate(model, location, values)
+    dotted, _ = _locate(model, location, values)
     kind = problem["type"]
     if kind == "extra_forbidden":
         _, parent = _locate(model, location[:-1], values)

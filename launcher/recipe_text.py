@@ -43,16 +43,22 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override!r} is not of the form key.key=value, such as stages.teacher.steps=30.")
+        raise ConfigError(
+            f"--set {override!r} is not of the form key.key=value, such as stages.teacher.steps=30."
+        )
     try:
         value = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(
+            f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}."
+        ) from None
     target: Any = values
     for depth, key in enumerate(keys[:-1]):
         target = _descend(target, key, ".".join(keys[:depth]), override)
     if not isinstance(target, dict):
-        raise ConfigError(f"--set {override!r}: {'.'.join(keys[:-1])} holds {_kind(target)}, which has no keys.")
+        raise ConfigError(
+            f"--set {override!r}: {'.'.join(keys[:-1])} holds {_kind(target)}, which has no keys."
+        )
     target[keys[-1]] = value
 
 
@@ -77,5 +83,16 @@ def nearest(word: str, words: list[str]) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value"}
-    return "nothing" if value is None else f"{names.get(type(value), type(value).__name__)} ({str(value)[:40]!r})"
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        bool: "a truth value",
+    }
+    return (
+        "nothing"
+        if value is None
+        else f"{names.get(type(value), type(value).__name__)} ({str(value)[:40]!r})"
+    )

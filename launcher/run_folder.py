@@ -11,13 +11,24 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from launcher.errors import ConfigError
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+# Looking whether a folder is held (`RunFolder.holder`) holds it for an instant itself.
+LOCK_ATTEMPTS, LOCK_ATTEMPT_S = 5, 0.1
+
+
+def _lock(file: TextIO) -> bool:
+    for _ in range(LOCK_ATTEMPTS):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(LOCK_ATTEMPT_S)
+    return False
 
 
 def flush_folder(folder: Path) -> None:
@@ -52,6 +63,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 class StageFolder:
@@ -113,15 +129,19 @@ class RunFolder:
     def append_event(self, event: str, **details: Any) -> None:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **details}, ensure_ascii=False)
-        with self.events_file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self.events_file.open("ab+") as file:
+            torn = file.seek(0, os.SEEK_END) and not _ends_a_line(file)
+            file.write(f"{chr(10) * bool(torn)}{line}\n".encode())
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events so far; a last line that a kill cut short is left out."""
+        """Return the events so far; a line that a kill cut short is left out."""
         if not self.events_file.exists():
             return []
-        lines = self.events_file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line.startswith("{") and line.endswith("}")]
+        events = []
+        for line in self.events_file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return events
 
     def holder(self) -> int | None:
         """Return the process id of the launcher that holds the run folder, None when nobody does."""
@@ -140,14 +160,12 @@ class RunFolder:
         """Hold the run folder for this process; ConfigError naming the other process when it is held already."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(file):
                 file.seek(0)
                 raise ConfigError(
                     f"The run folder {self.path} is in use by process {file.read().strip()}. "
                     f"Wait for it, stop it (kill -TERM), or choose another folder with --run-dir."
-                ) from None
+                )
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,10 +65,16 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
             return
         newest = max(job.stage.checkpoint_steps(), default=0)
         run.append_event(
-            "process_lost", stage=job.stage.name, rank=failure.rank, reason=failure.reason, checkpoint_step=newest
+            "process_lost",
+            stage=job.stage.name,
+            rank=failure.rank,
+            reason=failure.reason,
+            checkpoint_step=newest,
         )
         if failure.code in LASTING_ERRORS:
-            raise LASTING_ERRORS[failure.code](f"Stage {job.stage.name} cannot go on. {_log_end(job.stage, failure)}")
+            raise LASTING_ERRORS[failure.code](
+                f"Stage {job.stage.name} cannot go on. {_log_end(job.stage, failure)}"
+            )
         if attempt < job.restarts:
             run.append_event("restart", stage=job.stage.name, restart=attempt + 1, from_step=newest)
             display.say(
@@ -118,7 +125,12 @@ class _Attempt:
         self._display.begin(self._stage.name, self._job.steps, self._job.later_steps)
         with self._stage.launcher_log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             return self._follow()
@@ -140,6 +152,7 @@ class _Attempt:
             self._display.update(self._tail.new_rows())
             failure = self._watch.look()
             if failure and not self._stop.count:
+                self._watch.abort()
                 return failure
             if self._stop.count:
                 self._wait_for_stop()
@@ -152,7 +165,9 @@ class _Attempt:
         until = time.monotonic() + deadlines.stop_s
         self._stage.stop_file.touch()
         if deadlines.stop_s:
-            self._display.say(f"{self._stage.name}: stopping; up to {deadlines.stop_s:g} s to save, at once if asked again")
+            self._display.say(
+                f"{self._stage.name}: stopping; up to {deadlines.stop_s:g} s to save, at once if asked again"
+            )
         while self._process.poll() is None and time.monotonic() < until and self._stop.count == signals:
             time.sleep(POLL_S)
             self._display.update(self._tail.new_rows())
@@ -192,7 +207,5 @@ def _reason(code: int, rank: int | None) -> str:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # raised when all of the group are gone
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # all of the group are gone already

@@ -4,15 +4,20 @@ Every process keeps a heartbeat file with its rank, step and section. Silence is
 """
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from launcher.run_folder import RunFolder, StageFolder
+
+# Time for a process to write the stacks of its threads.
+ABORT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,9 @@ def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float =
     return len(found)
 
 
-def _quietly(end: Callable[[], Any]) -> None:
-    try:
-        end()
-    except psutil.NoSuchProcess:
-        pass
+def _quietly(end: Callable[..., Any], *arguments: Any) -> None:
+    with suppress(psutil.NoSuchProcess):
+        end(*arguments)
 
 
 class Watch:
@@ -90,6 +93,13 @@ class Watch:
         # Of those that went between two looks, the one that wrote last went last: it tells of the loss of another.
         self.lost += sorted(gone, key=self._last_written)
         return self._silent(now) or self._absent(now)
+
+    def abort(self) -> None:
+        """Have every process on this host write to its log what its threads are doing, and end (SIGABRT)."""
+        for _, beat in self._changed.values():
+            if _is_here(beat) and _runs(beat):
+                _quietly(psutil.Process(beat["pid"]).send_signal, signal.SIGABRT)
+        time.sleep(ABORT_S)
 
     def _last_written(self, rank: int) -> float:
         log = self._stage.rank_log(rank)
@@ -117,13 +127,18 @@ class Watch:
         if not absent or now - self._started <= self._deadlines.startup_s:
             return None
         return Failure(
-            f"rank {', '.join(map(str, absent))} did not report within {self._deadlines.startup_s:g} s", absent[0]
+            f"rank {', '.join(map(str, absent))} did not report within {self._deadlines.startup_s:g} s",
+            absent[0],
         )
 
 
+def _is_here(beat: dict[str, Any]) -> bool:
+    return beat["host"] == socket.gethostname()
+
+
 def _runs(beat: dict[str, Any]) -> bool:
-    if beat.get("host") not in (None, socket.gethostname()):
-        return True  # its own host's launcher sees it
+    if not _is_here(beat):
+        return True  # only that host can tell; a lost process there falls silent
     try:
         return psutil.Process(beat["pid"]).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,0 +1,144 @@
+"""The `chorus` command.
+
+Exit codes: 0 done; 2 configuration; 3 data; 4 checkpoint; 5 a process was lost or hung; 75 stopped, run the same
+command again. An error that a user can mend is one paragraph on stderr; a traceback is a fault of Chorus.
+Nothing heavy is imported before a command needs it.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from data.errors import DataError
+from launcher.errors import CheckpointError, ConfigError, DistributedError, Preempted, exit_code
+
+FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, Preempted)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser(arguments).parse_args(arguments)
+    try:
+        return options.command(options)
+    except FORESEEN as error:
+        print(f"chorus: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; closing it again at exit would say so once more.
+        sys.stderr.close()
+        return 0
+
+
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; the options of `prepare` depend on its corpus, so they are built only for that command."""
+    parser = argparse.ArgumentParser(
+        prog="chorus",
+        description="Trains speech recognisers with shared conformer blocks and experts, from corpus to report.",
+        epilog="A RECIPE is a YAML file or the name of a built-in one; a RUN is the folder that `chorus run` printed.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_plan(commands)
+    _add_prepare(commands, arguments)
+    _add_shards(commands)
+    _add_inspection(commands)
+    return parser
+
+
+def _command(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command that imports its module when it is called."""
+
+    def call(options: argparse.Namespace) -> int:
+        return getattr(importlib.import_module(f"launcher.commands.{module}"), function)(options)
+
+    return call
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
+    parser.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/NAME)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as stages.teacher.steps=30; may be given again",
+    )
+    parser.add_argument("--processes", metavar="N", help="short for --set cluster.processes=N")
+    parser.add_argument("--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("run", help="run a recipe, or go on with it: what is done is not repeated")
+    _add_recipe_options(parser)
+    parser.set_defaults(command=_command("run", "run"))
+
+
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "plan", help="show what a recipe would run, its sizes and its memory; starts nothing"
+    )
+    _add_recipe_options(parser)
+    _add_json(parser)
+    parser.set_defaults(command=_command("plan", "plan"))
+
+
+def _add_prepare(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", arguments: Sequence[str]
+) -> None:
+    parser = commands.add_parser("prepare", help="write a corpus as shards")
+    if arguments and arguments[0] == "prepare":
+        importlib.import_module("launcher.commands.corpora").add_corpora(parser)
+    parser.set_defaults(command=_command("corpora", "prepare_shards"))
+
+
+def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("shards", help="inspect shards")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("verify", "read everything and compare it with its records"),
+        ("stats", "count and measure"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
+        _add_json(action)
+        action.set_defaults(command=_command("corpora", f"{name}_shards"))
+
+
+def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("status", help="show how far a run is")
+    parser.add_argument("run", metavar="RUN")
+    _add_json(parser)
+    parser.set_defaults(command=_command("inspect", "status"))
+
+    parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
+    parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
+    _add_json(parser)
+    parser.set_defaults(command=_command("run", "evaluate"))
+
+    parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
+    parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
+    parser.add_argument("audio", metavar="AUDIO", nargs="+")
+    _add_json(parser)
+    parser.set_defaults(command=_command("inspect", "transcribe"))
+
+    parser = commands.add_parser("report", help="write a run's report.html anew")
+    parser.add_argument("run", metavar="RUN")
+    _add_json(parser)
+    parser.set_defaults(command=_command("inspect", "report"))
+
+    parser = commands.add_parser("doctor", help="show what this machine can do")
+    _add_json(parser)
+    parser.set_defaults(command=_command("doctor", "doctor"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

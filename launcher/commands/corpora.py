@@ -1,0 +1,144 @@
+"""`chorus prepare` and `chorus shards`: corpora to shards, and a look at shards."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from data.corpora import CORPORA, prepare
+from data.errors import DataError
+from data.shards import stats, verify
+from launcher.errors import ConfigError
+from launcher.launch import num_cores
+from launcher.progress import open_display
+from launcher.recipe_errors import explain
+
+
+def add_corpora(parser: argparse.ArgumentParser) -> None:
+    """Add one subcommand per corpus, with an option per field of its configuration."""
+    corpora = parser.add_subparsers(metavar="CORPUS", required=True, dest="corpus")
+    for name, corpus in CORPORA.items():
+        option = corpora.add_parser(name, help=(corpus.config.__doc__ or "").strip().split("\n")[0])
+        option.add_argument(
+            "--out", required=True, metavar="DIR", help="folder for the shards, one folder per split"
+        )
+        option.add_argument(
+            "--seed", type=int, default=1, help="decides the order of the shards (default: 1)"
+        )
+        option.add_argument(
+            "--sample-rate-hz", type=int, default=16000, help="rate of the shards (default: 16000)"
+        )
+        option.add_argument("--replace", action="store_true", help="replace other shards that lie in DIR")
+        option.add_argument("--json", action="store_true", help="print JSON")
+        for key, field in corpus.config.model_fields.items():
+            if key != "name":
+                option.add_argument(_flag(key), dest=f"corpus.{key}", metavar="VALUE", help=_help(field))
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _help(field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default: {field.get_default()}"
+    return f"{field.description} ({default})".replace("%", "%%")
+
+
+def prepare_shards(options: argparse.Namespace) -> int:
+    config_type = CORPORA[options.corpus].config
+    given = {
+        key: _value(text, config_type.model_fields[key])
+        for key in config_type.model_fields
+        if (text := getattr(options, f"corpus.{key}", None)) is not None
+    }
+    try:
+        config = config_type.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(
+            _in_flags(explain(error, config_type, given, f"chorus prepare {options.corpus}"), config_type)
+        ) from None
+    display = open_display(sys.stderr)
+    display.begin(f"prepare {options.corpus}", 1)
+    try:
+        report = prepare(
+            config,
+            Path(options.out),
+            seed=options.seed,
+            sample_rate_hz=options.sample_rate_hz,
+            workers=num_cores(),
+            replace=options.replace,
+            on_progress=display.count,
+        )
+    finally:
+        display.end()
+    splits = {
+        name: {"utterances": split.utterances, "hours": split.seconds / 3600, "shards": split.shards}
+        for name, split in report.splits.items()
+    }
+    if options.json:
+        print(
+            json.dumps(
+                {"folder": str(report.folder), "splits": splits, "rejected": len(report.rejected)}, indent=2
+            )
+        )
+        return 0
+    for name, split in splits.items():
+        print(f"{name}: {split['utterances']} utterances, {split['hours']:.2f} h in {split['shards']} shards")
+    if report.rejected:
+        print(f"{len(report.rejected)} rows were left out; {report.folder / 'rejected.jsonl'} says why")
+    return 0
+
+
+def _value(text: str, field: FieldInfo) -> Any:
+    """Read an option as YAML; several values are given as a,b,c."""
+    if get_origin(field.annotation) is tuple and not text.startswith("["):
+        return [yaml.safe_load(part) for part in text.split(",")]
+    return text if field.annotation in (str, Path) else yaml.safe_load(text)
+
+
+def _in_flags(message: str, config_type: Any) -> str:
+    """Name the fields of a configuration as the options that set them."""
+    for key in config_type.model_fields:
+        message = message.replace(f"--set {key}=VALUE", f"{_flag(key)} VALUE")
+    return message.replace("Add it to the recipe or pass", "Pass")
+
+
+def _splits(folder: str) -> list[Path]:
+    """Return the folders of shards at or below a folder; DataError when there are none."""
+    path = Path(folder)
+    if (path / "shards.json").is_file():
+        return [path]
+    splits = sorted(file.parent for file in path.glob("*/shards.json"))
+    if not splits:
+        raise DataError(f"{path} holds no shards: there is no shards.json in it nor in a folder below it.")
+    return splits
+
+
+def verify_shards(options: argparse.Namespace) -> int:
+    problems = {str(split): verify(split) for split in _splits(options.folder)}
+    if options.json:
+        print(
+            json.dumps(
+                {"intact": not any(problems.values()), "problems": problems}, ensure_ascii=False, indent=2
+            )
+        )
+    for split, found in problems.items():
+        if not options.json:
+            print(f"{split}: {'intact' if not found else f'{len(found)} problems'}")
+            for problem in found:
+                print(f"  {problem}")
+    return 3 if any(problems.values()) else 0
+
+
+def stats_shards(options: argparse.Namespace) -> int:
+    found = {split.name: stats(split) for split in _splits(options.folder)}
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print(yaml.safe_dump(found, allow_unicode=True, sort_keys=False, width=110), end="")
+    return 0

@@ -1,0 +1,83 @@
+"""`chorus status`, `transcribe` and `report`: what a run has, without changing it."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import CheckpointError
+from launcher.progress import duration
+from launcher.status import open_run, run_status
+
+
+def status(options: argparse.Namespace) -> int:
+    found = run_status(open_run(options.run))
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    holder = found["process"]
+    print(
+        f"{found['run']}, recipe {found['recipe']}: {f'running, process {holder}' if holder else 'not running'}"
+    )
+    table = Table("stage", "status", box=None, pad_edge=False)
+    for heading in ("step", "loss", "audio s/s", "left", "checkpoint", "restarts"):
+        table.add_column(heading, justify="right")
+    for stage in found["stages"]:
+        table.add_row(stage["name"], stage["status"], *_cells(stage))
+    Console().print(table)
+    return 0
+
+
+def _cells(stage: dict[str, Any]) -> list[str]:
+    if "steps" not in stage:
+        return []
+    eta_s = stage["eta_s"]
+    return [
+        f"{stage['step']}/{stage['steps']}",
+        _number(stage["loss"], ".3f"),
+        _number(stage["audio_s_per_s"], ".1f"),
+        "" if eta_s is None else duration(eta_s),
+        _number(stage["checkpoint_step"], "d"),
+        str(stage["restarts"]),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def transcribe(options: argparse.Namespace) -> int:
+    model = _model_folder(Path(options.model).expanduser())
+    from launcher.evaluation import transcribe as recognise
+
+    texts = recognise(model, [Path(path) for path in options.audio])
+    rows = [{"audio": path, "text": text} for path, text in zip(options.audio, texts, strict=True)]
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return 0
+    for row in rows:
+        print(f"{row['audio']}\t{row['text']}" if len(rows) > 1 else row["text"])
+    return 0
+
+
+def _model_folder(path: Path) -> Path:
+    """Return the folder of a finished model at RUN/STAGE or at the path itself; CheckpointError when there is none."""
+    for folder in (path / "model", path):
+        if any(folder.glob("*.safetensors")):
+            return folder
+    raise CheckpointError(
+        f"{path} holds no finished model: there is no *.safetensors in it nor in {path / 'model'}. "
+        f"Name a training stage that is done, such as runs/mini/student; `chorus status` shows which are."
+    )
+
+
+def report(options: argparse.Namespace) -> int:
+    run = open_run(options.run)
+    from launcher.report import write_report
+
+    write_report(run.path)
+    print(json.dumps({"report": str(run.report_file)}) if options.json else run.report_file)
+    return 0

@@ -1,0 +1,100 @@
+"""`chorus run` and `chorus evaluate`: what brings a run forward."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from launcher.checks import check_inputs
+from launcher.errors import ConfigError, Preempted
+from launcher.execution import Executor, claim_folder
+from launcher.launch import check_machine
+from launcher.progress import Display, PlainDisplay, open_display
+from launcher.recipe import EvaluateStage, Recipe, load_recipe
+from launcher.report import results_table
+from launcher.run_folder import RunFolder, read_json
+from launcher.status import open_run
+from launcher.stopping import StopRequest
+
+
+def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
+    """Return the recipe that the options describe, and its run folder, which need not exist."""
+    overrides = list(options.set)
+    if options.processes is not None:
+        overrides.append(f"cluster.processes={options.processes}")
+    if options.launcher is not None:
+        overrides.append(f"cluster.launcher={options.launcher}")
+    recipe = load_recipe(options.recipe, overrides)
+    return recipe, RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
+
+
+def run(options: argparse.Namespace) -> int:
+    recipe, folder = read_recipe(options)
+    check_inputs(recipe)
+    check_machine(recipe.cluster)
+    if folder.path.exists():
+        claim_folder(recipe, folder)
+    display = open_display(sys.stdout)
+    display.say(f"Run {folder.path}, recipe {recipe.name}")
+    try:
+        with StopRequest().installed() as stop, folder.locked():
+            executor = Executor(recipe, folder, stop, display)
+            executor.write_recipe()
+            ran = executor.run()
+    except Preempted as stopped:
+        raise Preempted(
+            f"{_sentence(stopped)} Run the same command again to go on: {_this_command()}"
+        ) from None
+    if not ran:
+        display.say("Everything is done; nothing was started.")
+    if folder.results_file.exists():
+        display.say(f"\n{results_table(folder.path)}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    folder, stage = _run_and_stage(Path(options.run).expanduser())
+    recipe = load_recipe(folder.recipe_file)
+    names = _evaluations(recipe, stage)
+    # With --json, standard output is for the results alone.
+    display: Display = PlainDisplay(sys.stderr) if options.json else open_display(sys.stdout)
+    with StopRequest().installed() as stop, folder.locked():
+        Executor(recipe, folder, stop, display).run(only=names)
+    results = read_json(folder.results_file)
+    if options.json:
+        shown = {name: found for name, found in results["models"].items() if stage in (None, name, *names)}
+        print(json.dumps({"models": shown}, ensure_ascii=False, indent=2))
+    else:
+        print(results_table(folder.path))
+    return 0
+
+
+def _run_and_stage(path: Path) -> tuple[RunFolder, str | None]:
+    """Split RUN[/STAGE]; ConfigError when neither the path nor its parent is a run folder."""
+    if not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file():
+        return open_run(path.parent), path.name
+    return open_run(path), None
+
+
+def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
+    """Return the evaluations of a run, or those that are, or include, a stage."""
+    evaluations = [s for s in recipe.stages if isinstance(s, EvaluateStage)]
+    if stage is not None:
+        recipe.stage(stage)
+        evaluations = [s for s in evaluations if stage == s.name or stage in s.models]
+    if not evaluations:
+        raise ConfigError(
+            f"Recipe {recipe.name} has no evaluation{f' of {stage}' if stage else ''}. Add a stage of kind evaluate to the "
+            f"recipe and run it again; what is done is not repeated."
+        )
+    return frozenset(s.name for s in evaluations)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text[0].upper() + text[1:].rstrip(".") + "."
+
+
+def _this_command() -> str:
+    return shlex.join(["chorus", *sys.argv[1:]])
