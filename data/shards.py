@@ -85,22 +85,10 @@ def write_split(
     ordered = _shuffled(utterances, folder, seed)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
-    rejected: list[RejectedRow] = []
     try:
         with _partial_folder(folder) as partial:
             with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
-                for done, (utterance, flac) in enumerate(_encode_ahead(ordered, sample_rate_hz, workers), 1):
-                    if isinstance(flac, Flac):
-                        writer.add(utterance, flac)
-                    else:
-                        rejected.append(flac)
-                    if on_progress is not None:
-                        on_progress(folder.name, done, len(ordered))
-            if len(rejected) == len(ordered):
-                first = rejected[0].reason if rejected else "there are none"
-                raise DataError(
-                    f"None of {len(ordered)} utterances of {folder.name} could be written: {first}"
-                )
+                rejected = _write_all(ordered, writer, folder.name, sample_rate_hz, workers, on_progress)
             made_from = fingerprint(
                 ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed
             )
@@ -110,6 +98,29 @@ def write_split(
             f"Writing {folder} failed ({error}); make room or choose another place, then repeat."
         ) from error
     return read_report(folder)
+
+
+def _write_all(
+    utterances: list[Utterance],
+    writer: "_SplitWriter",
+    split: str,
+    sample_rate_hz: int,
+    workers: int,
+    on_progress: OnProgress | None,
+) -> list[RejectedRow]:
+    """Append all that can be decoded; the others come back, and when they are all, DataError."""
+    rejected: list[RejectedRow] = []
+    for done, (utterance, flac) in enumerate(_encode_ahead(utterances, sample_rate_hz, workers), 1):
+        if isinstance(flac, Flac):
+            writer.add(utterance, flac)
+        else:
+            rejected.append(flac)
+        if on_progress is not None:
+            on_progress(split, done, len(utterances))
+    if len(rejected) == len(utterances):
+        first = rejected[0].reason if rejected else "there are none."
+        raise DataError(f"None of {len(utterances)} utterances of {split} could be written. {first}")
+    return rejected
 
 
 def fingerprint(
