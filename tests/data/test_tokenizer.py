@@ -1,0 +1,139 @@
+"""SentencePiece tokenizers."""
+
+import json
+import logging
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import DataError
+from data.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig, token_lengths, train_tokenizer
+
+PHRASES = Path(__file__).parents[2] / "data" / "embedded" / "aelita" / "phrases.jsonl"
+KINDS = [
+    TokenizerConfig(kind="char"),
+    TokenizerConfig(kind="unigram", pieces=120),
+    TokenizerConfig(kind="bpe", pieces=120),
+]
+ALPHABET = "abcdeё中,."
+
+
+@cache
+def phrases():
+    with PHRASES.open(encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+@cache
+def alphabet_tokenizer():
+    with TemporaryDirectory() as folder:
+        return train_tokenizer([f"{ALPHABET} {ALPHABET}"], TokenizerConfig(), Path(folder))
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_real_transcripts_come_back_as_they_were(config, tmp_path):
+    tokenizer = train_tokenizer(phrases(), config, tmp_path)
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in phrases()] == phrases()
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_the_same_texts_give_the_same_bytes_and_loading_gives_the_same_ids(config, tmp_path):
+    first = train_tokenizer(phrases(), config, tmp_path / "first")
+    train_tokenizer(phrases(), config, tmp_path / "again")
+    for name in ("tokenizer.model", "tokenizer.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    loaded = Tokenizer.load(tmp_path / "again")
+    assert loaded.encode_all(phrases()) == [first.encode(text) for text in phrases()]
+    assert (loaded.kind, loaded.sha256) == (config.kind, first.sha256)
+
+
+def test_a_character_vocabulary_is_what_the_texts_need_and_one_token_is_one_character(tmp_path):
+    tokenizer = train_tokenizer(phrases(), TokenizerConfig(), tmp_path)
+    assert tokenizer.vocabulary_size == 4 + len(set("".join(phrases())))
+    assert all(len(tokenizer.encode(text)) == len(text) for text in phrases())
+
+
+def test_pieces_give_a_vocabulary_of_the_size_asked_for(tmp_path):
+    assert train_tokenizer(phrases(), KINDS[1], tmp_path).vocabulary_size == 120
+
+
+@given(st.text(alphabet=f"{ALPHABET} ").map(lambda text: " ".join(text.split())))
+def test_any_text_of_known_characters_comes_back(text):
+    tokenizer = alphabet_tokenizer()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_case_and_composed_characters_are_not_touched(tmp_path):
+    text = "Ёж ё ﬁ ½ Ａ"
+    tokenizer = train_tokenizer([text], TokenizerConfig(), tmp_path)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_transcripts_of_any_length_take_part_in_training(tmp_path):
+    # SentencePiece leaves out texts above 4192 bytes unless it is told otherwise.
+    tokenizer = train_tokenizer(["ab", "c" * 10_000], TokenizerConfig(), tmp_path)
+    assert UNKNOWN not in tokenizer.encode("abc")
+
+
+def test_blank_begin_and_end_are_not_written():
+    tokenizer = alphabet_tokenizer()
+    assert tokenizer.decode([2, 0, *tokenizer.encode("abba"), 0, 3]) == "abba"
+
+
+def test_training_is_silent(tmp_path, capfd):
+    train_tokenizer(phrases(), KINDS[1], tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- lengths ------------------------------------------------------------------------------------------
+
+
+def test_each_pair_of_equal_neighbours_costs_ctc_one_frame_more():
+    texts = ["abc", "aab", "", "bbb", "b"]
+    tokens, min_frames = token_lengths(texts, alphabet_tokenizer())
+    assert tokens.tolist() == [3, 3, 0, 3, 1]
+    # The last character of one text and the first of the next are no neighbours.
+    assert min_frames.tolist() == [3, 4, 0, 5, 1]
+    assert tokens.dtype == min_frames.dtype == "int32"
+
+
+def test_lengths_of_more_transcripts_than_fit_one_call_are_those_of_each():
+    texts = [ALPHABET[: 1 + number % 9] for number in range(25_000)]
+    tokens, min_frames = token_lengths(iter(texts), alphabet_tokenizer())
+    assert tokens.tolist() == min_frames.tolist() == [len(text) for text in texts]
+
+
+def test_unknown_characters_are_counted_and_logged(caplog):
+    with caplog.at_level(logging.WARNING):
+        tokens, _ = token_lengths(["ab", "aXb", "XaY"], alphabet_tokenizer())
+    assert tokens.tolist() == [2, 3, 3]
+    assert "3 tokens in 2 of 3 transcripts are unknown" in caplog.text
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+def test_more_pieces_than_the_texts_give_are_refused_with_the_number_they_give(tmp_path):
+    with pytest.raises(DataError, match=r"bpe tokenizer of 5000 pieces: they have at most \d+"):
+        train_tokenizer(["привет мир"] * 5, TokenizerConfig(kind="bpe", pieces=5000), tmp_path)
+
+
+def test_texts_without_a_character_are_refused(tmp_path):
+    with pytest.raises(DataError, match="hold text"):
+        train_tokenizer([], TokenizerConfig(), tmp_path)
+
+
+def test_a_changed_or_missing_model_is_refused(tmp_path):
+    train_tokenizer(phrases(), TokenizerConfig(), tmp_path)
+    model = tmp_path / "tokenizer.model"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="SHA-256"):
+        Tokenizer.load(tmp_path)
+    model.unlink()
+    with pytest.raises(DataError, match=r"No tokenizer can be read from .*tokenizer\.model"):
+        Tokenizer.load(tmp_path)
