@@ -349,16 +349,17 @@ def shuffle_quality(plan: Plan, epoch: int) -> dict[str, float]:
     """
     layout = plan._epoch(epoch)
     sizes = layout.stops - layout.starts
-    positions = np.repeat(layout.starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
-    shards = plan._shard[layout.utterances[positions]]
-    first_batches = layout.lane_starts[1:-1]
-    first_utterances = np.append(np.cumsum(sizes) - sizes, len(shards))[first_batches]
-    pairs = np.ones(max(0, len(shards) - 1), dtype=bool)
-    pairs[first_utterances[(first_utterances > 0) & (first_utterances < len(shards))] - 1] = False
-    same = (shards[1:] == shards[:-1]) & pairs
+    # Position in `layout.utterances` of every utterance in reading order: its batch's start plus its place
+    # there.
+    first = np.cumsum(sizes) - sizes
+    shards = plan._shard[layout.utterances[np.repeat(layout.starts - first, sizes) + np.arange(sizes.sum())]]
+    batch_lanes = np.repeat(np.arange(plan.batches.lanes), np.diff(layout.lane_starts))
+    lanes = np.repeat(batch_lanes, sizes)
+    neighbours = lanes[1:] == lanes[:-1]
+    same = neighbours & (shards[1:] == shards[:-1])
     _, counts = np.unique(shards, return_counts=True)
-    expected = float((counts * (counts - 1)).sum()) / max(1, len(shards) * (len(shards) - 1))
-    return {"expected": expected, "observed": float(same.sum()) / max(1, int(pairs.sum()))}
+    expected = int((counts * (counts - 1)).sum()) / max(1, len(shards) * (len(shards) - 1))
+    return {"expected": expected, "observed": int(same.sum()) / max(1, int(neighbours.sum()))}
 
 
 def _change_length(samples: Integers, speeds: npt.NDArray[np.float64]) -> Integers:
