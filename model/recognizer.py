@@ -19,9 +19,17 @@ BLANK, UNKNOWN, START, END = range(4)
 class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig | None = Field(None, description="attention decoder; none: CTC alone")
+    intermediate_ctc: tuple[int, ...] = Field(
+        (), description="layers, counted from 0, whose output the CTC output reads too while training"
+    )
 
     @model_validator(mode="after")
-    def _heads_split_the_width(self):
+    def _consistent(self):
+        beyond = [layer for layer in self.intermediate_ctc if not 0 <= layer < self.encoder.layers - 1]
+        if beyond:
+            raise ValueError(
+                f"intermediate_ctc names layer {beyond[0]}; the layers before the last are 0 to {self.encoder.layers - 2}"
+            )
         if self.decoder and self.encoder.width % (2 * self.decoder.heads):
             raise ValueError(
                 f"decoder.heads {self.decoder.heads} does not split the encoder's width {self.encoder.width} into heads "
@@ -32,11 +40,13 @@ class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass
 class RecognizerOutput:
-    """encoder its output, ctc_BSV logits, decoder_BUV logits of U + 1 next tokens (none without decoder or tokens)."""
+    """encoder its output, ctc_BSV logits, decoder_BUV logits of U + 1 next tokens (none without decoder or tokens),
+    intermediate one [B, S, V] per layer of `intermediate_ctc`, while training."""
 
     encoder: EncoderOutput
     ctc_BSV: Tensor
     decoder_BUV: Tensor | None
+    intermediate: list[Tensor]
 
 
 class Recognizer(nn.Module):
@@ -59,4 +69,6 @@ class Recognizer(nn.Module):
         if self.decoder is not None and tokens_BU is not None:
             valid_BS = valid_mask(encoder.lengths_B, encoder.frames_BSD.shape[1])
             decoder_BUV = self.decoder(encoder.frames_BSD, valid_BS, shift_right(tokens_BU, START))
-        return RecognizerOutput(encoder, self.ctc(encoder.frames_BSD), decoder_BUV)
+        layers = self.config.intermediate_ctc if self.training else ()
+        intermediate = [self.ctc(encoder.layers[layer]) for layer in layers]
+        return RecognizerOutput(encoder, self.ctc(encoder.frames_BSD), decoder_BUV, intermediate)

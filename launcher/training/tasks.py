@@ -49,8 +49,16 @@ class Pretrain:
     def parts(self, output: RecognizerOutput, batch: MicroBatch, totals: Totals) -> Parts:
         objective, lengths_B = self.objective, output.encoder.lengths_B
         ctc_weight = objective.ctc_weight if output.decoder_BUV is not None else 1.0
-        ctc = objectives.ctc_sum(output.ctc_BSV, lengths_B, batch.tokens_BU, batch.token_lengths_B)
-        parts = {"loss/ctc": ctc_weight * ctc / totals.tokens}
+
+        def ctc(logits_BSV: Tensor) -> Tensor:
+            sum_of_batch = objectives.ctc_sum(logits_BSV, lengths_B, batch.tokens_BU, batch.token_lengths_B)
+            return ctc_weight * sum_of_batch / totals.tokens
+
+        parts = {"loss/ctc": ctc(output.ctc_BSV)}
+        if output.intermediate:
+            # Lee and Watanabe, 2021: deep encoders find the alignment sooner, and generalise better.
+            mean = torch.stack([ctc(logits_BSV) for logits_BSV in output.intermediate]).mean()
+            parts["loss/intermediate"] = objective.intermediate_weight * mean
         if output.decoder_BUV is not None:
             attention = objectives.attention_sum(
                 output.decoder_BUV,
