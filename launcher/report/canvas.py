@@ -62,15 +62,15 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "path.simplify_threshold": 0.5,
 }
-WIDTH_IN = 5.6
+WIDE_IN, NARROW_IN = 4.8, 3.8
 _REFERENCE = re.compile(r"""(?:url\(#|href="#)([^")]+)""")
 _ID = re.compile(r' id="([^"]+)"')
 
 
-def draw(name: str, description: str, height_in: float, paint: Callable[[Figure], Any]) -> Markup:
-    """Draws a figure and returns its <svg> element; `name` keeps ids apart on one page."""
+def draw(name: str, description: str, size_in: tuple[float, float], paint: Callable[[Figure], Any]) -> Markup:
+    """Draws a figure (width, height) and returns its <svg> element; `name` keeps ids apart on one page."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+        figure = Figure(figsize=size_in, layout="constrained")
         paint(figure)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
@@ -97,21 +97,23 @@ def prepare_axes(axes: Axes, title: str, percent: bool = False) -> Axes:
     axes.set_title(title)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f")))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    written = wording.percent if percent else wording.decimal
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(4))
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: written(value, 0) if percent else written(value))  # type: ignore[call-arg]
+    written = (
+        (lambda value, _: f"{100 * value:.3g}%") if percent else (lambda value, _: wording.decimal(value))
     )
+    axes.yaxis.set_major_formatter(FuncFormatter(written))
     return axes
 
 
-def label_ends(axes: Axes, height_in: float, labels: list[tuple[str, float, str]]) -> None:
+def label_ends(axes: Axes, labels: list[tuple[str, float, str]]) -> None:
     """Writes each (text, value, colour) right of the axes, at its value or moved apart from the next."""
     axes.get_ylim()  # Lets the limits settle, which the transform below needs.
-    gap = 0.19 / (height_in - 0.65)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    gap = 0.19 / (figure.get_figheight() - 0.65)
     to_fraction = axes.transData + axes.transAxes.inverted()
     placed: list[tuple[float, str, str]] = sorted(
         (float(to_fraction.transform((0, value))[1]), text, colour) for text, value, colour in labels

@@ -18,6 +18,7 @@ from launcher.report.results import ResultRow, ResultsTable
 
 _MOST_POINTS = 500
 _LAST_SHARE = 0.1
+_WIDE, _NARROW = (canvas.WIDE_IN, 2.9), (canvas.NARROW_IN, 2.6)
 _HEAT_LIMITS = (0.0, 0.4, 0.6, 0.8, 0.95, 1.05, 1.25, 1.6, 2.2, 1e9)
 
 
@@ -31,12 +32,23 @@ class Drawing:
 
 
 def smooth(series: Series) -> np.ndarray:
-    """The mean over a centred twentieth of the points, narrower at both ends."""
+    """A straight line fitted around each point to a twentieth of the points, within the range of the values.
+
+    Unlike a mean it follows a trend to both ends of the series.
+    """
     half = max(1, len(series) // 40)
-    total = np.concatenate([[0.0], np.cumsum(series.values)])
-    index = np.arange(len(series))
-    reach = np.minimum(half, np.minimum(index, len(series) - 1 - index))
-    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+    x, y = np.arange(len(series), dtype=float), series.values
+    start, stop = np.maximum(0, np.arange(len(y)) - half), np.minimum(len(y), np.arange(len(y)) + half + 1)
+
+    def window_mean(values: np.ndarray) -> np.ndarray:
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        return (total[stop] - total[start]) / (stop - start)
+
+    mean_x, mean_y = window_mean(x), window_mean(y)
+    variance = window_mean(x * x) - mean_x**2
+    covariance = window_mean(x * y) - mean_x * mean_y
+    slope = np.divide(covariance, variance, out=np.zeros_like(y), where=variance > 1e-9)
+    return np.clip(mean_y + slope * (x - mean_x), y.min(), y.max())
 
 
 def _plot(axes: Axes, series: Series, values: np.ndarray, **style: object) -> None:
@@ -61,18 +73,18 @@ def _mark_restarts(axes: Axes, stage: StageEvidence) -> None:
 
 
 def _figure(
-    stage: StageEvidence, kind: str, title: str, caption: str, height_in: float, paint: Callable
+    stage: StageEvidence, kind: str, title: str, caption: str, size_in: tuple[float, float], paint: Callable
 ) -> Drawing:
-    name = f"{kind}-{stage.name}"
-    return Drawing(title, canvas.draw(name, title, height_in, paint), caption)
+    return Drawing(
+        title, canvas.draw(f"{kind}-{stage.name}", f"{stage.name}: {title}", size_in, paint), caption
+    )
 
 
 def draw_loss(stage: StageEvidence) -> Drawing | None:
-    """The loss of every step, faint, its mean over a twentieth of the steps, and the validations."""
+    """The loss of every step, faint, the same smoothed, and the validations."""
     loss, validation = stage.series("loss"), stage.series("validation/loss")
     if not len(loss):
         return None
-    height_in = 3.1
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -88,14 +100,12 @@ def draw_loss(stage: StageEvidence) -> Drawing | None:
             labels.append(("validation", validation.values[-1], colour))
         _mark_restarts(axes, stage)
         axes.set_xlabel("step")
-        canvas.label_ends(axes, height_in, labels)
+        canvas.label_ends(axes, labels)
 
-    title = (
-        f"{stage.name}: loss from {wording.decimal(loss.values[0])} to {wording.decimal(smooth(loss)[-1])}"
-    )
+    title = f"Loss from {wording.decimal(loss.values[0])} to {wording.decimal(smooth(loss)[-1])}"
     restarts = " Dashed: restarts." if stage.restart_steps else ""
-    caption = f"Faint: every step. Bold: mean over a twentieth of the steps.{restarts}"
-    return _figure(stage, "loss", title, caption, height_in, paint)
+    caption = f"Faint: as logged. Bold: smoothed over a twentieth of the steps.{restarts}"
+    return _figure(stage, "loss", title, caption, _NARROW, paint)
 
 
 def draw_parts(stage: StageEvidence) -> Drawing | None:
@@ -104,7 +114,6 @@ def draw_parts(stage: StageEvidence) -> Drawing | None:
     parts = {key.removeprefix("loss/"): series for key, series in parts.items() if len(series)}
     if not parts:
         return None
-    height_in = 3.1
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -116,14 +125,10 @@ def draw_parts(stage: StageEvidence) -> Drawing | None:
             _plot(axes, series, smooth(series), color=colour)
             labels.append((name, smooth(series)[-1], colour))
         axes.set_xlabel("step")
-        canvas.label_ends(axes, height_in, labels)
+        canvas.label_ends(axes, labels)
 
-    title = (
-        f"{stage.name}: the {len(parts)} parts of the loss"
-        if len(parts) > 1
-        else f"{stage.name}: one part of the loss"
-    )
-    return _figure(stage, "parts", title, "As logged, mean over a twentieth of the steps.", height_in, paint)
+    title = f"The {len(parts)} parts of the loss" if len(parts) > 1 else "The part of the loss"
+    return _figure(stage, "parts", title, "Smoothed over a twentieth of the steps.", _NARROW, paint)
 
 
 def draw_validation(stage: StageEvidence) -> Drawing | None:
@@ -138,11 +143,13 @@ def draw_validation(stage: StageEvidence) -> Drawing | None:
         axes.set_ylim(0, 1.08 * rate.values.max() or 1)
         axes.set_xlim(0, 1.02 * max(rate.steps[-1], 1))
         axes.set_xlabel("step")
-        canvas.label_ends(axes, 2.6, [(wording.percent(rate.values[-1]), rate.values[-1], canvas.SERIES[1])])
+        canvas.label_ends(axes, [(wording.percent(rate.values[-1]), rate.values[-1], canvas.SERIES[1])])
 
     best = rate.steps[int(rate.values.argmin())]
-    title = f"{stage.name}: {wording.percent(rate.values.min())} of characters wrong at best, at step {best}"
-    return _figure(stage, "validation", title, "Character error rate on the validation split.", 2.6, paint)
+    title = f"{wording.percent(rate.values.min())} of characters wrong at best, at step {best}"
+    return _figure(
+        stage, "validation", title, "Character error rate on the validation split.", _NARROW, paint
+    )
 
 
 def draw_sizes(table: ResultsTable) -> Drawing | None:
@@ -153,38 +160,35 @@ def draw_sizes(table: ResultsTable) -> Drawing | None:
 
     def paint(figure: Figure) -> None:
         axes = canvas.prepare_axes(figure.subplots(), "character error rate", percent=True)
+        right_end = 1.1 * max(row.encoder_parameters or 0 for row in rows)
         for row in rows:
-            _place_model(axes, row)
-        axes.set_xlim(0, 1.3 * max(row.encoder_parameters or 0 for row in rows))
+            _place_model(axes, row, right_end)
+        axes.set_xlim(0, right_end)
         axes.set_ylim(0, 1.25 * max(row.cer or 0 for row in rows) or 1)
-        axes.xaxis.set_major_formatter(lambda value, _: wording.count(value) if value else "0")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         axes.set_xlabel("encoder parameters")
 
     title = "Fewer errors lie lower, fewer parameters further left"
     caption = "Both axes start at zero, so distances are to scale. Hollow: the teacher."
-    return Drawing(title, canvas.draw("sizes", "Error rate against encoder parameters", 3.1, paint), caption)
+    return Drawing(
+        title, canvas.draw("sizes", "Error rate against encoder parameters", _WIDE, paint), caption
+    )
 
 
-def _place_model(axes: Axes, row: ResultRow) -> None:
+def _place_model(axes: Axes, row: ResultRow, right_end: float) -> None:
     assert row.encoder_parameters is not None
     assert row.cer is not None
     filling = canvas.PAPER if row.is_teacher else canvas.ACCENT
-    axes.plot(
-        row.encoder_parameters,
-        row.cer,
-        "o",
-        markersize=9,
-        markerfacecolor=filling,
-        markeredgecolor=canvas.ACCENT,
-        markeredgewidth=2,
-        clip_on=False,
-    )
+    style = {"markersize": 9, "markeredgewidth": 2, "markeredgecolor": canvas.ACCENT, "clip_on": False}
+    axes.plot(row.encoder_parameters, row.cer, "o", markerfacecolor=filling, **style)
+    is_left = row.encoder_parameters < 0.6 * right_end
     axes.annotate(
         f"{row.model}  {wording.percent(row.cer)}",
         (row.encoder_parameters, row.cer),
-        xytext=(0, 10),
+        xytext=(9 if is_left else -9, 0),
         textcoords="offset points",
-        ha="center",
+        ha="left" if is_left else "right",
+        va="center",
         color=canvas.INK,
     )
 
@@ -231,13 +235,13 @@ def draw_load(stage: StageEvidence) -> Drawing | None:
                 text = f"{load_LE[layer, expert]:.2f}"
                 axes.text(expert + 0.5, layer + 0.5, text, ha="center", va="center", fontsize=9)
 
-    title = f"{stage.name}: the busiest expert takes {np.nanmax(load_LE):.2f} times its even share"
+    title = f"{stage.name}: the busiest expert takes {np.nanmax(load_LE):.2f} times an even share"
     dead = int((load_LE < 0.05).sum())
     caption = (
         f"Mean over the last tenth of the steps; 1 is an even share, blue is less, orange more. "
         f"{dead or 'No'} expert{'s get' if dead != 1 else ' gets'} less than a twentieth of an even share."
     )
-    return _figure(stage, "load", title, caption, height_in, paint)
+    return _figure(stage, "load", title, caption, (canvas.WIDE_IN, height_in), paint)
 
 
 def draw_entropy(stage: StageEvidence) -> Drawing | None:
@@ -248,7 +252,6 @@ def draw_entropy(stage: StageEvidence) -> Drawing | None:
         return None
     loads = (row.get(f"experts/{layer}/load") for row in reversed(stage.rows) for layer in layers)
     undecided = float(np.log(len(next(load for load in loads if load))))
-    height_in = 3.1
 
     def paint(figure: Figure) -> None:
         axes = canvas.prepare_axes(figure.subplots(), "entropy of a frame's expert probabilities (nats)")
@@ -262,13 +265,13 @@ def draw_entropy(stage: StageEvidence) -> Drawing | None:
         axes.set_ylim(0, 1.1 * max(undecided, *(series.values.max() for series in layers.values())))
         axes.set_xlabel("step")
         labels = [(layer.replace("-", " "), final[layer], colour) for layer, colour in colours.items()]
-        canvas.label_ends(axes, height_in, [*labels, ("undecided", undecided, canvas.MUTED)])
+        canvas.label_ends(axes, [*labels, ("undecided", undecided, canvas.MUTED)])
 
     title = f"{stage.name}: how sure the routers are"
     caption = (
         "One line per layer; the surest and the least sure are named. Dashed: all experts equally likely."
     )
-    return _figure(stage, "entropy", title, caption, height_in, paint)
+    return _figure(stage, "entropy", title, caption, _WIDE, paint)
 
 
 def _draw_panels(
@@ -286,13 +289,16 @@ def _draw_panels(
             if lowest is None:
                 _use_log(axes, [series])
             canvas.prepare_axes(axes, name, percent=name.startswith("share"))
-            _raw_and_smooth(axes, series)
+            if name == "learning rate":
+                _plot(axes, series, series.values, color=canvas.ACCENT)
+            else:
+                _raw_and_smooth(axes, series)
             if lowest is not None:
                 axes.set_ylim(bottom=lowest)
             _mark_restarts(axes, stage)
         stacked[-1].set_xlabel("step")
 
-    return _figure(stage, kind, title, caption, 0.5 + 1.45 * len(present), paint)
+    return _figure(stage, kind, title, caption, (canvas.WIDE_IN, 0.5 + 1.3 * len(present)), paint)
 
 
 def draw_schedule(stage: StageEvidence) -> Drawing | None:
@@ -301,7 +307,7 @@ def draw_schedule(stage: StageEvidence) -> Drawing | None:
     title = (
         f"{stage.name}: learning rate up to {wording.decimal(rate.values.max())}" if len(rate) else stage.name
     )
-    caption = "Gradient norm before clipping; faint: every step, bold: mean over a twentieth of the steps."
+    caption = "Gradient norm before clipping; faint: as logged, bold: smoothed."
     panels = [("learning_rate", "learning rate", 0.0), ("grad_norm", "gradient norm", None)]
     return _draw_panels(stage, "schedule", title, caption, panels)
 
@@ -316,4 +322,6 @@ def draw_speed(stage: StageEvidence) -> Drawing | None:
         ("step_s", "seconds per step", 0.0),
         ("data_wait", "share of the step spent waiting for data", 0.0),
     ]
-    return _draw_panels(stage, "speed", title, "The title gives the median. Faint: every step.", panels)
+    return _draw_panels(
+        stage, "speed", title, "The title gives the median. Faint: as logged, bold: smoothed.", panels
+    )

@@ -1,4 +1,4 @@
-"""Puts the page together: `write_report` makes `report.html` from what a run folder holds at that moment."""
+"""Puts the page together: `write_page` makes `report.html` from what a run folder holds at that moment."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from launcher.report import figures, wording
+from launcher.report.alignment import differences
 from launcher.report.evidence import Evidence, StageEvidence, read_evidence
 from launcher.report.figures import Drawing
 from launcher.report.results import ResultRow, ResultsTable, tabulate
@@ -19,11 +20,8 @@ MOST_EXAMPLES = 12
 MOST_EVENTS = 60
 
 
-def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into a run folder, whatever state the run is in, and returns its path.
-
-    Raises ConfigError when there is no such folder and OSError when the page cannot be written.
-    """
+def write_page(run_dir: Path) -> Path:
+    """Writes the page and returns its path; `launcher.report.write_report` is the way in."""
     evidence = read_evidence(run_dir)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -51,7 +49,7 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "stages": [_stage_summary(stage) for stage in evidence.stages],
         "table": table,
         "sizes": figures.draw_sizes(table),
-        "loss": _drawings(training, figures.draw_loss, figures.draw_parts, figures.draw_validation),
+        "learning": [(stage.name, _learning(stage)) for stage in training if stage.rows],
         "experts": _drawings(with_experts, figures.draw_load, figures.draw_entropy),
         "schedule": _drawings(training, figures.draw_schedule),
         "speed": _drawings(training, figures.draw_speed),
@@ -67,6 +65,10 @@ def _content(evidence: Evidence) -> dict[str, Any]:
 
 def _drawings(stages: list[StageEvidence], *draw: Callable[[StageEvidence], Drawing | None]) -> list[Drawing]:
     return [drawing for stage in stages for one in draw if (drawing := one(stage)) is not None]
+
+
+def _learning(stage: StageEvidence) -> list[Drawing]:
+    return _drawings([stage], figures.draw_loss, figures.draw_parts, figures.draw_validation)
 
 
 def headline(table: ResultsTable, stages: list[StageEvidence]) -> str:
@@ -130,18 +132,20 @@ class TimeSpent:
     stage: str
     computing_s: float
     waiting_s: float
-    between_s: float
+    validation_s: float
+    rest_s: float
 
     @property
     def total_s(self) -> float:
-        return self.computing_s + self.waiting_s + self.between_s
+        return self.computing_s + self.waiting_s + self.validation_s + self.rest_s
 
     def parts(self) -> list[tuple[str, float, str]]:
-        """(what, share of the whole, duration as text), largest claim on the reader first."""
+        """Each part's name, its share of the whole and its duration as text."""
         named = {
             "computing": self.computing_s,
             "waiting for data": self.waiting_s,
-            "between steps": self.between_s,
+            "validation": self.validation_s,
+            "the rest": self.rest_s,
         }
         return [(what, seconds / self.total_s, wording.duration(seconds)) for what, seconds in named.items()]
 
@@ -149,18 +153,20 @@ class TimeSpent:
 def time_spent(stage: StageEvidence) -> TimeSpent | None:
     """Divides a stage's wall time; None when its rows carry no times.
 
-    A row speaks for all steps since the row before. What lies between two rows beyond the time of their
-    steps is validation, checkpoints, starts and stops.
+    A row of training speaks for all steps since the one before. What steps and validations leave of the time
+    between the first row and the last went to checkpoints, starts and stops.
     """
-    rows = [row for row in stage.rows if row.get("step_s") is not None and row.get("time") is not None]
+    timed = [row for row in stage.rows if row.get("time") is not None]
+    rows = [row for row in timed if row.get("step_s") is not None]
     if not rows:
         return None
     steps = np.diff([0, *(row["step"] for row in rows)])
     step_s = np.array([row["step_s"] for row in rows]) * steps
-    waiting_s = step_s * np.array([row.get("data_wait") or 0.0 for row in rows])
-    elapsed_s = rows[-1]["time"] - rows[0]["time"] + step_s[0]
-    between_s = max(0.0, elapsed_s - step_s.sum())
-    spent = TimeSpent(stage.name, float((step_s - waiting_s).sum()), float(waiting_s.sum()), float(between_s))
+    waiting_s = float((step_s * np.array([row.get("data_wait") or 0.0 for row in rows])).sum())
+    validation_s = float(sum(row.get("validation_s") or 0.0 for row in timed))
+    elapsed_s = timed[-1]["time"] - rows[0]["time"] + step_s[0]
+    rest_s = float(max(0.0, elapsed_s - step_s.sum() - validation_s))
+    spent = TimeSpent(stage.name, float(step_s.sum()) - waiting_s, waiting_s, validation_s, rest_s)
     return spent if spent.total_s > 0 else None
 
 
@@ -171,7 +177,7 @@ def _examples(evidence: Evidence) -> list[dict[str, Any]]:
         for example in examples:
             key, reference = example.get("key", ""), example.get("reference", "")
             entry = by_key.setdefault(key, {"key": key, "reference": reference, "hypotheses": []})
-            pieces, errors, units = wording.differences(reference, example.get("hypothesis", ""))
+            pieces, errors, units = differences(reference, example.get("hypothesis", ""))
             entry["hypotheses"].append({"model": model, "pieces": pieces, "errors": errors, "units": units})
     return list(by_key.values())[:MOST_EXAMPLES]
 

@@ -105,7 +105,7 @@ def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str |
 
 def _row(name: str, model: dict[str, Any], is_teacher: bool, of_teacher: int | None) -> ResultRow:
     splits = {key: value for key, value in model.items() if isinstance(value, dict) and "cer" in value}
-    split = next(iter(splits), None)
+    split = "test" if "test" in splits else next(iter(splits), None)
     scores = splits[split] if split else {}
     encoder = model.get("encoder_parameters")
     return ResultRow(

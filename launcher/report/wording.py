@@ -1,13 +1,6 @@
-"""Numbers, durations and word differences as a reader wants them."""
-
-import re
-from dataclasses import dataclass
-from typing import Literal
-
-import jiwer
+"""Numbers and durations as a reader wants them."""
 
 MISSING = "–"
-_CHINESE_OR_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def count(value: float | None) -> str:
@@ -16,7 +9,8 @@ def count(value: float | None) -> str:
         return MISSING
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= limit * 0.9995:
-            return f"{value / limit:.3g}{unit}"
+            scaled = value / limit
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{unit}"
     return f"{value:.0f}"
 
 
@@ -43,39 +37,3 @@ def duration(seconds: float) -> str:
             rest = whole_s % size_s // smaller_s
             return f"{whole_s // size_s} {unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{seconds:.1f} s" if seconds < 10 else f"{whole_s} s"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive words of a hypothesis that are right, missing (only in the reference) or added."""
-
-    kind: Literal["same", "missing", "added"]
-    text: str
-
-
-def differences(reference: str, hypothesis: str) -> tuple[list[Piece], int, int]:
-    """Aligns two texts; returns the pieces, the number of errors and the number of units of the reference.
-
-    The unit is the word, or the character in Chinese and Japanese.
-    """
-    joint = "" if _CHINESE_OR_JAPANESE.search(reference + hypothesis) else " "
-    wanted, heard = (_units(text, joint) for text in (reference, hypothesis))
-    if not wanted or not heard:
-        pieces = [Piece("missing", joint.join(wanted))] if wanted else []
-        pieces += [Piece("added", joint.join(heard))] if heard else []
-        return pieces, len(wanted) + len(heard), len(wanted)
-    aligned = jiwer.process_words(" ".join(wanted), " ".join(heard))
-    pieces = []
-    for chunk in aligned.alignments[0]:
-        missed = joint.join(wanted[chunk.ref_start_idx : chunk.ref_end_idx])
-        found = joint.join(heard[chunk.hyp_start_idx : chunk.hyp_end_idx])
-        if chunk.type == "equal":
-            pieces.append(Piece("same", found))
-            continue
-        pieces += [Piece("missing", missed)] if missed else []
-        pieces += [Piece("added", found)] if found else []
-    return pieces, aligned.substitutions + aligned.deletions + aligned.insertions, len(wanted)
-
-
-def _units(text: str, joint: str) -> list[str]:
-    return text.split() if joint else [character for character in text if not character.isspace()]

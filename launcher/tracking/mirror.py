@@ -129,7 +129,8 @@ class WandbMirror:
             self._note(f"W&B did not finish within {patience_s:.0f} s and was ended; {self._sync_advice()}")
             _end_helpers(deadline_s)
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
-        self.dropped_rows += sum(row is not None for row in self._queue.queue)
+        with self._queue.mutex:
+            self.dropped_rows += sum(row is not None for row in self._queue.queue)
         if self.dropped_rows:
             self._note(f"{self.dropped_rows} rows are in metrics.jsonl only")
 
