@@ -58,11 +58,25 @@ def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float =
     found = processes_of(run, stage)
     for process in found:
         _quietly(process.terminate)
-    _, alive = psutil.wait_procs(found, timeout=terminate_s)
-    for process in alive:
+    for process in _still_running(found, terminate_s):
         _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=terminate_s)
+    _still_running(found, terminate_s)
     return len(found)
+
+
+def _still_running(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for processes to end and return those that did not; a zombie has ended, even if nobody collects it."""
+    until = time.monotonic() + timeout_s
+    while (running := [process for process in processes if is_running(process)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return running
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _quietly(end: Callable[..., Any], *arguments: Any) -> None:
@@ -96,10 +110,11 @@ class Watch:
 
     def abort(self) -> None:
         """Have every process on this host write to its log what its threads are doing, and end (SIGABRT)."""
-        for _, beat in self._changed.values():
-            if _is_here(beat) and _runs(beat):
-                _quietly(psutil.Process(beat["pid"]).send_signal, signal.SIGABRT)
-        time.sleep(ABORT_S)
+        present = [beat for _, beat in self._changed.values() if _is_here(beat) and _runs(beat)]
+        told = [psutil.Process(beat["pid"]) for beat in present]
+        for process in told:
+            _quietly(process.send_signal, signal.SIGABRT)
+        _still_running(told, ABORT_S)
 
     def _last_written(self, rank: int) -> float:
         log = self._stage.rank_log(rank)
@@ -140,7 +155,7 @@ def _runs(beat: dict[str, Any]) -> bool:
     if not _is_here(beat):
         return True  # only that host can tell; a lost process there falls silent
     try:
-        return psutil.Process(beat["pid"]).status() != psutil.STATUS_ZOMBIE
+        return is_running(psutil.Process(beat["pid"]))
     except psutil.NoSuchProcess:
         return False
 

@@ -1,0 +1,39 @@
+"""`chorus` with stand-ins for what trains, evaluates and draws: python fake_chorus.py BEHAVIOURS ARGUMENT...
+
+BEHAVIOURS is JSON: per stage what `fake_worker.py` is to do.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+from launcher import launch
+from launcher.cli import main as chorus
+
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+def main(behaviours: dict, arguments: list[str]) -> int:
+    def training_command(processes, run, stage, port):
+        behaviour = {"ranks": processes, "steps": 5, "attempts": [], **behaviours.get(stage, {})}
+        return [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(run.path), stage]
+
+    def evaluation_command(run, stage):
+        behaviour = {"evaluate": ["teacher", "student"]}
+        return [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(run.path), stage]
+
+    def write_report(run_dir):
+        (Path(run_dir) / "report.html").write_text("<html></html>")
+
+    with (
+        mock.patch.multiple(launch, training_command=training_command, evaluation_command=evaluation_command),
+        mock.patch("launcher.report.write_report", write_report, create=True),
+        mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cpu"}),
+    ):
+        return chorus(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,276 @@
+"""The command line, with `fake_chorus.py` where a run trains and evaluates."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from launcher.cli import main as chorus
+from launcher.run_folder import RunFolder, read_json
+from launcher.watch import processes_of
+
+FAKE_CHORUS = Path(__file__).with_name("fake_chorus.py")
+ROOT = FAKE_CHORUS.parents[2]
+HEAVY = ("torch", "deepspeed", "wandb", "matplotlib", "pydantic", "numpy", "rich", "yaml")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """A corpus of twelve utterances of one second of noise."""
+    folder = tmp_path_factory.mktemp("corpus")
+    noise = np.random.default_rng(1)
+    rows = []
+    for number in range(12):
+        soundfile.write(folder / f"{number}.wav", 0.1 * noise.standard_normal(16000), 16000)
+        split = "train" if number < 8 else "dev" if number < 10 else "test"
+        rows.append({"audio": f"{number}.wav", "text": f"word{'s' * number} here", "split": split})
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path, manifest):
+    text = (ROOT / "launcher/recipes/mini.yaml").read_text()
+    corpus = f"corpus: {{name: folder, manifest: {manifest}, shard_seconds: 3}}"
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text.replace("corpus: {name: aelita}", corpus).replace("name: mini", "name: tiny"))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    yield folder
+    for process in processes_of(folder):
+        process.kill()
+
+
+@pytest.fixture
+def start(recipe, run, capsys):
+    """`chorus run` on the recipe in this process; returns exit code, standard output and standard error."""
+    fake = runpy.run_path(str(FAKE_CHORUS))["main"]
+
+    def call(*overrides, command=("run", str(recipe), "--run-dir", str(run.path)), **behaviours):
+        settings = [part for override in overrides for part in ("--set", override)]
+        code = fake(behaviours, [*command, *settings])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def launch_apart(recipe, run):
+    """`chorus run` on the recipe as a process of its own."""
+    started = []
+
+    def call(**behaviours):
+        command = [sys.executable, str(FAKE_CHORUS), json.dumps(behaviours), "run", str(recipe), "--run-dir", str(run.path)]
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_step(run, stage, step):
+    for _ in range(400):
+        if max(run.stage(stage).checkpoint_steps(), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} did not come to step {step}")
+
+
+def started(run):
+    return [event["stage"] for event in run.events() if event["event"] == "stage_started"]
+
+
+def test_help_comes_at_once():
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
+    assert time.monotonic() - began < 0.5
+
+
+def test_the_command_line_imports_nothing_heavy():
+    code = "import sys, launcher.cli as c; c.build_parser(['run']); print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not {*HEAVY} & {name.partition(".")[0] for name in output.stdout.split()}
+
+
+def test_a_run_does_every_stage_and_a_second_one_starts_nothing(start, run):
+    code, output, _ = start()
+    assert code == 0
+    assert started(run) == ["prepare", "tokenizer", "teacher", "student", "evaluation", "report"]
+    assert read_json(run.results_file)["models"]["student"]["test"]["cer"] == 0.05
+    assert "teacher: step 5/600" in output
+    assert "5.00%" in output.split("student")[-1]
+
+    code, output, _ = start()
+    assert code == 0
+    assert "Everything is done; nothing was started." in output
+    assert len(started(run)) == 6
+
+    code, output, _ = start("cluster.processes=1", "cluster.expert_parallel=1")
+    assert "Everything is done" in output
+
+    code, output, _ = start("stages.student.steps=9", student={"steps": 9})
+    assert started(run)[6:] == ["student", "evaluation", "report"]
+    assert "student: changed: steps 600 -> 9" in output
+    assert (run.path / "student.old-1" / "model" / "model.safetensors").read_text() == "student after 5 steps"
+    assert (run.stage("student").model / "model.safetensors").read_text() == "student after 9 steps"
+
+    code, output, _ = start(command=("evaluate", f"{run.path}/student", "--json"))
+    assert code == 0
+    assert list(json.loads(output)["models"]) == ["student"]
+
+
+def test_a_lost_process_ends_the_run_with_exit_code_5_and_its_log(start, run):
+    dying = {"at": 1, "do": "die", "rank": 1}
+    code, _, error = start("cluster.max_restarts=0", teacher={"attempts": [dying]})
+    assert code == 5
+    assert error.startswith("chorus: Stage teacher failed and its 0 restarts")
+    assert "rank 1 starts" in error
+    assert "Traceback" not in error
+    assert start(command=("status", str(run.path), "--json"))[0] == 0
+    assert start()[0] == 0
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(start, run, launch_apart):
+    process = launch_apart(teacher={"steps": 1000})
+    wait_for_step(run, "teacher", 3)
+    process.send_signal(signal.SIGTERM)
+    output, error = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert "Stage teacher is stopped" in error
+    assert "Run the same command again to go on: chorus" in error
+    assert len(error.strip().splitlines()) == 1
+    step = max(run.stage("teacher").checkpoint_steps())
+
+    code, output, _ = start(teacher={"steps": step + 3})
+    assert code == 0
+    assert f"from step {step}" in output
+    assert started(run).count("prepare") == 1
+
+
+def test_a_killed_run_is_taken_up_where_it_was(start, run, launch_apart):
+    process = launch_apart(teacher={"steps": 1000})
+    wait_for_step(run, "teacher", 3)
+    process.kill()
+    process.wait()
+    status = json.loads(start(command=("status", str(run.path), "--json"))[1])
+    assert status["process"] is None
+    assert status["stages"][2]["status"] == "interrupted"
+    code, output, _ = start(teacher={"steps": 20})
+    assert code == 0
+    assert "that an earlier launcher had left behind" in output
+    assert started(run).count("prepare") == 1
+
+
+def test_status_follows_a_run_that_goes_on(start, run, launch_apart):
+    process = launch_apart(teacher={"steps": 1000})
+    wait_for_step(run, "teacher", 4)
+    code, output, _ = start(command=("status", str(run.path), "--json"))
+    status = json.loads(output)
+    assert code == 0
+    assert status["process"] == process.pid
+    teacher = next(stage for stage in status["stages"] if stage["name"] == "teacher")
+    assert teacher["status"] == "running"
+    assert 0 < teacher["step"] < 600 == teacher["steps"]
+    assert teacher["eta_s"] > 0
+    assert teacher["checkpoint_step"] >= 4
+    assert "waiting" in start(command=("status", str(run.path)))[1]
+
+    code, _, error = start()
+    assert code == 2
+    assert f"in use by process {process.pid}" in error
+
+
+def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
+    run_dir = ("--run-dir", str(run.path))
+    assert chorus(["plan", "mini", *run_dir, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not run.path.exists()
+    teacher, student = plan["stages"][2:4]
+    assert teacher["effective_encoder_parameters"] == teacher["encoder_parameters"] > student["encoder_parameters"]
+    assert "launcher.worker" in teacher["command"]
+    assert not any(stage["done"] for stage in plan["stages"])
+    assert chorus(["plan", "mini", *run_dir]) == 0
+    assert "memory per process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "fragment"),
+    [
+        (["run", "mini", "--set", "stages.teacher.stesp=3"], 2, "did you mean 'steps'?"),
+        (["run", "mini", "--processes", "3"], 2, "does not divide"),
+        (["run", "digits", "--set", "corpus.root=/nowhere"], 3, "/nowhere, which does not exist"),
+        (["status", "/nowhere"], 2, "is not a run folder"),
+        (["evaluate", "/nowhere/student"], 2, "is not a run folder"),
+        (["report", "/nowhere"], 2, "is not a run folder"),
+        (["transcribe", "/nowhere/student", "a.wav"], 4, "holds no finished model"),
+        (["shards", "verify", "/nowhere"], 3, "holds no shards"),
+        (["prepare", "folder", "--out", "/nowhere"], 2, "manifest is missing"),
+        (["prepare", "fsdd", "--out", "/nowhere", "--root", "/nowhere", "--min-digits", "9"], 2, "swap them"),
+    ],
+)
+def test_a_users_mistake_is_one_paragraph_with_its_exit_code(capsys, tmp_path, monkeypatch, command, code, fragment):
+    monkeypatch.chdir(tmp_path)
+    assert chorus(command) == code
+    error = capsys.readouterr().err
+    assert error.startswith("chorus: ")
+    assert fragment in error
+    assert len(error.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_run_folder_is_not_written_to(start, run):
+    run.path.mkdir()
+    (run.path / "thesis.tex").write_text("")
+    code, _, error = start()
+    assert code == 2
+    assert "holds thesis.tex" in error
+    assert [path.name for path in run.path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_folder_of_another_recipe_is_refused(start, run):
+    run.path.mkdir()
+    run.state_file.write_text(json.dumps({"recipe": "other", "stages": {}}))
+    code, _, error = start()
+    assert code == 2
+    assert "holds a run of recipe 'other'" in error
+
+
+def test_prepared_shards_can_be_verified_counted_and_trained_from(start, manifest, tmp_path, capsys):
+    shards = tmp_path / "shards"
+    prepare = ["prepare", "folder", "--out", str(shards), "--manifest", str(manifest), "--shard-seconds", "3", "--json"]
+    assert chorus(prepare) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["utterances"] == 8
+    assert chorus(["shards", "verify", str(shards)]) == 0
+    assert chorus(["shards", "stats", str(shards / "train"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.split("intact\n")[-1])["train"]["utterances"] == 8
+    assert start(f"corpus={{shards: {shards}}}")[0] == 0
+
+    shard = next((shards / "dev").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert chorus(["shards", "verify", str(shards)]) == 3
+    assert f"{shard.name}: the SHA-256 is not the recorded one" in capsys.readouterr().out
+
+
+def test_doctor_names_versions_accelerator_and_login(capsys):
+    assert chorus(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["deepspeed"].startswith("0.19")
+    assert {"accelerator", "processes", "disk", "wandb"} <= found.keys()

@@ -1,0 +1,165 @@
+import json
+
+import pytest
+
+from launcher.pipeline import Pipeline, build_pipeline
+from launcher.recipe import load_recipe
+from launcher.run_folder import RunFolder
+
+ALL = ["prepare", "tokenizer", "teacher", "student", "evaluation", "report"]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+class Run:
+    """A run folder in which stages can be finished without being run."""
+
+    def __init__(self, folder):
+        self.folder = RunFolder(folder)
+
+    def pipeline(self, *overrides):
+        return Pipeline(load_recipe("mini", overrides), self.folder)
+
+    def finish(self, *overrides, names=ALL, mark=""):
+        pipeline = self.pipeline(*overrides)
+        for node in pipeline.nodes:
+            if node.name in names and not pipeline.standing(node).done:
+                pipeline.started(node, pipeline.standing(node))
+                self.leave_output(node, mark)
+                pipeline.ended(node, "done")
+
+    def leave_output(self, node, mark=""):
+        stage = self.folder.stage(node.name)
+        if node.kind == "prepare":
+            for split in ("train", "test"):
+                shards = {"format": 1, "shards": [{"sha256": f"{split}{mark}"}]}
+                write(self.folder.corpus / split / "shards.json", json.dumps(shards))
+        elif node.kind == "tokenizer":
+            write(self.folder.tokenizer / "tokenizer.json", f"tokenizer{mark}")
+        elif node.kind == "evaluate":
+            write(stage.evaluation_file, "{}")
+        elif node.kind == "report":
+            write(self.folder.report_file, "report")
+        else:
+            write(stage.model / "model.safetensors", f"{node.name}{mark}")
+
+    def to_run(self, *overrides):
+        return [node.name for node, standing in self.pipeline(*overrides).standings() if not standing.done]
+
+    def reason(self, name, *overrides):
+        return next(
+            standing.reason for node, standing in self.pipeline(*overrides).standings() if node.name == name
+        )
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_the_pipeline_begins_with_the_corpus_and_ends_with_the_report():
+    assert [node.name for node in build_pipeline(load_recipe("mini"))] == ALL
+
+
+def test_everything_runs_in_a_new_folder_and_nothing_in_a_finished_one(run):
+    assert run.to_run() == ALL
+    run.finish()
+    assert run.to_run() == []
+
+
+def test_looking_changes_nothing(run, tmp_path):
+    run.to_run()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stages.student.steps=77", ["student", "evaluation", "report"]),
+        ("stages.teacher.optimizer.clip_norm=5.0", ["teacher", "student", "evaluation", "report"]),
+        ("batches.seconds=3", ["teacher", "student", "evaluation", "report"]),
+        ("stages.student.batches={lanes: 4, seconds: 5}", ["student", "evaluation", "report"]),
+        ("augment.speeds=[1.0]", ["teacher", "student", "evaluation", "report"]),
+        ("cluster.precision=fp32", ["teacher", "student", "evaluation", "report"]),
+        ("tokenizer.kind=bpe", ["tokenizer", "teacher", "student", "evaluation", "report"]),
+        ("features.mel_bins=40", ["tokenizer", "teacher", "student", "evaluation", "report"]),
+        ("corpus.span_s=5", ALL),
+        ("seed=2", ALL),
+        ("stages.evaluation.models=[student]", ["evaluation", "report"]),
+    ],
+)
+def test_a_changed_setting_reruns_what_depends_on_it_and_nothing_else(run, override, expected):
+    run.finish()
+    assert run.to_run(override) == expected
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "cluster.processes=1",
+        "cluster.deepspeed=zero1",
+        "cluster.expert_parallel=1",
+        "cluster.max_restarts=9",
+        "tracking.wandb.mode=disabled",
+        "stages.teacher.checkpoint.every_steps=7",
+        "stages.teacher.validate_every=7",
+        "stages.teacher.log_every=7",
+        "stages.student.deepspeed=zero1",
+    ],
+)
+def test_what_cannot_change_a_result_reruns_nothing(run, override):
+    run.finish()
+    overrides = [override] if override != "cluster.processes=1" else [override, "cluster.expert_parallel=1"]
+    assert run.to_run(*overrides) == []
+
+
+def test_what_changed_is_said(run):
+    run.finish()
+    assert run.reason("student", "stages.student.steps=77") == "changed: steps 600 -> 77"
+
+
+def test_a_teacher_that_came_out_differently_reruns_its_student(run):
+    run.finish()
+    write(run.folder.stage("teacher").model / "model.safetensors", "another teacher")
+    assert run.to_run() == ["teacher", "student", "evaluation", "report"]
+    assert run.reason("teacher") == "its output is gone or was changed"
+    run.finish(names=["teacher"], mark=" again")
+    assert run.to_run() == ["student", "evaluation", "report"]
+    assert run.reason("student") == "changed: input teacher"
+
+
+def test_a_corpus_that_came_out_the_same_reruns_nothing_after_it(run):
+    run.finish()
+    run.finish("corpus.span_s=5", names=["prepare"])
+    assert run.to_run("corpus.span_s=5") == []
+
+
+def test_a_stage_whose_output_was_deleted_runs_again(run):
+    run.finish()
+    run.folder.stage("student").model.joinpath("model.safetensors").unlink()
+    assert run.to_run() == ["student", "evaluation", "report"]
+
+
+def test_a_stage_that_was_cut_off_is_not_done(run):
+    run.finish(names=["prepare", "tokenizer"])
+    pipeline = run.pipeline()
+    node = pipeline.nodes[2]
+    pipeline.started(node, pipeline.standing(node))
+    run.leave_output(node)
+    assert run.to_run() == ["teacher", "student", "evaluation", "report"]
+    assert run.reason("teacher") == "not finished yet"
+
+
+def test_a_corpus_folder_elsewhere_with_the_same_files_reruns_nothing(tmp_path):
+    hashes = []
+    for place in ("here", "there"):
+        write(tmp_path / place / "recordings" / "0_ann_0.wav", "audio")
+        recipe = load_recipe("digits", [f"corpus.root={tmp_path / place}"])
+        pipeline = Pipeline(recipe, RunFolder(tmp_path / "run"))
+        hashes.append(pipeline.standing(pipeline.nodes[0]).fingerprint)
+    write(tmp_path / "there" / "recordings" / "1_ann_0.wav", "more audio")
+    hashes.append(pipeline.standing(pipeline.nodes[0]).fingerprint)
+    assert hashes[0] == hashes[1] != hashes[2]

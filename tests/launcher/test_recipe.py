@@ -1,0 +1,218 @@
+import json
+
+import pytest
+import yaml
+
+from data.errors import DataError
+from launcher.checks import check_inputs
+from launcher.errors import CheckpointError, ConfigError
+from launcher.recipe import load_recipe
+from launcher.recipe import dump as dump_recipe
+from launcher.run_folder import RunFolder
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """Load `mini` with overrides and return why it is refused."""
+
+    def refusal(*overrides, recipe="mini"):
+        with pytest.raises(ConfigError) as error:
+            load_recipe(recipe, overrides)
+        return str(error.value)
+
+    return refusal
+
+
+@pytest.fixture
+def deepspeed(tmp_path):
+    """Write a DeepSpeed configuration and return the override that uses it."""
+
+    def write(values):
+        path = tmp_path / "plan.json"
+        path.write_text(values if isinstance(values, str) else json.dumps(values))
+        return f"cluster.deepspeed={path}"
+
+    return write
+
+
+def test_the_resolved_recipe_loads_again_to_the_same_one(tmp_path):
+    recipe = load_recipe("mini", ["stages.student.optimizer.betas=[0.8, 0.95]", "cluster.threads=3"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_a_setting_of_a_stage_is_addressed_by_the_stages_name():
+    recipe = load_recipe("mini", ["stages.student.steps=30", "stages.student.batches={lanes: 4, seconds: 5}"])
+    assert recipe.training_stage("student").steps == 30
+    assert recipe.training_stage("teacher").steps != 30
+    assert recipe.batches_of(recipe.training_stage("student")).lanes == 4
+
+
+def test_later_settings_win_and_values_have_yaml_types():
+    recipe = load_recipe("mini", ["seed=1", "seed=7", "cluster.threads=null", "augment.speeds=[1.0]"])
+    assert recipe.seed == 7
+    assert recipe.cluster.threads is None
+    assert recipe.augment.speeds == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "proposal"),
+    [
+        ("stages.teacher.stesp=3", "stages.teacher.stesp", "steps"),
+        ("stages.student.optimizer.peak_lr=3", "stages.student.optimizer.peak_lr", ""),
+        ("stages.student.model.encoder.expert={}", "stages.student.model.encoder.expert", "experts"),
+        ("stages.student.distill.hidden.wieght=1", "stages.student.distill.hidden.wieght", "weight"),
+        ("tracking.wandb.projct=x", "tracking.wandb.projct", "project"),
+        ("clutser.processes=2", "clutser", "cluster"),
+        ("corpus.cut=[phrases]", "corpus.cut", "cuts"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_key(refuse, override, path, proposal):
+    message = refuse(override)
+    assert f"{path} is not a key" in message
+    assert not proposal or f"did you mean {proposal!r}?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("stages.teacher.steps=many", ["stages.teacher.steps is 'many' (str)", "valid integer"]),
+        ("stages.teacher.steps=0", ["stages.teacher.steps is 0 (int)", "greater than or equal to 1"]),
+        ("cluster.precision=fp8", ["cluster.precision is 'fp8'", "'fp32' or 'bf16'"]),
+        ("stages.teacher.optimizer.betas=[0.9, 1.5]", ["stages.teacher.optimizer", "[0.9, 1.5]", "below 1"]),
+        ("stages.teacher.kind=pretian", ["stages.teacher.kind is 'pretian'", "did you mean 'pretrain'"]),
+        ("corpus.name=aelitta", ["corpus.name is 'aelitta'", "did you mean 'aelita'"]),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_what_was_seen_and_expected(refuse, override, fragments):
+    message = refuse(override)
+    for fragment in fragments:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("stages.techer.steps=3", "did you mean 'teacher'?"),
+        ("stages.teacher.steps", "not of the form"),
+        ("seed.of.all=3", "which has no key 'of'"),
+        ("seed=[", "not YAML"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(refuse, override, fragment):
+    assert fragment in refuse(override)
+
+
+def test_a_key_given_twice_is_refused_instead_of_the_last_one_winning(tmp_path, refuse):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: twice\nseed: 1\nseed: 2\n")
+    message = refuse(recipe=str(path))
+    assert "the key seed is given twice" in message
+    assert "line" in message
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_built_in_one(refuse):
+    assert "did you mean 'mini'?" in refuse(recipe="minni")
+
+
+def test_digits_asks_for_the_corpus_folder(refuse):
+    assert "corpus.root is missing" in refuse(recipe="digits")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragment"),
+    [
+        (["cluster.processes=3"], "does not divide the 2 lanes of stage teacher"),
+        (["cluster.expert_parallel=3"], "does not divide the 2 processes"),
+        (["cluster.processes=6", "batches.lanes=6", "cluster.expert_parallel=3"], "does not divide the 4 experts"),
+        (["stages.student.teacher=techer"], "did you mean 'teacher'?"),
+        (["stages.student.teacher=student"], "not an earlier training stage"),
+        (["stages.evaluation.models=[teacher, pupil]"], "evaluates 'pupil'"),
+        (["stages.teacher.name=corpus"], "a name that the run folder uses itself"),
+        (["stages.teacher.name=student"], "2 stages named 'student'"),
+        (["stages.student.model.encoder.layers=4"], "encoder.layers is 4 and its teacher's is 6"),
+        (["stages.student.distill.hidden.layers=[5, 6]"], "compares layers [6]"),
+        (["cluster.deepspeed=zero9"], "no DeepSpeed configuration 'zero9'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_before_anything_starts(refuse, overrides, fragment):
+    assert fragment in refuse(*overrides)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused_with_those_that_would(refuse):
+    assert "Choose one of 1, 2, 4 processes" in refuse("batches.lanes=4", "cluster.processes=3")
+
+
+def test_expert_parallelism_concerns_only_stages_with_experts():
+    recipe = load_recipe("mini")
+    assert recipe.expert_parallel_of(recipe.training_stage("teacher")) == 1
+    assert recipe.expert_parallel_of(recipe.training_stage("student")) == 2
+
+
+ZERO2 = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("values", "fragment"),
+    [
+        ({"zero_optimization": {"stage": 2}}, "leaves gradient_clipping unset"),
+        ({**ZERO2, "zero_optimization": {"stage": 1, "contiguous_gradients": False}}, "sums the gradients of different"),
+        ({**ZERO2, "zero_optimization": {"stage": 0}}, "clips wrongly when experts are"),
+        ({"gradient_clipping": 1.0}, "has ZeRO stage 0"),
+        ({**ZERO2, "activation_checkpointing": {}}, "reentrant"),
+        ({**ZERO2, "expert_parallel": {"enabled": True}}, "its own copy of shared experts"),
+        ("{", "not readable as JSON"),
+        ("[]", "holds no JSON object"),
+    ],
+)
+def test_what_deepspeed_would_compute_wrongly_is_refused_with_the_reason(refuse, deepspeed, values, fragment):
+    assert fragment in refuse(deepspeed(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        (ZERO2, []),
+        ({**ZERO2, "zero_optimization": {"stage": 1}}, []),
+        ({**ZERO2, "zero_optimization": {"stage": 0}}, ["cluster.expert_parallel=1"]),
+    ],
+)
+def test_what_deepspeed_computes_rightly_is_accepted(deepspeed, values, more):
+    load_recipe("mini", [deepspeed(values), *more])
+
+
+def test_relative_paths_count_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("digits", ["corpus.root=digits", "stages.student.teacher=old/model"])
+    assert dict(recipe.corpus_paths()) == {"corpus.root": tmp_path / "digits"}
+    assert recipe.training_stage("student").teacher == str(tmp_path / "old/model")
+
+
+def test_a_corpus_that_is_not_there_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(DataError, match=r"corpus\.root of recipe digits is .*/nowhere, which does not exist"):
+        check_inputs(load_recipe("digits", [f"corpus.root={tmp_path}/nowhere"]))
+
+
+def test_shards_prepared_before_are_named_by_their_folder_alone(tmp_path):
+    values = yaml.safe_load(dump_recipe(load_recipe("mini")))
+    values["corpus"] = {"shards": str(tmp_path / "shards")}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    recipe = load_recipe(path)
+    assert recipe.split_folder(RunFolder(tmp_path / "run"), "dev") == tmp_path / "shards" / "dev"
+    with pytest.raises(DataError, match="no shards at"):
+        check_inputs(recipe)
+
+
+def test_a_teacher_folder_without_a_model_is_refused_before_anything_starts(tmp_path):
+    recipe = load_recipe("mini", [f"stages.student.teacher={tmp_path}/nothing"])
+    with pytest.raises(CheckpointError, match="holds no finished model"):
+        check_inputs(recipe)
+
+
+@pytest.mark.parametrize("name", ["mini", "digits"])
+def test_every_built_in_recipe_is_valid(name, tmp_path):
+    recipe = load_recipe(name, [f"corpus.root={tmp_path}"] if name == "digits" else [])
+    assert recipe.name == name
+    assert [stage.name for stage in recipe.stages] == ["teacher", "student", "evaluation"]

@@ -1,0 +1,86 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.errors import ConfigError
+from launcher.run_folder import RunFolder, read_json, write_json
+
+HOLD = """
+import sys, time
+from launcher.run_folder import RunFolder
+with RunFolder(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_run_folder_in_use_is_refused_with_the_process_that_uses_it(tmp_path, holder):
+    with pytest.raises(ConfigError, match=f"in use by process {holder.pid}"), RunFolder(tmp_path).locked():
+        pass
+    assert RunFolder(tmp_path).holder() == holder.pid
+
+
+def test_a_killed_launcher_leaves_the_run_folder_free(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    run = RunFolder(tmp_path)
+    assert run.holder() is None
+    with run.locked():
+        assert run.lock_file.read_text() == str(os.getpid())
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path):
+    path = tmp_path / "state.json"
+    write_json(path, {"step": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"step": object()})
+    assert read_json(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_missing_file_reads_as_nothing(tmp_path):
+    assert read_json(tmp_path / "done.json") is None
+
+
+@given(cut=st.integers(min_value=1, max_value=60))
+def test_events_survive_a_line_cut_short_by_a_kill(tmp_path_factory, cut):
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    run.append_event("stage_started", stage="teacher")
+    run.append_event("restart", stage="teacher", restart=1)
+    content = run.events_file.read_bytes()
+    run.events_file.write_bytes(content[:-cut])
+    run.append_event("stage_done", stage="teacher")
+    events = [event["event"] for event in run.events()]
+    assert events[0] == "stage_started"
+    assert events[-1] == "stage_done"
+
+
+def test_checkpoint_steps_leave_out_what_is_not_a_checkpoint(tmp_path):
+    stage = RunFolder(tmp_path).stage("teacher")
+    for name in ("step-00000400", "step-00000020", ".tmp-step-00000600", "latest"):
+        (stage.checkpoints / name).mkdir(parents=True)
+    assert stage.checkpoint_steps() == [20, 400]
+    assert stage.checkpoint(400).is_dir()
+
+
+def test_heartbeats_are_read_in_order_of_rank(tmp_path):
+    stage = RunFolder(tmp_path).stage("teacher")
+    stage.heartbeats.mkdir(parents=True)
+    for rank in (1, 0):
+        stage.heartbeat_file(rank).write_text(json.dumps({"rank": rank}))
+    assert [beat["rank"] for beat in stage.read_heartbeats()] == [0, 1]
