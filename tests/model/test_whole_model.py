@@ -50,7 +50,7 @@ def test_the_default_student_of_twelve_layers_has_a_third_of_the_teachers_blocks
             RecognizerConfig(encoder=EncoderConfig(layers=12, groups=2, experts=ExpertsConfig(count=4))), 80, 500
         )
     size = [sum(p.numel() for p in model.encoder.blocks.parameters()) for model in (student, teacher)]
-    assert size[0] / size[1] == pytest.approx(0.334, abs=0.005)
+    assert size[0] / size[1] == pytest.approx(0.340, abs=0.001)
 
 
 def test_counts_agree_with_tensors_counted_by_hand():

@@ -1,0 +1,109 @@
+"""One step of a small shared-expert student: `gradients.py OUT EXPERT_PARALLEL DEEPSPEED`, as any number of ranks.
+
+Imported, it gives the same step in plain torch, without DeepSpeed or processes.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from data.plan import Totals
+from launcher.recipe import OptimizerConfig, find_deepspeed_config
+from launcher.training.tasks import MicroBatch, Pretrain
+from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
+from model.objectives import ObjectiveConfig
+from model.recognizer import Recognizer, RecognizerConfig
+from model.router import ExpertsConfig, RouterConfig
+from model.subsampling import SubsamplingConfig, output_length
+
+LANES, MEL_BINS, VOCABULARY = 4, 20, 9
+CONFIG = RecognizerConfig(
+    encoder=EncoderConfig(
+        layers=4,
+        groups=2,
+        width=16,
+        heads=2,
+        feedforward_width=24,
+        kernel_size=5,
+        dropout=0.0,
+        experts=ExpertsConfig(count=4, router=RouterConfig(per_frame=2)),
+        subsampling=SubsamplingConfig(channels=4),
+    ),
+    decoder=DecoderConfig(layers=1, heads=2, feedforward_width=24, dropout=0.0),
+)
+# The balance loss weighs as much as recognition, so that a mistake in it cannot hide.
+OBJECTIVE = ObjectiveConfig(balance_weight=1.0, z_weight=0.1)
+# Lanes of very different lengths; the last has ended its epoch.
+LENGTHS = [[90, 71], [40], [66, 50, 49], []]
+
+
+def micro_batch(lane: int) -> MicroBatch:
+    generator = torch.Generator().manual_seed(lane)
+    if not LENGTHS[lane]:
+        nothing = torch.zeros(1, dtype=torch.int64)
+        return MicroBatch(torch.zeros(1, 16, MEL_BINS), nothing, nothing[:, None], nothing)
+    lengths = torch.tensor(LENGTHS[lane])
+    features = torch.randn(len(lengths), int(lengths.max()), MEL_BINS, generator=generator)
+    for row, length in enumerate(LENGTHS[lane]):
+        features[row, length:] = 0.0
+    tokens = torch.randint(4, VOCABULARY, (len(lengths), 5), generator=generator)
+    return MicroBatch(features, lengths, tokens, torch.randint(2, 6, (len(lengths),), generator=generator))
+
+
+def totals() -> Totals:
+    batches = [micro_batch(lane) for lane in range(LANES)]
+    return Totals(
+        utterances=sum(len(lengths) for lengths in LENGTHS),
+        tokens=sum(int(batch.token_lengths_B.sum()) for batch in batches),
+        frames=sum(output_length(length) for lengths in LENGTHS for length in lengths),
+    )
+
+
+def build() -> tuple[Recognizer, Pretrain]:
+    torch.manual_seed(3)
+    return Recognizer(CONFIG, MEL_BINS, VOCABULARY), Pretrain(OBJECTIVE, CONFIG.encoder)
+
+
+def reference() -> dict[str, torch.Tensor]:
+    """The gradients of the whole step, from one plain model."""
+    recognizer, task = build()
+    for lane in range(LANES):
+        parts, _ = task(recognizer, micro_batch(lane), totals(), 0.0)
+        torch.stack(list(parts.values())).sum().backward()
+    return {name: parameter.grad for name, parameter in recognizer.named_parameters()}
+
+
+def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
+    import torch.distributed as dist
+    from deepspeed.utils import safe_get_full_grad
+
+    from launcher.training import parallel
+
+    parallel.start_processes(60)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    recognizer, task = build()
+    parallel.spread_experts(recognizer, expert_parallel, rank)
+    lanes = range(rank, LANES, world)
+    engine = parallel.build_engine(
+        recognizer, OptimizerConfig(clip_norm=0.5), find_deepspeed_config(deepspeed), len(lanes), "fp32"
+    )
+    for index, lane in enumerate(lanes):
+        parts, _ = task(engine, micro_batch(lane), totals(), 0.0)
+        engine.backward(torch.stack(list(parts.values())).sum() * LANES)
+        if index < len(lanes) - 1:
+            engine.step()
+    replicas = {replica.name: replica.start for replica in parallel.replicas(engine)}
+    gradients = {
+        name: (replicas[name], safe_get_full_grad(parameter).clone())
+        for name, parameter in engine.module.named_parameters()
+    }
+    engine.step()
+    norm = parallel.gradient_norm(engine)
+    torch.save({"gradients": gradients, "norm": norm}, out / f"rank-{rank}.pt")
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

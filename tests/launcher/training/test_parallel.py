@@ -1,0 +1,44 @@
+"""A step on several processes is the step of one: gradients and their norm, with experts spread or not."""
+
+from functools import cache
+from pathlib import Path
+
+import gradients
+import processes
+import pytest
+import torch
+
+
+@cache
+def reference() -> dict[str, torch.Tensor]:
+    return gradients.reference()
+
+
+def assert_equal_gradients(found: dict[str, tuple[int, torch.Tensor]], norm: float) -> None:
+    assert found.keys() == reference().keys()
+    for name, (start, gradient) in found.items():
+        expected = reference()[name].flatten()[start : start + gradient.numel()]
+        difference = (gradient.flatten() - expected).norm()
+        # Some gradients vanish by their mathematics (a key's bias, which softmax does not see) and are only rounding.
+        allowed = 1e-5 * (expected.norm() + 1e-3 * norm)
+        assert difference <= allowed, f"{name}: {difference:.1e} of {expected.norm():.1e}"
+
+
+@pytest.mark.parametrize(
+    ("world", "expert_parallel", "deepspeed"),
+    [(1, 1, "zero2"), (2, 2, "zero2"), (2, 1, "zero2"), (2, 2, "zero1"), (4, 2, "zero2")],
+)
+def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parallel, deepspeed):
+    script = Path(gradients.__file__)
+    processes.run([str(script), str(tmp_path), str(expert_parallel), deepspeed], world, tmp_path / "log")
+    norm = torch.cat([gradient.flatten() for gradient in reference().values()]).norm().item()
+    seen: dict[str, set[int]] = {}
+    for rank in range(world):
+        result = torch.load(tmp_path / f"rank-{rank}.pt")
+        assert_equal_gradients(result["gradients"], norm)
+        assert result["norm"] == pytest.approx(norm, rel=1e-5)
+        for name, (start, _) in result["gradients"].items():
+            seen.setdefault(name, set()).add(start)
+    spread = {name for name, starts in seen.items() if len(starts) == expert_parallel > 1}
+    experts = {name for name in reference() if ".experts." in name}
+    assert spread == (experts if expert_parallel > 1 else set())
