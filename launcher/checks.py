@@ -1,8 +1,8 @@
 """What must hold between the settings of a recipe, checked before any process starts.
 
-`check_recipe` looks at the recipe and its DeepSpeed configurations, `check_inputs` at the files it starts from.
-Each refusal says which settings disagree, with their values, and which values would do. Some combinations are refused
-because the engine computes something else than asked for without saying so.
+`check_recipe` looks at the recipe and its DeepSpeed configurations, `check_inputs` at the files it starts
+from. Each refusal says which settings disagree, with their values, and which values would do. Some
+combinations are refused because the engine computes something else than asked for without saying so.
 """
 
 import json
@@ -40,8 +40,8 @@ def check_inputs(recipe: "Recipe") -> None:
     for key, path in recipe.corpus_paths():
         if not path.exists():
             raise DataError(
-                f"{key} of recipe {recipe.name} is {path}, which does not exist. Pass --set {key}=PATH or mend it in "
-                f"the recipe; a relative path counts from the folder that chorus is started in."
+                f"{key} of recipe {recipe.name} is {path}, which does not exist. Pass --set {key}=PATH or "
+                "mend it in the recipe; a relative path counts from the folder that chorus is started in."
             )
     if recipe.corpus.name == "shards":
         read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
@@ -52,8 +52,9 @@ def check_inputs(recipe: "Recipe") -> None:
             and not any(Path(stage.teacher).glob("*.safetensors"))
         ):
             raise CheckpointError(
-                f"The teacher of stage {stage.name} is the folder {stage.teacher}, which holds no finished model "
-                f"(*.safetensors). Name the model folder of a finished stage, such as runs/mini/teacher/model."
+                f"The teacher of stage {stage.name} is the folder {stage.teacher}, which holds no finished "
+                "model (*.safetensors). Name the model folder of a finished stage, such as "
+                "runs/mini/teacher/model."
             )
 
 
@@ -79,7 +80,8 @@ def _check_models(stage: "EvaluateStage", earlier: list[str]) -> None:
     for model in stage.models:
         if model not in earlier:
             raise ConfigError(
-                f"Stage {stage.name} evaluates {model!r}, which is not an earlier training stage{nearest(model, earlier)}"
+                f"Stage {stage.name} evaluates {model!r}, which is not an earlier training "
+                f"stage{nearest(model, earlier)}"
             )
 
 
@@ -99,14 +101,14 @@ def _check_teacher(recipe: "Recipe", stage: "DistillStage", earlier: list[str]) 
         if getattr(teacher, key) != getattr(student, key):
             raise ConfigError(
                 f"Stage {stage.name} compares hidden states layer by layer, but its encoder.{key} is "
-                f"{getattr(student, key)} and its teacher's is {getattr(teacher, key)}. Make them equal, or set "
-                f"distill.hidden.weight and distill.hidden.cosine to 0."
+                f"{getattr(student, key)} and its teacher's is {getattr(teacher, key)}. Make them equal, "
+                "or set distill.hidden.weight and distill.hidden.cosine to 0."
             )
     beyond = [layer for layer in hidden.layers or () if not 0 <= layer < student.layers]
     if beyond:
         raise ConfigError(
-            f"Stage {stage.name} compares layers {beyond} in distill.hidden.layers, but there are layers 0 to "
-            f"{student.layers - 1}."
+            f"Stage {stage.name} compares layers {beyond} in distill.hidden.layers, but there are layers 0 "
+            f"to {student.layers - 1}."
         )
 
 
@@ -119,8 +121,9 @@ def _check_topology(recipe: "Recipe", stage: "TrainingStage") -> None:
     lanes = recipe.batches_of(stage).lanes
     if lanes % processes:
         raise ConfigError(
-            f"cluster.processes is {processes}, which does not divide the {lanes} lanes of stage {stage.name} "
-            f"(batches.lanes). Choose one of {_divisors(lanes)} processes, or other lanes (which changes the batches)."
+            f"cluster.processes is {processes}, which does not divide the {lanes} lanes of stage "
+            f"{stage.name} (batches.lanes). Choose one of {_divisors(lanes)} processes, or other lanes "
+            "(which changes the batches)."
         )
     experts = stage.model.encoder.experts
     if processes % parallel:
@@ -130,8 +133,8 @@ def _check_topology(recipe: "Recipe", stage: "TrainingStage") -> None:
         )
     if experts and experts.count % parallel:
         raise ConfigError(
-            f"cluster.expert_parallel is {parallel}, which does not divide the {experts.count} experts of stage "
-            f"{stage.name} (model.encoder.experts.count). Choose one of {_divisors(experts.count)}."
+            f"cluster.expert_parallel is {parallel}, which does not divide the {experts.count} experts of "
+            f"stage {stage.name} (model.encoder.experts.count). Choose one of {_divisors(experts.count)}."
         )
 
 
@@ -160,8 +163,9 @@ def _check_deepspeed(recipe: "Recipe", stage: "TrainingStage") -> None:
         )
     elif "activation_checkpointing" in values:
         reason = (
-            "has activation_checkpointing, which is reentrant: with shared blocks it fails under ZeRO-2 and gives "
-            "wrong gradients under ZeRO-3 without a word. Remove it and set model.encoder.activation_checkpointing"
+            "has activation_checkpointing, which is reentrant: with shared blocks it fails under ZeRO-2 "
+            "and gives wrong gradients under ZeRO-3 without a word. Remove it and set "
+            "model.encoder.activation_checkpointing"
         )
     elif "expert_parallel" in values:
         reason = (
@@ -170,14 +174,14 @@ def _check_deepspeed(recipe: "Recipe", stage: "TrainingStage") -> None:
         )
     elif level == 1 and zero.get("contiguous_gradients", True) is False:
         reason = (
-            "has ZeRO stage 1 with contiguous_gradients false, which sums the gradients of different experts without "
-            "a word. Set contiguous_gradients to true"
+            "has ZeRO stage 1 with contiguous_gradients false, which sums the gradients of different "
+            "experts without a word. Set contiguous_gradients to true"
         )
     elif level == 0 and parallel > 1:
         reason = (
-            f"has ZeRO stage 0, which measures the gradient's norm per process and so clips wrongly when experts are "
-            f"spread over processes (cluster.expert_parallel is {parallel}). Use ZeRO stage 1, 2 or 3, or "
-            f"--set cluster.expert_parallel=1"
+            "has ZeRO stage 0, which measures the gradient's norm per process and so clips wrongly when "
+            f"experts are spread over processes (cluster.expert_parallel is {parallel}). Use ZeRO stage 1, "
+            "2 or 3, or --set cluster.expert_parallel=1"
         )
     if reason:
         raise ConfigError(f"The DeepSpeed configuration {path} of stage {stage.name} {reason}.")

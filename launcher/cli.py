@@ -1,8 +1,8 @@
 """The `chorus` command.
 
-Exit codes: 0 done; 2 configuration; 3 data; 4 checkpoint; 5 a process was lost or hung; 75 stopped, run the same
-command again. An error that a user can mend is one paragraph on stderr; a traceback is a fault of Chorus.
-Nothing heavy is imported before a command needs it.
+Exit codes: 0 done; 2 configuration; 3 data; 4 checkpoint; 5 a process was lost or hung; 75 stopped, run the
+same command again. An error that a user can mend is one paragraph on stderr; a traceback is a fault of
+Chorus. Nothing heavy is imported before a command needs it.
 """
 
 import argparse
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser; the options of `prepare` depend on its corpus, so they are built only for that command."""
+    """Return the parser. The options of `prepare` depend on its corpus and are built only for it."""
     parser = argparse.ArgumentParser(
         prog="chorus",
-        description="Trains speech recognisers with shared conformer blocks and experts, from corpus to report.",
-        epilog="A RECIPE is a YAML file or the name of a built-in one; a RUN is the folder that `chorus run` printed.",
+        description="Train speech recognisers with shared conformer blocks and experts.",
+        epilog="A RECIPE is a YAML file or the name of a built-in one; a RUN is the folder of a run.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)

@@ -1,7 +1,7 @@
 """The errors a user can cause or meet, and the exit code that `chorus` gives for each.
 
-A message is one paragraph: what happened, where, what was seen, what to do. Anything that is not one of these is
-a fault of Chorus itself and is shown with its traceback.
+A message is one paragraph: what happened, where, what was seen, what to do. Anything that is not one of these
+is a fault of Chorus itself and is shown with its traceback.
 """
 
 from data.errors import DataError

@@ -1,7 +1,8 @@
 """Runs the stages of a pipeline that are not done, one after another.
 
-A stage whose settings or inputs changed since it was worked on starts anew; its folder is moved aside (STAGE.old-1),
-never deleted. Shards and tokenizer are derived data and are replaced in place; a finished model carries its own.
+A stage whose settings or inputs changed since it was worked on starts anew; its folder is moved aside
+(STAGE.old-1), never deleted. Shards and tokenizer are derived data and are replaced in place; a finished
+model carries its own.
 """
 
 from collections.abc import Callable
@@ -73,7 +74,8 @@ class Executor:
     def _run_node(self, node: Node, standing: Standing) -> None:
         if standing.fingerprint is None:
             raise ConfigError(
-                f"Stage {node.name} {standing.reason}, which this run folder does not have yet. Run the whole recipe."
+                f"Stage {node.name} {standing.reason}, which this run folder does not have yet. Run the "
+                "whole recipe."
             )
         self._set_aside(node, standing)
         self._pipeline.started(node, standing)

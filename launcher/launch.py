@@ -1,7 +1,7 @@
 """How a stage's processes are started: the command line and the environment of each.
 
-Training goes through the `deepspeed` command, evaluation is one plain process. What differs between places to run
-(one machine now; hosts over ssh or SLURM) is confined to `training_command` and `worker_environment`.
+Training goes through the `deepspeed` command, evaluation is one plain process. What differs between places to
+run (one machine now; hosts over ssh or SLURM) is confined to `training_command` and `worker_environment`.
 Refused: more processes than there are GPUs.
 """
 
@@ -40,9 +40,10 @@ def check_machine(cluster: ClusterConfig) -> None:
     gpus = torch.cuda.device_count()
     if cluster.processes > gpus:
         raise ConfigError(
-            f"cluster.processes is {cluster.processes}, but PyTorch sees {gpus} GPU{'s' * (gpus > 1)} here, and every "
-            f"process needs one. Pass --processes {gpus} (with --set cluster.expert_parallel=N, N a divisor of it), "
-            f"or train on the processors with DS_ACCELERATOR=cpu in the environment."
+            f"cluster.processes is {cluster.processes}, but PyTorch sees {gpus} GPU{'s' * (gpus > 1)} "
+            f"here, and every process needs one. Pass --processes {gpus} (with --set "
+            "cluster.expert_parallel=N, N a divisor of it), or train on the processors with "
+            "DS_ACCELERATOR=cpu in the environment."
         )
 
 
@@ -84,7 +85,7 @@ def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dic
     search_path = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {
         "PYTHONPATH": os.pathsep.join(search_path),
-        # `python -m` would put the current folder first, where a user may well keep a package named data or model.
+        # `python -m` would put the current folder first, where a user may keep a package named data or model.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(cluster.threads or max(1, num_cores() // processes)),
@@ -109,8 +110,9 @@ def _devices(processes: int, environment: Mapping[str, str]) -> list[str]:
         return [f"--num_gpus={processes}"]
     if not all(device.strip().isdigit() for device in visible):
         raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES is {environment['CUDA_VISIBLE_DEVICES']!r}; the deepspeed command understands only "
-            f"numbers there. Give the GPUs by their index, such as CUDA_VISIBLE_DEVICES=0,1."
+            f"CUDA_VISIBLE_DEVICES is {environment['CUDA_VISIBLE_DEVICES']!r}; the deepspeed command "
+            "understands only numbers there. Give the GPUs by their index, such as "
+            "CUDA_VISIBLE_DEVICES=0,1."
         )
     return [f"--include=localhost:{','.join(device.strip() for device in visible[:processes])}"]
 

@@ -1,12 +1,13 @@
 """The stages of a run, and which of them are done.
 
-A stage is done when its record in state.json says so, its fingerprint is still the same, and its output is still in
-place. The fingerprint is a SHA-256 over the stage's own settings and the content of its inputs: the shards of a
-split, the tokenizer, another stage's finished model. So a changed setting or input reruns what depends on it and
-nothing else. Where a stage runs and how it is followed (cluster, tracking, checkpoints, validation) is not part of it;
-the precision of the arithmetic is.
+A stage is done when its record in state.json says so, its fingerprint is still the same, and its output is
+still in place. The fingerprint is a SHA-256 over the stage's own settings and the content of its inputs: the
+shards of a split, the tokenizer, another stage's finished model. So a changed setting or input reruns what
+depends on it and nothing else. Where a stage runs and how it is followed (cluster, tracking, checkpoints,
+validation) is not part of it; the precision of the arithmetic is.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -20,6 +21,7 @@ from launcher.recipe import DistillStage, EvaluateStage, Recipe, TrainingStage
 from launcher.run_folder import RunFolder, read_json, write_json
 
 STATE_FORMAT = 1
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Standing:
-    """Whether a stage is done, and if not, why it is to run; fingerprint is None while an input is missing."""
+    """Whether a stage is done, or why it is to run; fingerprint is None while an input is missing."""
 
     done: bool
     reason: str
@@ -107,14 +109,21 @@ def hash_files(paths: list[Path], root: Path) -> str:
     """Return a SHA-256 over the names and contents of some files."""
     digest = hashlib.sha256()
     for path in sorted(paths):
+        seen = path.stat()
         digest.update(f"{path.relative_to(root)}\n".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(_file_digest(path, seen.st_size, seen.st_mtime_ns))
     return digest.hexdigest()
 
 
+@functools.cache
+def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> bytes:
+    """Return the SHA-256 of a file as it is at that size and time: a model is an input of several stages."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def _hash_listing(root: Path) -> str:
-    """Return a SHA-256 over the names and sizes of all files in a folder: a corpus is too large to be read for it."""
+    """Return a SHA-256 over the names and sizes of all files in a folder, which may be too large to read."""
     listing = sorted(
         (str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file()
     )
@@ -216,7 +225,9 @@ class Pipeline:
             hashes = {split: self._split_hash(split) for split in self._splits()}
             return None if None in hashes.values() else hash_of(hashes)
         if node.kind == "tokenizer":
-            return self._folder_hash(self.run.tokenizer)
+            # Its folder may hold what was derived from it since.
+            files = [self.run.tokenizer / name for name in TOKENIZER_FILES]
+            return hash_files(files, self.run.path) if all(file.is_file() for file in files) else None
         if node.kind == "report":
             files = [path for path in [self.run.report_file] if path.is_file()]
             return hash_files(files, self.run.path) if files else None

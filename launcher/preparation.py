@@ -37,12 +37,13 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
         display.say(f"prepare: {name} has {split.utterances} utterances, {split.seconds / 3600:.2f} h")
     if report.rejected:
         display.say(
-            f"prepare: {len(report.rejected)} utterances were left out; {run.corpus / 'rejected.jsonl'} says why"
+            f"prepare: {len(report.rejected)} utterances were left out; {run.corpus / 'rejected.jsonl'} "
+            "says why"
         )
 
 
 def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
-    """Train the tokenizer on the training texts and measure the features' mean and deviation on the training audio."""
+    """Train the tokenizer on the training texts and measure the mean and deviation of the features."""
     from data.features import measure_statistics
     from data.reader import ShardReader
     from data.shard_index import read_index
@@ -63,7 +64,7 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
 
 def _replace_folder(folder: Path, new: Path) -> None:
-    """Put a finished folder in the place of an old one; a kill in between leaves no folder, never a mixture."""
+    """Put a finished folder in the place of an old one; a kill in between leaves none, never a mixture."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -1,7 +1,7 @@
 """What `chorus run` shows while it works: one live bar on a terminal, plain lines elsewhere.
 
-A stage's progress comes from the rows that its processes append to metrics.jsonl; the times left are estimated from
-the pace of the newest rows.
+A stage's progress comes from the rows that its processes append to metrics.jsonl; the times left are
+estimated from the pace of the newest rows.
 """
 
 import json
@@ -10,7 +10,11 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 # Rows that the pace is measured over: enough to smooth single steps, few enough to follow a change of load.
 PACE_ROWS = 20
@@ -119,11 +123,18 @@ class Display(ABC):
     @abstractmethod
     def _show(self) -> None: ...
 
+    def _line(self) -> str:
+        """Return where the stage is, on one line."""
+        what = f"{self._stage}: {self._row.get('label', 'step')} {self._row['step']}/{self._steps}"
+        return ", ".join(filter(None, [what, self._details()]))
+
     def _details(self) -> str:
         row, step_s = self._row, self._pace.step_s()
         parts = []
         if "loss" in row:
             parts.append(f"loss {row['loss']:.3f}")
+        if "validation/cer" in row:
+            parts.append(f"validation CER {row['validation/cer']:.1%}")
         if "audio_s_per_s" in row:
             parts.append(f"{row['audio_s_per_s']:.1f} s of audio per s")
         if step_s is not None:
@@ -154,8 +165,7 @@ class PlainDisplay(Display):
         if step is None or step == self._shown_step or not (due or at_once or step == self._steps):
             return
         self._last_line, self._shown_step = time.monotonic(), step
-        label = f" {self._row['label']}" if "label" in self._row else " step"
-        self.say(", ".join(filter(None, [f"{self._stage}:{label} {step}/{self._steps}", self._details()])))
+        self.say(self._line())
 
     def end(self) -> None:
         self._show(at_once=True)
@@ -164,21 +174,25 @@ class PlainDisplay(Display):
 class TerminalDisplay(Display):
     """A live bar on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: "Console | None" = None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[details]}"), transient=True,
-        )  # fmt: skip
-        self._task = None
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[details]}"),
+        )
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
 
     def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
-        super().begin(stage, steps, later_steps)
         self.end()
+        super().begin(stage, steps, later_steps)
         self._progress.start()
         self._task = self._progress.add_task(stage, total=steps, details="")
 
@@ -192,10 +206,13 @@ class TerminalDisplay(Display):
         )
 
     def end(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+        if self._task is None:
+            return
+        self._progress.remove_task(self._task)
         self._progress.stop()
+        self._task = None
+        if "step" in self._row:
+            self.say(self._line())
 
 
 def open_display(stream: TextIO) -> Display:

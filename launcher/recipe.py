@@ -1,9 +1,9 @@
 """The recipe: everything that a run is, as one YAML file.
 
-`load_recipe` reads a file or a built-in recipe by its name, applies `key=value` overrides, fills in every default and
-checks it all, so that nothing is started from a recipe that cannot work. It refuses unknown and doubled keys, values
-of the wrong type, and settings that contradict each other. `dump` writes the resolved recipe, which loads again to
-the same one.
+`load_recipe` reads a file or a built-in recipe by its name, applies `key=value` overrides, fills in every
+default and checks it all, so that nothing is started from a recipe that cannot work. It refuses unknown and
+doubled keys, values of the wrong type, and settings that contradict each other. `dump` writes the resolved
+recipe, which loads again to the same one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,8 +49,8 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     warmup_steps: int = Field(default=100, ge=0, description="steps of linear rise from 0 to the peak")
     schedule: Literal["cosine", "tri_stage", "inverse_square_root"] = Field(
         default="cosine",
-        description="after the warm-up: cosine decay to the end; tri_stage: held, then exponential decay over the last "
-        "half; inverse_square_root: peak * sqrt(warmup_steps / step), as in the Transformer (Noam)",
+        description="after the warm-up: cosine decay to the end; tri_stage: held, then exponential decay "
+        "over the last half; inverse_square_root: peak * sqrt(warmup_steps / step), as in the Transformer",
     )
     final_ratio: float = Field(
         default=0.02,
@@ -239,7 +239,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             if stage.name == name:
                 return stage
         raise ConfigError(
-            f"Recipe {self.name} has no stage {name!r}; its stages are {', '.join(s.name for s in self.stages)}."
+            f"Recipe {self.name} has no stage {name!r}; its stages are "
+            f"{', '.join(s.name for s in self.stages)}."
         )
 
     def training_stage(self, name: str) -> PretrainStage | DistillStage:
@@ -259,7 +260,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return stage.augment or self.augment
 
     def deepspeed_of(self, stage: TrainingStage) -> Path:
-        """Return the DeepSpeed JSON file of a stage; ConfigError naming the built-in ones when there is none."""
+        """Return the DeepSpeed JSON file of a stage; ConfigError naming those there are if it is none."""
         return find_deepspeed_config(stage.deepspeed or self.cluster.deepspeed)
 
     def expert_parallel_of(self, stage: TrainingStage) -> int:
@@ -267,7 +268,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return self.cluster.expert_parallel if stage.model.encoder.experts else 1
 
     def split_folder(self, run: RunFolder, split: str) -> Path | str:
-        """Return the folder of a split's shards, in the run or where they were prepared before, or their URL."""
+        """Return the folder or URL of a split's shards: in the run, or where they were prepared before."""
         if not isinstance(self.corpus, ShardsCorpus):
             return run.corpus / split
         place = f"{self.corpus.shards.rstrip('/')}/{split}"
@@ -314,12 +315,13 @@ def find_recipe(name_or_path: str) -> Path:
     if name_or_path in known:
         return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
     raise ConfigError(
-        f"{name_or_path!r} is neither a recipe file nor the name of a built-in recipe{nearest(name_or_path, known)}"
+        f"{name_or_path!r} is neither a recipe file nor the name of a built-in "
+        f"recipe{nearest(name_or_path, known)}"
     )
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong and where.
+    """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
 
     Relative paths in the corpus section and of a teacher are taken from the current folder and made absolute.
     """

@@ -1,4 +1,4 @@
-"""Validation errors in the words of a recipe: the dotted path, what was seen, what would do, the nearest key."""
+"""Validation errors in the words of a recipe: dotted path, what was seen, what would do, nearest key."""
 
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -43,8 +43,9 @@ def _tag_sentence(problem: Any, dotted: str) -> str:
     key = problem["ctx"]["discriminator"].strip("'")
     if problem["type"] == "union_tag_not_found":
         return f"{dotted}.{key} is missing; it says which keys belong there."
+    seen = problem["ctx"]["tag"]
     expected = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
-    return f"{dotted}.{key} is {problem['ctx']['tag']!r}, which is none{nearest(problem['ctx']['tag'], expected)}"
+    return f"{dotted}.{key} is {seen!r}, which is none{nearest(seen, expected)}"
 
 
 def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> tuple[str, Any]:

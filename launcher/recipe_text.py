@@ -13,7 +13,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     doubled = {str(key) for key in keys if keys.count(key) > 1}
     if doubled:
         raise yaml.constructor.ConstructorError(
@@ -33,13 +33,14 @@ def parse_recipe(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not readable as YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{source} holds {_kind(values)} where a recipe is a mapping with name, corpus, stages and batches."
+            f"{source} holds {_kind(values)} where a recipe is a mapping with name, corpus, stages and "
+            "batches."
         )
     return values
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in place; the value is YAML, and items of a list are addressed by their name."""
+    """Set one `dotted.key=value` in place; the value is YAML, items of a list are addressed by name."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):

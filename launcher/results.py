@@ -9,7 +9,8 @@ from launcher.run_folder import RunFolder, read_json, write_json
 def merge_results(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write results.json from the evaluations that are there, and return it.
 
-    Every model has its parameter counts and, under the name of each split, cer and wer (fractions), utterances, rtf.
+    Every model has its parameter counts and, under the name of each split, cer and wer (fractions),
+    utterances, rtf.
     """
     models: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:

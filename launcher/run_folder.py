@@ -1,8 +1,8 @@
 """The layout of a run folder, and writes that a kill at any moment cannot tear.
 
 RunFolder and StageFolder name every file that a run leaves behind; nothing else in Chorus spells these names.
-JSON files are written beside their place, flushed to the disk and renamed. `events.jsonl` is only appended to.
-A run folder is locked by one launcher at a time; the lock dies with its process.
+JSON files are written beside their place, flushed to the disk and renamed. `events.jsonl` is only appended
+to. A run folder is locked by one launcher at a time; the lock dies with its process.
 """
 
 import fcntl
@@ -58,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None when it does not exist. One that was torn by another program raises ValueError."""
+    """Read a JSON file; None when it does not exist, ValueError when another program tore it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -97,7 +97,7 @@ class StageFolder:
         return self.heartbeats / f"rank-{rank:02d}.json"
 
     def checkpoint_steps(self) -> list[int]:
-        """Return the steps of the checkpoints in place, oldest first. It does not say whether they are intact."""
+        """Return the steps of the checkpoints in place, oldest first, whether intact or not."""
         if not self.checkpoints.is_dir():
             return []
         matches = (CHECKPOINT_NAME.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
@@ -157,7 +157,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run folder for this process; ConfigError naming the other process when it is held already."""
+        """Hold the run folder for this process; ConfigError naming the process that holds it already."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a+", encoding="utf-8") as file:
             if not _lock(file):

@@ -1,4 +1,4 @@
-"""What a run folder says about a run, while it goes on or afterwards; reads files only and needs no recipe schema."""
+"""What a run folder says about a run, while it goes on or afterwards. Reads files only."""
 
 import time
 from itertools import islice
@@ -20,7 +20,8 @@ def open_run(path: str | Path) -> RunFolder:
     run = RunFolder(Path(path).expanduser())
     if not run.state_file.is_file():
         raise ConfigError(
-            f"{run.path} is not a run folder: it has no state.json. Name the folder that `chorus run` printed."
+            f"{run.path} is not a run folder: it has no state.json. Name the folder that `chorus run` "
+            "printed."
         )
     return run
 

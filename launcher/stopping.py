@@ -10,7 +10,8 @@ from launcher.errors import Preempted
 class StopRequest:
     """Takes SIGINT, SIGTERM and SIGUSR1 to `chorus run` as a wish to stop.
 
-    While processes are watched it only counts, so that they can save; inside `interrupting()` it raises Preempted.
+    While processes are watched it only counts, so that they can save; inside `interrupting()` it raises
+    Preempted.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -1,10 +1,10 @@
 """Starts the processes of one stage, watches them, and ends them.
 
-The `deepspeed` command can leave with exit code 0 while its processes live on, and does not pass signals on in
-order; so nothing of that is relied on. A stage has succeeded when its command left with 0 and the stage's own record
-says so. A process that stays silent past its deadline, or is lost, ends the attempt: everything of it is ended, and
-the stage starts again from its newest checkpoint, as often as the recipe allows. Stopping is a file that the
-processes agree on at a step; then a signal; then a kill.
+The `deepspeed` command can leave with exit code 0 while its processes live on, and does not pass signals on
+in order; so nothing of that is relied on. A stage has succeeded when its command left with 0 and the stage's
+own record says so. A process that stays silent past its deadline, or is lost, ends the attempt: everything of
+it is ended, and the stage starts again from its newest checkpoint, as often as the recipe allows. Stopping is
+a file that the processes agree on at a step; then a signal; then a kill.
 """
 
 import os
@@ -34,8 +34,9 @@ LASTING_ERRORS = {exit_code(kind()): kind for kind in (ConfigError, DataError, C
 class Job:
     """The processes of one stage.
 
-    start returns command and environment, made anew for every attempt because a port found free may be taken later.
-    processes is how many must report; 0 when the stage keeps no heartbeats. succeeded looks at the stage's record.
+    start returns command and environment, made anew for every attempt because a port found free may be taken
+    later. processes is how many must report; 0 when the stage keeps no heartbeats. succeeded looks at the
+    stage's record.
     """
 
     stage: StageFolder
@@ -78,7 +79,8 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
         if attempt < job.restarts:
             run.append_event("restart", stage=job.stage.name, restart=attempt + 1, from_step=newest)
             display.say(
-                f"{job.stage.name}: {failure.reason}; restart {attempt + 1} of {job.restarts} from step {newest}"
+                f"{job.stage.name}: {failure.reason}; restart {attempt + 1} of {job.restarts} from step "
+                f"{newest}"
             )
         else:
             raise DistributedError(_used_up(job, failure, newest))
@@ -179,8 +181,9 @@ class _Attempt:
             return None
         record = read_json(self._stage.done_file) or {}
         if self._stop.count or record.get("status") == "stopped" or code == exit_code(Preempted()):
-            step = max(self._stage.checkpoint_steps(), default=0)
-            raise Preempted(f"Stage {self._stage.name} is stopped; its newest checkpoint is of step {step}.")
+            newest = max(self._stage.checkpoint_steps(), default=None)
+            kept = "" if newest is None else f"; its newest checkpoint is of step {newest}"
+            raise Preempted(f"Stage {self._stage.name} is stopped{kept}.")
         self._watch.look()
         rank = self._watch.lost[0] if self._watch.lost and code else None
         return Failure(_reason(code, rank), rank, code)

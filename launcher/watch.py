@@ -22,7 +22,7 @@ ABORT_S = 1.0
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Times in s: until all processes report, of silence, to save and leave when stopped, to leave when told to."""
+    """Times in s: until all report, of silence, to save and leave when stopped, to leave when told to."""
 
     startup_s: float = 300.0
     stall_s: float = 120.0
@@ -40,7 +40,7 @@ class Failure:
 
 
 def processes_of(run: RunFolder, stage: str | None = None) -> list[psutil.Process]:
-    """Return the live processes on this host that work for a run: those whose arguments end in RUN_DIR STAGE."""
+    """Return the live processes here that work for a run: those whose arguments end in RUN_DIR STAGE."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -65,7 +65,7 @@ def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float =
 
 
 def _still_running(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait for processes to end and return those that did not; a zombie has ended, even if nobody collects it."""
+    """Wait for processes to end and return those that did not; a zombie has ended, collected or not."""
     until = time.monotonic() + timeout_s
     while (running := [process for process in processes if is_running(process)]) and time.monotonic() < until:
         time.sleep(0.05)
@@ -90,7 +90,7 @@ class Watch:
     def __init__(self, stage: StageFolder, processes: int, deadlines: Deadlines) -> None:
         self._stage, self._processes, self._deadlines = stage, processes, deadlines
         self._started = time.monotonic()
-        # Silence is measured by this process's clock, so that neither a changed nor a sleeping clock looks like it.
+        # Silence is measured by this process's own clock: a clock that is set does not look like it.
         self._changed: dict[int, tuple[float, dict[str, Any]]] = {}
         self.lost: list[int] = []
 
@@ -104,7 +104,7 @@ class Watch:
                 self._changed[rank] = now, beat
             if rank not in self.lost and not _runs(beat):
                 gone.append(rank)
-        # Of those that went between two looks, the one that wrote last went last: it tells of the loss of another.
+        # Of those that went between two looks, the last to write went last: it tells of another's loss.
         self.lost += sorted(gone, key=self._last_written)
         return self._silent(now) or self._absent(now)
 
@@ -132,7 +132,8 @@ class Watch:
         # The one that hangs stopped before those that wait for it.
         changed, beat = min(silent, key=lambda pair: (not _is_stopped(pair[1]), pair[1]["step"], pair[0]))
         return Failure(
-            f"rank {beat['rank']} was silent for {now - changed:.0f} s at step {beat['step']}, in {beat['section']} "
+            f"rank {beat['rank']} was silent for {now - changed:.0f} s at step {beat['step']}, in "
+            f"{beat['section']} "
             f"(process {beat['pid']}; deadline {limit_s:g} s)",
             beat["rank"],
         )

@@ -28,7 +28,8 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Return versions, accelerator, processors, memory, disk and the W&B login, as short texts and numbers."""
+    """Return versions, accelerator, processors, memory, disk and the W&B login, as short texts."""
+    memory = psutil.virtual_memory()
     disk = shutil.disk_usage(os.getcwd())
     mode, reason = choose_mode("auto", os.environ)
     return {
@@ -36,7 +37,7 @@ def examine() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "accelerator": _accelerator(),
         "processes": _processes(),
-        "memory": f"{psutil.virtual_memory().available / 2**30:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}",
+        "memory": f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}",
         "disk": f"{disk.free / 2**30:.1f} GiB free in {os.getcwd()}",
         "wandb": f"{mode}: {reason}",
     }

@@ -20,7 +20,8 @@ def status(options: argparse.Namespace) -> int:
 
     holder = found["process"]
     print(
-        f"{found['run']}, recipe {found['recipe']}: {f'running, process {holder}' if holder else 'not running'}"
+        f"{found['run']}, recipe {found['recipe']}: "
+        f"{f'running, process {holder}' if holder else 'not running'}"
     )
     table = Table("stage", "status", box=None, pad_edge=False)
     for heading in ("step", "loss", "audio s/s", "left", "checkpoint", "restarts"):
@@ -64,7 +65,7 @@ def transcribe(options: argparse.Namespace) -> int:
 
 
 def _model_folder(path: Path) -> Path:
-    """Return the folder of a finished model at RUN/STAGE or at the path itself; CheckpointError when there is none."""
+    """Return the folder of the finished model at RUN/STAGE or at the path itself (else CheckpointError)."""
     for folder in (path / "model", path):
         if any(folder.glob("*.safetensors")):
             return folder

@@ -70,9 +70,7 @@ def _states(stages: list[dict[str, Any]]) -> Any:
 
     table = Table("stage", "kind", "state", box=None, pad_edge=False)
     for stage in stages:
-        table.add_row(
-            stage["name"], stage["kind"], "done" if stage["done"] else f"to run: {stage['reason']}"
-        )
+        table.add_row(stage["name"], stage["kind"], "done" if stage["done"] else f"to run: {stage['reason']}")
     return table
 
 

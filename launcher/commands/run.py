@@ -85,8 +85,8 @@ def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
         evaluations = [s for s in evaluations if stage == s.name or stage in s.models]
     if not evaluations:
         raise ConfigError(
-            f"Recipe {recipe.name} has no evaluation{f' of {stage}' if stage else ''}. Add a stage of kind evaluate to the "
-            f"recipe and run it again; what is done is not repeated."
+            f"Recipe {recipe.name} has no evaluation{f' of {stage}' if stage else ''}. Add a stage of kind "
+            "evaluate to the recipe and run it again; what is done is not repeated."
         )
     return frozenset(s.name for s in evaluations)
 

@@ -1,9 +1,10 @@
 """Stands in for a training process tree: keeps the records of a worker without training anything.
 
-python fake_worker.py BEHAVIOUR RUN_DIR STAGE, where BEHAVIOUR is JSON: {"ranks": 2, "steps": 6, "attempts": [...]},
-and each attempt is what to do at which step: {"at": 3, "do": "die" | "hang" | "exit", "rank": 1, "code": 3}. An
-attempt without an entry works to the end. A checkpoint is left at every step, so an attempt goes on where the last
-one ended. SIGTERM is ignored when "stubborn". With {"evaluate": MODELS} it leaves an evaluation instead.
+python fake_worker.py BEHAVIOUR RUN_DIR STAGE, where BEHAVIOUR is JSON: {"ranks": 2, "steps": 6, "attempts":
+[...]}, and each attempt is what to do at which step: {"at": 3, "do": "die" | "hang" | "exit", "rank": 1,
+"code": 3}. An attempt without an entry works to the end. A checkpoint is left at every step, so an attempt
+goes on where the last one ended. SIGTERM is ignored when "stubborn". With {"evaluate": MODELS} it leaves an
+evaluation instead.
 """
 
 import json
@@ -19,7 +20,7 @@ import psutil
 
 from launcher.run_folder import RunFolder, write_json
 
-STEP_S = 0.05
+STEP_S = 0.03
 
 
 def attempt_number(counter: Path) -> int:
@@ -66,7 +67,13 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
         time.sleep(STEP_S)
         step += 1
         if rank == 0:
-            row = {"step": step, "loss": 10.0 / step, "audio_s_per_s": 20.0, "time": time.time(), "step_s": STEP_S}
+            row = {
+                "step": step,
+                "loss": 10.0 / step,
+                "audio_s_per_s": 20.0,
+                "time": time.time(),
+                "step_s": STEP_S,
+            }
             with folder.metrics_file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             folder.checkpoint(step).mkdir(parents=True, exist_ok=True)
@@ -74,13 +81,17 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
         if step >= behaviour["steps"]:
             write_json(folder.model / "config.json", {"stage": stage})
             (folder.model / "model.safetensors").write_text(f"{stage} after {step} steps")
-        write_json(folder.done_file, {"status": "done" if step >= behaviour["steps"] else "stopped", "step": step})
+        write_json(
+            folder.done_file, {"status": "done" if step >= behaviour["steps"] else "stopped", "step": step}
+        )
     return 0
 
 
 def evaluate(models: list[str], folder) -> int:
     rates = {"cer": 0.05, "wer": 0.2, "utterances": 3, "rtf": 0.01}
-    parameters = {f"{kind}parameters": 300 for kind in ("", "encoder_", "effective_encoder_", "activated_encoder_")}
+    parameters = {
+        f"{kind}parameters": 300 for kind in ("", "encoder_", "effective_encoder_", "activated_encoder_")
+    }
     found = {name: {**parameters, "test": rates, "examples": []} for name in models}
     write_json(folder.evaluation_file, {"models": found})
     return 0
@@ -103,7 +114,7 @@ def main() -> int:
     if behaviour.get("orphans"):
         time.sleep(1)
         return 0  # as the deepspeed command does when its own child is killed
-    # As the deepspeed command, though faster: the first exit code seen decides, the others are ended a little later.
+    # As the deepspeed command, though faster: the first exit code decides, the others are ended later.
     while any(rank.poll() is None for rank in ranks):
         failed = [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]
         if failed:

@@ -73,9 +73,21 @@ def launch_apart(recipe, run):
     started = []
 
     def call(**behaviours):
-        command = [sys.executable, str(FAKE_CHORUS), json.dumps(behaviours), "run", str(recipe), "--run-dir", str(run.path)]
+        command = [
+            sys.executable,
+            str(FAKE_CHORUS),
+            json.dumps(behaviours),
+            "run",
+            str(recipe),
+            "--run-dir",
+            str(run.path),
+        ]
         process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         return process
@@ -99,14 +111,21 @@ def started(run):
 
 
 def test_help_comes_at_once():
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
-    assert time.monotonic() - began < 0.5
+    taken_s = []
+    for _ in range(3):  # another process may slow one of them down
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "launcher.cli", "--help"], cwd=ROOT, check=True, capture_output=True
+        )
+        taken_s.append(time.monotonic() - began)
+    assert min(taken_s) < 0.5
 
 
 def test_the_command_line_imports_nothing_heavy():
     code = "import sys, launcher.cli as c; c.build_parser(['run']); print(*sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     assert not {*HEAVY} & {name.partition(".")[0] for name in output.stdout.split()}
 
 
@@ -148,17 +167,30 @@ def test_a_lost_process_ends_the_run_with_exit_code_5_and_its_log(start, run):
     assert start()[0] == 0
 
 
-def test_a_stopped_run_says_how_to_go_on_and_does(start, run, launch_apart):
+def test_a_run_that_goes_on_can_be_followed_and_stopped_and_taken_up_again(start, run, launch_apart):
     process = launch_apart(teacher={"steps": 1000})
-    wait_for_step(run, "teacher", 3)
+    wait_for_step(run, "teacher", 4)
+    status = json.loads(start(command=("status", str(run.path), "--json"))[1])
+    assert status["process"] == process.pid
+    teacher = next(stage for stage in status["stages"] if stage["name"] == "teacher")
+    assert teacher["status"] == "running"
+    assert 0 < teacher["step"] < 600 == teacher["steps"]
+    assert teacher["eta_s"] > 0
+    assert teacher["checkpoint_step"] >= 4
+
+    code, _, error = start()
+    assert code == 2
+    assert f"in use by process {process.pid}" in error
+
     process.send_signal(signal.SIGTERM)
-    output, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=20)
     assert process.returncode == 75
     assert "Stage teacher is stopped" in error
     assert "Run the same command again to go on: chorus" in error
     assert len(error.strip().splitlines()) == 1
-    step = max(run.stage("teacher").checkpoint_steps())
+    assert "stopped" in start(command=("status", str(run.path)))[1]
 
+    step = max(run.stage("teacher").checkpoint_steps())
     code, output, _ = start(teacher={"steps": step + 3})
     assert code == 0
     assert f"from step {step}" in output
@@ -179,32 +211,17 @@ def test_a_killed_run_is_taken_up_where_it_was(start, run, launch_apart):
     assert started(run).count("prepare") == 1
 
 
-def test_status_follows_a_run_that_goes_on(start, run, launch_apart):
-    process = launch_apart(teacher={"steps": 1000})
-    wait_for_step(run, "teacher", 4)
-    code, output, _ = start(command=("status", str(run.path), "--json"))
-    status = json.loads(output)
-    assert code == 0
-    assert status["process"] == process.pid
-    teacher = next(stage for stage in status["stages"] if stage["name"] == "teacher")
-    assert teacher["status"] == "running"
-    assert 0 < teacher["step"] < 600 == teacher["steps"]
-    assert teacher["eta_s"] > 0
-    assert teacher["checkpoint_step"] >= 4
-    assert "waiting" in start(command=("status", str(run.path)))[1]
-
-    code, _, error = start()
-    assert code == 2
-    assert f"in use by process {process.pid}" in error
-
-
 def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     run_dir = ("--run-dir", str(run.path))
     assert chorus(["plan", "mini", *run_dir, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert not run.path.exists()
     teacher, student = plan["stages"][2:4]
-    assert teacher["effective_encoder_parameters"] == teacher["encoder_parameters"] > student["encoder_parameters"]
+    assert (
+        teacher["effective_encoder_parameters"]
+        == teacher["encoder_parameters"]
+        > student["encoder_parameters"]
+    )
     assert "launcher.worker" in teacher["command"]
     assert not any(stage["done"] for stage in plan["stages"])
     assert chorus(["plan", "mini", *run_dir]) == 0
@@ -226,7 +243,9 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
         (["prepare", "fsdd", "--out", "/nowhere", "--root", "/nowhere", "--min-digits", "9"], 2, "swap them"),
     ],
 )
-def test_a_users_mistake_is_one_paragraph_with_its_exit_code(capsys, tmp_path, monkeypatch, command, code, fragment):
+def test_a_users_mistake_is_one_paragraph_with_its_exit_code(
+    capsys, tmp_path, monkeypatch, command, code, fragment
+):
     monkeypatch.chdir(tmp_path)
     assert chorus(command) == code
     error = capsys.readouterr().err
@@ -255,7 +274,17 @@ def test_the_folder_of_another_recipe_is_refused(start, run):
 
 def test_prepared_shards_can_be_verified_counted_and_trained_from(start, manifest, tmp_path, capsys):
     shards = tmp_path / "shards"
-    prepare = ["prepare", "folder", "--out", str(shards), "--manifest", str(manifest), "--shard-seconds", "3", "--json"]
+    prepare = [
+        "prepare",
+        "folder",
+        "--out",
+        str(shards),
+        "--manifest",
+        str(manifest),
+        "--shard-seconds",
+        "3",
+        "--json",
+    ]
     assert chorus(prepare) == 0
     assert json.loads(capsys.readouterr().out)["splits"]["train"]["utterances"] == 8
     assert chorus(["shards", "verify", str(shards)]) == 0

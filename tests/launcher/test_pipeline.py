@@ -38,7 +38,8 @@ class Run:
                 shards = {"format": 1, "shards": [{"sha256": f"{split}{mark}"}]}
                 write(self.folder.corpus / split / "shards.json", json.dumps(shards))
         elif node.kind == "tokenizer":
-            write(self.folder.tokenizer / "tokenizer.json", f"tokenizer{mark}")
+            for name in ("tokenizer.model", "tokenizer.json", "features.json"):
+                write(self.folder.tokenizer / name, f"{name}{mark}")
         elif node.kind == "evaluate":
             write(stage.evaluation_file, "{}")
         elif node.kind == "report":

@@ -6,8 +6,8 @@ import yaml
 from data.errors import DataError
 from launcher.checks import check_inputs
 from launcher.errors import CheckpointError, ConfigError
-from launcher.recipe import load_recipe
 from launcher.recipe import dump as dump_recipe
+from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 
 
@@ -125,7 +125,10 @@ def test_digits_asks_for_the_corpus_folder(refuse):
     [
         (["cluster.processes=3"], "does not divide the 2 lanes of stage teacher"),
         (["cluster.expert_parallel=3"], "does not divide the 2 processes"),
-        (["cluster.processes=6", "batches.lanes=6", "cluster.expert_parallel=3"], "does not divide the 4 experts"),
+        (
+            ["cluster.processes=6", "batches.lanes=6", "cluster.expert_parallel=3"],
+            "does not divide the 4 experts",
+        ),
         (["stages.student.teacher=techer"], "did you mean 'teacher'?"),
         (["stages.student.teacher=student"], "not an earlier training stage"),
         (["stages.evaluation.models=[teacher, pupil]"], "evaluates 'pupil'"),
@@ -157,7 +160,10 @@ ZERO2 = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
     ("values", "fragment"),
     [
         ({"zero_optimization": {"stage": 2}}, "leaves gradient_clipping unset"),
-        ({**ZERO2, "zero_optimization": {"stage": 1, "contiguous_gradients": False}}, "sums the gradients of different"),
+        (
+            {**ZERO2, "zero_optimization": {"stage": 1, "contiguous_gradients": False}},
+            "sums the gradients of different",
+        ),
         ({**ZERO2, "zero_optimization": {"stage": 0}}, "clips wrongly when experts are"),
         ({"gradient_clipping": 1.0}, "has ZeRO stage 0"),
         ({**ZERO2, "activation_checkpointing": {}}, "reentrant"),

@@ -1,4 +1,4 @@
-"""Supervision of real processes: `fake_worker.py` keeps a worker's records and dies, hangs or stops as it is told."""
+"""Supervision of real processes: `fake_worker.py` dies, hangs or stops as it is told."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
+from launcher import supervisor
 from launcher.errors import DistributedError, Preempted
 from launcher.progress import PlainDisplay
 from launcher.run_folder import RunFolder, read_json
@@ -69,7 +70,8 @@ class Supervision:
 
 
 @pytest.fixture
-def supervision(run):
+def supervision(run, monkeypatch):
+    monkeypatch.setattr(supervisor, "POLL_S", 0.05)
     return Supervision(run)
 
 
@@ -99,7 +101,7 @@ def test_a_stage_that_keeps_failing_ends_with_the_log_of_the_rank_that_failed_fi
 
 
 def test_an_error_that_a_restart_cannot_mend_is_not_tried_again(supervision):
-    with pytest.raises(DataError, match="shard-000003.tar is torn"):
+    with pytest.raises(DataError, match=r"shard-000003\.tar is torn"):
         supervision([{"at": 2, "do": "exit", "rank": 0, "code": 3, "message": "shard-000003.tar is torn"}])
     assert supervision.events() == [("process_lost", 0)]
 
@@ -118,7 +120,8 @@ def test_a_frozen_process_is_told_from_those_that_wait_for_it(supervision):
         for _ in range(100):
             beats = supervision.run.stage("teacher").read_heartbeats()
             if len(beats) == 2 and beats[1]["step"] >= 2:
-                return os.kill(beats[1]["pid"], signal.SIGSTOP)
+                os.kill(beats[1]["pid"], signal.SIGSTOP)
+                return
             time.sleep(0.05)
 
     thread = threading.Thread(target=freeze)
@@ -130,10 +133,10 @@ def test_a_frozen_process_is_told_from_those_that_wait_for_it(supervision):
 
 def test_a_process_that_never_reports_is_named(supervision):
     late = Deadlines(startup_s=1, stall_s=5, stop_s=5, terminate_s=1)
+    command = [sys.executable, "-c", "import time; time.sleep(60)", str(supervision.run.path), "teacher"]
+    stage = supervision.run.stage("teacher")
+    job = Job(stage, lambda: (command, dict(os.environ)), 2, lambda: False, 6, restarts=0, deadlines=late)
     with pytest.raises(DistributedError, match="rank 0, 1 did not report within 1 s"):
-        command = [sys.executable, "-c", "import time; time.sleep(60)", str(supervision.run.path), "teacher"]
-        stage = supervision.run.stage("teacher")
-        job = Job(stage, lambda: (command, dict(os.environ)), 2, lambda: False, 6, restarts=0, deadlines=late)
         supervise(job, supervision.run, supervision.stop, PlainDisplay(supervision.lines))
     assert processes_of(supervision.run) == []
 

@@ -1,0 +1,104 @@
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from launcher.progress import MetricsTail, Pace, PlainDisplay, TerminalDisplay, duration
+
+ROWS = [{"step": step, "loss": 3.0, "audio_s_per_s": 40.0, "time": 2.0 * step} for step in range(1, 11)]
+
+
+def append(path, rows):
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_only_whole_new_rows_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append(path, ROWS[:2])
+    tail = MetricsTail(path)
+    append(path, ROWS[2:4])
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert tail.new_rows() == ROWS[2:4]
+    with path.open("a") as file:
+        file.write('ss": 1.0}\n')
+    assert tail.new_rows() == [{"step": 5, "loss": 1.0}]
+    assert tail.new_rows() == []
+
+
+def test_a_file_cut_back_by_a_resumed_stage_is_read_on_from_its_new_end(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append(path, ROWS[:6])
+    tail = MetricsTail(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    assert tail.new_rows() == []
+    append(path, ROWS[3:5])
+    assert tail.new_rows() == ROWS[3:5]
+
+
+@given(
+    st.lists(st.integers(min_value=1, max_value=50), min_size=2, max_size=30),
+    st.floats(min_value=0.01, max_value=100),
+)
+def test_the_pace_does_not_depend_on_how_many_steps_a_row_stands_for(strides, step_s):
+    pace, step = Pace(), 0
+    for stride in strides:
+        step += stride
+        pace.add({"step": step, "time": step * step_s})
+    assert pace.step_s() == pytest.approx(step_s, rel=1e-6)
+
+
+def test_the_pace_starts_anew_when_a_stage_goes_back_to_a_checkpoint():
+    pace = Pace()
+    for step, time in [(1, 1.0), (2, 2.0), (1, 100.0), (2, 105.0)]:
+        pace.add({"step": step, "time": time})
+    assert pace.step_s() == 5.0
+
+
+def test_plain_lines_say_how_long_the_stage_and_the_run_will_take():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_between_lines=0)
+    display.begin("teacher", steps=40, later_steps=60)
+    display.update(ROWS)
+    assert stream.getvalue() == (
+        "teacher: step 10/40, loss 3.000, 40.0 s of audio per s, 1 min 0 s left, about 3 min 0 s for the "
+        "run\n"
+    )
+
+
+def test_plain_lines_come_at_intervals_and_once_more_at_the_end():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_between_lines=60)
+    display.begin("teacher", steps=40)
+    for row in ROWS:
+        display.update([row])
+    assert stream.getvalue() == ""
+    display.end()
+    display.end()
+    assert stream.getvalue().count("\n") == 1
+    assert "step 10/40" in stream.getvalue()
+
+
+def test_a_terminal_shows_one_bar_and_keeps_what_is_said():
+    stream = io.StringIO()
+    display = TerminalDisplay(Console(file=stream, force_terminal=True, width=120))
+    display.begin("teacher", steps=40)
+    display.update(ROWS)
+    display.say("restart [1] of 3")
+    display.end()
+    display.begin("student", steps=40)
+    display.end()
+    assert "restart [1] of 3" in stream.getvalue()
+    assert "teacher: step 10/40, loss 3.000" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (12.4, "12 s"), (200, "3 min 20 s"), (7380, "2 h 3 min"), (float("inf"), "?")],
+)
+def test_durations_read_as_words(seconds, text):
+    assert duration(seconds) == text
