@@ -49,19 +49,23 @@ def _help(field: FieldInfo) -> str:
     return f"{field.description} ({default})".replace("%", "%%")
 
 
-def prepare_shards(options: argparse.Namespace) -> int:
+def _configuration(options: argparse.Namespace) -> Any:
+    """Return the corpus configuration that the options give; ConfigError when they give none."""
     config_type = CORPORA[options.corpus].config
     given = {
-        key: _value(text, config_type.model_fields[key])
-        for key in config_type.model_fields
+        key: _value(text, field)
+        for key, field in config_type.model_fields.items()
         if (text := getattr(options, f"corpus.{key}", None)) is not None
     }
     try:
-        config = config_type.model_validate(given)
+        return config_type.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(
-            _in_flags(explain(error, config_type, given, f"chorus prepare {options.corpus}"), config_type)
-        ) from None
+        message = explain(error, config_type, given, f"chorus prepare {options.corpus}")
+        raise ConfigError(_in_flags(message, config_type)) from None
+
+
+def prepare_shards(options: argparse.Namespace) -> int:
+    config = _configuration(options)
     display = open_display(sys.stderr)
     display.begin(f"prepare {options.corpus}", 1)
     try:
