@@ -136,7 +136,7 @@ def _commit(
         "files": [record["file"] for record in records],
         "pieces": [piece for record in records for piece in record["pieces"]],
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", {"sha256": _digest(manifest), **manifest})
     for path in folder.glob("rank-*.json"):
         path.unlink()
     flush_folder(folder)
@@ -150,6 +150,10 @@ def _commit(
 def _retire(stage: StageFolder, keep_last: int) -> None:
     for step in stage.checkpoint_steps()[:-keep_last]:
         shutil.rmtree(stage.checkpoint(step))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -167,8 +171,11 @@ class Checkpoint:
         self.folder = folder
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"The checkpoint {folder} has no readable manifest: {error}.") from None
+            intact = manifest.pop("sha256") == _digest(manifest)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"The checkpoint {folder} has no readable manifest: {error!r}.") from None
+        if not intact:
+            raise CheckpointError(f"{folder / 'manifest.json'} is not what was written: its own SHA-256 differs.")
         if manifest["format"] > FORMAT:
             raise CheckpointError(
                 f"The checkpoint {folder} has format {manifest['format']}; this version reads formats up to {FORMAT}."
@@ -205,17 +212,16 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter and buffer whole, in fp32, by its name in an unspread model."""
-        state = {}
-        for name, shape in self.shapes.items():
-            kind = WEIGHT if (WEIGHT, name) in self._pieces else BUFFER
-            state[name] = torch.empty(shape)
-            self._copy(kind, name, 0, state[name].view(-1))
-        return state
+        return {name: self.whole(self.kinds(name)[0], name) for name in self.shapes}
 
-    def buffer(self, name: str) -> Tensor:
-        """One buffer, flattened."""
-        values = torch.empty(self._pieces[BUFFER, name][0].stop)
-        self._copy(BUFFER, name, 0, values)
+    def kinds(self, name: str) -> list[str]:
+        """What is stored of a tensor: "buffer", or "weight" and the optimizer's state."""
+        return [kind for kind, stored in self._pieces if stored == name]
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """One kind of a tensor, put together from every process's part, in fp32."""
+        values = torch.empty(self.shapes[name])
+        self._copy(kind, name, 0, values.view(-1))
         return values
 
     @torch.no_grad()

@@ -245,7 +245,7 @@ class Trainer:
         for fragment in parallel.fragments(self.engine):
             saved.fill(fragment)
         for name, buffer in _buffers(self.engine.module):
-            buffer.copy_(saved.buffer(name).view_as(buffer))
+            buffer.copy_(saved.whole(checkpoint.BUFFER, name))
         parallel.set_optimizer_step(self.engine, saved.step)
         self.step = saved.step
         self.window = Window(**saved.trainer["window"])
