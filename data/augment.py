@@ -22,25 +22,23 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
     """What is done to training utterances only."""
 
     speeds: tuple[float, ...] = Field(
-        (0.9, 1.0, 1.1),
+        default=(0.9, 1.0, 1.1),
         min_length=1,
         description="speed factors, one drawn per utterance and epoch; (1.0,) is none",
     )
-    frequency_masks: int = Field(2, ge=0, description="masks over mel bins per utterance")
-    frequency_width_bins: int = Field(20, ge=1, description="largest width of a frequency mask, in mel bins")
-    time_masks: int = Field(4, ge=0, description="masks over time per utterance")
-    time_width_s: float = Field(0.4, gt=0, description="largest width of a time mask, in seconds")
+    frequency_masks: int = Field(default=2, ge=0, description="masks over mel bins per utterance")
+    frequency_width_bins: int = Field(default=20, ge=1, description="largest width of a frequency mask, in mel bins")
+    time_masks: int = Field(default=4, ge=0, description="masks over time per utterance")
+    time_width_s: float = Field(default=0.4, gt=0, description="largest width of a time mask, in seconds")
     time_ratio: float = Field(
-        0.08, gt=0, le=1, description="largest width of a time mask as a share of the utterance"
+        default=0.08, gt=0, le=1, description="largest width of a time mask as a share of the utterance"
     )
 
     @field_validator("speeds")
     @classmethod
     def _check_speeds(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0.5 <= speed <= 2.0 for speed in speeds):
-            raise ValueError(
-                f"speeds are {speeds}; each must lie between 0.5 and 2.0, where speech stays speech."
-            )
+            raise ValueError(f"speeds are {speeds}; each must lie between 0.5 and 2.0, where speech stays speech.")
         return speeds
 
 
@@ -63,9 +61,7 @@ class SpecAugment(nn.Module):
         draws = torch.rand(
             batch, 2, config.frequency_masks + config.time_masks, generator=generator, dtype=torch.float64
         )
-        frequency_draws, time_draws = draws.to(device).split(
-            [config.frequency_masks, config.time_masks], dim=2
-        )
+        frequency_draws, time_draws = draws.to(device).split([config.frequency_masks, config.time_masks], dim=2)
 
         bins_B1 = torch.full((batch, 1), bins, device=device)
         frequency_widths_B1 = bins_B1.clamp(max=config.frequency_width_bins)

@@ -35,15 +35,15 @@ MIN_STANDARD_DEVIATION = 0.2
 class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """Log-mel filterbank."""
 
-    sample_rate_hz: int = Field(16000, gt=0, description="rate of the shards and of the features, in Hz")
-    mel_bins: int = Field(80, ge=1, description="number of mel filters")
-    window_ms: float = Field(25.0, gt=0, description="length of the Hann window, in milliseconds")
-    hop_ms: float = Field(10.0, gt=0, description="distance between frames, in milliseconds")
-    low_hz: float = Field(20.0, ge=0, description="lower edge of the lowest filter, in Hz")
+    sample_rate_hz: int = Field(default=16000, gt=0, description="rate of the shards and of the features, in Hz")
+    mel_bins: int = Field(default=80, ge=1, description="number of mel filters")
+    window_ms: float = Field(default=25.0, gt=0, description="length of the Hann window, in milliseconds")
+    hop_ms: float = Field(default=10.0, gt=0, description="distance between frames, in milliseconds")
+    low_hz: float = Field(default=20.0, ge=0, description="lower edge of the lowest filter, in Hz")
     high_hz: float | None = Field(
-        None, gt=0, description="upper edge of the highest filter, in Hz; half the rate if unset"
+        default=None, gt=0, description="upper edge of the highest filter, in Hz; half the rate if unset"
     )
-    floor: float = Field(1e-6, gt=0, description="power added before the logarithm (full scale is 1)")
+    floor: float = Field(default=1e-6, gt=0, description="power added before the logarithm (full scale is 1)")
 
     @model_validator(mode="after")
     def _check_band(self) -> FeaturesConfig:

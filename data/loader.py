@@ -126,9 +126,7 @@ class Loader:
         futures = [
             [
                 executor.submit(self._prepare, int(utterance), float(speed), int(length))
-                for utterance, speed, length in zip(
-                    batch.utterances, batch.speeds, batch.samples, strict=True
-                )
+                for utterance, speed, length in zip(batch.utterances, batch.speeds, batch.samples, strict=True)
             ]
             for batch in micro_batches
         ]
@@ -221,9 +219,7 @@ class _Threads:
     """
 
     def __init__(self, workers: int):
-        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = (
-            queue.SimpleQueue()
-        )
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._count = workers
         for number in range(workers):

@@ -145,9 +145,7 @@ def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
     mono = samples.mean(axis=1)
     peak = np.abs(mono).max(initial=0.0)
     if not len(mono) or not peak <= PEAK_LIMIT:
-        raise _UnusableError(
-            f"{clip.path} gives {len(mono)} samples with a peak of {peak}, expected some up to 1"
-        )
+        raise _UnusableError(f"{clip.path} gives {len(mono)} samples with a peak of {peak}, expected some up to 1")
     if source_rate_hz != sample_rate_hz:
         mono = soxr.resample(mono, source_rate_hz, sample_rate_hz, quality="HQ")
     return mono
@@ -179,9 +177,7 @@ def read_manifest(path: Path) -> tuple[list[Utterance], list[RejectedRow]]:
     """
     rows = _ROW_READERS.get(path.suffix.lower())
     if rows is None:
-        raise DataError(
-            f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .csv or .tsv."
-        )
+        raise DataError(f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .csv or .tsv.")
     reader = _RowReader(path.parent)
     utterances: list[Utterance] = []
     rejected: list[RejectedRow] = []

@@ -55,21 +55,21 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
     """How utterances become micro-batches. The process count is not part of it, on purpose."""
 
     lanes: int = Field(
-        8, ge=1, description="micro-batches per step; any number of processes dividing it can run"
+        default=8, ge=1, description="micro-batches per step; any number of processes dividing it can run"
     )
     seconds: float = Field(
-        60.0,
+        default=60.0,
         gt=0,
         description="budget of a micro-batch: padded seconds after augmentation, attention included",
     )
-    pool_shards: int = Field(8, ge=1, description="shards whose utterances are mixed and bucketed together")
+    pool_shards: int = Field(default=8, ge=1, description="shards whose utterances are mixed and bucketed together")
     attention_s: float = Field(
-        30.0,
+        default=30.0,
         gt=0,
         description="an utterance of T seconds costs T * (1 + T / attention_s) seconds of the budget",
     )
-    max_utterance_s: float = Field(30.0, gt=0, description="longer utterances are excluded, in seconds")
-    min_utterance_s: float = Field(0.1, ge=0, description="shorter utterances are excluded, in seconds")
+    max_utterance_s: float = Field(default=30.0, gt=0, description="longer utterances are excluded, in seconds")
+    min_utterance_s: float = Field(default=0.1, ge=0, description="shorter utterances are excluded, in seconds")
 
     @model_validator(mode="after")
     def _check_range(self) -> BatchesConfig:
@@ -335,9 +335,7 @@ class Plan:
     ) -> npt.NDArray[np.int64]:
         tokens = self._tokens[self._utterances[order]].astype(np.int64)
         frames = np.asarray(self._encoder_frames(samples), dtype=np.int64)
-        return np.stack(
-            [stops - starts, np.add.reduceat(tokens, starts), np.add.reduceat(frames, starts)], axis=1
-        )
+        return np.stack([stops - starts, np.add.reduceat(tokens, starts), np.add.reduceat(frames, starts)], axis=1)
 
 
 def shuffle_quality(plan: Plan, epoch: int) -> dict[str, float]:

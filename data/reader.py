@@ -68,9 +68,7 @@ class ShardReader:
         content = self._fetch(utterance)
         size = int(self.index.size[utterance])
         if len(content) != size:
-            raise self._broken(
-                utterance, f"the shard gave {len(content)} bytes where the index promises {size}"
-            )
+            raise self._broken(utterance, f"the shard gave {len(content)} bytes where the index promises {size}")
         try:
             key, flac, label = _members(content)
             audio, sample_rate_hz = soundfile.read(io.BytesIO(flac), dtype="float32")
@@ -88,9 +86,7 @@ class ShardReader:
         promised = (int(self.index.samples[utterance]),), self.index.sample_rate_hz
         if (waveform.shape, sample_rate_hz) != promised:
             found = f"{waveform.shape} samples at {sample_rate_hz} Hz"
-            raise self._broken(
-                utterance, f"it holds {found}, the index promises {promised[0]} at {promised[1]} Hz"
-            )
+            raise self._broken(utterance, f"it holds {found}, the index promises {promised[0]} at {promised[1]} Hz")
         return example
 
     def _fetch(self, utterance: int) -> bytes:

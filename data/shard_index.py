@@ -101,9 +101,7 @@ def read_index(folder: Path | str) -> ShardIndex:
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise _torn(folder, f"its index cannot be read ({error!r})") from error
     if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), counts)):
-        raise _torn(
-            folder, f"index.npz has {len(index)} utterances, shards.json {counts.sum()}, or in other shards"
-        )
+        raise _torn(folder, f"index.npz has {len(index)} utterances, shards.json {counts.sum()}, or in other shards")
     if ((index.offset < 0) | (index.size <= 0) | (index.offset + index.size > sizes[index.shard])).any():
         raise _torn(folder, "index.npz points outside of the shards")
     if not is_url(folder):
@@ -143,22 +141,16 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
             summary = json.load(file)
         seen = summary["format"]
     except FileNotFoundError as error:
-        raise DataError(
-            f"There are no shards at {folder}: it has no shards.json; prepare the corpus first."
-        ) from error
+        raise DataError(f"There are no shards at {folder}: it has no shards.json; prepare the corpus first.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
     if seen != FORMAT:
-        raise DataError(
-            f"{folder} has shards of format {seen!r}, this version reads {FORMAT}; prepare them again."
-        )
+        raise DataError(f"{folder} has shards of format {seen!r}, this version reads {FORMAT}; prepare them again.")
     return summary
 
 
 def _torn(folder: Path | str, seen: str) -> DataError:
-    return DataError(
-        f"The shards at {folder} are not whole: {seen}; remove the folder and prepare the corpus again."
-    )
+    return DataError(f"The shards at {folder} are not whole: {seen}; remove the folder and prepare the corpus again.")
 
 
 def _open(folder: Path | str, name: str) -> BinaryIO:

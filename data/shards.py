@@ -89,9 +89,7 @@ def write_split(
         with _partial_folder(folder) as partial:
             with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
                 rejected = _write_all(ordered, writer, folder.name, sample_rate_hz, workers, on_progress)
-            made_from = fingerprint(
-                ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed
-            )
+            made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
             writer.write_summary(made_from, rejected)
     except OSError as error:
         raise DataError(
@@ -123,9 +121,7 @@ def _write_all(
     return rejected
 
 
-def fingerprint(
-    utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_seconds: float, seed: int
-) -> str:
+def fingerprint(utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_seconds: float, seed: int) -> str:
     """SHA-256 of what decides a split's bytes, except the audio files' content and place."""
     digest = hashlib.sha256(json.dumps([FORMAT, sample_rate_hz, shard_seconds, seed]).encode())
     for utterance in sorted(utterances, key=lambda utterance: utterance.key):
@@ -301,9 +297,7 @@ class _SplitWriter:
             "shards": self._shards,
             "rejected": [asdict(row) for row in rejected],
         }
-        (self._folder / SUMMARY).write_text(
-            json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8"
-        )
+        (self._folder / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _shard_name(number: int) -> str:

@@ -37,10 +37,10 @@ class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
     """Which pieces the recogniser writes."""
 
     kind: Literal["char", "unigram", "bpe"] = Field(
-        "char", description="characters, or pieces of words found by the unigram or the BPE method"
+        default="char", description="characters, or pieces of words found by the unigram or the BPE method"
     )
     pieces: int = Field(
-        500,
+        default=500,
         ge=8,
         description="size of the vocabulary; characters ignore it, as they take what the text needs",
     )

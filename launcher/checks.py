@@ -46,11 +46,7 @@ def check_inputs(recipe: "Recipe") -> None:
     if recipe.corpus.name == "shards":
         read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
     for stage in recipe.training_stages():
-        if (
-            stage.kind == "distill"
-            and _is_folder(stage.teacher)
-            and not any(Path(stage.teacher).glob("*.safetensors"))
-        ):
+        if stage.kind == "distill" and _is_folder(stage.teacher) and not any(Path(stage.teacher).glob("*.safetensors")):
             raise CheckpointError(
                 f"The teacher of stage {stage.name} is the folder {stage.teacher}, which holds no finished "
                 "model (*.safetensors). Name the model folder of a finished stage, such as "

@@ -83,17 +83,13 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "plan", help="show what a recipe would run, its sizes and its memory; starts nothing"
-    )
+    parser = commands.add_parser("plan", help="show what a recipe would run, its sizes and its memory; starts nothing")
     _add_recipe_options(parser)
     _add_json(parser)
     parser.set_defaults(command=_command("plan", "plan"))
 
 
-def _add_prepare(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", arguments: Sequence[str]
-) -> None:
+def _add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", arguments: Sequence[str]) -> None:
     parser = commands.add_parser("prepare", help="write a corpus as shards")
     if arguments and arguments[0] == "prepare":
         importlib.import_module("launcher.commands.corpora").add_corpora(parser)

@@ -38,7 +38,7 @@ def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: He
     return {"models": results}
 
 
-def evaluate_model(model: FinishedModel, folder: Path, split: str, on_batch) -> dict[str, Any]:
+def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batch) -> dict[str, Any]:
     """Parameter counts, error rates as fractions, real-time factor and examples of one model on a split's folder."""
     reader = ShardReader(read_index(folder))
     references, hypotheses, keys = [], [], []

@@ -28,11 +28,7 @@ def claim_folder(recipe: Recipe, run: RunFolder) -> None:
     if state is None:
         # A launcher that was killed before its first stage has left these.
         ours = {run.lock_file.name, run.recipe_file.name, run.events_file.name}
-        foreign = [
-            path.name
-            for path in run.path.iterdir()
-            if path.name not in ours and not path.name.startswith(".")
-        ]
+        foreign = [path.name for path in run.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
         if foreign:
             raise ConfigError(
                 f"The folder {run.path} is not a run folder: it holds {foreign[0]} and no state.json. "
@@ -74,8 +70,7 @@ class Executor:
     def _run_node(self, node: Node, standing: Standing) -> None:
         if standing.fingerprint is None:
             raise ConfigError(
-                f"Stage {node.name} {standing.reason}, which this run folder does not have yet. Run the "
-                "whole recipe."
+                f"Stage {node.name} {standing.reason}, which this run folder does not have yet. Run the whole recipe."
             )
         self._set_aside(node, standing)
         self._pipeline.started(node, standing)
@@ -105,9 +100,7 @@ class Executor:
         if node.kind in ("pretrain", "distill", "evaluate") and has_work:
             aside = _unused_name(folder.path)
             folder.path.rename(aside)
-            self._run.append_event(
-                "stage_set_aside", stage=node.name, folder=aside.name, reason=standing.reason
-            )
+            self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=standing.reason)
             self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
 
     def _action(self, node: Node) -> Callable[[], None]:

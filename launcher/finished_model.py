@@ -1,8 +1,8 @@
 """A finished model: a folder with everything that recognition needs, and nothing of the run that made it.
 
-    model.json model.safetensors    the recogniser (model/export.py)
-    tokenizer/                      SentencePiece
-    features.json                   the front-end's configuration and statistics
+model.json model.safetensors    the recogniser (model/export.py)
+tokenizer/                      SentencePiece
+features.json                   the front-end's configuration and statistics
 """
 
 import json
@@ -40,8 +40,8 @@ class FinishedModel:
             return cls(load_model(folder), features, Tokenizer.load(folder / "tokenizer"))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
-                f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or run "
-                "the recipe again: a missing model is made from the stage's last checkpoint."
+                f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or "
+                "remove the folder and run the recipe again: the stage's last checkpoint makes it anew."
             ) from None
 
     @torch.inference_mode()

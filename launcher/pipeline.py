@@ -124,9 +124,7 @@ def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> bytes:
 
 def _hash_listing(root: Path) -> str:
     """Return a SHA-256 over the names and sizes of all files in a folder, which may be too large to read."""
-    listing = sorted(
-        (str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file()
-    )
+    listing = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
     return hash_of(listing)
 
 
@@ -191,11 +189,7 @@ class Pipeline:
             for key in sorted(before.keys() | after.keys())
             if before.get(key, ...) != after.get(key, ...)
         ]
-        changed = [
-            name
-            for name in sorted(record["inputs"] | inputs)
-            if record["inputs"].get(name) != inputs.get(name)
-        ]
+        changed = [name for name in sorted(record["inputs"] | inputs) if record["inputs"].get(name) != inputs.get(name)]
         return ", ".join(settings + [f"input {name}" for name in changed])
 
     def _input_hash(self, name: str) -> str | None:
@@ -233,15 +227,11 @@ class Pipeline:
             return hash_files(files, self.run.path) if files else None
         stage = self.run.stage(node.name)
         if node.kind == "evaluate":
-            return (
-                hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
-            )
+            return hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
         return self._folder_hash(stage.model)
 
     def _splits(self) -> list[str]:
-        return sorted(
-            {"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)}
-        )
+        return sorted({"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)})
 
     def started(self, node: Node, standing: Standing) -> None:
         """Record that a stage runs."""
@@ -263,9 +253,7 @@ class Pipeline:
         self._records[node.name] = {"kind": node.kind, **self.record(node.name), **values}
         order = [node.name for node in self.nodes]
         stages = {name: self._records[name] for name in order if name in self._records}
-        write_json(
-            self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages}
-        )
+        write_json(self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages})
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ MOMENTS = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest process: the weights it computes with, its gradients, its share of master weights and moments."""
+    """Bytes on the fullest process: weights to compute with, gradients, its share of master weights and moments."""
 
     weights: int
     gradients: int
@@ -34,7 +34,7 @@ class Memory:
 
 
 def plan_table(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Per training stage: parameter counts, memory and checkpoint bytes, steps. Builds models on the meta device only."""
+    """Per training stage: parameter counts, bytes of memory and checkpoints, steps. Models have no storage."""
     vocabulary_size, known = _vocabulary_size(recipe, run)
     return {
         "vocabulary_size": vocabulary_size,

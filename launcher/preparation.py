@@ -37,8 +37,7 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
         display.say(f"prepare: {name} has {split.utterances} utterances, {split.seconds / 3600:.2f} h")
     if report.rejected:
         display.say(
-            f"prepare: {len(report.rejected)} utterances were left out; {run.corpus / 'rejected.jsonl'} "
-            "says why"
+            f"prepare: {len(report.rejected)} utterances were left out; {run.corpus / 'rejected.jsonl'} says why"
         )
 
 
@@ -58,9 +57,7 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     statistics = {"mean": mean_F.tolist(), "std": std_F.tolist()}
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
     _replace_folder(run.tokenizer, partial)
-    display.say(
-        f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured"
-    )
+    display.say(f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured")
 
 
 def _replace_folder(folder: Path, new: Path) -> None:

@@ -201,9 +201,7 @@ class TerminalDisplay(Display):
             return
         description = " ".join(filter(None, [self._stage, self._row.get("label")]))
         step, details = self._row.get("step", 0), self._details()
-        self._progress.update(
-            self._task, total=self._steps, completed=step, description=description, details=details
-        )
+        self._progress.update(self._task, total=self._steps, completed=step, description=description, details=details)
 
     def end(self) -> None:
         if self._task is None:

@@ -61,9 +61,7 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     weight_decay: float = Field(
         default=0.01, ge=0, description="decoupled decay of matrices; norms and biases have none"
     )
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.98), description="decay of the first and second moment"
-    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay of the first and second moment")
     clip_norm: float = Field(default=1.0, gt=0, description="largest global norm of the gradient")
 
     @model_validator(mode="after")
@@ -93,12 +91,8 @@ class HiddenDistillConfig(BaseModel, frozen=True, extra="forbid"):
 class CtcDistillConfig(BaseModel, frozen=True, extra="forbid"):
     """The student's CTC posteriors follow the teacher's, frame by frame."""
 
-    weight: float = Field(
-        default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off"
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, description="both logits are divided by it before the softmax"
-    )
+    weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
+    temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
     blank_weight: float = Field(
         default=0.1,
         ge=0,
@@ -110,12 +104,8 @@ class CtcDistillConfig(BaseModel, frozen=True, extra="forbid"):
 class DecoderDistillConfig(BaseModel, frozen=True, extra="forbid"):
     """The student's attention decoder follows the teacher's, token by token, teacher-forced."""
 
-    weight: float = Field(
-        default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off"
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, description="both logits are divided by it before the softmax"
-    )
+    weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
+    temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
 
 
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):
@@ -133,9 +123,7 @@ class DistillConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
-    every_steps: int = Field(
-        default=200, ge=1, description="steps between checkpoints; there is always one at the end"
-    )
+    every_steps: int = Field(default=200, ge=1, description="steps between checkpoints; there is always one at the end")
     keep_last: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay on the disk")
 
 
@@ -170,9 +158,7 @@ class PretrainStage(TrainingStage, frozen=True, extra="forbid"):
 
 class DistillStage(TrainingStage, frozen=True, extra="forbid"):
     kind: Literal["distill"]
-    teacher: str = Field(
-        description="an earlier training stage, or (with a slash) the folder of a finished model"
-    )
+    teacher: str = Field(description="an earlier training stage, or (with a slash) the folder of a finished model")
     distill: DistillConfig = Field(default_factory=DistillConfig)
     initialize_from_teacher: bool = Field(
         default=False, description="start from the teacher's weights where shapes allow it"
@@ -192,9 +178,7 @@ AnyStage = Annotated[PretrainStage | DistillStage | EvaluateStage, Field(discrim
 class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     """Where the run takes place. Apart from `precision`, nothing here changes what is computed."""
 
-    processes: int = Field(
-        default=1, ge=1, description="training processes; one per GPU where there are GPUs"
-    )
+    processes: int = Field(default=1, ge=1, description="training processes; one per GPU where there are GPUs")
     expert_parallel: int = Field(
         default=1, ge=1, description="processes that share one set of experts, in stages with experts"
     )
@@ -202,9 +186,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of matrix products; weights and moments are fp32"
     )
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads per process; none: cores // processes"
-    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; none: cores // processes")
     data_workers: int = Field(default=2, ge=1, description="threads per process that read and decode audio")
     launcher: Literal["local"] = Field(default="local", description="local: all processes on this machine")
     max_restarts: int = Field(default=3, ge=0, description="restarts of a stage after a lost or hung process")
@@ -214,15 +196,11 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     stall_deadline_s: float = Field(
         default=120, gt=0, description="longest silence of a process before the restart, in s"
     )
-    stop_deadline_s: float = Field(
-        default=30, gt=0, description="time to save and leave when the run is stopped, in s"
-    )
+    stop_deadline_s: float = Field(default=30, gt=0, description="time to save and leave when the run is stopped, in s")
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder")
     seed: int = Field(default=1, ge=0, description="the one source of every random number")
     corpus: Annotated[CorpusConfig | ShardsCorpus, Field(discriminator="name")]
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
@@ -239,8 +217,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             if stage.name == name:
                 return stage
         raise ConfigError(
-            f"Recipe {self.name} has no stage {name!r}; its stages are "
-            f"{', '.join(s.name for s in self.stages)}."
+            f"Recipe {self.name} has no stage {name!r}; its stages are {', '.join(s.name for s in self.stages)}."
         )
 
     def training_stage(self, name: str) -> PretrainStage | DistillStage:
@@ -315,8 +292,7 @@ def find_recipe(name_or_path: str) -> Path:
     if name_or_path in known:
         return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
     raise ConfigError(
-        f"{name_or_path!r} is neither a recipe file nor the name of a built-in "
-        f"recipe{nearest(name_or_path, known)}"
+        f"{name_or_path!r} is neither a recipe file nor the name of a built-in recipe{nearest(name_or_path, known)}"
     )
 
 

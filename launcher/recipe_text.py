@@ -33,8 +33,7 @@ def parse_recipe(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not readable as YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{source} holds {_kind(values)} where a recipe is a mapping with name, corpus, stages and "
-            "batches."
+            f"{source} holds {_kind(values)} where a recipe is a mapping with name, corpus, stages and batches."
         )
     return values
 
@@ -44,22 +43,16 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(
-            f"--set {override!r} is not of the form key.key=value, such as stages.teacher.steps=30."
-        )
+        raise ConfigError(f"--set {override!r} is not of the form key.key=value, such as stages.teacher.steps=30.")
     try:
         value = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}."
-        ) from None
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}.") from None
     target: Any = values
     for depth, key in enumerate(keys[:-1]):
         target = _descend(target, key, ".".join(keys[:depth]), override)
     if not isinstance(target, dict):
-        raise ConfigError(
-            f"--set {override!r}: {'.'.join(keys[:-1])} holds {_kind(target)}, which has no keys."
-        )
+        raise ConfigError(f"--set {override!r}: {'.'.join(keys[:-1])} holds {_kind(target)}, which has no keys.")
     target[keys[-1]] = value
 
 
@@ -92,8 +85,4 @@ def _kind(value: Any) -> str:
         float: "a number",
         bool: "a truth value",
     }
-    return (
-        "nothing"
-        if value is None
-        else f"{names.get(type(value), type(value).__name__)} ({str(value)[:40]!r})"
-    )
+    return "nothing" if value is None else f"{names.get(type(value), type(value).__name__)} ({str(value)[:40]!r})"

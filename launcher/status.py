@@ -20,8 +20,7 @@ def open_run(path: str | Path) -> RunFolder:
     run = RunFolder(Path(path).expanduser())
     if not run.state_file.is_file():
         raise ConfigError(
-            f"{run.path} is not a run folder: it has no state.json. Name the folder that `chorus run` "
-            "printed."
+            f"{run.path} is not a run folder: it has no state.json. Name the folder that `chorus run` printed."
         )
     return run
 
@@ -43,10 +42,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     step_s is in seconds per step, eta_s in seconds; what is not known is None.
     """
     state = read_json(run.state_file)
-    planned = {
-        stage["name"]: stage
-        for stage in yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["stages"]
-    }
+    planned = {stage["name"]: stage for stage in yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["stages"]}
     holder, events = run.holder(), run.events()
     names = [*(name for name in ("prepare", "tokenizer") if name in state["stages"]), *planned]
     stages = []
@@ -58,9 +54,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         entry = {"name": name, "kind": record.get("kind") or planned[name]["kind"], "status": status}
         if "steps" in planned.get(name, {}):
             entry |= _training_status(run.stage(name), planned[name]["steps"], status)
-            entry["restarts"] = sum(
-                event["event"] == "restart" and event["stage"] == name for event in events
-            )
+            entry["restarts"] = sum(event["event"] == "restart" and event["stage"] == name for event in events)
         stages.append(entry)
     return {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
 

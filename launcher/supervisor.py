@@ -73,14 +73,11 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
             checkpoint_step=newest,
         )
         if failure.code in LASTING_ERRORS:
-            raise LASTING_ERRORS[failure.code](
-                f"Stage {job.stage.name} cannot go on. {_log_end(job.stage, failure)}"
-            )
+            raise LASTING_ERRORS[failure.code](f"Stage {job.stage.name} cannot go on. {_log_end(job.stage, failure)}")
         if attempt < job.restarts:
             run.append_event("restart", stage=job.stage.name, restart=attempt + 1, from_step=newest)
             display.say(
-                f"{job.stage.name}: {failure.reason}; restart {attempt + 1} of {job.restarts} from step "
-                f"{newest}"
+                f"{job.stage.name}: {failure.reason}; restart {attempt + 1} of {job.restarts} from step {newest}"
             )
         else:
             raise DistributedError(_used_up(job, failure, newest))

@@ -53,6 +53,7 @@ def _log_to(folder: StageFolder, rank: int) -> None:
     for package in ("data", "model", "launcher"):
         logging.getLogger(package).setLevel(logging.INFO)
     # A hang is answered with SIGABRT: what every thread was doing then goes into the same log.
+    assert handler.stream is not None
     faulthandler.enable(handler.stream)
 
 

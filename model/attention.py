@@ -11,6 +11,8 @@ from torch.nn import functional
 class RotaryPositions(nn.Module):
     """Angles of rotary positions, computed once per length and shared by all layers of an encoder."""
 
+    inverse_frequency: Tensor
+
     def __init__(self, head_width: int, base: float = 10_000.0):
         super().__init__()
         inverse = base ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)

@@ -33,8 +33,8 @@ class Frames:
     index_N: Tensor
     padded: bool
 
-    @property
-    def attend_B11T(self) -> Tensor | None:
+    def attention_mask(self) -> Tensor | None:
+        """[B, 1, 1, T], True at keys that may be attended to; None when all may."""
         if not self.padded:
             return None
         # An empty utterance attends to its first (silent) frame: a row without any key would be undefined.
@@ -59,23 +59,17 @@ class ConformerBlock(nn.Module):
         self.feedforward1 = FeedForward(width, hidden)
         self.attention = SelfAttention(width, heads)
         self.convolution = ConvolutionModule(width, kernel_size)
-        self.feedforward2 = (
-            MixtureOfExperts(experts.count, width, hidden) if experts else FeedForward(width, hidden)
-        )
+        self.feedforward2 = MixtureOfExperts(experts.count, width, hidden) if experts else FeedForward(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames
-    ) -> tuple[Tensor, Routing | None]:
+    def forward(self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames) -> tuple[Tensor, Routing | None]:
         """One layer's pass through the block: frames [B, T, D] to [B, T, D], and how its router chose."""
         drop = self.dropout
         valid_BT1 = frames.valid_BT[..., None] if frames.padded else None
         x_BTD = x_BTD + 0.5 * drop(self.feedforward1(layer.feedforward1_norm(x_BTD)))
-        attended = self.attention(layer.attention_norm(x_BTD), frames.positions, frames.attend_B11T)
+        attended = self.attention(layer.attention_norm(x_BTD), frames.positions, frames.attention_mask())
         x_BTD = x_BTD + drop(attended)
-        convolved = self.convolution(
-            layer.convolution_norm(x_BTD), valid_BT1, layer.convolution_inner_norm
-        )
+        convolved = self.convolution(layer.convolution_norm(x_BTD), valid_BT1, layer.convolution_inner_norm)
         x_BTD = x_BTD + drop(convolved)
         output, routing = self._second_feedforward(layer.feedforward2_norm(x_BTD), layer, frames)
         return layer.final_norm(x_BTD + 0.5 * drop(output)), routing

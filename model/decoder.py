@@ -13,10 +13,10 @@ from model.feedforward import FeedForward
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    feedforward_width: int = Field(1024, ge=1, description="hidden width of the feed-forward layers")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    layers: int = Field(default=3, ge=1)
+    heads: int = Field(default=4, ge=1)
+    feedforward_width: int = Field(default=1024, ge=1, description="hidden width of the feed-forward layers")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
 class CrossAttention(nn.Module):

@@ -20,17 +20,17 @@ from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_m
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
-    layers: int = Field(12, ge=1, description="depth: how many times a block is applied")
-    groups: int | None = Field(None, ge=1, description="number of blocks; none: as many as layers, no sharing")
-    sharing: Literal["contiguous", "cyclic"] = Field("contiguous", description="which layers share a block")
-    width: int = Field(256, ge=2, description="model width D")
-    heads: int = Field(4, ge=1, description="attention heads")
-    feedforward_width: int = Field(1024, ge=1, description="hidden width of each feed-forward layer and expert")
-    kernel_size: int = Field(15, ge=1, description="frames under the depthwise convolution; odd")
-    experts: ExpertsConfig | None = Field(None, description="experts in the second feed-forward layer")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    layers: int = Field(default=12, ge=1, description="depth: how many times a block is applied")
+    groups: int | None = Field(default=None, ge=1, description="number of blocks; none: as many as layers, no sharing")
+    sharing: Literal["contiguous", "cyclic"] = Field(default="contiguous", description="which layers share a block")
+    width: int = Field(default=256, ge=2, description="model width D")
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    feedforward_width: int = Field(default=1024, ge=1, description="hidden width of each feed-forward layer and expert")
+    kernel_size: int = Field(default=15, ge=1, description="frames under the depthwise convolution; odd")
+    experts: ExpertsConfig | None = Field(default=None, description="experts in the second feed-forward layer")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     subsampling: SubsamplingConfig = SubsamplingConfig()
-    activation_checkpointing: bool = Field(False, description="recompute layers in the backward pass")
+    activation_checkpointing: bool = Field(default=False, description="recompute layers in the backward pass")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -99,9 +99,7 @@ class Encoder(nn.Module):
         x_BSD = self.dropout(x_BSD)
         valid_BS = valid_mask(lengths_B, x_BSD.shape[1])
         index_N = valid_BS.flatten().nonzero().squeeze(1)
-        frames = Frames(
-            self.positions(x_BSD.shape[1]), valid_BS, index_N, padded=len(index_N) < valid_BS.numel()
-        )
+        frames = Frames(self.positions(x_BSD.shape[1]), valid_BS, index_N, padded=len(index_N) < valid_BS.numel())
         outputs, routings = [], []
         for layer, block in zip(self.layers, self.config.block_of_layer, strict=True):
             x_BSD, routing = self._run_layer(self.blocks[block], x_BSD, layer, frames)

@@ -38,9 +38,7 @@ def load_model(folder: Path) -> Recognizer:
     """
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     if description["format"] > FORMAT:
-        raise ValueError(
-            f"{folder} holds a model of format {description['format']}, this version reads up to {FORMAT}"
-        )
+        raise ValueError(f"{folder} holds a model of format {description['format']}, this version reads up to {FORMAT}")
     config = RecognizerConfig.model_validate(description["recognizer"])
     recognizer = Recognizer(config, description["mel_bins"], description["vocabulary_size"])
     with safe_open(folder / "model.safetensors", framework="pt") as tensors:

@@ -14,13 +14,15 @@ from model.recognizer import BLANK, END
 
 
 class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
-    ctc_weight: float = Field(0.3, ge=0, le=1, description="share of CTC; the rest is the attention decoder's")
+    ctc_weight: float = Field(default=0.3, ge=0, le=1, description="share of CTC; the rest is the attention decoder's")
     intermediate_weight: float = Field(
-        0.3, ge=0, description="weight of CTC at the layers of model.intermediate_ctc, relative to CTC at the last"
+        default=0.3,
+        ge=0,
+        description="weight of CTC at the layers of model.intermediate_ctc, relative to CTC at the last",
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
-    balance_weight: float = Field(0.01, ge=0, description="of the experts' balance loss, mean over layers")
-    z_weight: float = Field(0.0, ge=0, description="of the routers' z-loss, mean over layers")
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
+    balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
+    z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")
 
 
 def ctc_sum(logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ BLANK, UNKNOWN, START, END = range(4)
 
 class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
     encoder: EncoderConfig = EncoderConfig()
-    decoder: DecoderConfig | None = Field(None, description="attention decoder; none: CTC alone")
+    decoder: DecoderConfig | None = Field(default=None, description="attention decoder; none: CTC alone")
     intermediate_ctc: tuple[int, ...] = Field(
-        (), description="layers, counted from 0, whose output the CTC output reads too while training"
+        default=(), description="layers, counted from 0, whose output the CTC output reads too while training"
     )
 
     @model_validator(mode="after")
@@ -28,12 +28,12 @@ class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
         beyond = [layer for layer in self.intermediate_ctc if not 0 <= layer < self.encoder.layers - 1]
         if beyond:
             raise ValueError(
-                f"intermediate_ctc names layer {beyond[0]}; the layers before the last are 0 to {self.encoder.layers - 2}"
+                f"intermediate_ctc names layer {beyond[0]}; layers before the last are 0 to {self.encoder.layers - 2}"
             )
         if self.decoder and self.encoder.width % (2 * self.decoder.heads):
             raise ValueError(
-                f"decoder.heads {self.decoder.heads} does not split the encoder's width {self.encoder.width} into heads "
-                "of an even width"
+                f"decoder.heads {self.decoder.heads} does not split the encoder's width {self.encoder.width} into "
+                "heads of an even width"
             )
         return self
 
@@ -60,9 +60,7 @@ class Recognizer(nn.Module):
         self.ctc = nn.Linear(width, vocabulary_size)
         self.decoder = Decoder(config.decoder, width, vocabulary_size) if config.decoder else None
 
-    def forward(
-        self, features_BTF: Tensor, lengths_B: Tensor, tokens_BU: Tensor | None = None
-    ) -> RecognizerOutput:
+    def forward(self, features_BTF: Tensor, lengths_B: Tensor, tokens_BU: Tensor | None = None) -> RecognizerOutput:
         """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id."""
         encoder = self.encoder(features_BTF, lengths_B)
         decoder_BUV = None

@@ -18,15 +18,17 @@ from torch.nn import functional
 
 
 class RouterConfig(BaseModel, frozen=True, extra="forbid"):
-    per_frame: int = Field(1, ge=1, description="experts that a frame is sent to (top-k)")
-    jitter: float = Field(0.0, ge=0, lt=1, description="training noise: the input times U(1 - jitter, 1 + jitter)")
-    bias_rate: float = Field(0.0, ge=0, description="step of the loss-free balance bias; 0 leaves it off")
+    per_frame: int = Field(default=1, ge=1, description="experts that a frame is sent to (top-k)")
+    jitter: float = Field(
+        default=0.0, ge=0, lt=1, description="training noise: the input times U(1 - jitter, 1 + jitter)"
+    )
+    bias_rate: float = Field(default=0.0, ge=0, description="step of the loss-free balance bias; 0 leaves it off")
 
 
 class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
-    count: int = Field(4, ge=2, description="experts of a block, shared by its layers")
+    count: int = Field(default=4, ge=2, description="experts of a block, shared by its layers")
     router: RouterConfig = RouterConfig()
-    balance: Literal["switch", "importance"] = Field("switch", description="which balance loss is measured")
+    balance: Literal["switch", "importance"] = Field(default="switch", description="which balance loss is measured")
 
     @model_validator(mode="after")
     def _enough_experts(self):
@@ -66,6 +68,8 @@ class Routing:
 class Router(nn.Module):
     """A layer's own choice of experts, in fp32 whatever the precision around it."""
 
+    bias: Tensor
+
     def __init__(self, width: int, num_experts: int, config: RouterConfig):
         super().__init__()
         self.config = config
@@ -104,7 +108,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, counts_E: Tensor) -> None:
-        """Move the loss-free bias towards experts below the mean load; `counts_E` is summed over all lanes of a step."""
+        """Move the loss-free bias towards experts below the mean load; `counts_E` are those of all lanes of a step."""
         if self.config.bias_rate:
             load_E = counts_E.to(self.bias)
             self.bias += self.config.bias_rate * torch.sign(load_E.mean() - load_E)

@@ -15,7 +15,7 @@ KERNEL, STRIDE, STAGES = 3, 2, 2
 
 
 class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
-    channels: int = Field(32, ge=1, description="channels of the two strided convolutions")
+    channels: int = Field(default=32, ge=1, description="channels of the two strided convolutions")
 
 
 class ConvolutionSubsampling(nn.Module):

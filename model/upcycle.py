@@ -1,12 +1,13 @@
 """Starts a student from its teacher: what both have in the same shape is copied, what the student shares is chosen.
 
 A shared block starts as the teacher's block of the group's middle layer. Its experts start as the second feed-forward
-layers of teacher layers spread evenly over the group, so that they begin different and useful (upcycling, Komatsuzaki et
-al., 2022, with several sources).
+layers of teacher layers spread evenly over the group, so that they begin different and useful (upcycling, Komatsuzaki
+et al., 2022, with several sources).
 """
 
 import torch
 
+from model.block import ConformerBlock
 from model.experts import ExpertStack, MixtureOfExperts
 from model.feedforward import FeedForward
 from model.recognizer import Recognizer
@@ -26,24 +27,31 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
     for mine, theirs in zip(student.encoder.layers, teacher.encoder.layers, strict=True):
         mine.load_state_dict(theirs.state_dict(), strict=False)  # routers are the student's own
     for block in range(len(student.encoder.blocks)):
-        layers = [l for l, used in enumerate(student.encoder.config.block_of_layer) if used == block]
+        layers = [layer for layer, used in enumerate(student.encoder.config.block_of_layer) if used == block]
         _initialize_block(student, teacher, block, layers)
 
 
 def _initialize_block(student: Recognizer, teacher: Recognizer, block: int, layers: list[int]) -> None:
     source_of = teacher.encoder.config.block_of_layer
-    mine = student.encoder.blocks[block]
-    middle = teacher.encoder.blocks[source_of[layers[len(layers) // 2]]]
+    mine = _block(student, block)
+    middle = _block(teacher, source_of[layers[len(layers) // 2]])
     for name in ("feedforward1", "attention", "convolution"):
         getattr(mine, name).load_state_dict(getattr(middle, name).state_dict())
     if isinstance(mine.feedforward2, MixtureOfExperts):
         count = mine.feedforward2.num_experts
         for expert in range(count):
             layer = layers[expert * len(layers) // count]
-            dense = teacher.encoder.blocks[source_of[layer]].feedforward2
+            dense = _block(teacher, source_of[layer]).feedforward2
+            assert isinstance(dense, FeedForward)
             _copy_expert(mine.feedforward2.experts, expert, dense)
     else:
         mine.feedforward2.load_state_dict(middle.feedforward2.state_dict())
+
+
+def _block(recognizer: Recognizer, index: int) -> ConformerBlock:
+    block = recognizer.encoder.blocks[index]
+    assert isinstance(block, ConformerBlock)
+    return block
 
 
 def _copy_expert(stack: ExpertStack, expert: int, dense: FeedForward) -> None:

@@ -32,13 +32,13 @@ class AelitaConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Which pieces of the training sentences are used."""
 
     name: Literal["aelita"] = "aelita"
-    shard_seconds: float = Field(120.0, gt=0, description="audio per shard in seconds")
+    shard_seconds: float = Field(default=120.0, gt=0, description="audio per shard in seconds")
     cuts: tuple[Cut, ...] = Field(
-        ("phrases", "spans"),
+        default=("phrases", "spans"),
         min_length=1,
         description="training pieces: whole sentences, single phrases, seeded runs of consecutive phrases",
     )
-    span_s: float = Field(8.0, ge=2, description="longest run of phrases in seconds")
+    span_s: float = Field(default=8.0, ge=2, description="longest run of phrases in seconds")
 
 
 def select(config: AelitaConfig, seed: int) -> Selection:
@@ -64,9 +64,7 @@ def _read(name: str) -> list[dict[str, Any]]:
         with (ROOT / name).open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
     except FileNotFoundError as error:
-        raise DataError(
-            f"The embedded corpus is not at {ROOT} ({name} is missing); install Chorus again."
-        ) from error
+        raise DataError(f"The embedded corpus is not at {ROOT} ({name} is missing); install Chorus again.") from error
 
 
 def _whole(sentence: dict[str, Any]) -> Utterance:
@@ -77,9 +75,7 @@ def _utterance(key: str, clip: Clip, text: str, split: str) -> Utterance:
     return Utterance(key, (clip,), text, split, speaker="nsh", language="ru")
 
 
-def _pieces(
-    sentence: dict[str, Any], phrases: list[Phrase], config: AelitaConfig, seed: int
-) -> Iterator[Utterance]:
+def _pieces(sentence: dict[str, Any], phrases: list[Phrase], config: AelitaConfig, seed: int) -> Iterator[Utterance]:
     """The chosen cuts of one sentence; a piece that two cuts have in common comes once."""
     runs: set[tuple[int, int]] = set()
     if "sentences" in config.cuts:

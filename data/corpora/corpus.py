@@ -12,7 +12,7 @@ class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):
     """The fields that all corpora share; each adds a `name` and its own."""
 
     shard_seconds: float = Field(
-        600.0,
+        default=600.0,
         gt=0,
         description="audio per shard in seconds; a split needs at least as many shards as the run has lanes",
     )

@@ -26,17 +26,17 @@ class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     name: Literal["folder"] = "folder"
     manifest: Path = Field(description="a .jsonl, .csv or .tsv file; its audio paths are relative to it")
     normalize: Literal["lower", "none"] = Field(
-        "lower", description="lower: texts in lower case; none: as written"
+        default="lower", description="lower: texts in lower case; none: as written"
     )
     punctuation: Literal["remove", "keep"] = Field(
-        "remove",
+        default="remove",
         description="remove: punctuation and symbols become spaces, except an apostrophe between letters",
     )
     dev_fraction: float = Field(
-        0.05, ge=0, lt=1, description="share of the texts without a split that go to dev"
+        default=0.05, ge=0, lt=1, description="share of the texts without a split that go to dev"
     )
     test_fraction: float = Field(
-        0.05, ge=0, lt=1, description="share of the texts without a split that go to test"
+        default=0.05, ge=0, lt=1, description="share of the texts without a split that go to test"
     )
 
     @model_validator(mode="after")
@@ -58,9 +58,7 @@ def select(config: FolderConfig, seed: int) -> Selection:
     rows, rejected = read_manifest(config.manifest)
     utterances: list[Utterance] = []
     for row in rows:
-        text = normalize_text(
-            row.text, lower=config.normalize == "lower", punctuation=config.punctuation == "keep"
-        )
+        text = normalize_text(row.text, lower=config.normalize == "lower", punctuation=config.punctuation == "keep")
         if text:
             utterances.append(replace(row, text=text))
         else:

@@ -35,18 +35,18 @@ class FsddConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Where the dataset lies, and how many strings of which shape are made of it."""
 
     name: Literal["fsdd"] = "fsdd"
-    shard_seconds: float = Field(120.0, gt=0, description="audio per shard in seconds")
+    shard_seconds: float = Field(default=120.0, gt=0, description="audio per shard in seconds")
     root: Path = Field(description="the cloned dataset, or its recordings folder")
-    train_strings: int = Field(2000, ge=1, description="strings in train; 2000 are about 1.5 hours")
-    dev_strings: int = Field(200, ge=1, description="strings in dev")
+    train_strings: int = Field(default=2000, ge=1, description="strings in train; 2000 are about 1.5 hours")
+    dev_strings: int = Field(default=200, ge=1, description="strings in dev")
     test_strings: int = Field(
-        300, ge=1, description="strings in test and, with held-out speakers, in test_unseen"
+        default=300, ge=1, description="strings in test and, with held-out speakers, in test_unseen"
     )
-    min_digits: int = Field(3, ge=1, description="digits in the shortest string")
-    max_digits: int = Field(7, ge=1, description="digits in the longest string")
-    min_gap_s: float = Field(0.05, ge=0, description="shortest silence between two digits in seconds")
-    max_gap_s: float = Field(0.25, ge=0, description="longest silence between two digits in seconds")
-    held_out_speakers: tuple[str, ...] = Field((), description="speakers that are heard in test_unseen only")
+    min_digits: int = Field(default=3, ge=1, description="digits in the shortest string")
+    max_digits: int = Field(default=7, ge=1, description="digits in the longest string")
+    min_gap_s: float = Field(default=0.05, ge=0, description="shortest silence between two digits in seconds")
+    max_gap_s: float = Field(default=0.25, ge=0, description="longest silence between two digits in seconds")
+    held_out_speakers: tuple[str, ...] = Field(default=(), description="speakers that are heard in test_unseen only")
 
     @model_validator(mode="after")
     def _ordered(self) -> "FsddConfig":
@@ -82,9 +82,7 @@ def select(config: FsddConfig, seed: int) -> Selection:
     for split, source, heard, num_strings in parts:
         pools = {speaker: takes[source, speaker] for speaker in heard if (source, speaker) in takes}
         if not pools:
-            raise DataError(
-                f"No takes for {split} at {config.root}; clone the whole dataset: git clone {SOURCE}."
-            )
+            raise DataError(f"No takes for {split} at {config.root}; clone the whole dataset: git clone {SOURCE}.")
         utterances.extend(_strings(split, pools, num_strings, config, derive_seed(seed, "fsdd", split)))
     return Selection(utterances, rejected)
 
@@ -151,6 +149,4 @@ def _packed_takes(index: Path) -> Iterator[tuple[str, str, Take]]:
                 clip = Clip(index.parent / row["file"], float(row["start"]), float(row["seconds"]))
                 yield row["split"], row["speaker"].removeprefix("fsdd_"), (row["text"], clip)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f"{index}, line {line}: not a row of a packed dataset ({error!r})."
-                ) from error
+                raise DataError(f"{index}, line {line}: not a row of a packed dataset ({error!r}).") from error

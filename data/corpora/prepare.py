@@ -69,17 +69,13 @@ def _selection(config: BaseCorpusConfig, seed: int) -> Selection:
     for corpus in CORPORA.values():
         if isinstance(config, corpus.config):
             return corpus.select(config, seed)
-    raise TypeError(
-        f"{type(config).__name__} is the configuration of no corpus; they are {', '.join(CORPORA)}"
-    )
+    raise TypeError(f"{type(config).__name__} is the configuration of no corpus; they are {', '.join(CORPORA)}")
 
 
 def _finished(out_dir: Path, made_from: dict[str, str], replace: bool) -> tuple[str, ...]:
     """The splits that are there already; other shards are removed when `replace`, refused if not."""
     kept: list[str] = []
-    present = (
-        [folder for folder in out_dir.iterdir() if (folder / SUMMARY).is_file()] if out_dir.is_dir() else []
-    )
+    present = [folder for folder in out_dir.iterdir() if (folder / SUMMARY).is_file()] if out_dir.is_dir() else []
     for folder in sorted(present):
         try:
             read_index(folder)
@@ -103,15 +99,11 @@ def _finished(out_dir: Path, made_from: dict[str, str], replace: bool) -> tuple[
 
 
 def _content_fingerprint(out_dir: Path, splits: list[str]) -> str:
-    shards = {
-        split: [shard["sha256"] for shard in read_summary(out_dir / split)["shards"]] for split in splits
-    }
+    shards = {split: [shard["sha256"] for shard in read_summary(out_dir / split)["shards"]] for split in splits}
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
-def _write_records(
-    report: PrepareReport, config: BaseCorpusConfig, *, seed: int, sample_rate_hz: int
-) -> None:
+def _write_records(report: PrepareReport, config: BaseCorpusConfig, *, seed: int, sample_rate_hz: int) -> None:
     """`corpus.json`: configuration, counts and fingerprint; `rejected.jsonl`: one line per row left out."""
     splits = {
         name: {

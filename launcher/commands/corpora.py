@@ -24,15 +24,9 @@ def add_corpora(parser: argparse.ArgumentParser) -> None:
     corpora = parser.add_subparsers(metavar="CORPUS", required=True, dest="corpus")
     for name, corpus in CORPORA.items():
         option = corpora.add_parser(name, help=(corpus.config.__doc__ or "").strip().split("\n")[0])
-        option.add_argument(
-            "--out", required=True, metavar="DIR", help="folder for the shards, one folder per split"
-        )
-        option.add_argument(
-            "--seed", type=int, default=1, help="decides the order of the shards (default: 1)"
-        )
-        option.add_argument(
-            "--sample-rate-hz", type=int, default=16000, help="rate of the shards (default: 16000)"
-        )
+        option.add_argument("--out", required=True, metavar="DIR", help="folder for the shards, one folder per split")
+        option.add_argument("--seed", type=int, default=1, help="decides the order of the shards (default: 1)")
+        option.add_argument("--sample-rate-hz", type=int, default=16000, help="rate of the shards (default: 16000)")
         option.add_argument("--replace", action="store_true", help="replace other shards that lie in DIR")
         option.add_argument("--json", action="store_true", help="print JSON")
         for key, field in corpus.config.model_fields.items():
@@ -85,11 +79,7 @@ def prepare_shards(options: argparse.Namespace) -> int:
         for name, split in report.splits.items()
     }
     if options.json:
-        print(
-            json.dumps(
-                {"folder": str(report.folder), "splits": splits, "rejected": len(report.rejected)}, indent=2
-            )
-        )
+        print(json.dumps({"folder": str(report.folder), "splits": splits, "rejected": len(report.rejected)}, indent=2))
         return 0
     for name, split in splits.items():
         print(f"{name}: {split['utterances']} utterances, {split['hours']:.2f} h in {split['shards']} shards")
@@ -126,11 +116,7 @@ def _splits(folder: str) -> list[Path]:
 def verify_shards(options: argparse.Namespace) -> int:
     problems = {str(split): verify(split) for split in _splits(options.folder)}
     if options.json:
-        print(
-            json.dumps(
-                {"intact": not any(problems.values()), "problems": problems}, ensure_ascii=False, indent=2
-            )
-        )
+        print(json.dumps({"intact": not any(problems.values()), "problems": problems}, ensure_ascii=False, indent=2))
     for split, found in problems.items():
         if not options.json:
             print(f"{split}: {'intact' if not found else f'{len(found)} problems'}")

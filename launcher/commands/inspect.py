@@ -19,10 +19,7 @@ def status(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     holder = found["process"]
-    print(
-        f"{found['run']}, recipe {found['recipe']}: "
-        f"{f'running, process {holder}' if holder else 'not running'}"
-    )
+    print(f"{found['run']}, recipe {found['recipe']}: {f'running, process {holder}' if holder else 'not running'}")
     table = Table("stage", "status", box=None, pad_edge=False)
     for heading in ("step", "loss", "audio s/s", "left", "checkpoint", "restarts"):
         table.add_column(heading, justify="right")

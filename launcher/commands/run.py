@@ -43,9 +43,7 @@ def run(options: argparse.Namespace) -> int:
             executor.write_recipe()
             ran = executor.run()
     except Preempted as stopped:
-        raise Preempted(
-            f"{_sentence(stopped)} Run the same command again to go on: {_this_command()}"
-        ) from None
+        raise Preempted(f"{_sentence(stopped)} Run the same command again to go on: {_this_command()}") from None
     if not ran:
         display.say("Everything is done; nothing was started.")
     if folder.results_file.exists():

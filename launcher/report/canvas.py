@@ -101,9 +101,7 @@ def prepare_axes(axes: Axes, title: str, percent: bool = False) -> Axes:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    written = (
-        (lambda value, _: f"{100 * value:.3g}%") if percent else (lambda value, _: wording.decimal(value))
-    )
+    written = (lambda value, _: f"{100 * value:.3g}%") if percent else (lambda value, _: wording.decimal(value))
     axes.yaxis.set_major_formatter(FuncFormatter(written))
     return axes
 

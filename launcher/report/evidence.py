@@ -80,9 +80,7 @@ class Evidence:
 def read_evidence(run_dir: Path) -> Evidence:
     """Reads a run folder; ConfigError when there is no such folder."""
     if not run_dir.is_dir():
-        raise ConfigError(
-            f"There is no run folder {run_dir}, so there is nothing to report on; name an existing one."
-        )
+        raise ConfigError(f"There is no run folder {run_dir}, so there is nothing to report on; name an existing one.")
     run = RunFolder(run_dir)
     gaps: list[str] = []
     recipe_text = _text(run.recipe_file, gaps)
@@ -105,9 +103,7 @@ def read_evidence(run_dir: Path) -> Evidence:
 def read_models(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The models of results.json or, while the run has not got there, of the evaluations it has done."""
     run = RunFolder(run_dir)
-    names = sorted(
-        path.parent.name for path in run_dir.glob(f"*/{StageFolder(run_dir).evaluation_file.name}")
-    )
+    names = sorted(path.parent.name for path in run_dir.glob(f"*/{StageFolder(run_dir).evaluation_file.name}"))
     return _evaluations(run, names, [])[0]
 
 
@@ -161,9 +157,7 @@ def _stage(folder: StageFolder, plan: dict[str, Any], events: list[dict], gaps: 
     status = _json(folder.done_file, gaps).get("status")
     if kind == "evaluate" and folder.evaluation_file.exists():
         status = "done"
-    restarts = [
-        event for event in events if event.get("event") == "restart" and event.get("stage") == folder.name
-    ]
+    restarts = [event for event in events if event.get("event") == "restart" and event.get("stage") == folder.name]
     return StageEvidence(
         name=folder.name,
         kind=kind,

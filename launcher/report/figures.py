@@ -75,9 +75,7 @@ def _mark_restarts(axes: Axes, stage: StageEvidence) -> None:
 def _figure(
     stage: StageEvidence, kind: str, title: str, caption: str, size_in: tuple[float, float], paint: Callable
 ) -> Drawing:
-    return Drawing(
-        title, canvas.draw(f"{kind}-{stage.name}", f"{stage.name}: {title}", size_in, paint), caption
-    )
+    return Drawing(title, canvas.draw(f"{kind}-{stage.name}", f"{stage.name}: {title}", size_in, paint), caption)
 
 
 def draw_loss(stage: StageEvidence) -> Drawing | None:
@@ -94,9 +92,7 @@ def draw_loss(stage: StageEvidence) -> Drawing | None:
         labels = [("training", smooth(loss)[-1], canvas.ACCENT)]
         if len(validation):
             colour = canvas.SERIES[1]
-            axes.plot(
-                validation.steps, validation.values, color=colour, marker="o", markersize=4.5, linewidth=1.2
-            )
+            axes.plot(validation.steps, validation.values, color=colour, marker="o", markersize=4.5, linewidth=1.2)
             labels.append(("validation", validation.values[-1], colour))
         _mark_restarts(axes, stage)
         axes.set_xlabel("step")
@@ -147,9 +143,7 @@ def draw_validation(stage: StageEvidence) -> Drawing | None:
 
     best = rate.steps[int(rate.values.argmin())]
     title = f"{wording.percent(rate.values.min())} of characters wrong at best, at step {best}"
-    return _figure(
-        stage, "validation", title, "Character error rate on the validation split.", _NARROW, paint
-    )
+    return _figure(stage, "validation", title, "Character error rate on the validation split.", _NARROW, paint)
 
 
 def draw_sizes(table: ResultsTable) -> Drawing | None:
@@ -170,9 +164,7 @@ def draw_sizes(table: ResultsTable) -> Drawing | None:
 
     title = "Fewer errors lie lower, fewer parameters further left"
     caption = "Both axes start at zero, so distances are to scale. Hollow: the teacher."
-    return Drawing(
-        title, canvas.draw("sizes", "Error rate against encoder parameters", _WIDE, paint), caption
-    )
+    return Drawing(title, canvas.draw("sizes", "Error rate against encoder parameters", _WIDE, paint), caption)
 
 
 def _place_model(axes: Axes, row: ResultRow, right_end: float) -> None:
@@ -218,9 +210,7 @@ def draw_load(stage: StageEvidence) -> Drawing | None:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         norm = BoundaryNorm(_HEAT_LIMITS, len(canvas.HEAT))
-        axes.pcolormesh(
-            load_LE, cmap=ListedColormap(canvas.HEAT), norm=norm, edgecolors=canvas.PAPER, linewidth=2
-        )
+        axes.pcolormesh(load_LE, cmap=ListedColormap(canvas.HEAT), norm=norm, edgecolors=canvas.PAPER, linewidth=2)
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -268,9 +258,7 @@ def draw_entropy(stage: StageEvidence) -> Drawing | None:
         canvas.label_ends(axes, [*labels, ("undecided", undecided, canvas.MUTED)])
 
     title = f"{stage.name}: how sure the routers are"
-    caption = (
-        "One line per layer; the surest and the least sure are named. Dashed: all experts equally likely."
-    )
+    caption = "One line per layer; the surest and the least sure are named. Dashed: all experts equally likely."
     return _figure(stage, "entropy", title, caption, _WIDE, paint)
 
 
@@ -304,9 +292,7 @@ def _draw_panels(
 def draw_schedule(stage: StageEvidence) -> Drawing | None:
     """Learning rate and gradient norm."""
     rate = stage.series("learning_rate")
-    title = (
-        f"{stage.name}: learning rate up to {wording.decimal(rate.values.max())}" if len(rate) else stage.name
-    )
+    title = f"{stage.name}: learning rate up to {wording.decimal(rate.values.max())}" if len(rate) else stage.name
     caption = "Gradient norm before clipping; faint: as logged, bold: smoothed."
     panels = [("learning_rate", "learning rate", 0.0), ("grad_norm", "gradient norm", None)]
     return _draw_panels(stage, "schedule", title, caption, panels)
@@ -322,6 +308,4 @@ def draw_speed(stage: StageEvidence) -> Drawing | None:
         ("step_s", "seconds per step", 0.0),
         ("data_wait", "share of the step spent waiting for data", 0.0),
     ]
-    return _draw_panels(
-        stage, "speed", title, "The title gives the median. Faint: as logged, bold: smoothed.", panels
-    )
+    return _draw_panels(stage, "speed", title, "The title gives the median. Faint: as logged, bold: smoothed.", panels)

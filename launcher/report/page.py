@@ -93,9 +93,7 @@ def _comparison(student: ResultRow, teacher: ResultRow) -> str:
         verdict = f"as many as {teacher.model}"
     else:
         direction = "more" if points > 0 else "fewer"
-        verdict = (
-            f"{abs(points):.1f} points {direction} than {teacher.model}'s {wording.percent(teacher.cer)}"
-        )
+        verdict = f"{abs(points):.1f} points {direction} than {teacher.model}'s {wording.percent(teacher.cer)}"
     return (
         f"With {wording.percent(student.share, 0)} of the encoder parameters of {teacher.model}, "
         f"{student.model} gets {wording.percent(student.cer)} of the {student.split} characters wrong, "
@@ -119,9 +117,7 @@ def _stage_summary(stage: StageEvidence) -> dict[str, str]:
 
 
 def _expects_experts(evidence: Evidence) -> bool:
-    models = [
-        stage.get("model") or {} for stage in evidence.recipe.get("stages") or [] if isinstance(stage, dict)
-    ]
+    models = [stage.get("model") or {} for stage in evidence.recipe.get("stages") or [] if isinstance(stage, dict)]
     return any((model.get("encoder") or {}).get("experts") for model in models)
 
 
@@ -186,9 +182,7 @@ def _event(event: dict[str, Any]) -> dict[str, str]:
     moment = event.get("time")
     details = ((key, value) for key, value in event.items() if key not in ("time", "event", "stage"))
     return {
-        "time": time.strftime("%d %b %H:%M:%S", time.localtime(moment))
-        if isinstance(moment, int | float)
-        else "",
+        "time": time.strftime("%d %b %H:%M:%S", time.localtime(moment)) if isinstance(moment, int | float) else "",
         "stage": str(event.get("stage", "")),
         "what": str(event.get("event", "?")).replace("_", " "),
         "details": _listing(details),

@@ -92,9 +92,7 @@ def tabulate(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> Resul
     """Sets each model beside the teacher: the one the recipe distils from, else the one of that name."""
     teacher = _teacher(models, recipe)
     of_teacher = models[teacher].get("encoder_parameters") if teacher else None
-    return ResultsTable(
-        tuple(_row(name, model, name == teacher, of_teacher) for name, model in models.items())
-    )
+    return ResultsTable(tuple(_row(name, model, name == teacher, of_teacher) for name, model in models.items()))
 
 
 def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str | None:

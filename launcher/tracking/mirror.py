@@ -225,9 +225,7 @@ class WandbMirror:
 
     def _refuse_to_stop(self) -> None:
         """The stop button of the W&B page would by default interrupt the main thread of training."""
-        self._note(
-            "a stop was asked for on the W&B page; training goes on, stop the run where it was started"
-        )
+        self._note("a stop was asked for on the W&B page; training goes on, stop the run where it was started")
 
     def _sync_advice(self) -> str:
         return f"to send it later: wandb sync --include-online {self._stage.path}/wandb/*run-*"

@@ -99,9 +99,7 @@ def _all_succeed(action: Callable[[], None], what: str) -> bool:
     return bool(succeeded.item())
 
 
-def _write_rank_file(
-    folder: Path, rank: int, parts: Iterable[Fragment], buffers: dict[str, Tensor]
-) -> dict[str, Any]:
+def _write_rank_file(folder: Path, rank: int, parts: Iterable[Fragment], buffers: dict[str, Tensor]) -> dict[str, Any]:
     file = f"rank-{rank:05d}.safetensors"
     tensors, pieces = {}, []
 
@@ -124,9 +122,7 @@ def _write_rank_file(
     return {"pieces": pieces, "file": {"name": file, "bytes": path.stat().st_size, "sha256": _sha256(path)}}
 
 
-def _commit(
-    stage: StageFolder, folder: Path, step: int, shapes: dict[str, list[int]], trainer: dict[str, Any]
-) -> None:
+def _commit(stage: StageFolder, folder: Path, step: int, shapes: dict[str, list[int]], trainer: dict[str, Any]) -> None:
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     manifest = {
         "format": FORMAT,

@@ -3,12 +3,12 @@
 1. `start_processes` joins the process group (gloo on CPUs, NCCL on GPUs) without any compiler at run time.
 2. `spread_experts` leaves each process its share of every block's experts and puts in the exchange that moves frames.
 3. `build_engine` hands the model to DeepSpeed, whose ZeRO stage shards what the configuration says.
-4. `fragments` and `replicas` say which interval of which parameter this process owns and copies; checkpoints are made of
-   those and never touch DeepSpeed.
+4. `fragments` and `replicas` say which interval of which parameter this process owns and copies; checkpoints are made
+   of those and never touch DeepSpeed.
 
-`ExpertParallelMixture` stands on DeepSpeed 0.19's AutoEP layer: the engine recognises experts, their process groups and
-their gradient averaging by that class and by the attributes set in `_mark_parameters`. DeepSpeed's automatic AutoEP mode
-stays off: it silently gives each layer a private copy of shared experts.
+`ExpertParallelMixture` stands on DeepSpeed 0.19's AutoEP layer: the engine recognises experts, their process groups
+and their gradient averaging by that class and by the attributes set in `_mark_parameters`. DeepSpeed's automatic AutoEP
+mode stays off: it silently gives each layer a private copy of shared experts.
 """
 
 import json
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import deepspeed
 import deepspeed.ops
@@ -45,6 +46,8 @@ from model.experts import ExpertStack, LocalExchange, MixtureOfExperts
 from model.recognizer import Recognizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# A DeepSpeedEngine; its own annotations allow for every optimizer it has, and for none.
+Engine: TypeAlias = Any
 
 
 def start_processes(timeout_s: float) -> torch.device:
@@ -71,8 +74,7 @@ class _AllToAll(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(context, *gradients):
-        (gradient,) = gradients
+    def backward(context, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         output = gradient.new_empty(sum(context.sent), *gradient.shape[1:])
         dist.all_to_all_single(output, gradient.contiguous(), context.sent, context.received, group=context.group)
         return output, None, None, None
@@ -101,7 +103,7 @@ class ExpertParallelExchange:
 
 
 class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
-    """A block's mixture of which this process holds `num_local_experts` experts; the forward pass is the model's own."""
+    """A block's mixture of which this process holds `num_local_experts` experts; the mathematics is the model's own."""
 
     def __init__(self, whole: MixtureOfExperts, expert_parallel: int, rank: int):
         nn.Module.__init__(self)
@@ -146,7 +148,7 @@ class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
         assert self.ep_group is not None
         self.exchange = ExpertParallelExchange(self.ep_group, self.num_local_experts)
 
-    def forward(self, x_ND, routing):
+    def forward(self, x_ND, routing):  # pyright: ignore[reportIncompatibleMethodOverride]
         return MixtureOfExperts.forward(self, x_ND, routing)
 
 
@@ -174,7 +176,7 @@ def build_engine(
     deepspeed_file: Path,
     accumulation: int,
     precision: str,
-) -> deepspeed.DeepSpeedEngine:
+) -> Engine:
     """The DeepSpeed engine of a model whose experts are spread. `accumulation` micro-batches make one step.
 
     The optimizer is torch's AdamW: DeepSpeed's own would be compiled at the first start.
@@ -207,12 +209,12 @@ def _parameter_groups(recognizer: Recognizer, weight_decay: float) -> list[dict]
     return split_params_into_different_moe_groups_for_optimizer(groups)
 
 
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
+def set_learning_rate(engine: Engine, value: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = value
 
 
-def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+def gradient_norm(engine: Engine) -> float:
     """Global norm of the last step's gradient before clipping; nan where the engine does not tell (ZeRO stage 0)."""
     norm = engine.get_global_grad_norm()
     return float("nan") if norm is None else float(norm)
@@ -242,14 +244,14 @@ def shapes(recognizer: Recognizer) -> dict[str, list[int]]:
     }
 
 
-def replicas(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+def replicas(engine: Engine) -> Iterator[Fragment]:
     """The parameters that this process computes with: all of them, of experts its own."""
     offsets = _offsets(engine.module)
     for name, parameter in engine.module.named_parameters():
         yield Fragment(name, offsets[name], parameter.data.view(-1), {})
 
 
-def fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+def fragments(engine: Engine) -> Iterator[Fragment]:
     """The fp32 weights and the moments that this process owns under ZeRO stage 0, 1 or 2.
 
     Moments that the optimizer has not made yet (before the first step) are made, as zeros.
@@ -278,7 +280,7 @@ def fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
         yield Fragment(name, offsets[name] + inside.start, mapping.get_hp_fragment(), views)
 
 
-def set_optimizer_step(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+def set_optimizer_step(engine: Engine, step: int) -> None:
     """Tell AdamW (its bias correction) and the engine how many updates were made."""
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for state in optimizer.state.values():
@@ -288,7 +290,7 @@ def set_optimizer_step(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
         engine.optimizer._hp_optimizer_states_linked = False  # the moments' tensors may be new
 
 
-def _flat_states(engine: deepspeed.DeepSpeedEngine) -> list[dict[str, Tensor]]:
+def _flat_states(engine: Engine) -> list[dict[str, Tensor]]:
     zero = engine.optimizer
     return [_moments(zero.optimizer.state[flat], flat) for flat in zero.single_partition_of_fp32_groups]
 

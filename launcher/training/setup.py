@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 
 from data.plan import derive_seed
-from data.shard_index import is_url
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError, ConfigError
 from launcher.finished_model import write_finished_model
@@ -37,7 +36,7 @@ def build_trainer(
     lanes = batches.lanes_of(rank, world)
     train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device)
     validation = None
-    if _has_split(recipe.split_folder(run, "dev")):
+    if recipe.has_split(run, "dev"):
         validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device)
     recognizer, task = _model_and_task(recipe, run, stage, tokenizer.vocabulary_size, device)
     parallel.spread_experts(recognizer, recipe.expert_parallel_of(stage), rank)
@@ -49,9 +48,7 @@ def build_trainer(
         precision=recipe.cluster.precision,
     )
     saved = _agreed_checkpoint(folder)
-    trainer = Trainer(
-        stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, tracker=None
-    )
+    trainer = Trainer(stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, tracker=None)
     if saved:
         trainer.resume(saved)
     if rank == 0:
@@ -64,11 +61,6 @@ def build_trainer(
             resume_step=trainer.step,
         )
     return trainer
-
-
-def _has_split(folder: str) -> bool:
-    """Whether there is a split to validate on; behind a URL there must be one."""
-    return is_url(folder) or Path(folder).is_dir()
 
 
 def _model_and_task(
@@ -102,11 +94,10 @@ def teacher_folder(run: RunFolder, teacher: str) -> Path:
 
 
 def _agreed_checkpoint(folder: StageFolder) -> Checkpoint | None:
-    """The newest intact checkpoint by the first process's judgement; the others take its word and check their reading."""
-    choice = [None]
-    if dist.get_rank() == 0:
-        newest = newest_intact(folder)
-        choice = [newest.step if newest else None]
+    """The newest intact checkpoint by the first process's judgement, which the others take."""
+    choice: list[int | None] = [None]
+    if dist.get_rank() == 0 and (newest := newest_intact(folder)):
+        choice = [newest.step]
     dist.broadcast_object_list(choice, 0)
     return None if choice[0] is None else Checkpoint(folder.checkpoint(choice[0]), verify=dist.get_rank() == 0)
 
@@ -116,5 +107,7 @@ def write_model(recipe: Recipe, run: RunFolder, stage: TrainingStage) -> None:
     folder = run.stage(stage.name)
     saved = newest_intact(folder)
     if saved is None:
-        raise CheckpointError(f"Stage {stage.name} has no intact checkpoint in {folder.checkpoints} to make a model of.")
+        raise CheckpointError(
+            f"Stage {stage.name} has no intact checkpoint in {folder.checkpoints} to make a model of."
+        )
     write_finished_model(folder.model, run, stage.model, recipe.features, saved.weights())

@@ -116,21 +116,15 @@ class Distill:
                 parts["distill/cosine"] = config.hidden.cosine * scale * angle
         if config.ctc.weight:
             weight_BS = objectives.frame_weights(teacher.ctc_BSV, valid_BS, config.ctc.blank_weight)
-            divergence = objectives.divergence_sum(
-                student.ctc_BSV, teacher.ctc_BSV, weight_BS, config.ctc.temperature
-            )
+            divergence = objectives.divergence_sum(student.ctc_BSV, teacher.ctc_BSV, weight_BS, config.ctc.temperature)
             # By tokens, like the CTC loss beside it: blank frames hardly count.
             parts["distill/ctc"] = config.ctc.weight * divergence / totals.tokens
         if config.decoder.weight and student.decoder_BUV is not None and teacher.decoder_BUV is not None:
-            weight_BU = objectives.target_mask(
-                batch.token_lengths_B, lengths_B > 0, student.decoder_BUV.shape[1]
-            )
+            weight_BU = objectives.target_mask(batch.token_lengths_B, lengths_B > 0, student.decoder_BUV.shape[1])
             divergence = objectives.divergence_sum(
                 student.decoder_BUV, teacher.decoder_BUV, weight_BU, config.decoder.temperature
             )
-            parts["distill/decoder"] = (
-                config.decoder.weight * divergence / (totals.tokens + totals.utterances)
-            )
+            parts["distill/decoder"] = config.decoder.weight * divergence / (totals.tokens + totals.utterances)
         return parts
 
 

@@ -18,40 +18,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.loader import Batch
-from data.plan import derive_seed
+from data.plan import Totals, derive_seed
 from data.tokenizer import Tokenizer
-from launcher.errors import DistributedError
+from launcher.errors import CheckpointError, DistributedError
 from launcher.recipe import DistillStage, PretrainStage
 from launcher.run_folder import StageFolder
 from launcher.tracking import Tracker
 from launcher.training import checkpoint, parallel
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import Inputs
+from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures
 from launcher.training.schedule import learning_rate
 from launcher.training.tasks import Distill, Pretrain
-from model.router import Router
 from model.search import greedy
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Window:
-    """Sums over the steps since the last row of metrics; part of a checkpoint, so that rows survive a resume."""
-
-    steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, measures: dict[str, float]) -> None:
-        self.steps += 1
-        for name, value in measures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def close(self) -> dict[str, float]:
-        """The mean of every measure, after which the window is empty."""
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        self.steps, self.sums = 0, {}
-        return means
 
 
 @dataclass
@@ -79,35 +60,45 @@ class Trainer:
             stop = self._step(batches, data_wait_s)
             if self.step % self.stage.validate_every == 0 or self.step == self.stage.steps:
                 self._validate()
-            if stop or self.step % self.stage.checkpoint.every_steps == 0 or self.step == self.stage.steps:
-                self.save()
-            if stop and self.step < self.stage.steps:
-                return "stopped"
+            last = stop or self.step == self.stage.steps
+            if last or self.step % self.stage.checkpoint.every_steps == 0:
+                saved = self._save()
+                if last and not saved:
+                    raise CheckpointError(
+                        f"Stage {self.stage.name} reached step {self.step}, but its last checkpoint could not be "
+                        f"written to {self.folder.checkpoints}. Make room there and run the same command again."
+                    )
+            if last:
+                break
             waiting = time.perf_counter()
-        return "done"
+        return "done" if self.step == self.stage.steps else "stopped"
 
     def _step(self, batches: list[Batch], data_wait_s: float) -> bool:
-        """One update. True when the processes agreed to stop after it."""
+        """One update, and its measures. True when the processes agreed to stop after it."""
         self.heartbeat.beat(self.step, "train")
         started = time.perf_counter()
         rate = learning_rate(self.stage.optimizer, self.step, self.stage.steps)
         parallel.set_learning_rate(self.engine, rate)
         totals = self.train.plan.totals(self.step)
         self.engine.train()
-        sums: dict[str, Tensor] = {}
+        sums: Measures = {}
         for index, batch in enumerate(batches):
             self._lane(batch, totals, sums)
             if index < len(batches) - 1:
                 self.engine.step()
-        agreed, stop = self._agree(sums, batches)
+        agreed = self._agree(sums, batches)
         self.engine.step()
         self._rebalance(agreed)
         self.step += 1
         step_s = time.perf_counter() - started + data_wait_s
-        self._record(agreed, {"learning_rate": rate, "step_s": step_s, "data_wait": data_wait_s / step_s})
-        return stop
+        own = {"learning_rate": rate, "grad_norm": parallel.gradient_norm(self.engine)}
+        self.window.add(agreed, {**own, "step_s": step_s, "data_wait": data_wait_s / step_s})
+        if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
+            self._log(self.window.close())
+        return agreed.scalars["stop"] > 0
 
-    def _lane(self, batch: Batch, totals, sums: dict[str, Tensor]) -> None:
+    def _lane(self, batch: Batch, totals: Totals, sums: Measures) -> None:
+        """Forward and backward of one lane; its measures are added to `sums`."""
         micro_batch = self.train.micro_batch(batch)
         torch.manual_seed(derive_seed(self.seed, "dropout", batch.step, batch.lane))
         parts, output = self.task(self.engine, micro_batch, totals, self.step / self.stage.steps)
@@ -115,76 +106,38 @@ class Trainer:
         # The engine averages over micro-batches and processes; lanes are both together.
         self.engine.backward(loss * self.train.plan.batches.lanes)
         measures = {name: part.detach() for name, part in parts.items()}
-        measures["loss"] = loss.detach()
-        for layer, routing in enumerate(output.encoder.routings):
-            frames = routing.counts_E.sum()
-            measures[f"experts/layer-{layer:02d}/counts"] = routing.counts_E
-            measures[f"experts/layer-{layer:02d}/entropy"] = routing.entropy * frames
-        for name, value in measures.items():
-            sums[name] = sums[name] + value if name in sums else value
+        add(sums, {**measures, "loss": loss.detach(), **expert_measures(output.encoder.routings)})
 
-    def _agree(self, sums: dict[str, Tensor], batches: list[Batch]) -> tuple[dict[str, Any], bool]:
-        """Sum this step's measures over all processes, in one collective; the loss is checked before any update."""
-        device = self.train.device
-        flags = {
-            "samples": torch.tensor(sum(int(batch.samples_B.sum()) for batch in batches), device=device),
-            "quarantined": torch.tensor(sum(len(batch.quarantined) for batch in batches), device=device),
-            "stop": torch.tensor(self.folder.stop_file.exists(), device=device),
+    def _agree(self, sums: Measures, batches: list[Batch]) -> Agreed:
+        """This step's measures over all processes, and whether to stop. The loss is checked before any update."""
+        own = {
+            "samples": sum(int(batch.samples_B.sum()) for batch in batches),
+            "quarantined": sum(len(batch.quarantined) for batch in batches),
+            "stop": int(self.folder.stop_file.exists()),
         }
-        measures = {**sums, **flags}
-        vector = torch.cat([value.flatten().double() for value in measures.values()])
-        dist.all_reduce(vector)
-        values = iter(vector.tolist())
-        agreed = {
-            name: [next(values) for _ in range(value.numel())] if value.ndim else next(values)
-            for name, value in measures.items()
-        }
-        if not math.isfinite(agreed["loss"]):
-            mine = [key for batch in batches for key in batch.keys] if self._not_finite(sums) else []
+        counts = {name: torch.tensor(value) for name, value in own.items()}
+        agreed = agree({**sums, **counts}, self.train.device)
+        if not math.isfinite(agreed.scalars["loss"]):
+            suspects = [] if torch.isfinite(sums["loss"]) else [key for batch in batches for key in batch.keys]
             raise DistributedError(
-                f"The loss of step {self.step} of stage {self.stage.name} is {agreed['loss']}; the update was not "
-                f"applied. Utterances of this process that made it so: {mine or 'none, another process has them'}. "
+                f"The loss of step {self.step} of stage {self.stage.name} is {agreed.scalars['loss']}; the update was "
+                f"not applied. Utterances of this process that may be the cause: {', '.join(suspects) or 'none'}. "
                 "Listen to them, or lower optimizer.peak_learning_rate."
             )
-        return agreed, agreed["stop"] > 0
+        return agreed
 
-    def _not_finite(self, sums: dict[str, Tensor]) -> bool:
-        return not bool(torch.isfinite(sums["loss"]))
+    def _rebalance(self, agreed: Agreed) -> None:
+        routers = (layer.router for layer in self.engine.module.encoder.layers if layer.router is not None)
+        for router, load in zip(routers, agreed.loads.values(), strict=True):
+            router.rebalance(torch.tensor(load, device=self.train.device))
 
-    def _rebalance(self, agreed: dict[str, Any]) -> None:
-        for layer, router in enumerate(self._routers()):
-            counts = torch.tensor(agreed[f"experts/layer-{layer:02d}/counts"], device=self.train.device)
-            router.rebalance(counts)
-
-    def _routers(self) -> list[Router]:
-        return [layer.router for layer in self.engine.module.encoder.layers if layer.router is not None]
-
-    def _record(self, agreed: dict[str, Any], own: dict[str, float]) -> None:
-        measures = {name: value for name, value in agreed.items() if not isinstance(value, list) and name != "stop"}
-        for name, counts in agreed.items():
-            if isinstance(counts, list):
-                layer, total = name.removesuffix("/counts"), max(sum(counts), 1)
-                measures |= {f"{layer}/load/{expert}": count / total for expert, count in enumerate(counts)}
-                measures[f"{layer}/entropy"] /= total
-        norm = parallel.gradient_norm(self.engine)
-        self.window.add({**measures, **own, "grad_norm": norm})
-        if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
-            row = self._row(self.window.close())
-            if self.tracker:
-                self.tracker.log(row)
-
-    def _row(self, means: dict[str, float]) -> dict[str, Any]:
-        row: dict[str, Any] = {"step": self.step, "epoch": self.train.plan.position(self.step - 1)[0]}
-        for name, value in means.items():
-            layer, separator, _ = name.partition("/load/")
-            if separator:
-                row.setdefault(f"{layer}/load", []).append(value)
-            else:
-                row[name] = value
+    def _log(self, row: dict[str, Any]) -> None:
+        del row["stop"]
         audio_s = row.pop("samples") / self.train.plan.sample_rate_hz
-        row["audio_s_per_s"] = audio_s / row["step_s"]
-        row["time"] = time.time()
-        return row
+        position = {"step": self.step, "epoch": self.train.plan.position(self.step - 1)[0]}
+        row = {**position, **row, "audio_s_per_s": audio_s / row["step_s"], "time": time.time()}
+        if self.tracker:
+            self.tracker.log(row)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -215,15 +168,14 @@ class Trainer:
         if not batch.keys:
             return 0, 0
         hypotheses = [
-            self.tokenizer.decode(hypothesis.tokens)
-            for hypothesis in greedy(output.ctc_BSV, output.encoder.lengths_B)
+            self.tokenizer.decode(hypothesis.tokens) for hypothesis in greedy(output.ctc_BSV, output.encoder.lengths_B)
         ]
         counts = jiwer.process_characters(batch.texts, hypotheses)
         edits = counts.substitutions + counts.deletions + counts.insertions
         return edits, counts.hits + counts.substitutions + counts.deletions
 
-    def save(self) -> None:
-        """Write a checkpoint of this step; one that cannot be written is logged, and training goes on."""
+    def _save(self) -> bool:
+        """Write a checkpoint of this step. False when it could not be written, which is logged and no reason to end."""
         self.heartbeat.beat(self.step, "save")
         started = time.perf_counter()
         module = self.engine.module
@@ -236,7 +188,9 @@ class Trainer:
             {"window": {"steps": self.window.steps, "sums": self.window.sums}},
             self.stage.checkpoint.keep_last,
         )
-        logger.info("step %d: checkpoint %s in %.2f s", self.step, "saved" if saved else "failed", time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        logger.info("step %d: checkpoint %s in %.2f s", self.step, "saved" if saved else "failed", seconds)
+        return saved
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, moments, routers' biases, step, and the open row of metrics."""

@@ -53,9 +53,7 @@ def aelita_splits(seed: int = 1, **fields) -> dict[str, list[Utterance]]:
 @pytest.fixture(scope="module")
 def sentences() -> dict[str, Utterance]:
     whole = aelita.select(AelitaConfig(cuts=("sentences",)), 1).utterances
-    return {
-        utterance.clips[0].path.name: utterance for utterance in whole if utterance.clips[0].seconds is None
-    }
+    return {utterance.clips[0].path.name: utterance for utterance in whole if utterance.clips[0].seconds is None}
 
 
 def test_evaluation_is_on_whole_sentences_whatever_the_cuts(sentences: dict[str, Utterance]) -> None:
@@ -130,9 +128,7 @@ def test_the_seed_decides_the_spans() -> None:
 
 
 def test_a_piece_is_read_from_the_embedded_audio() -> None:
-    piece = next(
-        utterance for utterance in aelita_splits()["train"] if utterance.clips[0].seconds is not None
-    )
+    piece = next(utterance for utterance in aelita_splits()["train"] if utterance.clips[0].seconds is not None)
     waveform = read_audio(piece, 16000)
     assert len(waveform) == pytest.approx(piece.clips[0].seconds * 16000, abs=2)
     assert np.abs(waveform).max() > 0.05
@@ -315,9 +311,7 @@ def test_splits_by_hash_come_near_their_fractions() -> None:
 
 
 def test_a_manifest_without_a_usable_row_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
-    manifest = write_manifest(
-        tmp_path, [{"audio": "gone.wav", "text": "t"}, {"audio": "good.wav", "text": "?"}]
-    )
+    manifest = write_manifest(tmp_path, [{"audio": "gone.wav", "text": "t"}, {"audio": "good.wav", "text": "?"}])
     with pytest.raises(DataError, match=r"None of the 2 rows .*line 1: there is no audio file"):
         folder.select(FolderConfig(manifest=manifest), 1)
 
@@ -413,9 +407,7 @@ def test_shards_of_another_configuration_are_refused_or_replaced(
 
 def test_a_corrected_transcript_is_noticed(mixed_manifest: Path, tmp_path: Path) -> None:
     prepare_folder(mixed_manifest, tmp_path / "out")
-    mixed_manifest.write_text(
-        mixed_manifest.read_text().replace('"text 5", "split": "test"', '"new", "split": "test"')
-    )
+    mixed_manifest.write_text(mixed_manifest.read_text().replace('"text 5", "split": "test"', '"new", "split": "test"'))
     report = prepare_folder(mixed_manifest, tmp_path / "out", replace=True)
     assert report.kept == ("train",)
     assert "new" in read_index(tmp_path / "out" / "test").transcripts()

@@ -31,9 +31,7 @@ def normalised(config):
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features") / "train"
-    utterances = [
-        Utterance(path.stem, (Clip(path),), "слово", "train") for path in sorted(AUDIO.glob("*.opus"))[:6]
-    ]
+    utterances = [Utterance(path.stem, (Clip(path),), "слово", "train") for path in sorted(AUDIO.glob("*.opus"))[:6]]
     write_split(utterances, folder, sample_rate_hz=16000, shard_seconds=30, seed=1)
     return ShardReader(read_index(folder))
 

@@ -57,15 +57,11 @@ def test_any_format_and_rate_is_read_at_the_asked_rate(tmp_path: Path, suffix: s
 def test_channels_are_averaged(tmp_path: Path) -> None:
     stereo = np.stack([tone(0.5), np.zeros(RATE_HZ // 2, np.float32)], axis=1)
     soundfile.write(tmp_path / "a.wav", stereo, RATE_HZ, subtype="FLOAT")
-    np.testing.assert_allclose(
-        read_audio(one_clip(Clip(tmp_path / "a.wav")), RATE_HZ), tone(0.5) / 2, atol=1e-7
-    )
+    np.testing.assert_allclose(read_audio(one_clip(Clip(tmp_path / "a.wav")), RATE_HZ), tone(0.5) / 2, atol=1e-7)
 
 
 @given(start=st.integers(0, 15000), length=st.integers(1, 1000))
-def test_a_clip_is_the_slice_of_its_file(
-    tmp_path_factory: pytest.TempPathFactory, start: int, length: int
-) -> None:
+def test_a_clip_is_the_slice_of_its_file(tmp_path_factory: pytest.TempPathFactory, start: int, length: int) -> None:
     path = tmp_path_factory.getbasetemp() / "whole.wav"
     if not path.exists():
         soundfile.write(path, tone(1.0), RATE_HZ, subtype="FLOAT")
@@ -134,9 +130,7 @@ def test_jsonl_rows_become_utterances(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("m.csv", ","), ("m.tsv", "\t")])
-def test_tables_are_read_by_their_header_and_other_columns_ignored(
-    folder: Path, name: str, delimiter: str
-) -> None:
+def test_tables_are_read_by_their_header_and_other_columns_ignored(folder: Path, name: str, delimiter: str) -> None:
     with (folder / name).open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, escapechar="\\")
         writer.writerows([["up_votes", "sentence", "path"], ["2", "good morning", "a.wav"]])
@@ -171,9 +165,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS, ids=[reason for _, reason in BAD_ROWS])
-def test_an_unusable_row_comes_back_with_its_line_and_the_reason(
-    folder: Path, row: object, reason: str
-) -> None:
+def test_an_unusable_row_comes_back_with_its_line_and_the_reason(folder: Path, row: object, reason: str) -> None:
     (folder / "text.wav").write_text("this is not audio")
     path = write_jsonl(folder / "m.jsonl", [{"id": "good", "audio": "a.wav", "text": "t"}, row])
     utterances, rejected = read_manifest(path)
@@ -221,9 +213,7 @@ def test_every_row_is_either_used_or_rejected(tmp_path_factory: pytest.TempPathF
         ("m.jsonl", "привет".encode("cp1251"), "not UTF-8"),
     ],
 )
-def test_what_is_no_manifest_is_refused_as_a_whole(
-    folder: Path, name: str, content: bytes, seen: str
-) -> None:
+def test_what_is_no_manifest_is_refused_as_a_whole(folder: Path, name: str, content: bytes, seen: str) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=seen):
         read_manifest(folder / name)

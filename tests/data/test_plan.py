@@ -181,19 +181,13 @@ def test_epochs_and_seeds_differ_in_lanes_company_and_speed():
     other = make_plan(random_durations_s(2000), 100, batches, seed=2)
     epochs = [batches_of(plan, 0), batches_of(plan, 1), batches_of(other, 0)]
     company = [
-        {frozenset(batch.utterances.tolist()) for batch in epoch if len(batch.utterances) > 2}
-        for epoch in epochs
+        {frozenset(batch.utterances.tolist()) for batch in epoch if len(batch.utterances) > 2} for epoch in epochs
     ]
     lane_of = [
-        {utterance: batch.lane for batch in epoch for utterance in batch.utterances.tolist()}
-        for epoch in epochs
+        {utterance: batch.lane for batch in epoch for utterance in batch.utterances.tolist()} for epoch in epochs
     ]
     speed_of = [
-        {
-            one: speed
-            for batch in epoch
-            for one, speed in zip(batch.utterances.tolist(), batch.speeds, strict=True)
-        }
+        {one: speed for batch in epoch for one, speed in zip(batch.utterances.tolist(), batch.speeds, strict=True)}
         for epoch in epochs
     ]
     for first, second in ((0, 1), (0, 2)):

@@ -97,9 +97,7 @@ def test_damage_is_named_with_shard_key_and_offset_and_the_others_stay_readable(
             content[offset : offset + 512] = bytes(512)
         shard.write_bytes(content)
     key = list(index.keys())[broken]
-    with pytest.raises(
-        UtteranceError, match=rf"{key} at offset {offset} of .*{shard.name} is broken"
-    ) as caught:
+    with pytest.raises(UtteranceError, match=rf"{key} at offset {offset} of .*{shard.name} is broken") as caught:
         quick(index).read(broken)
     assert isinstance(caught.value, DataError)
     assert caught.value.key == key
@@ -109,9 +107,7 @@ def test_damage_is_named_with_shard_key_and_offset_and_the_others_stay_readable(
 def test_an_index_that_disagrees_with_the_audio_is_told_with_both_numbers(split):
     index = read_index(split)
     wrong = replace(index, samples=index.samples + 1)
-    with pytest.raises(
-        UtteranceError, match=rf"{index.samples[0]},\) samples .*promises \({index.samples[0] + 1},"
-    ):
+    with pytest.raises(UtteranceError, match=rf"{index.samples[0]},\) samples .*promises \({index.samples[0] + 1},"):
         quick(wrong).read(0)
 
 

@@ -119,9 +119,7 @@ def test_another_seed_gives_another_order_of_the_same_utterances(recording: Path
     assert sorted(first) == sorted(second)
 
 
-def test_audio_that_cannot_be_decoded_is_reported_and_the_rest_written(
-    recording: Path, tmp_path: Path
-) -> None:
+def test_audio_that_cannot_be_decoded_is_reported_and_the_rest_written(recording: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.flac"
     broken.write_bytes(b"fLaC and nothing else")
     utterances = [*some_utterances(recording), Utterance("bad", (Clip(broken),), "t", "train", line=13)]
@@ -161,9 +159,7 @@ def test_an_interrupted_split_leaves_no_folder_under_its_name(recording: Path, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_cleared_and_a_living_ones_is_not(
-    recording: Path, tmp_path: Path
-) -> None:
+def test_what_a_killed_process_left_is_cleared_and_a_living_ones_is_not(recording: Path, tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = os.uname().nodename
@@ -176,9 +172,7 @@ def test_what_a_killed_process_left_is_cleared_and_a_living_ones_is_not(
     ]
 
 
-def test_a_full_disk_is_a_data_error(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_a_data_error(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
@@ -300,9 +294,7 @@ def test_stats_count_what_was_written(recording: Path, tmp_path: Path) -> None:
     assert counted["seconds"]["longest"] == pytest.approx(0.35)
     assert counted["characters"]["total"] == 3 * sum(map(len, TEXTS))
     assert counted["speakers"] == {"s0": 4, "s1": 4, "s2": 4}
-    assert (
-        counted["bytes"] == report.bytes == sum(p.stat().st_size for p in (tmp_path / "train").glob("*.tar"))
-    )
+    assert counted["bytes"] == report.bytes == sum(p.stat().st_size for p in (tmp_path / "train").glob("*.tar"))
     assert json.loads(json.dumps(counted)) == counted
 
 

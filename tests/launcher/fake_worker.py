@@ -81,17 +81,13 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
         if step >= behaviour["steps"]:
             write_json(folder.model / "config.json", {"stage": stage})
             (folder.model / "model.safetensors").write_text(f"{stage} after {step} steps")
-        write_json(
-            folder.done_file, {"status": "done" if step >= behaviour["steps"] else "stopped", "step": step}
-        )
+        write_json(folder.done_file, {"status": "done" if step >= behaviour["steps"] else "stopped", "step": step})
     return 0
 
 
 def evaluate(models: list[str], folder) -> int:
     rates = {"cer": 0.05, "wer": 0.2, "utterances": 3, "rtf": 0.01}
-    parameters = {
-        f"{kind}parameters": 300 for kind in ("", "encoder_", "effective_encoder_", "activated_encoder_")
-    }
+    parameters = {f"{kind}parameters": 300 for kind in ("", "encoder_", "effective_encoder_", "activated_encoder_")}
     found = {name: {**parameters, "test": rates, "examples": []} for name in models}
     write_json(folder.evaluation_file, {"models": found})
     return 0
@@ -106,9 +102,7 @@ def main() -> int:
     number = attempt_number(run.path / f".{stage}.attempts")
     plan = behaviour["attempts"][number] if number < len(behaviour["attempts"]) else {}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, *sys.argv], env={**os.environ, "RANK": str(rank), "PLAN": json.dumps(plan)}
-        )
+        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "RANK": str(rank), "PLAN": json.dumps(plan)})
         for rank in range(behaviour["ranks"])
     ]
     if behaviour.get("orphans"):

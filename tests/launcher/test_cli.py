@@ -114,18 +114,14 @@ def test_help_comes_at_once():
     taken_s = []
     for _ in range(3):  # another process may slow one of them down
         began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "launcher.cli", "--help"], cwd=ROOT, check=True, capture_output=True
-        )
+        subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
         taken_s.append(time.monotonic() - began)
     assert min(taken_s) < 0.5
 
 
 def test_the_command_line_imports_nothing_heavy():
     code = "import sys, launcher.cli as c; c.build_parser(['run']); print(*sys.modules)"
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert not {*HEAVY} & {name.partition(".")[0] for name in output.stdout.split()}
 
 
@@ -217,11 +213,7 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert not run.path.exists()
     teacher, student = plan["stages"][2:4]
-    assert (
-        teacher["effective_encoder_parameters"]
-        == teacher["encoder_parameters"]
-        > student["encoder_parameters"]
-    )
+    assert teacher["effective_encoder_parameters"] == teacher["encoder_parameters"] > student["encoder_parameters"]
     assert "launcher.worker" in teacher["command"]
     assert not any(stage["done"] for stage in plan["stages"])
     assert chorus(["plan", "mini", *run_dir]) == 0
@@ -243,9 +235,7 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
         (["prepare", "fsdd", "--out", "/nowhere", "--root", "/nowhere", "--min-digits", "9"], 2, "swap them"),
     ],
 )
-def test_a_users_mistake_is_one_paragraph_with_its_exit_code(
-    capsys, tmp_path, monkeypatch, command, code, fragment
-):
+def test_a_users_mistake_is_one_paragraph_with_its_exit_code(capsys, tmp_path, monkeypatch, command, code, fragment):
     monkeypatch.chdir(tmp_path)
     assert chorus(command) == code
     error = capsys.readouterr().err

@@ -52,9 +52,7 @@ def test_more_processes_than_gpus_are_refused_with_the_ways_out(monkeypatch):
 def test_processes_share_the_cores_unless_threads_are_given(monkeypatch):
     monkeypatch.setattr(launch, "num_cores", lambda: 8)
     threads = {
-        (processes, given): launch.worker_environment(ClusterConfig(threads=given), processes, 1)[
-            "OMP_NUM_THREADS"
-        ]
+        (processes, given): launch.worker_environment(ClusterConfig(threads=given), processes, 1)["OMP_NUM_THREADS"]
         for processes, given in [(2, None), (16, None), (2, 3)]
     }
     assert threads == {(2, None): "4", (16, None): "1", (2, 3): "3"}

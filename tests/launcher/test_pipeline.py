@@ -51,9 +51,7 @@ class Run:
         return [node.name for node, standing in self.pipeline(*overrides).standings() if not standing.done]
 
     def reason(self, name, *overrides):
-        return next(
-            standing.reason for node, standing in self.pipeline(*overrides).standings() if node.name == name
-        )
+        return next(standing.reason for node, standing in self.pipeline(*overrides).standings() if node.name == name)
 
 
 @pytest.fixture

@@ -65,8 +65,7 @@ def test_plain_lines_say_how_long_the_stage_and_the_run_will_take():
     display.begin("teacher", steps=40, later_steps=60)
     display.update(ROWS)
     assert stream.getvalue() == (
-        "teacher: step 10/40, loss 3.000, 40.0 s of audio per s, 1 min 0 s left, about 3 min 0 s for the "
-        "run\n"
+        "teacher: step 10/40, loss 3.000, 40.0 s of audio per s, 1 min 0 s left, about 3 min 0 s for the run\n"
     )
 
 

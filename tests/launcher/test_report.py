@@ -125,9 +125,7 @@ def write_events(run: Path) -> None:
         {"event": "process_lost", "stage": "student", "rank": 1, "reason": "rank 1 was killed by signal 9"},
         {"event": "restart", "stage": "student", "restart": 1, "from_step": 200},
     ]
-    write_rows(
-        run / "events.jsonl", [{"time": START_TIME_S + 90 * i, **event} for i, event in enumerate(events)]
-    )
+    write_rows(run / "events.jsonl", [{"time": START_TIME_S + 90 * i, **event} for i, event in enumerate(events)])
 
 
 def build_run(run: Path) -> Path:
@@ -344,9 +342,7 @@ def test_the_table_takes_the_share_from_the_teacher_the_recipe_distils_from():
 
 def test_the_table_reads_the_evaluations_while_there_are_no_results_yet(finished_run, tmp_path):
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/evaluation.json").write_bytes(
-        (finished_run / "evaluation/evaluation.json").read_bytes()
-    )
+    (tmp_path / "evaluation/evaluation.json").write_bytes((finished_run / "evaluation/evaluation.json").read_bytes())
     assert [row.model for row in results_table(tmp_path).rows] == list(MODELS)
     assert results_table(tmp_path / "evaluation").rows == ()
 

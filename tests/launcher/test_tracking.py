@@ -33,9 +33,7 @@ def _no_settings_from_outside(monkeypatch, tmp_path):
 
 
 def open_tracker(stage: Path, config: TrackingConfig, resume_step: int = 0) -> Tracker:
-    return Tracker(
-        stage, config, run_name="mini", stage_name="teacher", recipe={"seed": 1}, resume_step=resume_step
-    )
+    return Tracker(stage, config, run_name="mini", stage_name="teacher", recipe={"seed": 1}, resume_step=resume_step)
 
 
 def training_row(step: int) -> dict:
@@ -197,9 +195,7 @@ def test_rows_reach_wandb_under_the_run_as_group_and_the_stage_as_name(tmp_path,
     tracker = open_tracker(tmp_path, OFFLINE)
     tracker.log({"step": 1, "loss": 2.0, "experts/layer-00/load": [0.25, 0.75]})
     tracker.close(5)
-    assert fake.rows == [
-        {"step": 1, "loss": 2.0, "experts/layer-00/load/00": 0.25, "experts/layer-00/load/01": 0.75}
-    ]
+    assert fake.rows == [{"step": 1, "loss": 2.0, "experts/layer-00/load/00": 0.25, "experts/layer-00/load/01": 0.75}]
     assert (fake.runs[0]["group"], fake.runs[0]["name"]) == ("mini", "teacher")
     assert fake.runs[0]["config"] == {"seed": 1}
 

@@ -31,7 +31,9 @@ def build(seed: int = 0, **changes) -> Encoder:
     return Encoder(encoder_config(**changes), MEL_BINS)
 
 
-@pytest.mark.parametrize("experts", [None, ExpertsConfig(count=3), ExpertsConfig(count=3, router=RouterConfig(per_frame=2))])
+@pytest.mark.parametrize(
+    "experts", [None, ExpertsConfig(count=3), ExpertsConfig(count=3, router=RouterConfig(per_frame=2))]
+)
 def test_an_utterance_is_encoded_the_same_alone_and_in_a_padded_batch(experts):
     encoder = build(experts=experts).eval()
     features = torch.randn(3, 61, MEL_BINS)

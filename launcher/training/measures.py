@@ -1,0 +1,87 @@
+"""From what each lane measured to one row of metrics.
+
+Lanes' measures are sums; `agree` adds them up over all processes in one collective per step; a window keeps the mean
+over the steps since the last row.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.router import Routing
+
+Measures = dict[str, Tensor]
+
+
+def expert_measures(routings: list[Routing]) -> Measures:
+    """Choices per expert and the entropy summed over choices, for each layer with experts."""
+    measures: Measures = {}
+    for layer, routing in enumerate(routings):
+        measures[f"experts/layer-{layer:02d}/load"] = routing.counts_E
+        measures[f"experts/layer-{layer:02d}/entropy"] = routing.entropy * routing.counts_E.sum()
+    return measures
+
+
+def add(sums: Measures, measures: Measures) -> None:
+    """Add a lane's measures to those of the lanes before it."""
+    for name, value in measures.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """One step's measures over all lanes of all processes: single numbers, and expert choices by layer."""
+
+    scalars: dict[str, float]
+    loads: dict[str, list[float]]
+
+
+def agree(sums: Measures, device: torch.device) -> Agreed:
+    """Sum measures over all processes. Collective; every process must hold the same names."""
+    names = sorted(sums)
+    vector = torch.cat([sums[name].to(device).flatten().double() for name in names])
+    dist.all_reduce(vector)
+    values = iter(vector.tolist())  # once: on a GPU every single number read would wait for it
+    scalars, loads = {}, {}
+    for name in names:
+        if sums[name].ndim:
+            loads[name] = [next(values) for _ in range(sums[name].numel())]
+        else:
+            scalars[name] = next(values)
+    return Agreed(scalars, loads)
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last row; part of a checkpoint, so that rows survive a resume.
+
+    Loads are turned into shares of each step's choices, entropies into means, before they are added.
+    """
+
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, agreed: Agreed, own: dict[str, float]) -> None:
+        measures = {**agreed.scalars, **own}
+        for name, load in agreed.loads.items():
+            choices = max(sum(load), 1.0)
+            measures |= {f"{name}/{expert}": count / choices for expert, count in enumerate(load)}
+            measures[name.replace("/load", "/entropy")] /= choices
+        self.steps += 1
+        for name, value in measures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def close(self) -> dict[str, Any]:
+        """The mean of every measure, loads as one list per layer; the window is empty after that."""
+        row: dict[str, Any] = {}
+        for name, value in self.sums.items():
+            layer, separator, _ = name.partition("/load/")
+            if separator:
+                row.setdefault(f"{layer}/load", []).append(value / self.steps)
+            else:
+                row[name] = value / self.steps
+        self.steps, self.sums = 0, {}
+        return row

@@ -1,0 +1,53 @@
+"""Trains the small student of gradients.py and keeps its state.
+
+states.py train STAGE_FOLDER STEPS EXPERT_PARALLEL DEEPSPEED     from the newest checkpoint there is, then save one
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import gradients
+import torch
+import torch.distributed as dist
+
+from launcher.recipe import OptimizerConfig, find_deepspeed_config
+from launcher.run_folder import StageFolder
+from launcher.training import checkpoint, parallel
+
+
+def train(folder: Path, num_steps: int, expert_parallel: int, deepspeed: str) -> None:
+    parallel.start_processes(60)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    recognizer, task = gradients.build()
+    parallel.spread_experts(recognizer, expert_parallel, rank)
+    lanes = range(rank, gradients.LANES, world)
+    optimizer = OptimizerConfig(peak_learning_rate=1e-2, clip_norm=0.5)
+    engine = parallel.build_engine(recognizer, optimizer, find_deepspeed_config(deepspeed), len(lanes), "fp32")
+    stage, step, losses = StageFolder(folder), 0, []
+    saved = checkpoint.newest_intact(stage)
+    if saved:
+        for fragment in [*parallel.replicas(engine), *parallel.fragments(engine)]:
+            saved.fill(fragment)
+        parallel.set_optimizer_step(engine, saved.step)
+        step = saved.step
+    for _ in range(num_steps):
+        loss = torch.zeros(())
+        for lane in lanes:
+            parts, _ = task(engine, gradients.micro_batch(lane), gradients.totals(), 0.0)
+            total = torch.stack(list(parts.values())).sum()
+            engine.backward(total * gradients.LANES)
+            engine.step()
+            loss += total.detach()
+        dist.all_reduce(loss)
+        losses.append(loss.item())
+        step += 1
+    buffers = {name: b for name, b in engine.module.named_buffers() if name in engine.module.state_dict()}
+    shapes = parallel.shapes(engine.module) | {name: list(b.shape) for name, b in buffers.items()}
+    assert checkpoint.save(stage, step, parallel.fragments(engine), shapes, buffers, {}, keep_last=9)
+    if rank == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,126 @@
+"""Checkpoints: whole or absent, damaged ones found, and readable on every other topology."""
+
+import json
+import shutil
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+
+from launcher.errors import CheckpointError
+from launcher.run_folder import StageFolder
+from launcher.training.checkpoint import Checkpoint, _digest, newest_intact
+
+SCRIPT = Path(__file__).with_name("states.py")
+
+
+def train(folder: Path, num_steps: int, world: int, expert_parallel: int, deepspeed: str) -> list[float]:
+    arguments = [str(SCRIPT), str(folder), str(num_steps), str(expert_parallel), deepspeed]
+    folder.mkdir(exist_ok=True)
+    processes.run(arguments, world, folder / "log")
+    return json.loads((folder / "losses.json").read_text())
+
+
+def everything(checkpoint: Checkpoint) -> dict[tuple[str, str], torch.Tensor]:
+    return {(kind, name): checkpoint.whole(kind, name) for name in checkpoint.shapes for kind in checkpoint.kinds(name)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Three steps on two processes with the experts spread, under ZeRO 2."""
+    folder = tmp_path_factory.mktemp("trained") / "stage"
+    train(folder, 3, 2, 2, "zero2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list[float]:
+    """The losses of five steps in one process."""
+    return train(tmp_path_factory.mktemp("undisturbed") / "stage", 5, 1, 1, "zero0")
+
+
+@pytest.mark.parametrize(
+    ("world", "expert_parallel", "deepspeed"),
+    [
+        (2, 2, "zero2"),
+        (1, 1, "zero2"),
+        (2, 1, "zero1"),
+        pytest.param(1, 1, "zero0", marks=pytest.mark.slow),
+        pytest.param(4, 2, "zero2", marks=pytest.mark.slow),
+        pytest.param(4, 4, "zero1", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_from_a_checkpoint_on_another_topology(
+    trained, undisturbed, tmp_path, world, expert_parallel, deepspeed
+):
+    folder = tmp_path / "stage"
+    shutil.copytree(trained, folder)
+    train(folder, 0, world, expert_parallel, deepspeed)  # only load and save
+    before = everything(Checkpoint(StageFolder(trained).checkpoint(3)))
+    after = everything(Checkpoint(StageFolder(folder).checkpoint(3)))
+    assert {kind for kind, _ in before} == {"weight", "exp_avg", "exp_avg_sq", "buffer"}
+    assert before.keys() == after.keys()
+    for key, values in before.items():
+        assert torch.equal(values, after[key]), key
+    losses = train(folder, 2, world, expert_parallel, deepspeed)
+    assert losses == pytest.approx(undisturbed[3:], rel=1e-5)
+
+
+def damaged_copy(trained: Path, tmp_path: Path) -> StageFolder:
+    """A stage whose checkpoint of step 3 is followed by one of step 4, which the caller damages."""
+    folder = tmp_path / "stage"
+    shutil.copytree(trained, folder)
+    stage = StageFolder(folder)
+    shutil.copytree(stage.checkpoint(3), stage.checkpoint(4))
+    manifest = stage.checkpoint(4) / "manifest.json"
+    content = json.loads(manifest.read_text()) | {"step": 4}
+    content.pop("sha256")
+    manifest.write_text(json.dumps({"sha256": _digest(content), **content}))
+    newest = newest_intact(stage)
+    assert newest is not None
+    assert newest.step == 4
+    return stage
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, Path.unlink])
+@pytest.mark.parametrize("part", ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(trained, tmp_path, caplog, damage, part):
+    stage = damaged_copy(trained, tmp_path)
+    damage(stage.checkpoint(4) / part)
+    found = newest_intact(stage)
+    assert found is not None
+    assert found.step == 3
+    assert "step-00000004" in caplog.text
+
+
+def test_a_stage_without_an_intact_checkpoint_has_none(trained, tmp_path):
+    stage = damaged_copy(trained, tmp_path)
+    for step in (3, 4):
+        cut_short(stage.checkpoint(step) / "rank-00001.safetensors")
+    assert newest_intact(stage) is None
+
+
+def test_what_a_killed_save_leaves_behind_is_no_checkpoint(trained, tmp_path):
+    folder = tmp_path / "stage"
+    shutil.copytree(trained, folder)
+    stage = StageFolder(folder)
+    stage.checkpoint(3).rename(stage.checkpoints / ".step-00000003.tmp")
+    assert newest_intact(stage) is None
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained):
+    saved = Checkpoint(StageFolder(trained).checkpoint(3))
+    saved.shapes["encoder.blocks.9.attention.output.bias"] = [16]
+    with pytest.raises(CheckpointError, match="another model"):
+        saved.whole("weight", "encoder.blocks.9.attention.output.bias")
