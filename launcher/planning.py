@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from launcher.recipe import Recipe, TrainingStage
+from launcher.recipe import Recipe, TrainingStage, read_deepspeed_config, zero_stage
 from launcher.run_folder import RunFolder
 from model.accounting import count_parameters
 from model.experts import MixtureOfExperts
@@ -55,16 +55,15 @@ def _stage_row(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> di
     with torch.device("meta"):
         recognizer = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
     processes, expert_parallel = recipe.cluster.processes, recipe.expert_parallel_of(stage)
-    zero = json.loads(recipe.deepspeed_of(stage).read_text(encoding="utf-8"))
-    zero_stage = zero.get("zero_optimization", {}).get("stage", 0)
-    memory = memory_per_process(recognizer, processes, expert_parallel, zero_stage)
+    level = zero_stage(read_deepspeed_config(recipe.deepspeed_of(stage)))
+    memory = memory_per_process(recognizer, processes, expert_parallel, level)
     batches = recipe.batches_of(stage)
     counts = count_parameters(recognizer)
     return {
         **counts.as_dict(),
         "processes": processes,
         "expert_parallel": expert_parallel,
-        "zero_stage": zero_stage,
+        "zero_stage": level,
         "memory_bytes": {**vars(memory), "total": memory.total},
         "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + MOMENTS),
         "steps": stage.steps,

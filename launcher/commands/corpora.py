@@ -16,7 +16,7 @@ from data.shards import stats, verify
 from launcher.errors import ConfigError
 from launcher.launch import num_cores
 from launcher.progress import open_display
-from launcher.recipe_errors import explain
+from launcher.recipe import explain
 
 
 def add_corpora(parser: argparse.ArgumentParser) -> None:

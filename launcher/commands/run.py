@@ -6,12 +6,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from launcher.checks import check_inputs
 from launcher.errors import ConfigError, Preempted
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
 from launcher.progress import Display, PlainDisplay, open_display
-from launcher.recipe import EvaluateStage, Recipe, load_recipe
+from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.report import results_table
 from launcher.run_folder import RunFolder, read_json
 from launcher.status import open_run

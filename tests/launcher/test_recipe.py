@@ -4,10 +4,9 @@ import pytest
 import yaml
 
 from data.errors import DataError
-from launcher.checks import check_inputs
 from launcher.errors import CheckpointError, ConfigError
+from launcher.recipe import check_inputs, load_recipe
 from launcher.recipe import dump as dump_recipe
-from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 
 

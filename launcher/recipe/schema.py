@@ -1,17 +1,14 @@
-"""The recipe: everything that a run is, as one YAML file.
+"""What a recipe may say: every section, its keys, their units and defaults.
 
-`load_recipe` reads a file or a built-in recipe by its name, applies `key=value` overrides, fills in every
-default and checks it all, so that nothing is started from a recipe that cannot work. It refuses unknown and
-doubled keys, values of the wrong type, and settings that contradict each other. `dump` writes the resolved
-recipe, which loads again to the same one.
+The models refuse unknown keys, values of the wrong type, and values that contradict each other within one
+section; what must hold between sections is in `checks`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from data.augment import AugmentConfig
 from data.corpora import CorpusConfig
@@ -20,17 +17,12 @@ from data.features import FeaturesConfig
 from data.plan import BatchesConfig
 from data.shard_index import SUMMARY, is_url, read_summary
 from data.tokenizer import TokenizerConfig
-from launcher.checks import check_recipe
 from launcher.errors import ConfigError
-from launcher.recipe_errors import explain
-from launcher.recipe_text import apply_override, nearest, parse_recipe
+from launcher.recipe.deepspeed_config import find_deepspeed_config
 from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
 from model.objectives import ObjectiveConfig
 from model.recognizer import RecognizerConfig
-
-BUILT_IN_RECIPES = Path(__file__).parent / "recipes"
-DEEPSPEED_CONFIGS = Path(__file__).parent.parent / "ds_configs"
 
 
 class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
@@ -267,71 +259,3 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         for key, value in self.corpus:
             if isinstance(value, Path):
                 yield f"corpus.{key}", value
-
-
-def find_deepspeed_config(name: str) -> Path:
-    """Return the JSON file of a DeepSpeed configuration given by its name in ds_configs/ or by a path."""
-    if name.endswith(".json") or "/" in name:
-        path = Path(name).expanduser().absolute()
-        if not path.is_file():
-            raise ConfigError(f"The DeepSpeed configuration {path} does not exist.")
-        return path
-    path = DEEPSPEED_CONFIGS / f"{name}.json"
-    if not path.is_file():
-        known = sorted(file.stem for file in DEEPSPEED_CONFIGS.glob("*.json"))
-        raise ConfigError(f"There is no DeepSpeed configuration {name!r}{nearest(name, known)}")
-    return path
-
-
-def find_recipe(name_or_path: str) -> Path:
-    """Return the file of a recipe: a path, or the name of a built-in one."""
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    known = sorted(file.stem for file in BUILT_IN_RECIPES.glob("*.yaml"))
-    if name_or_path in known:
-        return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
-    raise ConfigError(
-        f"{name_or_path!r} is neither a recipe file nor the name of a built-in recipe{nearest(name_or_path, known)}"
-    )
-
-
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
-
-    Relative paths in the corpus section and of a teacher are taken from the current folder and made absolute.
-    """
-    path = find_recipe(str(name_or_path))
-    values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
-    for override in overrides:
-        apply_override(values, override)
-    corpus = values.get("corpus")
-    if isinstance(corpus, dict) and "shards" in corpus:
-        corpus.setdefault("name", "shards")
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
-    recipe = _with_absolute_paths(recipe)
-    check_recipe(recipe)
-    return recipe
-
-
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    places: dict[str, Any] = {
-        key.removeprefix("corpus."): path.expanduser().absolute() for key, path in recipe.corpus_paths()
-    }
-    if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
-        places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
-    stages = tuple(
-        stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})
-        if isinstance(stage, DistillStage) and "/" in stage.teacher
-        else stage
-        for stage in recipe.stages
-    )
-    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=places), "stages": stages})
-
-
-def dump(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -5,23 +5,20 @@ from. Each refusal says which settings disagree, with their values, and which va
 combinations are refused because the engine computes something else than asked for without saying so.
 """
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
 from data.shard_index import read_summary
 from launcher.errors import CheckpointError, ConfigError
-from launcher.recipe_text import nearest
-
-if TYPE_CHECKING:
-    from launcher.recipe import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.deepspeed_config import read_deepspeed_config
+from launcher.recipe.schema import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.text import nearest
 
 # Names inside a run folder that a stage of the same name would collide with.
 RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb")
 
 
-def check_recipe(recipe: "Recipe") -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Refuse a recipe whose settings contradict each other (ConfigError)."""
     _check_names(recipe)
     for position, stage in enumerate(recipe.stages):
@@ -35,7 +32,7 @@ def check_recipe(recipe: "Recipe") -> None:
         _check_deepspeed(recipe, stage)
 
 
-def check_inputs(recipe: "Recipe") -> None:
+def check_inputs(recipe: Recipe) -> None:
     """Refuse a recipe whose corpus (DataError) or teacher (CheckpointError) is not on the disk."""
     for key, path in recipe.corpus_paths():
         if not path.exists():
@@ -58,7 +55,7 @@ def _is_folder(teacher: str) -> bool:
     return "/" in teacher
 
 
-def _check_names(recipe: "Recipe") -> None:
+def _check_names(recipe: Recipe) -> None:
     names = [stage.name for stage in recipe.stages]
     for name in names:
         if names.count(name) > 1:
@@ -72,7 +69,7 @@ def _check_names(recipe: "Recipe") -> None:
             )
 
 
-def _check_models(stage: "EvaluateStage", earlier: list[str]) -> None:
+def _check_models(stage: EvaluateStage, earlier: list[str]) -> None:
     for model in stage.models:
         if model not in earlier:
             raise ConfigError(
@@ -81,7 +78,7 @@ def _check_models(stage: "EvaluateStage", earlier: list[str]) -> None:
             )
 
 
-def _check_teacher(recipe: "Recipe", stage: "DistillStage", earlier: list[str]) -> None:
+def _check_teacher(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
     if _is_folder(stage.teacher):
         return
     if stage.teacher not in earlier:
@@ -112,7 +109,7 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-def _check_topology(recipe: "Recipe", stage: "TrainingStage") -> None:
+def _check_topology(recipe: Recipe, stage: TrainingStage) -> None:
     processes, parallel = recipe.cluster.processes, recipe.cluster.expert_parallel
     lanes = recipe.batches_of(stage).lanes
     if lanes % processes:
@@ -134,18 +131,7 @@ def _check_topology(recipe: "Recipe", stage: "TrainingStage") -> None:
         )
 
 
-def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """Read a DeepSpeed JSON file; ConfigError with line and column when it is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"The DeepSpeed configuration {path} is not readable as JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"The DeepSpeed configuration {path} holds no JSON object.")
-    return values
-
-
-def _check_deepspeed(recipe: "Recipe", stage: "TrainingStage") -> None:
+def _check_deepspeed(recipe: Recipe, stage: TrainingStage) -> None:
     path = recipe.deepspeed_of(stage)
     values = read_deepspeed_config(path)
     parallel = recipe.expert_parallel_of(stage)

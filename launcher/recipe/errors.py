@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from launcher.recipe_text import nearest
+from launcher.recipe.text import nearest
 
 MOST_SHOWN = 3
 

@@ -1,0 +1,37 @@
+"""The recipe: everything that a run is, as one YAML file."""
+
+from launcher.recipe.checks import check_inputs
+from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
+from launcher.recipe.errors import explain
+from launcher.recipe.loading import dump, find_recipe, load_recipe
+from launcher.recipe.schema import (
+    ClusterConfig,
+    DistillConfig,
+    DistillStage,
+    EvaluateStage,
+    OptimizerConfig,
+    PretrainStage,
+    Recipe,
+    ShardsCorpus,
+    TrainingStage,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "DistillConfig",
+    "DistillStage",
+    "EvaluateStage",
+    "OptimizerConfig",
+    "PretrainStage",
+    "Recipe",
+    "ShardsCorpus",
+    "TrainingStage",
+    "check_inputs",
+    "dump",
+    "explain",
+    "find_deepspeed_config",
+    "find_recipe",
+    "load_recipe",
+    "read_deepspeed_config",
+    "zero_stage",
+]

@@ -1,0 +1,76 @@
+"""Recipes from files and to files.
+
+`load_recipe` reads a file or a built-in recipe by its name, applies `key=value` overrides, fills in every
+default and checks it all, so that nothing is started from a recipe that cannot work. `dump` writes the
+resolved recipe, which loads again to the same one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from data.shard_index import is_url
+from launcher.errors import ConfigError
+from launcher.recipe.checks import check_recipe
+from launcher.recipe.errors import explain
+from launcher.recipe.schema import DistillStage, Recipe, ShardsCorpus
+from launcher.recipe.text import apply_override, nearest, parse_recipe
+
+BUILT_IN_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a recipe: a path, or the name of a built-in one."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    known = sorted(file.stem for file in BUILT_IN_RECIPES.glob("*.yaml"))
+    if name_or_path in known:
+        return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
+    raise ConfigError(
+        f"{name_or_path!r} is neither a recipe file nor the name of a built-in recipe{nearest(name_or_path, known)}"
+    )
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
+
+    Relative paths in the corpus section and of a teacher are taken from the current folder and made absolute.
+    """
+    path = find_recipe(str(name_or_path))
+    values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
+    for override in overrides:
+        apply_override(values, override)
+    corpus = values.get("corpus")
+    if isinstance(corpus, dict) and "shards" in corpus:
+        corpus.setdefault("name", "shards")
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
+    recipe = _with_absolute_paths(recipe)
+    check_recipe(recipe)
+    return recipe
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    places: dict[str, Any] = {
+        key.removeprefix("corpus."): path.expanduser().absolute() for key, path in recipe.corpus_paths()
+    }
+    if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
+        places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
+    stages = tuple(
+        stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})
+        if isinstance(stage, DistillStage) and "/" in stage.teacher
+        else stage
+        for stage in recipe.stages
+    )
+    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=places), "stages": stages})
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
