@@ -1,8 +1,7 @@
 """What must hold between the settings of a recipe, checked before any process starts.
 
 `check_recipe` looks at the recipe and its DeepSpeed configurations, `check_inputs` at the files it starts
-from. Each refusal says which settings disagree, with their values, and which values would do. Some
-combinations are refused because the engine computes something else than asked for without saying so.
+from. Each refusal says which settings disagree, with their values, and which values would do.
 """
 
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.shard_index import read_summary
 from launcher.errors import CheckpointError, ConfigError
-from launcher.recipe.deepspeed_config import read_deepspeed_config
+from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.schema import DistillStage, EvaluateStage, Recipe, TrainingStage
 from launcher.recipe.text import nearest
 
@@ -29,7 +28,7 @@ def check_recipe(recipe: Recipe) -> None:
         if stage.kind == "distill":
             _check_teacher(recipe, stage, earlier)
         _check_topology(recipe, stage)
-        _check_deepspeed(recipe, stage)
+        check_deepspeed_config(recipe.deepspeed_of(stage), stage.name, recipe.expert_parallel_of(stage))
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -129,41 +128,3 @@ def _check_topology(recipe: Recipe, stage: TrainingStage) -> None:
             f"cluster.expert_parallel is {parallel}, which does not divide the {experts.count} experts of "
             f"stage {stage.name} (model.encoder.experts.count). Choose one of {_divisors(experts.count)}."
         )
-
-
-def _check_deepspeed(recipe: Recipe, stage: TrainingStage) -> None:
-    path = recipe.deepspeed_of(stage)
-    values = read_deepspeed_config(path)
-    parallel = recipe.expert_parallel_of(stage)
-    zero = values.get("zero_optimization", {})
-    level = zero.get("stage", 0)
-    reason = None
-    if values.get("gradient_clipping") is None:
-        reason = (
-            "leaves gradient_clipping unset, for which DeepSpeed silently takes 1.0. "
-            "Set it; optimizer.clip_norm of the stage decides its value"
-        )
-    elif "activation_checkpointing" in values:
-        reason = (
-            "has activation_checkpointing, which is reentrant: with shared blocks it fails under ZeRO-2 "
-            "and gives wrong gradients under ZeRO-3 without a word. Remove it and set "
-            "model.encoder.activation_checkpointing"
-        )
-    elif "expert_parallel" in values:
-        reason = (
-            "has expert_parallel, which gives every layer its own copy of shared experts without a word. "
-            "Remove it; cluster.expert_parallel does it"
-        )
-    elif level == 1 and zero.get("contiguous_gradients", True) is False:
-        reason = (
-            "has ZeRO stage 1 with contiguous_gradients false, which sums the gradients of different "
-            "experts without a word. Set contiguous_gradients to true"
-        )
-    elif level == 0 and parallel > 1:
-        reason = (
-            "has ZeRO stage 0, which measures the gradient's norm per process and so clips wrongly when "
-            f"experts are spread over processes (cluster.expert_parallel is {parallel}). Use ZeRO stage 1, "
-            "2 or 3, or --set cluster.expert_parallel=1"
-        )
-    if reason:
-        raise ConfigError(f"The DeepSpeed configuration {path} of stage {stage.name} {reason}.")

@@ -7,6 +7,7 @@ from data.errors import DataError
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe import check_inputs, load_recipe
 from launcher.recipe import dump as dump_recipe
+from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS
 from launcher.run_folder import RunFolder
 
 
@@ -152,23 +153,18 @@ def test_expert_parallelism_concerns_only_stages_with_experts():
     assert recipe.expert_parallel_of(recipe.training_stage("student")) == 2
 
 
-ZERO2 = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
+def zero(**values):
+    return {"zero_optimization": values}
 
 
 @pytest.mark.parametrize(
     ("values", "fragment"),
     [
-        ({"zero_optimization": {"stage": 2}}, "leaves gradient_clipping unset"),
-        (
-            {**ZERO2, "zero_optimization": {"stage": 1, "contiguous_gradients": False}},
-            "sums the gradients of different",
-        ),
-        ({**ZERO2, "zero_optimization": {"stage": 0}}, "clips wrongly when experts are"),
-        ({"gradient_clipping": 1.0}, "has ZeRO stage 0"),
-        ({**ZERO2, "activation_checkpointing": {}}, "reentrant"),
-        ({**ZERO2, "expert_parallel": {"enabled": True}}, "its own copy of shared experts"),
-        ("{", "not readable as JSON"),
-        ("[]", "holds no JSON object"),
+        (zero(stage=1, contiguous_gradients=False), "sums the gradients of different"),
+        (zero(stage=0), "clips wrongly when experts are"),
+        ({}, "has ZeRO stage 0"),
+        ({**zero(stage=2), "activation_checkpointing": {}}, "reentrant"),
+        ({**zero(stage=2), "expert_parallel": {"enabled": True}}, "its own copy of shared experts"),
     ],
 )
 def test_what_deepspeed_would_compute_wrongly_is_refused_with_the_reason(refuse, deepspeed, values, fragment):
@@ -176,15 +172,67 @@ def test_what_deepspeed_would_compute_wrongly_is_refused_with_the_reason(refuse,
 
 
 @pytest.mark.parametrize(
-    ("values", "more"),
+    ("values", "fragment"),
     [
-        (ZERO2, []),
-        ({**ZERO2, "zero_optimization": {"stage": 1}}, []),
-        ({**ZERO2, "zero_optimization": {"stage": 0}}, ["cluster.expert_parallel=1"]),
+        (zero(stage=3), "has ZeRO stage 3, of which Chorus's checkpoints do not hold"),
+        (zero(stage=2, offload_optimizer={"device": "cpu"}), "has offload_optimizer"),
+        (zero(stage=2, offload_param={"device": "nvme"}), "has offload_param"),
+        (zero(stage=1, cpu_offload=True), "has cpu_offload"),
     ],
 )
-def test_what_deepspeed_computes_rightly_is_accepted(deepspeed, values, more):
-    load_recipe("mini", [deepspeed(values), *more])
+def test_what_checkpoints_do_not_cover_is_refused_with_what_would_do(refuse, deepspeed, values, fragment):
+    message = refuse(deepspeed(values))
+    assert fragment in message
+    assert "zero1 or zero2" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "decided_by"),
+    [
+        ("train_batch_size", 8, "batches.lanes"),
+        ("train_micro_batch_size_per_gpu", 2, "batches.seconds"),
+        ("gradient_accumulation_steps", 4, "batches.lanes over cluster.processes"),
+        ("gradient_clipping", 1.0, "optimizer.clip_norm"),
+        ("optimizer", {"type": "Adam"}, "the optimizer section"),
+        ("scheduler", {"type": "WarmupLR"}, "optimizer.schedule"),
+        ("fp16", {"enabled": False}, "cluster.precision"),
+        ("bf16", {"enabled": True}, "cluster.precision"),
+        ("bfloat16", {"enabled": True}, "cluster.precision"),
+        ("amp", {"enabled": True}, "cluster.precision"),
+        ("torch_autocast", {"enabled": True}, "cluster.precision"),
+        ("steps_per_print", 10, "log_every"),
+    ],
+)
+def test_what_the_recipe_decides_has_no_second_source(refuse, deepspeed, key, value, decided_by):
+    assert f"Remove from it {key}: {decided_by}" in refuse(deepspeed({**zero(stage=2), key: value}))
+
+
+def test_all_keys_that_the_recipe_decides_are_named_at_once(refuse, deepspeed):
+    message = refuse(deepspeed({**zero(stage=2), "fp16": {}, "gradient_clipping": 1.0}))
+    assert "fp16: cluster.precision" in message
+    assert "gradient_clipping: optimizer.clip_norm" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "fragment"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "holds no JSON object"),
+        ({"zero_optimization": 2}, "has 2 for zero_optimization"),
+        (zero(stage="two"), "has 'two' for zero_optimization.stage"),
+    ],
+)
+def test_a_deepspeed_configuration_of_the_wrong_shape_is_refused_with_what_was_seen(
+    refuse, deepspeed, values, fragment
+):
+    assert fragment in refuse(deepspeed(values))
+
+
+@pytest.mark.parametrize("path", sorted(DEEPSPEED_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_deepspeed_configuration_that_comes_with_chorus_is_accepted(path):
+    parallel = 1 if path.stem == "zero0" else 2
+    recipe = load_recipe("mini", [f"cluster.deepspeed={path.stem}", f"cluster.expert_parallel={parallel}"])
+    assert {recipe.deepspeed_of(stage) for stage in recipe.training_stages()} == {path}
 
 
 def test_relative_paths_count_from_the_current_folder(tmp_path, monkeypatch):
