@@ -7,13 +7,15 @@ Chorus. Nothing heavy is imported before a command needs it.
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
 from data.errors import DataError
 from launcher.errors import CheckpointError, ConfigError, DistributedError, Preempted, exit_code
+from launcher.stopping import StopRequest
 
-FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, Preempted)
+FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser(arguments).parse_args(arguments)
     try:
         return options.command(options)
+    except Preempted as stopped:
+        command = shlex.join(["chorus", *arguments])
+        print(f"chorus: {stopped} Run the same command again to go on: {command}", file=sys.stderr)
+        return exit_code(stopped)
     except FORESEEN as error:
         print(f"chorus: {error}", file=sys.stderr)
         return exit_code(error)
@@ -58,6 +64,18 @@ def _command(module: str, function: str) -> Callable[[argparse.Namespace], int]:
     return call
 
 
+def _stoppable_command(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command that takes a signal as a wish to stop from the start, while its module is imported too."""
+
+    def call(options: argparse.Namespace) -> int:
+        with StopRequest().installed() as stop:
+            with stop.interrupting():
+                command = getattr(importlib.import_module(f"launcher.commands.{module}"), function)
+            return command(options, stop)
+
+    return call
+
+
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/NAME)")
@@ -79,7 +97,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("run", help="run a recipe, or go on with it: what is done is not repeated")
     _add_recipe_options(parser)
-    parser.set_defaults(command=_command("run", "run"))
+    parser.set_defaults(command=_stoppable_command("run", "run"))
 
 
 def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -118,7 +136,7 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
     parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
     _add_json(parser)
-    parser.set_defaults(command=_command("run", "evaluate"))
+    parser.set_defaults(command=_stoppable_command("run", "evaluate"))
 
     parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
     parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")

@@ -1,4 +1,4 @@
-"""Signals to `chorus run` as a wish to stop."""
+"""Signals to `chorus run` as a wish to stop. Imported before anything heavy, so that no signal comes too early."""
 
 import signal
 from collections.abc import Iterator
@@ -41,9 +41,9 @@ class StopRequest:
 
     def check(self) -> None:
         if self.count:
-            raise Preempted("the run was asked to stop")
+            raise Preempted("The run was asked to stop.")
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.count += 1
         if self._raises:
-            raise Preempted("the run was asked to stop")
+            raise Preempted("The run was asked to stop.")

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
-from launcher.errors import ConfigError, Preempted
+from launcher.errors import ConfigError
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
 from launcher.progress import Display, PlainDisplay, open_display
@@ -28,21 +27,19 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
     return recipe, RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
 
 
-def run(options: argparse.Namespace) -> int:
-    recipe, folder = read_recipe(options)
-    check_inputs(recipe)
-    check_machine(recipe.cluster)
-    if folder.path.exists():
-        claim_folder(recipe, folder)
+def run(options: argparse.Namespace, stop: StopRequest) -> int:
+    with stop.interrupting():
+        recipe, folder = read_recipe(options)
+        check_inputs(recipe)
+        check_machine(recipe.cluster)
+        if folder.path.exists():
+            claim_folder(recipe, folder)
     display = open_display(sys.stdout)
     display.say(f"Run {folder.path}, recipe {recipe.name}")
-    try:
-        with StopRequest().installed() as stop, folder.locked():
-            executor = Executor(recipe, folder, stop, display)
-            executor.write_recipe()
-            ran = executor.run()
-    except Preempted as stopped:
-        raise Preempted(f"{_sentence(stopped)} Run the same command again to go on: {_this_command()}") from None
+    with folder.locked():
+        executor = Executor(recipe, folder, stop, display)
+        executor.write_recipe()
+        ran = executor.run()
     if not ran:
         display.say("Everything is done; nothing was started.")
     if folder.results_file.exists():
@@ -50,13 +47,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    folder, stage = _run_and_stage(Path(options.run).expanduser())
-    recipe = load_recipe(folder.recipe_file)
-    names = _evaluations(recipe, stage)
+def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
+    with stop.interrupting():
+        folder, stage = _run_and_stage(Path(options.run).expanduser())
+        recipe = load_recipe(folder.recipe_file)
+        names = _evaluations(recipe, stage)
     # With --json, standard output is for the results alone.
     display: Display = PlainDisplay(sys.stderr) if options.json else open_display(sys.stdout)
-    with StopRequest().installed() as stop, folder.locked():
+    with folder.locked():
         Executor(recipe, folder, stop, display).run(only=names)
     results = read_json(folder.results_file)
     if options.json:
@@ -86,12 +84,3 @@ def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
             "evaluate to the recipe and run it again; what is done is not repeated."
         )
     return frozenset(s.name for s in evaluations)
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[0].upper() + text[1:].rstrip(".") + "."
-
-
-def _this_command() -> str:
-    return shlex.join(["chorus", *sys.argv[1:]])

@@ -193,6 +193,35 @@ def test_a_run_that_goes_on_can_be_followed_and_stopped_and_taken_up_again(start
     assert started(run).count("prepare") == 1
 
 
+SIGNAL_ON_IMPORT = """
+import os, signal, sys
+
+class SignalOnImport:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.{signal})
+
+sys.meta_path.insert(0, SignalOnImport())
+from launcher.cli import main
+sys.exit(main({arguments!r}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "number"), [("launcher.commands.run", "SIGTERM"), ("pydantic", "SIGINT"), ("torch", "SIGUSR1")]
+)
+def test_a_run_that_is_stopped_while_it_still_imports_ends_like_any_stopped_run(run, module, number):
+    arguments = ["run", "mini", "--run-dir", str(run.path)]
+    code = SIGNAL_ON_IMPORT.format(module=module, signal=number, arguments=arguments)
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    stopped = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert stopped.returncode == 75
+    command = f"chorus {' '.join(arguments)}"
+    message = f"chorus: The run was asked to stop. Run the same command again to go on: {command}\n"
+    assert stopped.stderr == message
+    assert not run.path.exists()
+
+
 def test_a_killed_run_is_taken_up_where_it_was(start, run, launch_apart):
     process = launch_apart(teacher={"steps": 1000})
     wait_for_step(run, "teacher", 3)
@@ -230,7 +259,7 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
         (["evaluate", "/nowhere/student"], 2, "is not a run folder"),
         (["report", "/nowhere"], 2, "is not a run folder"),
         (["transcribe", "/nowhere/student", "a.wav"], 4, "holds no finished model"),
-        (["shards", "verify", "/nowhere"], 3, "holds no shards"),
+        (["shards", "verify", "/nowhere"], 3, "no shards at /nowhere"),
         (["prepare", "folder", "--out", "/nowhere"], 2, "manifest is missing"),
         (["prepare", "fsdd", "--out", "/nowhere", "--root", "/nowhere", "--min-digits", "9"], 2, "swap them"),
     ],
