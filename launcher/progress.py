@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # Rows that the pace is measured over: enough to smooth single steps, few enough to follow a change of load.
 PACE_ROWS = 20
 SECONDS_BETWEEN_LINES = 5.0
+SHOWN = {
+    "loss": "loss {:.3f}",
+    "validation/cer": "validation CER {:.1%}",
+    "audio_s_per_s": "{:.1f} s of audio per s",
+}
 
 
 class MetricsTail:
@@ -131,12 +136,10 @@ class Display(ABC):
     def _details(self) -> str:
         row, step_s = self._row, self._pace.step_s()
         parts = []
-        if "loss" in row:
-            parts.append(f"loss {row['loss']:.3f}")
-        if "validation/cer" in row:
-            parts.append(f"validation CER {row['validation/cer']:.1%}")
-        if "audio_s_per_s" in row:
-            parts.append(f"{row['audio_s_per_s']:.1f} s of audio per s")
+        for key, form in SHOWN.items():
+            if key in row:
+                # A number that is not finite is null in metrics.jsonl.
+                parts.append(form.format(math.nan if row[key] is None else row[key]))
         if step_s is not None:
             left_s = step_s * max(0, self._steps - row.get("step", 0))
             parts.append(f"{duration(left_s)} left")

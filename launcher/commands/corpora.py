@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from data.corpora import CORPORA, prepare
-from data.errors import DataError
-from data.shards import stats, verify
+from data.shards import find_splits, stats, verify
 from launcher.errors import ConfigError
 from launcher.launch import num_cores
 from launcher.progress import open_display
@@ -102,19 +101,8 @@ def _in_flags(message: str, config_type: Any) -> str:
     return message.replace("Add it to the recipe or pass", "Pass")
 
 
-def _splits(folder: str) -> list[Path]:
-    """Return the folders of shards at or below a folder; DataError when there are none."""
-    path = Path(folder)
-    if (path / "shards.json").is_file():
-        return [path]
-    splits = sorted(file.parent for file in path.glob("*/shards.json"))
-    if not splits:
-        raise DataError(f"{path} holds no shards: there is no shards.json in it nor in a folder below it.")
-    return splits
-
-
 def verify_shards(options: argparse.Namespace) -> int:
-    problems = {str(split): verify(split) for split in _splits(options.folder)}
+    problems = {str(folder): verify(folder) for folder in find_splits(Path(options.folder)).values()}
     if options.json:
         print(json.dumps({"intact": not any(problems.values()), "problems": problems}, ensure_ascii=False, indent=2))
     for split, found in problems.items():
@@ -126,7 +114,7 @@ def verify_shards(options: argparse.Namespace) -> int:
 
 
 def stats_shards(options: argparse.Namespace) -> int:
-    found = {split.name: stats(split) for split in _splits(options.folder)}
+    found = {name: stats(folder) for name, folder in find_splits(Path(options.folder).absolute()).items()}
     if options.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:

@@ -69,6 +69,14 @@ def test_plain_lines_say_how_long_the_stage_and_the_run_will_take():
     )
 
 
+def test_a_number_that_was_not_finite_is_shown_as_such():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_between_lines=0)
+    display.begin("teacher", steps=40)
+    display.update([{"step": 1, "loss": None, "validation/cer": None, "audio_s_per_s": 40.0}])
+    assert stream.getvalue() == "teacher: step 1/40, loss nan, validation CER nan%, 40.0 s of audio per s\n"
+
+
 def test_plain_lines_come_at_intervals_and_once_more_at_the_end():
     stream = io.StringIO()
     display = PlainDisplay(stream, seconds_between_lines=60)
