@@ -5,6 +5,7 @@ A stage whose settings or inputs changed since it was worked on starts anew; its
 model carries its own.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from launcher import launch
 from launcher.errors import ConfigError, Preempted
 from launcher.pipeline import Node, Pipeline, Standing
 from launcher.preparation import make_tokenizer, prepare_corpus
-from launcher.progress import Display
-from launcher.recipe import ClusterConfig, EvaluateStage, Recipe, dump
+from launcher.progress import Display, duration
+from launcher.recipe import ClusterConfig, DistillStage, EvaluateStage, Recipe, dump
 from launcher.results import merge_results
 from launcher.run_folder import RunFolder, read_json, write_text
 from launcher.stopping import StopRequest
@@ -51,15 +52,19 @@ class Executor:
     def run(self, only: frozenset[str] | None = None) -> list[str]:
         """Run what is not done, or of that only the stages named; return the names of the stages that ran."""
         ran = []
-        for node in self._pipeline.nodes:
+        for number, node in enumerate(self._pipeline.nodes, start=1):
             if only is not None and node.name not in only:
                 continue
+            heading = f"[{number}/{len(self._pipeline.nodes)}] {node.name}"
             standing = self._pipeline.standing(node)
             if standing.done:
-                self._display.say(f"{node.name}: done")
+                self._display.say(f"{heading}: done already")
                 continue
             self._stop.check()
+            self._display.say(f"{heading}: {standing.reason}")
+            started = time.monotonic()
             self._run_node(node, standing)
+            self._display.say(f"{node.name}: done in {duration(time.monotonic() - started)}")
             ran.append(node.name)
         return ran
 
@@ -90,11 +95,10 @@ class Executor:
         self._run.append_event(f"stage_{status}", stage=node.name)
 
     def _set_aside(self, node: Node, standing: Standing) -> None:
-        """Move the work of other settings or inputs out of the way, and say what changed."""
+        """Move the work of other settings or inputs out of the way, and say where it is."""
         record = self._pipeline.record(node.name)
         if not record or record["fingerprint"] == standing.fingerprint:
             return
-        self._display.say(f"{node.name}: {standing.reason}")
         folder = self._run.stage(node.name)
         has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
         if node.kind in ("pretrain", "distill", "evaluate") and has_work:
@@ -134,9 +138,10 @@ class Executor:
             restarts=cluster.max_restarts,
             deadlines=_deadlines(cluster),
         )
+        what = f"learns from {stage.teacher}" if isinstance(stage, DistillStage) else "learns from transcripts"
         self._display.say(
-            f"{name}: {stage.steps} steps on {cluster.processes} process{'es' * (cluster.processes > 1)} "
-            f"({launch.accelerator()}), from step {max(folder.checkpoint_steps(), default=0)}"
+            f"{name}: {what} for {stage.steps} steps, from step {max(folder.checkpoint_steps(), default=0)}; starting "
+            f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({launch.accelerator()})"
         )
         supervise(job, self._run, self._stop, self._display)
 
@@ -165,7 +170,7 @@ class Executor:
         )
         stage = self._recipe.stage(name)
         assert isinstance(stage, EvaluateStage)
-        self._display.say(f"{name}: {', '.join(stage.models)} on {stage.split}")
+        self._display.say(f"{name}: {' and '.join(stage.models)} recognise the split {stage.split}")
         supervise(job, self._run, self._stop, self._display)
         merge_results(self._recipe, self._run)
 
@@ -174,7 +179,6 @@ class Executor:
 
         with self._stop.interrupting():
             write_report(self._run.path)
-        self._display.say(f"report: {self._run.report_file}")
 
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:

@@ -30,7 +30,7 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
         sample_rate_hz=recipe.features.sample_rate_hz,
         workers=num_cores(),
         replace=True,
-        on_progress=display.count,
+        on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
     )
     display.end()
     for name, split in report.splits.items():

@@ -67,6 +67,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, float]] = deque(maxlen=PACE_ROWS)
+        self._first_step_s: float | None = None
 
     def add(self, row: dict[str, Any]) -> None:
         if isinstance(row.get("step"), int) and isinstance(row.get("time"), int | float):
@@ -74,12 +75,14 @@ class Pace:
                 if row["step"] == self._marks[-1][0]:
                     return
                 self._marks.clear()
+            if not self._marks:
+                self._first_step_s = row.get("step_s")
             self._marks.append((row["step"], row["time"]))
 
     def step_s(self) -> float | None:
-        """Return the seconds per step; None before two rows."""
+        """Return the seconds per step; of a single row what it says itself, None when that is nothing."""
         if len(self._marks) < 2:
-            return None
+            return self._first_step_s
         (first, start), (last, end) = self._marks[0], self._marks[-1]
         return max(0.0, end - start) / (last - first)
 
@@ -140,11 +143,12 @@ class Display(ABC):
             if key in row:
                 # A number that is not finite is null in metrics.jsonl.
                 parts.append(form.format(math.nan if row[key] is None else row[key]))
-        if step_s is not None:
-            left_s = step_s * max(0, self._steps - row.get("step", 0))
+        steps_left = self._steps - row.get("step", 0)
+        if step_s is not None and steps_left > 0:
+            left_s = step_s * steps_left
             parts.append(f"{duration(left_s)} left")
             if self._later_steps:
-                parts.append(f"about {duration(left_s + step_s * self._later_steps)} for the run")
+                parts.append(f"about {duration(left_s + step_s * self._later_steps)} left of the run")
         return ", ".join(parts)
 
 

@@ -69,7 +69,7 @@ def prepare_shards(options: argparse.Namespace) -> int:
             sample_rate_hz=options.sample_rate_hz,
             workers=num_cores(),
             replace=options.replace,
-            on_progress=display.count,
+            on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
         )
     finally:
         display.end()

@@ -3,12 +3,13 @@
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
-from launcher.progress import Display, PlainDisplay, open_display
+from launcher.progress import Display, PlainDisplay, duration, open_display
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.report import results_table
 from launcher.run_folder import RunFolder, read_json
@@ -35,15 +36,19 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         if folder.path.exists():
             claim_folder(recipe, folder)
     display = open_display(sys.stdout)
-    display.say(f"Run {folder.path}, recipe {recipe.name}")
+    display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
+    started = time.monotonic()
     with folder.locked():
         executor = Executor(recipe, folder, stop, display)
         executor.write_recipe()
         ran = executor.run()
-    if not ran:
+    if ran:
+        display.say(f"Everything is done, in {duration(time.monotonic() - started)}.")
+    else:
         display.say("Everything is done; nothing was started.")
     if folder.results_file.exists():
-        display.say(f"\n{results_table(folder.path)}")
+        display.say(f"\n{results_table(folder.path)}\n")
+    display.say(f"Report: {folder.report_file}")
     return 0
 
 

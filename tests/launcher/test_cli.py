@@ -130,12 +130,17 @@ def test_a_run_does_every_stage_and_a_second_one_starts_nothing(start, run):
     assert code == 0
     assert started(run) == ["prepare", "tokenizer", "teacher", "student", "evaluation", "report"]
     assert read_json(run.results_file)["models"]["student"]["test"]["cer"] == 0.05
+    assert "[3/6] teacher: not started yet\nteacher: learns from transcripts for 600 steps, from step 0;" in output
     assert "teacher: step 5/600" in output
-    assert "5.00%" in output.split("student")[-1]
+    assert "teacher: done in " in output
+    ending = "\n\nmodel" + output.split("\n\nmodel")[-1]
+    assert "5.00%" in ending.split("student")[-1]
+    assert ending.endswith(f"\nReport: {run.report_file}\n")
 
     code, output, _ = start()
     assert code == 0
-    assert "Everything is done; nothing was started." in output
+    assert "[3/6] teacher: done already" in output
+    assert output.endswith(f"Everything is done; nothing was started.{ending}")
     assert len(started(run)) == 6
 
     code, output, _ = start("cluster.processes=1", "cluster.expert_parallel=1")

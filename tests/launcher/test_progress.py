@@ -65,8 +65,17 @@ def test_plain_lines_say_how_long_the_stage_and_the_run_will_take():
     display.begin("teacher", steps=40, later_steps=60)
     display.update(ROWS)
     assert stream.getvalue() == (
-        "teacher: step 10/40, loss 3.000, 40.0 s of audio per s, 1 min 0 s left, about 3 min 0 s for the run\n"
+        "teacher: step 10/40, loss 3.000, 40.0 s of audio per s, 1 min 0 s left, about 3 min 0 s left of the run\n"
     )
+
+
+def test_the_time_left_is_shown_from_the_first_row_on_and_no_more_with_the_last():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_between_lines=0)
+    display.begin("teacher", steps=20)
+    display.update([{"step": 10, "time": 100.0, "step_s": 3.0}])
+    display.update([{"step": 20, "time": 120.0, "step_s": 2.0}])
+    assert stream.getvalue() == "teacher: step 10/20, 30 s left\nteacher: step 20/20\n"
 
 
 def test_a_number_that_was_not_finite_is_shown_as_such():
