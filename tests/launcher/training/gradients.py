@@ -101,7 +101,8 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
     }
     engine.step()
     norm = parallel.gradient_norm(engine)
-    torch.save({"gradients": gradients, "norm": norm}, out / f"rank-{rank}.pt")
+    owned = sum(fragment.values.numel() for fragment in parallel.fragments(engine))
+    torch.save({"gradients": gradients, "norm": norm, "owned": owned}, out / f"rank-{rank}.pt")
     dist.barrier()
 
 

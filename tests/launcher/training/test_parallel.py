@@ -8,6 +8,8 @@ import processes
 import pytest
 import torch
 
+from launcher.planning import memory_per_process
+
 
 @cache
 def reference() -> dict[str, torch.Tensor]:
@@ -37,6 +39,9 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
         result = torch.load(tmp_path / f"rank-{rank}.pt")
         assert_equal_gradients(result["gradients"], norm)
         assert result["norm"] == pytest.approx(norm, rel=1e-5)
+        memory = memory_per_process(gradients.build()[0], world, expert_parallel, zero_stage=2)
+        # ZeRO pads its partitions, and deals parameters whole where it can.
+        assert result["owned"] * 4 * 3 == pytest.approx(memory.optimizer, rel=0.02)
         for name, (start, _) in result["gradients"].items():
             seen.setdefault(name, set()).add(start)
     spread = {name for name, starts in seen.items() if len(starts) == expert_parallel > 1}

@@ -1,0 +1,110 @@
+"""Finished models: stored, opened, and asked for text and error rates."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data.corpora import CORPORA
+from data.corpora.aelita import AelitaConfig
+from data.errors import DataError
+from data.features import FeaturesConfig
+from data.shards import write_split
+from data.tokenizer import TokenizerConfig, train_tokenizer
+from launcher.errors import CheckpointError
+from launcher.evaluation import evaluate_model, transcribe
+from launcher.finished_model import FinishedModel, write_finished_model
+from launcher.run_folder import RunFolder, write_json
+from model.encoder import EncoderConfig
+from model.recognizer import Recognizer, RecognizerConfig
+
+CONFIG = RecognizerConfig(encoder=EncoderConfig(layers=2, width=16, heads=2, feedforward_width=16, kernel_size=3))
+
+
+@pytest.fixture(scope="module")
+def utterances():
+    selected = CORPORA["aelita"].select(AelitaConfig(), seed=1).utterances
+    return [utterance for utterance in selected if utterance.split == "dev"][:5]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, utterances) -> Path:
+    """An untrained model: what it writes is noise, but always the same."""
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    tokenizer = train_tokenizer([utterance.text for utterance in utterances], TokenizerConfig(), run.tokenizer)
+    write_json(run.features_file, {"mean": [-8.0] * 80, "std": [3.0] * 80})
+    torch.manual_seed(0)
+    recognizer = Recognizer(CONFIG, 80, tokenizer.vocabulary_size)
+    folder = run.stage("student").model
+    folder.parent.mkdir()
+    write_finished_model(folder, run, CONFIG, FeaturesConfig(), recognizer.state_dict())
+    return folder
+
+
+def noise(seconds: float, rate_hz: int, channels: int = 1) -> np.ndarray:
+    return 0.1 * np.random.default_rng(0).standard_normal((round(seconds * rate_hz), channels))
+
+
+def test_a_model_folder_needs_nothing_of_its_run(model_folder, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(model_folder, moved)
+    wave = noise(2.0, 16000)[:, 0].astype(np.float32)
+    assert FinishedModel.load(moved).recognise([wave]) == FinishedModel.load(model_folder).recognise([wave])
+
+
+def test_a_recording_is_recognised_the_same_alone_and_among_others(model_folder):
+    model = FinishedModel.load(model_folder)
+    waves = [noise(seconds, 16000)[:, 0].astype(np.float32) for seconds in (2.0, 0.8, 1.3)]
+    assert model.recognise(waves) == [model.recognise([wave])[0] for wave in waves]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "channels"), [("a.wav", 8000, 1), ("b.flac", 44100, 2), ("c.ogg", 16000, 1)]
+)
+def test_any_format_and_sample_rate_is_transcribed(model_folder, tmp_path, name, rate_hz, channels):
+    soundfile.write(tmp_path / name, noise(1.5, rate_hz, channels), rate_hz)
+    (text,) = transcribe(model_folder, [tmp_path / name])
+    assert isinstance(text, str)
+
+
+def test_a_recording_shorter_than_a_window_has_no_text(model_folder, tmp_path):
+    soundfile.write(tmp_path / "short.wav", noise(0.01, 16000), 16000)
+    assert transcribe(model_folder, [tmp_path / "short.wav"]) == [""]
+
+
+def test_a_missing_or_broken_recording_is_named(model_folder, tmp_path):
+    with pytest.raises(DataError, match=r"nothing\.wav"):
+        transcribe(model_folder, [tmp_path / "nothing.wav"])
+    (tmp_path / "text.wav").write_text("not audio")
+    with pytest.raises(DataError, match=r"text\.wav"):
+        transcribe(model_folder, [tmp_path / "text.wav"])
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "model.json", "features.json", "tokenizer"])
+def test_a_model_folder_that_lacks_a_part_is_named(model_folder, tmp_path, part):
+    copy = tmp_path / "model"
+    shutil.copytree(model_folder, copy)
+    shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
+    with pytest.raises((CheckpointError, DataError), match=str(copy)):
+        FinishedModel.load(copy)
+
+
+def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, tmp_path):
+    write_split(utterances, tmp_path / "dev", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
+    seen = []
+    found = evaluate_model(FinishedModel.load(model_folder), tmp_path / "dev", "dev", seen.append)
+    references = [example["reference"] for example in found["examples"]]
+    hypotheses = [example["hypothesis"] for example in found["examples"]]
+    assert sorted(references) == sorted(utterance.text for utterance in utterances)
+    assert found["dev"]["cer"] == pytest.approx(jiwer.cer(references, hypotheses))
+    assert found["dev"]["wer"] == pytest.approx(jiwer.wer(references, hypotheses))
+    assert found["dev"]["utterances"] == seen[-1] == len(utterances)
+    assert found["encoder_parameters"] == sum(
+        tensor.numel() for tensor in FinishedModel.load(model_folder).recognizer.encoder.parameters()
+    )
+    json.dumps(found)
