@@ -1,4 +1,5 @@
 # `make demo` and `make test` need Python 3.11 or later and nothing else; everything lands in .venv.
+# ARGS goes to the command, as in `make demo ARGS="--set stages.teacher.steps=30"`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +8,10 @@ READY := $(VENV)/.ready
 .PHONY: demo test slow lint format types clean distclean
 
 demo: $(READY)
-	$(BIN)/chorus run mini
+	$(BIN)/chorus run mini $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(ARGS)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow or not slow"
