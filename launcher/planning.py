@@ -76,19 +76,32 @@ def memory_per_process(recognizer: Recognizer, processes: int, expert_parallel: 
     """Memory of weights, gradients and optimizer on the fullest process.
 
     Dense parameters are sharded over all processes, experts over the processes / expert_parallel that hold the same
-    ones: ZeRO 1 shards master weights and moments, ZeRO 2 gradients too, ZeRO 3 the weights as well.
+    ones: ZeRO 1 shards master weights and moments, ZeRO 2 gradients too, ZeRO 3 the weights as well. What ZeRO 3
+    gathers to compute with is, like activations, not part of it: up to stage3_max_live_parameters of its configuration.
     """
-    experts = sum(
-        parameter.numel()
+    experts = {
+        id(parameter)
         for module in recognizer.modules()
         if isinstance(module, MixtureOfExperts)
         for parameter in module.parameters()
+    }
+    local = {
+        parameter: parameter.numel() // (expert_parallel if id(parameter) in experts else 1)
+        for parameter in recognizer.parameters()
+    }
+    num_local = sum(local.values())
+    # Each parameter is cut over the processes that hold the same values: its experts' group, or all.
+    num_owned = sum(
+        -(-numel // (processes // expert_parallel if id(parameter) in experts else processes))
+        for parameter, numel in local.items()
     )
-    dense = sum(parameter.numel() for parameter in recognizer.parameters()) - experts
-    local = dense + experts // expert_parallel
-    sharded = -(-dense // processes) + -(-experts // processes)
-    weights = sharded if zero_stage >= 3 else local
-    gradients = sharded if zero_stage >= 2 else local
-    # Without ZeRO the weights are the master weights; with it each process keeps its share of them beside.
-    optimizer = sharded * (1 + MOMENTS) if zero_stage else local * MOMENTS
+    match zero_stage:
+        case 0:  # the weights are the master weights
+            weights, gradients, optimizer = num_local, num_local, num_local * MOMENTS
+        case 1:
+            weights, gradients, optimizer = num_local, num_local, num_owned * (1 + MOMENTS)
+        case 2:
+            weights, gradients, optimizer = num_local, num_owned, num_owned * (1 + MOMENTS)
+        case _:  # the shards of the weights are the master weights
+            weights, gradients, optimizer = num_owned, num_owned, num_owned * MOMENTS
     return Memory(weights * BYTES_FP32, gradients * BYTES_FP32, optimizer * BYTES_FP32)

@@ -8,8 +8,7 @@ p + bias and weighted by p; the bias follows the loads once per step.
 Shapes: N packed valid frames, D model width, E experts, K experts per frame.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -40,9 +39,10 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-@dataclass
-class Routing:
+class Routing(NamedTuple):
     """Where the frames of one layer go, and how evenly.
+
+    A tuple, because what shards weights over processes finds a module's output tensors only in the standard containers.
 
     experts_NK int64 chosen experts, weights_NK fp32 their weights, counts_E int64 choices per expert,
     probabilities_E fp32 mean probability, z fp32 scalar mean squared logsumexp, entropy fp32 scalar mean entropy of a

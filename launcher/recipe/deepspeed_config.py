@@ -97,13 +97,8 @@ def _unfit_zero(values: dict[str, Any], expert_parallel: int) -> str | None:
     if not isinstance(zero, dict):
         return f"has {zero!r} for zero_optimization, which is an object with a stage, as in ds_configs/zero2.json"
     level = zero_stage(values)
-    if level == 3:
-        return (
-            "has ZeRO stage 3, of which Chorus's checkpoints do not hold the sharded weights yet: the stage "
-            "could not be saved or resumed. Use zero1 or zero2"
-        )
-    if level not in (0, 1, 2):
-        return f"has {level!r} for zero_optimization.stage, which is 0, 1 or 2. Use zero0, zero1 or zero2"
+    if level not in (0, 1, 2, 3):
+        return f"has {level!r} for zero_optimization.stage, which is 0, 1, 2 or 3. Use zero0, zero1, zero2 or zero3"
     offloading = [key for key in OFFLOADING if key in zero]
     if offloading:
         return (

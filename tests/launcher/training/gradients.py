@@ -72,7 +72,7 @@ def reference() -> dict[str, torch.Tensor]:
     for lane in range(LANES):
         parts, _ = task(recognizer, micro_batch(lane), totals(), 0.0)
         torch.stack(list(parts.values())).sum().backward()
-    return {name: parameter.grad for name, parameter in recognizer.named_parameters()}
+    return {name: p.grad for name, p in recognizer.named_parameters() if p.grad is not None}
 
 
 def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
@@ -94,9 +94,9 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
         engine.backward(torch.stack(list(parts.values())).sum() * LANES)
         if index < len(lanes) - 1:
             engine.step()
-    replicas = {replica.name: replica.start for replica in parallel.replicas(engine)}
+    starts = parallel.offsets(engine.module)
     gradients = {
-        name: (replicas[name], safe_get_full_grad(parameter).clone())
+        name: (starts[name], safe_get_full_grad(parameter).clone())
         for name, parameter in engine.module.named_parameters()
     }
     engine.step()
