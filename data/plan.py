@@ -5,21 +5,28 @@ A *lane* is a virtual data-parallel slot. Step `s` takes micro-batch `s` of ever
 at any step.
 
 What it promises: every utterance that is not excluded is read exactly once per epoch; a micro-batch stays
-within its budget (one utterance above the budget is a batch of one); lanes that end early hand out empty
-micro-batches; the answer for a step does not depend on what was asked before. All arithmetic that decides
-is in integers or in single IEEE operations, and no order comes from a generator whose stream may change
-with a library's release, so that every machine computes the same plan.
+within its budget (one utterance above the budget is a batch of one); no step is empty; every epoch has the
+same number of steps, so the place of a step is a division; the answer for a step does not depend on what was
+asked before. All arithmetic that decides is in integers or in single IEEE operations, and no order comes from
+a generator whose stream may change with a library's release, so that every machine computes the same plan.
 
-One epoch is made like this. Shards are dealt to lanes, heaviest first to the lightest lane. Where there are
-too few for an even deal, shards are cut into slices of neighbouring utterances and the slices are dealt:
-each utterance is still read once, and its bytes by one process. A lane reads its pieces in a shuffled
-order, a pool at a time; a pool is sorted by length after augmentation, cut into micro-batches, and their
-order is shuffled.
+One epoch is made like this. The shards are shuffled and taken a pool at a time; a pool is sorted by length
+after augmentation, cut into micro-batches, and their order is shuffled. The sequence of all micro-batches is
+cut into equal parts, one for each lane. So a lane reads few shards at a time, whole pools but for those at
+its two ends, and all lanes end together.
+
+How many micro-batches come out depends on the speeds and the company that an epoch draws. So the first epoch
+is cut, a few slots are added (half the square root of its micro-batches, twice what the number spreads), and
+every epoch is fitted into these slots. One with fewer micro-batches halves the fullest until each slot is taken:
+no lane idles. One with more, which is rare, takes speeds and pools of the first epoch, known to fit, and
+shuffles their micro-batches anew. Only where utterances are fewer than slots do some lanes hand out an empty
+micro-batch, at the last step. The price is one layout when the plan is opened, and steps within a few per cent
+of the fewest possible; what it buys is that no epoch has to be laid out to find those after it.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +40,6 @@ from data.errors import DataError
 
 Integers = npt.NDArray[np.int64]
 
-# With eight pieces for each lane the heaviest lane stays within a few per cent of the mean.
-PIECES_PER_LANE = 8
 # Utterances change places with others up to this share longer, so that epochs do not repeat the same batches.
 LENGTH_JITTER = 0.05
 # The loader reads ahead into the next epoch while the trainer still asks for totals of this one.
@@ -93,7 +98,7 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one lane contributes to one step; empty (B = 0) when the lane has ended its epoch."""
+    """What one lane contributes to one step; empty (B = 0) where utterances are fewer than lanes."""
 
     step: int
     epoch: int
@@ -117,17 +122,13 @@ class Totals:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """Layout of one epoch. Batch k holds `utterances[starts[k]:stops[k]]`; batches lie lane after lane."""
+    """Layout of one epoch. Micro-batch k holds `utterances[starts[k]:stops[k]]`; they lie lane after lane."""
 
+    draw: int  # the epoch whose speeds and pools it has: itself, or the first one
     utterances: npt.NDArray[np.int32]
     starts: Integers
     stops: Integers
-    lane_starts: Integers  # [lanes + 1] first batch of each lane
-    totals: npt.NDArray[np.int64]  # [steps, 3] utterances, tokens, frames
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.totals)
+    lane_starts: Integers  # [lanes + 1] first micro-batch of each lane
 
 
 class Plan:
@@ -136,7 +137,8 @@ class Plan:
     All arrays have one entry per utterance, in the order of the index: `shard` (number of its shard),
     `samples` (at `sample_rate_hz`), `tokens` (length of its transcript) and `min_frames` (the shortest
     output CTC can align: tokens plus adjacent repeats). `encoder_frames` maps samples to encoder frames,
-    for arrays.
+    for arrays. `excluded` holds the utterances that are left out, by reason; `steps_per_epoch` is the same
+    for every epoch.
 
     DataError when no utterance is left to train on.
     """
@@ -159,43 +161,51 @@ class Plan:
         self.seed = seed
         self.sample_rate_hz = sample_rate_hz
         self.speeds = np.asarray(speeds, dtype=np.float64)
-        self._shard = np.asarray(shard)
+        self.shard = np.asarray(shard)
         self._samples = np.asarray(samples, dtype=np.int64)
         self._tokens = np.asarray(tokens)
         self._encoder_frames = encoder_frames
         self.excluded = self._exclude(np.asarray(min_frames))
-        self._utterances, self._piece_starts, self._slices = self._cut_pieces()
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._first_steps = [0]
+        self._utterances, self._shard_starts = self._group_by_shard()
+        first = self._cut_epoch(0)
+        slots = min(_slots(len(first[1])), len(self._utterances))
+        self.steps_per_epoch = -(-slots // batches.lanes)
+        self._epochs = OrderedDict({0: self._fit(0, 0, *first)})
 
-    def steps_per_epoch(self, epoch: int) -> int:
-        """Number of steps of an epoch; differs a little between epochs."""
-        return self._first_step(epoch + 1) - self._first_step(epoch)
+    @property
+    def shard_sizes(self) -> Integers:
+        """Utterances of each shard that are not excluded; shards without any are not listed."""
+        return np.diff(self._shard_starts)
 
     def position(self, step: int) -> tuple[int, int]:
         """Where a step lies: (epoch, step within that epoch)."""
-        epoch = max(0, len(self._first_steps) - 2)
-        while self._first_step(epoch + 1) <= step:
-            epoch += 1
-        epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
-        return epoch, step - self._first_steps[epoch]
+        return divmod(step, self.steps_per_epoch)
 
     def micro_batch(self, step: int, lane: int) -> MicroBatch:
         """What `lane` reads at `step`."""
         epoch, step_in_epoch = self.position(step)
         layout = self._epoch(epoch)
-        batch = int(layout.lane_starts[lane]) + step_in_epoch
-        utterances = np.empty(0, dtype=np.int64)
-        if batch < layout.lane_starts[lane + 1]:
-            utterances = layout.utterances[layout.starts[batch] : layout.stops[batch]].astype(np.int64)
-        speeds = self._speeds(epoch, utterances)
+        utterances = self._slot(layout, step_in_epoch, lane)
+        speeds = self._speeds(layout.draw, utterances)
         samples = _change_length(self._samples[utterances], speeds)
         return MicroBatch(step, epoch, lane, utterances, speeds.astype(np.float32), samples)
 
     def totals(self, step: int) -> Totals:
         """Utterances, tokens and encoder frames of a step, over all lanes."""
         epoch, step_in_epoch = self.position(step)
-        return Totals(*self._epoch(epoch).totals[step_in_epoch].tolist())
+        layout = self._epoch(epoch)
+        lanes = [self._slot(layout, step_in_epoch, lane) for lane in range(self.batches.lanes)]
+        utterances = np.concatenate(lanes)
+        samples = _change_length(self._samples[utterances], self._speeds(layout.draw, utterances))
+        frames = int(self._encoder_frames(samples).sum())
+        return Totals(len(utterances), int(self._tokens[utterances].sum()), frames)
+
+    def _slot(self, layout: _Epoch, step_in_epoch: int, lane: int) -> Integers:
+        """The utterances of a lane at a step."""
+        batch = int(layout.lane_starts[lane]) + step_in_epoch
+        if batch >= layout.lane_starts[lane + 1]:
+            return np.empty(0, dtype=np.int64)
+        return layout.utterances[layout.starts[batch] : layout.stops[batch]].astype(np.int64)
 
     def _exclude(self, min_frames: npt.NDArray[np.integer]) -> dict[str, Integers]:
         fastest = np.full(len(self._samples), self.speeds.max())
@@ -220,18 +230,15 @@ class Plan:
             )
         return excluded
 
-    def _cut_pieces(self) -> tuple[npt.NDArray[np.int32], Integers, int]:
-        """Utterances in the order of pieces, where each piece starts (and the end), slices per shard."""
+    def _group_by_shard(self) -> tuple[npt.NDArray[np.int32], Integers]:
+        """The utterances that are not excluded, shard after shard, and where each shard starts (and the end)."""
         kept = np.ones(len(self._samples), dtype=bool)
         for ids in self.excluded.values():
             kept[ids] = False
         utterances = np.flatnonzero(kept).astype(np.int32)
-        utterances = utterances[np.argsort(self._shard[utterances], kind="stable")]
-        _, counts = np.unique(self._shard[utterances], return_counts=True)
-        slices = -(-PIECES_PER_LANE * self.batches.lanes // len(counts))
-        shard_starts = np.concatenate([[0], np.cumsum(counts)])
-        cuts = shard_starts[:-1, None] + counts[:, None] * np.arange(slices) // slices
-        return utterances, np.append(np.unique(cuts), len(utterances)), slices
+        utterances = utterances[np.argsort(self.shard[utterances], kind="stable")]
+        _, starts = np.unique(self.shard[utterances], return_index=True)
+        return utterances, np.append(starts, len(utterances))
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
@@ -241,135 +248,72 @@ class Plan:
         self._epochs.move_to_end(epoch)
         return self._epochs[epoch]
 
-    def _first_step(self, epoch: int) -> int:
-        while len(self._first_steps) <= epoch:
-            steps = self._epoch(len(self._first_steps) - 1).num_steps
-            self._first_steps.append(self._first_steps[-1] + steps)
-        return self._first_steps[epoch]
+    def _lay_out(self, epoch: int) -> _Epoch:
+        cut = self._cut_epoch(epoch)
+        if len(cut[1]) <= self.steps_per_epoch * self.batches.lanes:
+            return self._fit(epoch, epoch, *cut)
+        return self._fit(epoch, 0, *self._cut_epoch(0))
 
-    def _speeds(self, epoch: int, utterances: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    def _cut_epoch(self, draw: int) -> tuple[npt.NDArray[np.int32], Integers, Integers]:
+        """Utterances pool after pool, each about longest first; where micro-batches and where pools start."""
+        num_shards = len(self._shard_starts) - 1
+        shuffled = np.argsort(_random_bits(derive_seed(self.seed, "shards", draw), np.arange(num_shards)))
+        order, starts, pool_starts = np.empty_like(self._utterances), [], [0]
+        for pool in np.array_split(shuffled, -(-num_shards // self.batches.pool_shards)):
+            shards = [self._utterances[self._shard_starts[one] : self._shard_starts[one + 1]] for one in pool]
+            utterances, cuts = self._cut_pool(draw, np.concatenate(shards))
+            first = pool_starts[-1]
+            order[first : first + len(utterances)] = utterances
+            starts.append(cuts + first)
+            pool_starts.append(first + len(utterances))
+        return order, np.concatenate(starts), np.array(pool_starts)
+
+    def _cut_pool(self, draw: int, utterances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], Integers]:
+        """A pool about longest first, and where its micro-batches start."""
+        samples = _change_length(self._samples[utterances], self._speeds(draw, utterances))
+        longer = 1.0 + LENGTH_JITTER * _uniform(derive_seed(self.seed, "jitter", draw), utterances)
+        order = np.argsort(-(samples * longer).astype(np.int64), kind="stable")
+        longest = np.maximum.accumulate(samples[order][::-1])[::-1]
+        sizes = np.maximum(1, round(self.batches.seconds * self.sample_rate_hz) // self._cost(longest)).tolist()
+        starts, position = [], 0
+        while position < len(sizes):
+            starts.append(position)
+            position += sizes[position]
+        return utterances[order], np.array(starts, dtype=np.int64)
+
+    def _fit(
+        self, epoch: int, draw: int, utterances: npt.NDArray[np.int32], starts: Integers, pool_starts: Integers
+    ) -> _Epoch:
+        """Halve the fullest micro-batches until the slots are taken, shuffle within pools, share out to lanes."""
+        slots = min(self.steps_per_epoch * self.batches.lanes, len(utterances))
+        while len(starts) < slots:
+            sizes = np.diff(starts, append=len(utterances))
+            fullest = np.argsort(-sizes, kind="stable")[: slots - len(starts)]
+            fullest = fullest[sizes[fullest] > 1]
+            starts = np.sort(np.append(starts, starts[fullest] + sizes[fullest] // 2))
+        stops = np.append(starts[1:], len(utterances))
+        pools = np.searchsorted(pool_starts, starts, side="right")
+        shuffled = np.lexsort((_random_bits(derive_seed(self.seed, "batches", epoch), starts), pools))
+        lane_starts = np.arange(self.batches.lanes + 1) * len(starts) // self.batches.lanes
+        return _Epoch(draw, utterances, starts[shuffled], stops[shuffled], lane_starts)
+
+    def _speeds(self, draw: int, utterances: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         if len(self.speeds) == 1:
             return np.full(len(utterances), self.speeds[0])
-        draws = _uniform(derive_seed(self.seed, "speed", epoch), utterances)
+        draws = _uniform(derive_seed(self.seed, "speed", draw), utterances)
         return self.speeds[(draws * len(self.speeds)).astype(np.int64)]
 
     def _cost(self, samples: Integers) -> Integers:
         return samples + samples * samples // round(self.batches.attention_s * self.sample_rate_hz)
 
-    def _lay_out(self, epoch: int) -> _Epoch:
-        speeds = self._speeds(epoch, self._utterances)
-        samples = _change_length(self._samples[self._utterances], speeds)
-        pieces, lanes = self._deal(epoch, samples)
-        pools, pool_lanes = self._pool(lanes)
-        order, pool_starts = self._sort_pools(epoch, samples, pieces, pools)
-        samples = samples[order]
-        starts = self._cut_batches(samples, pool_starts)
-        stops = np.append(starts[1:], len(order))
-        batch_pools = np.searchsorted(pool_starts, starts, side="right") - 1
-        totals = self._batch_totals(order, samples, starts, stops)
-        shuffled = np.lexsort((_random_bits(derive_seed(self.seed, "batches", epoch), starts), batch_pools))
-        batch_lanes = pool_lanes[batch_pools]
-        lane_starts = np.searchsorted(batch_lanes, np.arange(self.batches.lanes + 1))
-        step_totals = _sum_over_lanes(totals[shuffled], lane_starts)
-        return _Epoch(self._utterances[order], starts[shuffled], stops[shuffled], lane_starts, step_totals)
 
-    def _deal(self, epoch: int, samples: Integers) -> tuple[Integers, Integers]:
-        """Pieces in reading order, lane after lane, and the lane of each."""
-        weights = np.add.reduceat(self._cost(samples), self._piece_starts[:-1])
-        shuffled = np.argsort(
-            _random_bits(derive_seed(self.seed, "deal", epoch), np.arange(len(weights))), kind="stable"
-        )
-        # Coarse classes of weight, so that pieces of about equal weight meet other lanes in other epochs.
-        classes = weights * 4 * len(weights) // max(1, int(weights.sum()))
-        heaviest_first = shuffled[np.argsort(-classes[shuffled], kind="stable")]
-        lane_of = np.empty(len(weights), dtype=np.int64)
-        lightest = [(0, lane) for lane in range(self.batches.lanes)]
-        for piece in heaviest_first.tolist():
-            weight, lane = lightest[0]
-            lane_of[piece] = lane
-            heapq.heapreplace(lightest, (weight + int(weights[piece]), lane))
-        pieces = shuffled[np.argsort(lane_of[shuffled], kind="stable")]
-        return pieces, lane_of[pieces]
-
-    def _pool(self, lanes: Integers) -> tuple[Integers, Integers]:
-        """The pool of each piece in reading order, and the lane of each pool."""
-        position = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
-        # A slice is a part of a shard: a pool holds as much audio as that number of whole shards.
-        begins = position % (self.batches.pool_shards * self._slices) == 0
-        return np.cumsum(begins) - 1, lanes[begins]
-
-    def _sort_pools(
-        self, epoch: int, samples: Integers, pieces: Integers, pools: Integers
-    ) -> tuple[Integers, Integers]:
-        """Positions of utterances pool after pool, each about longest first, and the first of each pool."""
-        piece_sizes = np.diff(self._piece_starts)
-        pool_of_piece = np.empty(len(pieces), dtype=np.int64)
-        pool_of_piece[pieces] = pools
-        pool = np.repeat(pool_of_piece, piece_sizes)
-        draws = _uniform(derive_seed(self.seed, "jitter", epoch), self._utterances)
-        jittered = (samples * (1.0 + LENGTH_JITTER * draws)).astype(np.int64)
-        width = int(jittered.max()) + 1
-        order = np.argsort(pool * width + (width - 1 - jittered), kind="stable")
-        sizes = np.bincount(pool)
-        return order, np.cumsum(sizes) - sizes
-
-    def _cut_batches(self, samples: Integers, pool_starts: Integers) -> Integers:
-        """Positions where micro-batches start, given lengths pool after pool."""
-        pool_stops = np.append(pool_starts[1:], len(samples))
-        pool_sizes = pool_stops - pool_starts
-        # Longest utterance from here to the end of the pool. Earlier pools are lifted above later ones, so
-        # that one running maximum from the end restarts at each pool.
-        lift = np.repeat(np.arange(len(pool_starts))[::-1] * (int(samples.max()) + 1), pool_sizes)
-        longest = np.maximum.accumulate((samples + lift)[::-1])[::-1] - lift
-        sizes = np.maximum(1, round(self.batches.seconds * self.sample_rate_hz) // self._cost(longest))
-        stops = np.minimum(np.arange(len(samples)) + sizes, np.repeat(pool_stops, pool_sizes)).data
-        starts = []
-        position = 0
-        while position < len(samples):
-            starts.append(position)
-            position = stops[position]
-        return np.array(starts, dtype=np.int64)
-
-    def _batch_totals(
-        self, order: Integers, samples: Integers, starts: Integers, stops: Integers
-    ) -> npt.NDArray[np.int64]:
-        tokens = self._tokens[self._utterances[order]].astype(np.int64)
-        frames = np.asarray(self._encoder_frames(samples), dtype=np.int64)
-        return np.stack([stops - starts, np.add.reduceat(tokens, starts), np.add.reduceat(frames, starts)], axis=1)
-
-
-def shuffle_quality(plan: Plan, epoch: int) -> dict[str, float]:
-    """Share of neighbouring utterances that come from one shard.
-
-    `observed` counts pairs of neighbours in the order in which lanes read them; `expected` is what a
-    perfect shuffle of the whole corpus would show. The nearer the two, the better the mixing; larger pools
-    bring them nearer.
-    """
-    layout = plan._epoch(epoch)
-    sizes = layout.stops - layout.starts
-    # Position in `layout.utterances` of every utterance in reading order: its batch's start plus its place
-    # there.
-    first = np.cumsum(sizes) - sizes
-    shards = plan._shard[layout.utterances[np.repeat(layout.starts - first, sizes) + np.arange(sizes.sum())]]
-    batch_lanes = np.repeat(np.arange(plan.batches.lanes), np.diff(layout.lane_starts))
-    lanes = np.repeat(batch_lanes, sizes)
-    neighbours = lanes[1:] == lanes[:-1]
-    same = neighbours & (shards[1:] == shards[:-1])
-    _, counts = np.unique(shards, return_counts=True)
-    expected = int((counts * (counts - 1)).sum()) / max(1, len(shards) * (len(shards) - 1))
-    return {"expected": expected, "observed": int(same.sum()) / max(1, int(neighbours.sum()))}
+def _slots(micro_batches: int) -> int:
+    """Slots for epochs of about so many micro-batches, whose number spreads like its square root."""
+    return micro_batches + math.isqrt(micro_batches) // 2
 
 
 def _change_length(samples: Integers, speeds: npt.NDArray[np.float64]) -> Integers:
     return np.rint(samples / speeds).astype(np.int64)
-
-
-def _sum_over_lanes(totals: npt.NDArray[np.int64], lane_starts: Integers) -> npt.NDArray[np.int64]:
-    batches_per_lane = np.diff(lane_starts)
-    sums = np.zeros((int(batches_per_lane.max()), totals.shape[1]), dtype=np.int64)
-    for first, count in zip(lane_starts[:-1].tolist(), batches_per_lane.tolist(), strict=True):
-        sums[:count] += totals[first : first + count]
-    return sums
 
 
 def _random_bits(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:

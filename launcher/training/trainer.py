@@ -148,7 +148,7 @@ class Trainer:
         self.engine.eval()
         plan = self.validation.plan
         sums = torch.zeros(3, dtype=torch.float64)
-        num_steps = plan.steps_per_epoch(0)
+        num_steps = plan.steps_per_epoch
         for batches in self.validation.steps(0, num_steps):
             self.heartbeat.beat(self.step, "validate")
             for batch in batches:

@@ -53,14 +53,14 @@ def corpus(tmp_path_factory):
     return ShardReader(index), tokenizer, make_plan(index, tokenizer)
 
 
-def make_plan(index, tokenizer):
+def make_plan(index, tokenizer, lanes=LANES):
     tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
     return Plan(
         index.shard,
         index.samples,
         tokens,
         min_frames,
-        BatchesConfig(lanes=LANES, seconds=12),
+        BatchesConfig(lanes=lanes, seconds=12),
         7,
         16000,
         (0.9, 1.0, 1.1),
@@ -91,7 +91,7 @@ def assert_same(first, second):
 
 def test_stopping_anywhere_and_going_on_gives_the_same_steps(corpus):
     # Into the second epoch.
-    num_steps = corpus[2].steps_per_epoch(0) + 3
+    num_steps = corpus[2].steps_per_epoch + 3
     whole = load(corpus, 0, num_steps)
     for cut in range(num_steps + 1):
         assert_same(load(corpus, 0, cut) + load(corpus, cut, num_steps), whole)
@@ -116,7 +116,7 @@ def test_lanes_spread_over_processes_are_together_those_of_one_process(corpus, w
 def test_a_batch_is_what_the_plan_says_padded_with_zeros(corpus):
     reader, tokenizer, plan = corpus
     keys = list(reader.index.keys())
-    for step, lanes in enumerate(load(corpus, 0, plan.steps_per_epoch(0))):
+    for step, lanes in enumerate(load(corpus, 0, plan.steps_per_epoch)):
         for lane, batch in enumerate(lanes):
             planned = plan.micro_batch(step, lane)
             assert (batch.step, batch.lane, batch.quarantined) == (step, lane, [])
@@ -134,10 +134,12 @@ def test_a_batch_is_what_the_plan_says_padded_with_zeros(corpus):
         assert sum(int(batch.token_lengths_B.sum()) for batch in lanes) == totals.tokens
 
 
-def test_a_lane_that_has_ended_its_epoch_gives_an_empty_batch(corpus):
-    last = load(corpus, corpus[2].steps_per_epoch(0) - 1, corpus[2].steps_per_epoch(0))[0]
-    empty = [batch for batch in last if not batch.keys]
-    assert empty
+def test_a_lane_without_an_utterance_gives_an_empty_batch(corpus):
+    reader, tokenizer, _ = corpus
+    plan = make_plan(reader.index, tokenizer, lanes=len(reader.index) + 2)
+    (batches,) = Loader(plan, reader, tokenizer, range(plan.batches.lanes), workers=0).steps(0, 1)
+    empty = [batch for batch in batches if not batch.keys]
+    assert len(empty) == 2
     for batch in empty:
         assert (batch.waveforms_BS.shape, batch.tokens_BU.shape) == ((0, 0), (0, 0))
         assert len(batch.samples_B) == len(batch.token_lengths_B) == 0
@@ -176,7 +178,7 @@ def faulty(corpus, fault, *, workers=2, **options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_utterance_is_left_out_and_named_and_the_others_stay_in_place(corpus, workers, caplog):
     plan = corpus[2]
-    num_steps = plan.steps_per_epoch(0)
+    num_steps = plan.steps_per_epoch
     planned = plan.micro_batch(1, 2)
     victim = int(planned.utterances[0])
     loader = faulty(corpus, broken(victim), workers=workers)
@@ -203,7 +205,7 @@ def test_too_many_broken_utterances_stop_the_run_with_both_counts(corpus):
 def test_a_higher_ratio_lets_them_pass_and_the_log_stays_short(corpus, caplog):
     loader = faulty(corpus, broken(*range(0, 120, 4)), max_broken_ratio=0.5)
     with caplog.at_level(logging.WARNING):
-        list(loader.steps(0, corpus[2].steps_per_epoch(0)))
+        list(loader.steps(0, corpus[2].steps_per_epoch))
     assert loader.utterances_broken == 30
     # The first ten, and the sixteenth.
     assert len(caplog.records) == 11
@@ -274,7 +276,7 @@ def test_threads_end_when_the_iterator_is_closed(corpus, consumed):
 
 def test_only_a_few_steps_are_read_ahead(corpus):
     read = []
-    steps = faulty(corpus, read.append).steps(0, corpus[2].steps_per_epoch(0))
+    steps = faulty(corpus, read.append).steps(0, corpus[2].steps_per_epoch)
     next(steps)
     time.sleep(0.3)
     ahead = sum(corpus[2].totals(step).utterances for step in range(data.loader.STEPS_AHEAD + 1))
