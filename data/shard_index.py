@@ -4,6 +4,7 @@ Reads from a folder or from a URL that fsspec knows. Refuses (`DataError`) a spl
 incomplete or of another format.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class ShardIndex:
     """Where each utterance of a split lies; columns are aligned, one row per utterance in the order of the
     shards. `shard` int32 [N] numbers `names`; `offset`, `size` int64 [N] are the bytes of all tar members
     of the utterance, headers and padding included; `samples` int64 [N] at `sample_rate_hz`; `text_length`
-    int32 [N] in characters.
+    int32 [N] in characters. `fingerprint` is a SHA-256 over those of all shards.
     """
 
     folder: Path | str
@@ -60,6 +61,7 @@ class ShardIndex:
     size: np.ndarray
     samples: np.ndarray
     text_length: np.ndarray
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -92,12 +94,13 @@ def read_index(folder: Path | str) -> ShardIndex:
             _open(folder, "index.npz") as file,
             np.load(io.BytesIO(file.read()), allow_pickle=False) as stored,
         ):
-            columns = {name: stored[name].astype(kind) for name, kind in INDEX_COLUMNS.items()}
+            columns = {name: stored[name].astype(kind, copy=False) for name, kind in INDEX_COLUMNS.items()}
         shards = summary["shards"]
         names = tuple(shard["name"] for shard in shards)
         counts = np.array([shard["utterances"] for shard in shards], np.int64)
         sizes = np.array([shard["bytes"] for shard in shards], np.int64)
-        index = ShardIndex(folder, int(summary["sample_rate_hz"]), names, **columns)
+        fingerprint = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
+        index = ShardIndex(folder, int(summary["sample_rate_hz"]), names, **columns, fingerprint=fingerprint)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise _torn(folder, f"its index cannot be read ({error!r})") from error
     if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), counts)):

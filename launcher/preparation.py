@@ -42,10 +42,11 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
 
 def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
-    """Train the tokenizer on the training texts and measure the mean and deviation of the features."""
+    """Train the tokenizer on the training texts, count tokens, and measure the features' mean and deviation."""
     from data.features import measure_statistics
     from data.reader import ShardReader
     from data.shard_index import read_index
+    from data.token_counts import token_counts
     from data.tokenizer import train_tokenizer
 
     index = read_index(recipe.split_folder(run, "train"))
@@ -53,6 +54,10 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     tokenizer = train_tokenizer(index.transcripts(), recipe.tokenizer, partial)
+    token_counts(index, tokenizer, partial / run.token_counts_file("train").name)
+    if recipe.has_split(run, "dev"):
+        dev = read_index(recipe.split_folder(run, "dev"))
+        token_counts(dev, tokenizer, partial / run.token_counts_file("dev").name)
     mean_F, std_F = measure_statistics(ShardReader(index), recipe.features, recipe.seed)
     statistics = {"mean": mean_F.tolist(), "std": std_F.tolist()}
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")

@@ -123,6 +123,10 @@ class RunFolder:
         self.features_file = self.tokenizer / "features.json"
         self.corpus = self.path / "corpus"
 
+    def token_counts_file(self, split: str) -> Path:
+        """What the tokenizer makes of a split's transcripts, counted (data/token_counts.py)."""
+        return self.tokenizer / f"counts-{split}.npz"
+
     def stage(self, name: str) -> StageFolder:
         return StageFolder(self.path / name)
 

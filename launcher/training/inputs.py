@@ -1,6 +1,7 @@
 """From a split's shards to micro-batches of features on the device."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from data.augment import AugmentConfig, SpecAugment
 from data.features import FeaturesConfig, LogMel
 from data.loader import Batch, Loader
 from data.plan import BatchesConfig, Plan, derive_seed
+from data.plan_statistics import describe_excluded
 from data.reader import ShardReader
 from data.shards import read_index
-from data.tokenizer import Tokenizer, token_lengths
+from data.token_counts import token_counts
+from data.tokenizer import Tokenizer
 from launcher.recipe import Recipe
 from launcher.run_folder import RunFolder
 from launcher.training.tasks import MicroBatch
@@ -23,6 +26,8 @@ from model.subsampling import output_length
 NO_AUGMENTATION = AugmentConfig(speeds=(1.0,), frequency_masks=0, time_masks=0)
 # An empty lane still passes through every layer: one utterance of this many feature frames, none of them valid.
 EMPTY_FRAMES = 16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,11 +78,11 @@ def open_inputs(
     lanes: tuple[int, ...],
     device: torch.device,
 ) -> Inputs:
-    """Open a split of the recipe's corpus for the lanes of one process."""
+    """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out."""
     index = read_index(recipe.split_folder(run, split))
     tokenizer = Tokenizer.load(run.tokenizer)
     features = load_features(recipe.features, run.features_file).to(device)
-    tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
+    tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
     plan = Plan(
         index.shard,
         index.samples,
@@ -89,10 +94,21 @@ def open_inputs(
         augment.speeds,
         encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples)),
     )
+    if 0 in lanes:
+        _tell(plan, run, split)
     loader = Loader(plan, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
     masks = augment.frequency_masks + augment.time_masks
     specaugment = SpecAugment(augment, recipe.features) if masks else None
     return Inputs(plan, loader, features, specaugment, recipe.seed, device)
+
+
+def _tell(plan: Plan, run: RunFolder, split: str) -> None:
+    """Log the shape of a split's plan, and leave it among the run's events."""
+    logger.info("%s: %d steps per epoch. %s", split, plan.steps_per_epoch, describe_excluded(plan))
+    excluded = {reason: len(utterances) for reason, utterances in plan.excluded.items()}
+    run.append_event(
+        "plan_opened", split=split, steps_per_epoch=plan.steps_per_epoch, utterances=len(plan.shard), left_out=excluded
+    )
 
 
 def load_features(config: FeaturesConfig, statistics: Path) -> LogMel:
