@@ -5,6 +5,7 @@ from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspe
 from launcher.recipe.errors import explain
 from launcher.recipe.loading import dump, find_recipe, load_recipe
 from launcher.recipe.schema import (
+    CheckpointConfig,
     ClusterConfig,
     DistillConfig,
     DistillStage,
@@ -17,6 +18,7 @@ from launcher.recipe.schema import (
 )
 
 __all__ = [
+    "CheckpointConfig",
     "ClusterConfig",
     "DistillConfig",
     "DistillStage",

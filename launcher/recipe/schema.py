@@ -117,6 +117,15 @@ class DistillConfig(BaseModel, frozen=True, extra="forbid"):
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
     every_steps: int = Field(default=200, ge=1, description="steps between checkpoints; there is always one at the end")
     keep_last: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay on the disk")
+    keep_best: int = Field(
+        default=1,
+        ge=1,
+        description="how many of those with the lowest validation/cer stay; counts checkpoints of steps that "
+        "validate_every divides, because only their weights were validated",
+    )
+    keep_every: int | None = Field(
+        default=None, ge=1, description="checkpoints of steps that it divides stay for good; none: not by their step"
+    )
 
 
 class SearchConfig(BaseModel, frozen=True, extra="forbid"):

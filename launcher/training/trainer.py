@@ -51,6 +51,10 @@ class Trainer:
     tracker: Tracker | None
     step: int = 0
     window: Window = field(default_factory=Window)
+    saver: checkpoint.Saver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saver = checkpoint.Saver(self.folder, self.stage.checkpoint, self.train.device)
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
@@ -58,16 +62,11 @@ class Trainer:
         for batches in self.train.steps(self.step, self.stage.steps):
             data_wait_s = time.perf_counter() - waiting
             stop = self._step(batches, data_wait_s)
-            if self.step % self.stage.validate_every == 0 or self.step == self.stage.steps:
-                self._validate()
+            due = self.step % self.stage.validate_every == 0 or self.step == self.stage.steps
+            validation_cer = self._validate() if due else None
             last = stop or self.step == self.stage.steps
             if last or self.step % self.stage.checkpoint.every_steps == 0:
-                saved = self._save()
-                if last and not saved:
-                    raise CheckpointError(
-                        f"Stage {self.stage.name} reached step {self.step}, but its last checkpoint could not be "
-                        f"written to {self.folder.checkpoints}. Make room there and run the same command again."
-                    )
+                self._save(validation_cer, last)
             if last:
                 break
             waiting = time.perf_counter()
@@ -114,10 +113,13 @@ class Trainer:
             "samples": sum(int(batch.samples_B.sum()) for batch in batches),
             "quarantined": sum(len(batch.quarantined) for batch in batches),
             "stop": int(self.folder.stop_file.exists()),
+            **self.saver.progress(),
         }
         counts = {name: torch.tensor(value) for name, value in own.items()}
         agreed = agree({**sums, **counts}, self.train.device)
+        self.saver.settle(agreed.scalars.pop("save/writing"), agreed.scalars.pop("save/failed"))
         if not math.isfinite(agreed.scalars["loss"]):
+            self.saver.finish()
             suspects = [] if torch.isfinite(sums["loss"]) else [key for batch in batches for key in batch.keys]
             raise DistributedError(
                 f"The loss of step {self.step} of stage {self.stage.name} is {agreed.scalars['loss']}; the update was "
@@ -140,10 +142,13 @@ class Trainer:
             self.tracker.log(row)
 
     @torch.no_grad()
-    def _validate(self) -> None:
-        """Loss and greedy error rate on the validation split; every process runs its lanes of every batch."""
+    def _validate(self) -> float | None:
+        """Measure loss and greedy error rate on the validation split, each process on its lanes of every batch.
+
+        Returns the character error rate over all processes; None without a validation split.
+        """
         if self.validation is None:
-            return
+            return None
         started = time.perf_counter()
         self.engine.eval()
         plan = self.validation.plan
@@ -162,6 +167,7 @@ class Trainer:
         row |= {"validation_s": time.perf_counter() - started, "time": time.time()}
         if self.tracker:
             self.tracker.log(row)
+        return row["validation/cer"]
 
     def _edits(self, batch: Batch, output) -> tuple[int, int]:
         """Character edits between the greedy transcripts and the references, and the references' length."""
@@ -174,23 +180,34 @@ class Trainer:
         edits = counts.substitutions + counts.deletions + counts.insertions
         return edits, counts.hits + counts.substitutions + counts.deletions
 
-    def _save(self) -> bool:
-        """Write a checkpoint of this step. False when it could not be written, which is logged and no reason to end."""
+    def _save(self, validation_cer: float | None, last: bool) -> None:
+        """Begin a checkpoint of this step; the last one of a stage is waited for, and CheckpointError if it fails.
+
+        Any other that fails is logged, and no reason to end. Logs how long training stood still for it.
+        """
         self.heartbeat.beat(self.step, "save")
         started = time.perf_counter()
         module = self.engine.module
-        saved = checkpoint.save(
-            self.folder,
-            self.step,
-            parallel.fragments(self.engine),
-            {**parallel.shapes(module), **{name: list(b.shape) for name, b in _buffers(module)}},
-            dict(_buffers(module)),
-            {"window": {"steps": self.window.steps, "sums": self.window.sums}},
-            self.stage.checkpoint.keep_last,
+        buffers = dict(_buffers(module))
+        begun = self.saver.start(
+            checkpoint.State(
+                self.step,
+                parallel.fragments(self.engine),
+                {**parallel.shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
+                buffers,
+                {"window": {"steps": self.window.steps, "sums": self.window.sums}},
+                validation_cer,
+            )
         )
-        seconds = time.perf_counter() - started
-        logger.info("step %d: checkpoint %s in %.2f s", self.step, "saved" if saved else "failed", seconds)
-        return saved
+        saved = begun and (not last or self.saver.finish())
+        row = {"step": self.step, "save_stall_s": time.perf_counter() - started, "time": time.time()}
+        if self.tracker:
+            self.tracker.log(row)
+        if last and not saved:
+            raise CheckpointError(
+                f"Stage {self.stage.name} reached step {self.step}, but its last checkpoint could not be written to "
+                f"{self.folder.checkpoints}. Make room there and run the same command again."
+            )
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, moments, routers' biases, step, and the open row of metrics."""

@@ -11,7 +11,7 @@ import gradients
 import torch
 import torch.distributed as dist
 
-from launcher.recipe import OptimizerConfig, find_deepspeed_config
+from launcher.recipe import CheckpointConfig, OptimizerConfig, find_deepspeed_config
 from launcher.run_folder import StageFolder
 from launcher.training import checkpoint, parallel
 
@@ -44,7 +44,10 @@ def train(folder: Path, num_steps: int, expert_parallel: int, deepspeed: str) ->
         step += 1
     buffers = {name: b for name, b in engine.module.named_buffers() if name in engine.module.state_dict()}
     shapes = parallel.shapes(engine.module) | {name: list(b.shape) for name, b in buffers.items()}
-    assert checkpoint.save(stage, step, parallel.fragments(engine), shapes, buffers, {}, keep_last=9)
+    saver = checkpoint.Saver(stage, CheckpointConfig(keep_last=9), torch.device("cpu"))
+    window = {"steps": 1, "sums": {"loss": losses[-1]}} if losses else {"steps": 0, "sums": {}}
+    assert saver.start(checkpoint.State(step, parallel.fragments(engine), shapes, buffers, {"window": window}))
+    assert saver.finish()
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
 

@@ -10,7 +10,8 @@ import torch
 
 from launcher.errors import CheckpointError
 from launcher.run_folder import StageFolder
-from launcher.training.checkpoint import Checkpoint, _digest, newest_intact
+from launcher.training.checkpoint import Checkpoint, newest_intact
+from launcher.training.checkpoint.layout import manifest_digest
 
 SCRIPT = Path(__file__).with_name("states.py")
 
@@ -76,7 +77,7 @@ def damaged_copy(trained: Path, tmp_path: Path) -> StageFolder:
     manifest = stage.checkpoint(4) / "manifest.json"
     content = json.loads(manifest.read_text()) | {"step": 4}
     content.pop("sha256")
-    manifest.write_text(json.dumps({"sha256": _digest(content), **content}))
+    manifest.write_text(json.dumps({"sha256": manifest_digest(content), **content}))
     newest = newest_intact(stage)
     assert newest is not None
     assert newest.step == 4

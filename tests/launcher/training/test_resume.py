@@ -13,7 +13,7 @@ from launcher.run_folder import RunFolder, read_json
 from launcher.tracking import read_metrics
 
 # What a clock measured, or how the machine was doing.
-TIMES = {"time", "step_s", "data_wait", "audio_s_per_s", "validation_s"}
+TIMES = {"time", "step_s", "data_wait", "audio_s_per_s", "validation_s", "save_stall_s"}
 
 
 def train(run: RunFolder, world: int = 2) -> None:
@@ -22,7 +22,8 @@ def train(run: RunFolder, world: int = 2) -> None:
 
 def metrics(run: RunFolder) -> list[dict]:
     rows = read_metrics(run.stage(STAGE).metrics_file)
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    measured = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [row for row in measured if row.keys() != {"step"}]
 
 
 def weights(run: RunFolder) -> dict:

@@ -1,0 +1,45 @@
+"""The format of a checkpoint on the disk.
+
+A checkpoint is a folder `step-00000400`: one `rank-00000.safetensors` per process with the intervals of the flattened
+parameters and moments that the process owns, and `manifest.json` with the shape of every tensor, the interval that
+each file holds of it and the SHA-256 of each file. Any process of any later topology reads the intervals it needs.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHT, BUFFER = "weight", "buffer"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The interval [start, stop) of a flattened tensor, stored under `kind/name` in a file."""
+
+    file: str
+    kind: str
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+def part_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own `sha256`."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

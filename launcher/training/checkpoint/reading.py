@@ -1,0 +1,145 @@
+"""Opens checkpoints, finds damage, and puts tensors together again. Needs no process group and no DeepSpeed."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from launcher.errors import CheckpointError
+from launcher.run_folder import StageFolder
+from launcher.training.checkpoint.layout import FORMAT, MANIFEST, WEIGHT, Piece, file_sha256, manifest_digest
+
+if TYPE_CHECKING:
+    from launcher.training.parallel import Fragment
+
+logger = logging.getLogger(__name__)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint; CheckpointError when it is missing, not what was written, or too new."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        intact = manifest.pop("sha256") == manifest_digest(manifest)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"The checkpoint {folder} has no readable manifest: {error!r}.") from None
+    if not intact:
+        raise CheckpointError(f"{folder / MANIFEST} is not what was written: its own SHA-256 differs.")
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(
+            f"The checkpoint {folder} has format {manifest['format']}; this version reads formats up to {FORMAT}."
+        )
+    return manifest
+
+
+class Checkpoint:
+    """A checkpoint on disk, checked against its manifest on opening unless another process has done that.
+
+    Raises CheckpointError when a file is missing, shorter than it was, or not what was written.
+    """
+
+    def __init__(self, folder: Path, verify: bool = True):
+        self.folder = folder
+        manifest = read_manifest(folder)
+        self.step: int = manifest["step"]
+        self.trainer: dict[str, Any] = manifest["trainer"]
+        self.shapes: dict[str, list[int]] = manifest["shapes"]
+        self._files = manifest["files"]
+        self._pieces: dict[tuple[str, str], list[Piece]] = {}
+        for record in manifest["pieces"]:
+            piece = Piece(**record)
+            self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
+        if verify:
+            self._verify()
+        self._open: dict[str, Any] = {}
+
+    def _verify(self) -> None:
+        for file in self._files:
+            path = self.folder / file["name"]
+            if not path.exists():
+                raise CheckpointError(f"The checkpoint {self.folder} lacks its part {file['name']}.")
+            if path.stat().st_size != file["bytes"]:
+                raise CheckpointError(
+                    f"{path} has {path.stat().st_size} bytes where {file['bytes']} were written: it was cut short."
+                )
+            try:
+                intact = file_sha256(path) == file["sha256"]
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error}.") from None
+            if not intact:
+                raise CheckpointError(f"{path} is not what was written: its SHA-256 differs from the manifest's.")
+
+    def fill(self, part: "Fragment") -> None:
+        """Copy this checkpoint's values and optimizer state into a fragment, whoever wrote them."""
+        self._copy(WEIGHT, part.name, part.start, part.values)
+        for kind, values in part.state.items():
+            self._copy(kind, part.name, part.start, values)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter and buffer whole, in fp32, by its name in an unspread model."""
+        return {name: self.whole(self.kinds(name)[0], name) for name in self.shapes}
+
+    def kinds(self, name: str) -> list[str]:
+        """What is stored of a tensor: "buffer", or "weight" and the optimizer's state."""
+        return [kind for kind, stored in self._pieces if stored == name]
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """One kind of a tensor, put together from every process's part, in fp32."""
+        values = torch.empty(self.shapes[name])
+        self._copy(kind, name, 0, values.view(-1))
+        return values
+
+    @torch.no_grad()
+    def _copy(self, kind: str, name: str, start: int, values: Tensor) -> None:
+        stop, found = start + values.numel(), 0
+        for piece in self._pieces.get((kind, name), []):
+            low, high = max(start, piece.start), min(stop, piece.stop)
+            if low < high:
+                stored = self._file(piece.file).get_slice(piece.key)[low - piece.start : high - piece.start]
+                values[low - start : high - start].copy_(stored)
+                found += high - low
+        if found != stop - start:
+            raise CheckpointError(
+                f"The checkpoint {self.folder} holds {found} of the {stop - start} values [{start}, {stop}) of "
+                f"{kind} {name}: it is of another model, or a process did not write its part."
+            )
+
+    def _file(self, name: str):
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self.folder / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.folder / name} cannot be read: {error}.") from None
+        return self._open[name]
+
+
+def newest_intact(stage: StageFolder) -> Checkpoint | None:
+    """The newest checkpoint that is what was written; damaged ones are logged and passed over. None when none is."""
+    for step in reversed(stage.checkpoint_steps()):
+        try:
+            return Checkpoint(stage.checkpoint(step))
+        except CheckpointError as error:
+            logger.warning("%s The next older checkpoint is tried.", error)
+    return None
+
+
+def open_checkpoint(stage: StageFolder, step: int | None = None) -> Checkpoint:
+    """The checkpoint of a step, or the newest intact one; CheckpointError saying which there are when it is none."""
+    steps = stage.checkpoint_steps()
+    if step is None:
+        newest = newest_intact(stage)
+        if newest is None:
+            raise CheckpointError(
+                f"Stage {stage.name} has no intact checkpoint in {stage.checkpoints} to make a model of; there are "
+                f"{len(steps)} in all. Run the recipe again: the stage goes on from its beginning."
+            )
+        return newest
+    if step not in steps:
+        raise CheckpointError(
+            f"Stage {stage.name} has no checkpoint of step {step} in {stage.checkpoints}. Those in place are of steps "
+            f"{', '.join(map(str, steps)) or 'none'}; keep_every of the stage's checkpoint settings keeps more."
+        )
+    return Checkpoint(stage.checkpoint(step))

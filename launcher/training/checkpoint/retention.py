@@ -1,0 +1,73 @@
+"""Which checkpoints stay on the disk, and whether there is room for one more."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.errors import CheckpointError
+from launcher.recipe import CheckpointConfig
+from launcher.run_folder import StageFolder
+from launcher.training.checkpoint.reading import read_manifest
+
+# Manifest, headers, and what else is written to the same disk meanwhile.
+SPACE_MARGIN, SPACE_MARGIN_BYTES = 1.05, 1 << 20
+logger = logging.getLogger(__name__)
+
+
+def retained(validation_cer: Mapping[int, float | None], newest: int, config: CheckpointConfig) -> set[int]:
+    """The steps of the checkpoints that stay, of those given with their character error rates (None: not validated).
+
+    Always among them: `newest`, which has just been written, and of equally good ones the later. Checkpoints of later
+    steps than `newest` were found damaged on resuming; they stay until their step is written again, and do not count.
+    """
+    steps = sorted(step for step in validation_cer if step <= newest)
+    scores = {step: cer for step in steps if (cer := validation_cer[step]) is not None}
+    best = sorted(scores, key=lambda step: (scores[step], -step))
+    every = [step for step in steps if config.keep_every is not None and step % config.keep_every == 0]
+    later = [step for step in validation_cer if step > newest]
+    return {newest, *steps[-config.keep_last :], *best[: config.keep_best], *every, *later}
+
+
+def retire(stage: StageFolder, newest: int, config: CheckpointConfig) -> None:
+    """Remove the checkpoints that the settings no longer keep."""
+    validation_cer = {step: _validation_cer(stage.checkpoint(step)) for step in stage.checkpoint_steps()}
+    for step in sorted(validation_cer.keys() - retained(validation_cer, newest, config)):
+        remove(stage.checkpoint(step))
+
+
+def _validation_cer(folder: Path) -> float | None:
+    try:
+        # Checkpoints of before there was this field have not got it.
+        return read_manifest(folder).get("validation_cer")
+    except CheckpointError:
+        return None
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint so that a kill halfway leaves nothing that looks like one."""
+    hidden = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def has_room(folder: Path, state_bytes: int, step: int) -> bool:
+    """Whether a state of that size can be written; when not, say in the log what there is and what it takes."""
+    needed = int(state_bytes * SPACE_MARGIN) + SPACE_MARGIN_BYTES
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return True
+    logger.warning(
+        "The checkpoint of step %d is not written: %s are free in %s and it needs %s. Training goes on and the "
+        "previous checkpoint stays; make room there, or keep fewer (checkpoint.keep_last, keep_best, keep_every).",
+        step,
+        _size(free),
+        folder,
+        _size(needed),
+    )
+    return False
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"

@@ -1,0 +1,244 @@
+"""Writes checkpoints while training goes on.
+
+On the training thread of each process, `Saver.start` copies what the process owns to CPU memory. A thread of its own
+writes, flushes and hashes the copy in a hidden folder. The processes tell each other in the collective that every step
+has anyway (`progress`, `settle`) when all parts are written; then the first process seals the folder with the
+manifest, renames it, and only after that lets `latest` name it and older ones go. A save that fails leaves the
+previous checkpoints as they were and training goes on. One save at a time: the next one waits for it.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from launcher.recipe import CheckpointConfig
+from launcher.run_folder import StageFolder, flush_folder, write_json, write_text
+from launcher.training.checkpoint.layout import (
+    BUFFER,
+    FORMAT,
+    MANIFEST,
+    WEIGHT,
+    Piece,
+    file_sha256,
+    manifest_digest,
+    part_name,
+)
+from launcher.training.checkpoint.retention import has_room, retire
+
+if TYPE_CHECKING:
+    from launcher.training.parallel import Fragment
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds.
+
+    `parts` are what this process owns; `buffers` are equal everywhere and written by the first process; `shapes` are
+    those of all tensors over all processes; `trainer` is what else a resumed run needs, as JSON; `validation_cer` is
+    the character error rate of exactly these weights, None when they were not validated.
+    """
+
+    step: int
+    parts: "Iterable[Fragment]"
+    shapes: dict[str, list[int]]
+    buffers: dict[str, Tensor]
+    trainer: dict[str, Any]
+    validation_cer: float | None = None
+
+
+@dataclass
+class _Save:
+    """A save under way, as one process sees it. `commit` is only there in the first process, once all have written."""
+
+    step: int
+    folder: Path
+    header: dict[str, Any]
+    write: Future[bool]
+    settled: bool = False
+    commit: Future[bool] | None = None
+
+
+class Saver:
+    """Saves of one stage. Every process builds one; `start`, `settle` and `finish` are called by all alike."""
+
+    def __init__(self, stage: StageFolder, config: CheckpointConfig, device: torch.device):
+        self._stage, self._config, self._device = stage, config, device
+        self._rank = dist.get_rank()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._save: _Save | None = None
+
+    def start(self, state: State) -> bool:
+        """Begin a save, after the one under way; collective. Returns once the state is copied, so it may change then.
+
+        False everywhere, with the reason logged, when there is no room for it or its folder cannot be made.
+        """
+        self.finish()
+        parts = [part for part in state.parts if part.writes]
+        own_bytes = sum(_bytes(part.values) + sum(map(_bytes, part.state.values())) for part in parts)
+        state_bytes = int(self._reduce(own_bytes, dist.ReduceOp.SUM))
+        folder = self._stage.checkpoints / f".{self._stage.checkpoint(state.step).name}.tmp"
+        prepared = self._rank != 0 or self._prepare(folder, state_bytes, state.step)
+        if not self._all(prepared):
+            return False
+        tensors, pieces = _snapshot(part_name(self._rank), parts, state.buffers if self._rank == 0 else {})
+        # The trainer's measures go on changing; the copy is what belongs to this step.
+        header = {
+            "format": FORMAT,
+            "step": state.step,
+            "validation_cer": state.validation_cer,
+            "trainer": json.loads(json.dumps(state.trainer)),
+            "shapes": state.shapes,
+        }
+        write = self._thread.submit(_write_part, folder, self._rank, state.step, tensors, pieces)
+        self._save = _Save(state.step, folder, header, write)
+        return True
+
+    def progress(self) -> dict[str, int]:
+        """This process's contribution to the sums that `settle` wants: still writing, and could not write."""
+        writing = failed = False
+        if self._save and not self._save.settled:
+            writing = not self._save.write.done()
+            failed = not writing and not self._save.write.result()
+        return {"save/writing": int(writing), "save/failed": int(failed)}
+
+    def settle(self, num_writing: float, num_failed: float) -> None:
+        """Seal the save under way if all processes have written their part, given the sums over all of them."""
+        if self._save and not self._save.settled and num_writing == 0:
+            self._conclude(self._save, num_failed == 0)
+
+    def finish(self) -> bool:
+        """Wait until the save under way is in place or given up; collective. False when it was given up."""
+        save = self._save
+        if save is None:
+            return True
+        if not save.settled:
+            self._conclude(save, self._all(save.write.result()))
+        self._save = None
+        return self._all(self._rank != 0 or (save.commit is not None and save.commit.result()))
+
+    def _conclude(self, save: _Save, complete: bool) -> None:
+        save.settled = True
+        if self._rank == 0 and complete:
+            save.commit = self._thread.submit(_commit, self._stage, save, self._config)
+        elif self._rank == 0:
+            save.commit = self._thread.submit(_discard, save)
+
+    def _prepare(self, folder: Path, state_bytes: int, step: int) -> bool:
+        try:
+            self._stage.checkpoints.mkdir(parents=True, exist_ok=True)
+            for left_behind in self._stage.checkpoints.glob(".step-*.tmp"):
+                shutil.rmtree(left_behind, ignore_errors=True)
+            if not has_room(self._stage.checkpoints, state_bytes, step):
+                return False
+            folder.mkdir()
+        except OSError as error:
+            _log_failure(step, error)
+            return False
+        return True
+
+    def _all(self, succeeded: bool) -> bool:
+        return bool(self._reduce(int(succeeded), dist.ReduceOp.MIN))
+
+    def _reduce(self, value: int, operation: Any) -> float:
+        number = torch.tensor(float(value), dtype=torch.float64, device=self._device)
+        dist.all_reduce(number, op=operation)
+        return number.item()
+
+
+def _bytes(values: Tensor) -> int:
+    return values.numel() * values.element_size()
+
+
+def _log_failure(step: int, error: Exception) -> None:
+    logger.warning(
+        "The checkpoint of step %d was not written: %s. Training goes on; the previous checkpoint stays.", step, error
+    )
+
+
+def _snapshot(
+    file: str, parts: "Iterable[Fragment]", buffers: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Copies in CPU memory of what this process writes, and the records of their pieces."""
+    tensors, pieces = {}, []
+
+    def add(kind: str, name: str, start: int, values: Tensor) -> None:
+        piece = Piece(file, kind, name, start, start + values.numel())
+        pieces.append(vars(piece))
+        tensors[piece.key] = values.detach().to("cpu", copy=True)
+
+    for part in parts:
+        add(WEIGHT, part.name, part.start, part.values)
+        for kind, values in part.state.items():
+            add(kind, part.name, part.start, values)
+    for name, buffer in buffers.items():
+        add(BUFFER, name, 0, buffer.flatten())
+    return tensors, pieces
+
+
+def _write_part(folder: Path, rank: int, step: int, tensors: dict[str, Tensor], pieces: list[dict[str, Any]]) -> bool:
+    path = folder / part_name(rank)
+    try:
+        save_file(tensors, path)
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+        file = {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        write_json(path.with_suffix(".json"), {"pieces": pieces, "file": file})
+    except (OSError, SafetensorError) as error:
+        _log_failure(step, error)
+        return False
+    finally:
+        tensors.clear()
+    return True
+
+
+def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
+    """Seal and rename the folder of a save whose parts are all written; then retire older checkpoints."""
+    try:
+        _seal(save)
+        final = stage.checkpoint(save.step)
+        if final.exists():  # damaged: a run goes on from its newest intact one, and saves no step before it again
+            shutil.rmtree(final)
+        save.folder.rename(final)
+        flush_folder(stage.checkpoints)
+    except (OSError, ValueError) as error:
+        _log_failure(save.step, error)
+        return _discard(save)
+    try:
+        write_text(stage.checkpoints / "latest", final.name + "\n")
+        retire(stage, save.step, config)
+    except OSError as error:
+        logger.warning("The checkpoint of step %d is in place, but older ones were not cleared: %s", save.step, error)
+    logger.info("step %d: checkpoint in place", save.step)
+    return True
+
+
+def _discard(save: _Save) -> bool:
+    shutil.rmtree(save.folder, ignore_errors=True)
+    return False
+
+
+def _seal(save: _Save) -> None:
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(save.folder.glob("rank-*.json"))]
+    manifest = {
+        **save.header,
+        "files": [record["file"] for record in records],
+        "pieces": [piece for record in records for piece in record["pieces"]],
+    }
+    write_json(save.folder / MANIFEST, {"sha256": manifest_digest(manifest), **manifest})
+    for path in save.folder.glob("rank-*.json"):
+        path.unlink()
+    flush_folder(save.folder)
