@@ -117,14 +117,21 @@ def _add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("shards", help="inspect shards")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    for name, text in (
-        ("verify", "read everything and compare it with its records"),
-        ("stats", "count and measure"),
-    ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
-        _add_json(action)
-        action.set_defaults(command=_command("corpora", f"{name}_shards"))
+    _add_shards_action(actions, "verify", "read everything and compare it with its records")
+    stats = _add_shards_action(actions, "stats", "count and measure, and show what a run would make of them")
+    stats.add_argument("--lanes", type=int, metavar="N", help="batches.lanes of the run (default: that of recipes)")
+    stats.add_argument("--seconds", type=float, metavar="S", help="batches.seconds of the run")
+    stats.add_argument("--pool-shards", type=int, metavar="N", help="batches.pool_shards of the run")
+
+
+def _add_shards_action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    action = actions.add_parser(name, help=text)
+    action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
+    _add_json(action)
+    action.set_defaults(command=_command("corpora", f"{name}_shards"))
+    return action
 
 
 def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -2,20 +2,31 @@
 
 import argparse
 import json
+import operator
 import sys
 from pathlib import Path
 from typing import Any, get_origin
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from data.augment import AugmentConfig
 from data.corpora import CORPORA, prepare
-from data.shards import find_splits, stats, verify
+from data.errors import DataError
+from data.features import FeaturesConfig
+from data.plan import BatchesConfig, Plan
+from data.plan_statistics import measure_plan
+from data.shards import ShardIndex, find_splits, read_index, stats, verify
 from launcher.errors import ConfigError
 from launcher.launch import num_cores
 from launcher.progress import open_display
 from launcher.recipe import explain
+from model.subsampling import output_length
+
+# Settings of batches that `chorus shards stats` takes.
+PLAN_OPTIONS = ("lanes", "seconds", "pool_shards")
 
 
 def add_corpora(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +125,37 @@ def verify_shards(options: argparse.Namespace) -> int:
 
 
 def stats_shards(options: argparse.Namespace) -> int:
-    found = {name: stats(folder) for name, folder in find_splits(Path(options.folder).absolute()).items()}
+    given = {key: value for key in PLAN_OPTIONS if (value := getattr(options, key)) is not None}
+    try:
+        batches = BatchesConfig.model_validate(given)
+    except ValidationError as error:
+        message = explain(error, BatchesConfig, given, "chorus shards stats")
+        raise ConfigError(_in_flags(message, BatchesConfig)) from None
+    folders = find_splits(Path(options.folder).absolute())
+    found = {name: {**stats(folder), "plan": _plan(read_index(folder), batches)} for name, folder in folders.items()}
     if options.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         print(yaml.safe_dump(found, allow_unicode=True, sort_keys=False, width=110), end="")
     return 0
+
+
+def _plan(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
+    """What a plan would make of a split, with the speeds of a default recipe and a token per character."""
+    repeats = (sum(map(operator.eq, text, text[1:])) for text in index.transcripts())
+    features = FeaturesConfig(sample_rate_hz=index.sample_rate_hz)
+    try:
+        plan = Plan(
+            index.shard,
+            index.samples,
+            index.text_length,
+            index.text_length + np.fromiter(repeats, np.int32, len(index)),
+            batches,
+            seed=1,
+            sample_rate_hz=index.sample_rate_hz,
+            speeds=AugmentConfig().speeds,
+            encoder_frames=lambda samples: output_length(features.num_frames(samples)),
+        )
+    except DataError as error:
+        return {"refused": str(error)}
+    return {**{key: getattr(batches, key) for key in PLAN_OPTIONS}, **measure_plan(plan).as_dict()}

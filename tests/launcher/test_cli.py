@@ -258,7 +258,7 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     ("command", "code", "fragment"),
     [
         (["run", "mini", "--set", "stages.teacher.stesp=3"], 2, "did you mean 'steps'?"),
-        (["run", "mini", "--processes", "3"], 2, "does not divide"),
+        (["run", "mini", "--processes", "3"], 2, "Choose one of 1, 2 processes"),
         (["run", "digits", "--set", "corpus.root=/nowhere"], 3, "/nowhere, which does not exist"),
         (["status", "/nowhere"], 2, "is not a run folder"),
         (["evaluate", "/nowhere/student"], 2, "is not a run folder"),

@@ -14,6 +14,7 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
+from data.manifest import Clip, Utterance
 from data.shards import write_split
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.errors import CheckpointError
@@ -92,6 +93,18 @@ def test_a_model_folder_that_lacks_a_part_is_named(model_folder, tmp_path, part)
     shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
     with pytest.raises((CheckpointError, DataError), match=str(copy)):
         FinishedModel.load(copy)
+
+
+def test_utterances_that_training_would_leave_out_are_scored(model_folder, tmp_path):
+    # Longer and shorter than any in training, and a text that no alignment of its length can write.
+    utterances = []
+    for key, seconds, text in (("long", 31.0, "ааа"), ("short", 0.02, "а"), ("dense", 0.5, "а" * 99)):
+        soundfile.write(tmp_path / f"{key}.wav", noise(seconds, 16000), 16000)
+        utterances.append(Utterance(key, (Clip(tmp_path / f"{key}.wav"),), text, "test"))
+    write_split(utterances, tmp_path / "test", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
+    found = evaluate_model(FinishedModel.load(model_folder), tmp_path / "test", "test", lambda done: None)
+    assert found["test"]["utterances"] == 3
+    assert sorted(example["key"] for example in found["examples"]) == ["dense", "long", "short"]
 
 
 def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, tmp_path):
