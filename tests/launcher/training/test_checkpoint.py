@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, damaged ones found, and readable on every other topology."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from launcher.errors import CheckpointError
 from launcher.run_folder import StageFolder
 from launcher.training.checkpoint import Checkpoint, newest_intact
-from launcher.training.checkpoint.layout import manifest_digest
+from launcher.training.checkpoint.layout import FORMAT, manifest_digest
 
+FROZEN = Path(__file__).parents[2] / "fixtures" / "checkpoints"
 SCRIPT = Path(__file__).with_name("states.py")
 
 
@@ -125,3 +127,20 @@ def test_a_checkpoint_of_another_model_is_refused(trained):
     saved.shapes["encoder.blocks.9.attention.output.bias"] = [16]
     with pytest.raises(CheckpointError, match="another model"):
         saved.whole("weight", "encoder.blocks.9.attention.output.bias")
+
+
+@pytest.mark.parametrize("number", range(1, FORMAT + 1))
+def test_a_frozen_checkpoint_of_every_format_stays_loadable(number):
+    folder = FROZEN / f"format-{number}"
+    (saved,) = [Checkpoint(path) for path in folder.glob("step-*")]
+    hashes = json.loads((folder / "sha256.json").read_text())
+    values = everything(saved)
+    assert {f"{kind}/{name}" for kind, name in values} == hashes.keys()
+    for (kind, name), tensor in values.items():
+        assert hashlib.sha256(tensor.numpy().tobytes()).hexdigest() == hashes[f"{kind}/{name}"], (kind, name)
+
+
+def test_a_frozen_checkpoint_says_where_its_run_goes_on():
+    saved = Checkpoint(FROZEN / "format-1" / "step-00000003")
+    assert saved.step == 3
+    assert saved.trainer == {"window": {"steps": 1, "sums": {"loss": 4.522793769836426}}}
