@@ -19,6 +19,7 @@ from model.router import ExpertsConfig, RouterConfig
 from model.subsampling import SubsamplingConfig, output_length
 
 LANES, MEL_BINS, VOCABULARY = 4, 20, 9
+CLIP_NORM = 0.5
 CONFIG = RecognizerConfig(
     encoder=EncoderConfig(
         layers=4,
@@ -86,9 +87,8 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
     recognizer, task = build()
     parallel.spread_experts(recognizer, expert_parallel, rank)
     lanes = range(rank, LANES, world)
-    engine = parallel.build_engine(
-        recognizer, OptimizerConfig(clip_norm=0.5), find_deepspeed_config(deepspeed), len(lanes), "fp32"
-    )
+    optimizer = OptimizerConfig(clip_norm=CLIP_NORM)
+    engine = parallel.build_engine(recognizer, optimizer, find_deepspeed_config(deepspeed), len(lanes), "fp32")
     for index, lane in enumerate(lanes):
         parts, _ = task(engine, micro_batch(lane), totals(), 0.0)
         engine.backward(torch.stack(list(parts.values())).sum() * LANES)
@@ -101,8 +101,16 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
     }
     engine.step()
     norm = parallel.gradient_norm(engine)
-    owned = sum(fragment.values.numel() for fragment in parallel.fragments(engine))
-    torch.save({"gradients": gradients, "norm": norm, "owned": owned}, out / f"rank-{rank}.pt")
+    fragments = [fragment for fragment in parallel.fragments(engine) if fragment.writes]
+    result = {
+        "gradients": gradients,
+        "norm": norm,
+        "owned": sum(fragment.values.numel() for fragment in fragments),
+        # AdamW's first moment after one step is a share of the gradient that clipping left.
+        "clipped": sum(fragment.state["exp_avg"].square().sum().item() for fragment in fragments)
+        / (1 - optimizer.betas[0]) ** 2,
+    }
+    torch.save(result, out / f"rank-{rank}.pt")
     dist.barrier()
 
 

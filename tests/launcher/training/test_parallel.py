@@ -52,15 +52,18 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
     processes.run([str(script), str(tmp_path), str(expert_parallel), deepspeed], world, tmp_path / "log")
     norm = torch.cat([gradient.flatten() for gradient in reference().values()]).norm().item()
     seen: dict[str, set[int]] = {}
+    clipped = 0.0
     for rank in range(world):
         result = torch.load(tmp_path / f"rank-{rank}.pt")
         assert_equal_gradients(result["gradients"], norm)
         assert result["norm"] == pytest.approx(norm, rel=1e-5)
+        clipped += result["clipped"]
         assert result["owned"] * BYTES_FP32 == pytest.approx(
             planned_master_weights(world, expert_parallel, deepspeed), rel=0.02
         )
         for name, (start, _) in result["gradients"].items():
             seen.setdefault(name, set()).add(start)
+    assert clipped**0.5 == pytest.approx(gradients.CLIP_NORM, rel=1e-4)
     spread = {name for name, starts in seen.items() if len(starts) == expert_parallel > 1}
     experts = {name for name in reference() if ".experts." in name}
     assert spread == (experts if expert_parallel > 1 else set())
