@@ -1,0 +1,81 @@
+"""`chorus run` from shards to report, killed on the way: teacher, distilled student with spread experts, evaluation."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import recipe_values
+
+from launcher.run_folder import RunFolder, read_json
+from launcher.tracking import read_metrics
+
+
+@pytest.fixture(scope="module")
+def recipe_file(shards, tmp_path_factory) -> Path:
+    values = recipe_values(shards)
+    teacher = values["stages"][0] | {"name": "teacher"}
+    teacher["model"] = copy.deepcopy(teacher["model"])
+    for key in ("groups", "experts"):
+        del teacher["model"]["encoder"][key]
+    student = values["stages"][0] | {"kind": "distill", "teacher": "teacher", "initialize_from_teacher": True}
+    evaluation = {"name": "evaluation", "kind": "evaluate", "models": ["teacher", "student"], "split": "dev"}
+    path = tmp_path_factory.mktemp("recipe") / "whole.yaml"
+    path.write_text(yaml.safe_dump(values | {"name": "whole", "stages": [teacher, student, evaluation]}))
+    return path
+
+
+def start(recipe_file: Path, run: RunFolder) -> subprocess.Popen:
+    command = [sys.executable, "-m", "launcher.cli", "run", str(recipe_file), "--run-dir", str(run.path)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def kill_everything(launcher: subprocess.Popen) -> None:
+    """SIGKILL to the launcher and all it has started, as when a machine goes down."""
+    tree = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    for process in tree:
+        process.send_signal(signal.SIGKILL)
+    launcher.wait()
+    psutil.wait_procs(tree, timeout=10)
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    launcher = start(recipe_file, run)
+    until = time.monotonic() + 200
+    while not any(row["step"] >= 6 for row in read_metrics(run.stage("student").metrics_file)):
+        assert launcher.poll() is None, launcher.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    kill_everything(launcher)
+    teacher = (run.stage("teacher").model / "model.safetensors").stat()
+
+    launcher = start(recipe_file, run)
+    output, _ = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, output
+    assert "teacher: done already" in output
+    assert (run.stage("teacher").model / "model.safetensors").stat() == teacher
+    steps = [row["step"] for row in read_metrics(run.stage("student").metrics_file) if "loss" in row]
+    assert steps == [3, 6, 9, 12, 15, 16]
+    assert any(name.startswith("distill/") for row in read_metrics(run.stage("student").metrics_file) for name in row)
+    models = read_json(run.results_file)["models"]
+    assert models["student"]["encoder_parameters"] < models["teacher"]["encoder_parameters"]
+    assert {"cer", "wer", "utterances", "rtf"} <= models["student"]["dev"].keys()
+    assert "<svg" in run.report_file.read_text()
+    one_run = {json.loads(file.read_text())["id"] for file in run.path.glob("*/wandb.json")}
+    assert len(one_run) == 2  # one W&B run per training stage, the resumed one included
+
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
+    again = start(recipe_file, run)
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert "nothing was started" in output
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")} == before
