@@ -21,11 +21,12 @@ def status(options: argparse.Namespace) -> int:
     holder = found["process"]
     print(f"{found['run']}, recipe {found['recipe']}: {f'running, process {holder}' if holder else 'not running'}")
     table = Table("stage", "status", box=None, pad_edge=False)
-    for heading in ("step", "loss", "audio s/s", "left", "checkpoint", "restarts"):
-        table.add_column(heading, justify="right")
+    for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in found["stages"]:
         table.add_row(stage["name"], stage["status"], *_cells(stage))
-    Console().print(table)
+    # Rows are never broken to fit: what reads them may be a program, or a log.
+    Console(soft_wrap=True).print(table)
     return 0
 
 
