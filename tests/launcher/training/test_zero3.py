@@ -6,8 +6,10 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from conftest import STAGE
 
-from launcher.run_folder import StageFolder
+from launcher.run_folder import StageFolder, read_json
+from launcher.tracking import read_metrics
 from launcher.training.checkpoint import Checkpoint
 
 SCRIPT = Path(__file__).with_name("states.py")
@@ -49,3 +51,17 @@ def test_a_run_goes_on_across_the_border_of_zero_3(tmp_path, topologies):
         assert_equal_states(before, everything(folder, 3))
     losses += train(folder, 2, *topologies[-1])
     assert losses == pytest.approx(train(undisturbed, 5, 1, 1, "zero0"), rel=1e-5)
+
+
+def test_a_run_that_validates_on_its_way_measures_the_same_under_zero_3(make_run):
+    measured = []
+    for deepspeed in ("zero2", "zero3"):
+        short = [f"stages.{STAGE}.{key}={value}" for key, value in {"steps": 6, "validate_every": 3}.items()]
+        run = make_run(deepspeed, (f"cluster.deepspeed={deepspeed}", *short))
+        processes.run(["-m", "launcher.worker", str(run.path), STAGE], 2, run.path / "log")
+        assert read_json(run.stage(STAGE).done_file) == {"status": "done", "step": 6}
+        rows = read_metrics(run.stage(STAGE).metrics_file)
+        names = ("loss", "grad_norm", "validation/loss", "validation/cer")
+        measured.append([row[name] for row in rows for name in names if name in row])
+    assert len(measured[0]) == 2 * 4
+    assert measured[1] == pytest.approx(measured[0], rel=1e-5)
