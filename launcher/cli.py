@@ -151,6 +151,13 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "transcribe"))
 
+    parser = commands.add_parser("export", help="write the model of a checkpoint, for transcribing or as a teacher")
+    parser.add_argument("stage", metavar="RUN/STAGE", help="a training stage with a checkpoint, running or not")
+    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest intact)")
+    parser.add_argument("--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N)")
+    _add_json(parser)
+    parser.set_defaults(command=_command("export", "export"))
+
     parser = commands.add_parser("report", help="write a run's report.html anew")
     parser.add_argument("run", metavar="RUN")
     _add_json(parser)

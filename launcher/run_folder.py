@@ -90,6 +90,10 @@ class StageFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"
 
+    def export(self, step: int) -> Path:
+        """Return where `chorus export` puts the model of a checkpoint unless it is told another place."""
+        return self.path / "export" / f"step-{step:08d}"
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:02d}.log"
 

@@ -7,13 +7,13 @@ import torch.distributed as dist
 
 from data.plan import derive_seed
 from data.tokenizer import Tokenizer
-from launcher.errors import CheckpointError, ConfigError
+from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
 from launcher.recipe import DistillStage, PretrainStage, Recipe
 from launcher.run_folder import RunFolder, StageFolder
 from launcher.tracking import Tracker
 from launcher.training import parallel
-from launcher.training.checkpoint import Checkpoint, newest_intact
+from launcher.training.checkpoint import Checkpoint, newest_intact, open_checkpoint
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
 from launcher.training.tasks import Distill, Pretrain
@@ -105,9 +105,4 @@ def _agreed_checkpoint(folder: StageFolder) -> Checkpoint | None:
 def write_model(recipe: Recipe, run: RunFolder, stage: TrainingStage) -> None:
     """Make the finished model of a stage from its newest intact checkpoint."""
     folder = run.stage(stage.name)
-    saved = newest_intact(folder)
-    if saved is None:
-        raise CheckpointError(
-            f"Stage {stage.name} has no intact checkpoint in {folder.checkpoints} to make a model of."
-        )
-    write_finished_model(folder.model, run, stage.model, recipe.features, saved.weights())
+    write_finished_model(folder.model, run, stage.model, recipe.features, open_checkpoint(folder).weights())

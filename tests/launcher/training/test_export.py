@@ -1,0 +1,106 @@
+"""`chorus export`: any checkpoint of a training on several processes becomes a model in one."""
+
+import json
+
+import processes
+import pytest
+import torch
+from conftest import STAGE
+
+from launcher.cli import main
+from launcher.finished_model import FinishedModel
+from launcher.recipe import load_recipe
+from launcher.run_folder import RunFolder, write_json
+from launcher.tracking import read_metrics
+from launcher.training.inputs import NO_AUGMENTATION, Inputs, open_inputs
+from launcher.training.tasks import Pretrain
+from model.recognizer import Recognizer
+
+CHANGES = ("steps=4", "validate_every=2", "checkpoint.every_steps=2")
+
+
+@pytest.fixture(scope="module")
+def trained(make_run) -> RunFolder:
+    """Four steps on two processes that share the experts, with checkpoints of steps 2 and 4, both validated."""
+    run = make_run("exported", tuple(f"stages.{STAGE}.{change}" for change in CHANGES))
+    processes.run(["-m", "launcher.worker", str(run.path), STAGE], 2, run.path / "log")
+    write_json(run.state_file, {"recipe": "small"})
+    return run
+
+
+def dev_inputs(run: RunFolder) -> Inputs:
+    recipe = load_recipe(run.recipe_file)
+    lanes = range(recipe.batches.lanes)
+    return open_inputs(recipe, run, "dev", recipe.batches, NO_AUGMENTATION, lanes, torch.device("cpu"))
+
+
+@torch.no_grad()
+def validation_loss(run: RunFolder, recognizer: Recognizer) -> float:
+    """What the training measured as validation/loss, measured with a model in this process."""
+    stage, inputs = load_recipe(run.recipe_file).training_stage(STAGE), dev_inputs(run)
+    task, num_steps, sum_of_losses = Pretrain(stage.objective, stage.model.encoder), inputs.plan.steps_per_epoch, 0.0
+    for batches in inputs.steps(0, num_steps):
+        for batch in batches:
+            parts, _ = task(recognizer, inputs.micro_batch(batch), inputs.plan.totals(batch.step), 1.0)
+            sum_of_losses += sum(float(part) for part in parts.values())
+    return sum_of_losses / num_steps
+
+
+@torch.no_grad()
+def logits(run: RunFolder, recognizer: Recognizer) -> list[torch.Tensor]:
+    inputs = dev_inputs(run)
+    batches = [inputs.micro_batch(batch) for step in inputs.steps(0, 1) for batch in step]
+    return [recognizer(batch.features_BTF, batch.lengths_B).ctc_BSV for batch in batches]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_an_exported_model_is_the_one_that_was_trained(trained, tmp_path, step, capsys):
+    out = tmp_path / "model"
+    assert main(["export", f"{trained.path}/{STAGE}", "--step", str(step), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(out), "step": step}
+    measured = {
+        row["step"]: row["validation/loss"]
+        for row in read_metrics(trained.stage(STAGE).metrics_file)
+        if "validation/loss" in row
+    }
+    # fp32 sums over other orders of frames and lanes.
+    assert validation_loss(trained, FinishedModel.load(out).recognizer) == pytest.approx(measured[step], rel=1e-5)
+    assert measured[2] != pytest.approx(measured[4], rel=1e-4)
+
+
+def test_the_newest_checkpoint_is_exported_by_default_and_has_the_logits_of_the_stages_own_model(trained, capsys):
+    assert main(["export", f"{trained.path}/{STAGE}"]) == 0
+    exported = FinishedModel.load(trained.stage(STAGE).export(4))
+    assert capsys.readouterr().out.strip() == str(trained.stage(STAGE).export(4))
+    own = FinishedModel.load(trained.stage(STAGE).model)
+    for ours, theirs in zip(logits(trained, exported.recognizer), logits(trained, own.recognizer), strict=True):
+        assert ours.equal(theirs)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_unless_it_is_asked_for(trained, tmp_path, capsys):
+    part = trained.stage(STAGE).checkpoint(4) / "rank-00001.safetensors"
+    content = part.read_bytes()
+    part.write_bytes(content[:-1])
+    try:
+        command = ["export", f"{trained.path}/{STAGE}", "--out", str(tmp_path / "model")]
+        assert main([*command, "--step", "4"]) == 4
+        assert "it was cut short" in capsys.readouterr().err
+        assert main([*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["step"] == 2
+    finally:
+        part.write_bytes(content)
+
+
+def test_what_cannot_be_exported_is_said_in_one_paragraph(trained, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for arguments, code, fragment in (
+        ((f"{trained.path}/{STAGE}", "--step", "3"), 4, "are of steps 2, 4"),
+        ((f"{trained.path}/{STAGE}", "--out", str(tmp_path)), 2, "is there already"),
+        ((f"{trained.path}/teacher",), 2, "no stage 'teacher'"),
+        ((str(tmp_path / "student"),), 2, "not a run folder"),
+    ):
+        assert main(["export", *arguments]) == code
+        message = capsys.readouterr().err
+        assert fragment in message
+        assert message.count("\n") == 1
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
