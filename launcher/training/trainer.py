@@ -152,7 +152,7 @@ class Trainer:
         started = time.perf_counter()
         self.engine.eval()
         plan = self.validation.plan
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.train.device)
         num_steps = plan.steps_per_epoch
         for batches in self.validation.steps(0, num_steps):
             self.heartbeat.beat(self.step, "validate")
@@ -160,7 +160,7 @@ class Trainer:
                 totals = plan.totals(batch.step)
                 parts, output = self.task(self.engine, self.validation.micro_batch(batch), totals, 1.0)
                 loss = sum(float(part) for part in parts.values())
-                sums += torch.tensor([loss / num_steps, *self._edits(batch, output)], dtype=torch.float64)
+                sums += sums.new_tensor([loss / num_steps, *self._edits(batch, output)])
         dist.all_reduce(sums)
         loss, edits, characters = sums.tolist()
         row = {"step": self.step, "validation/loss": loss, "validation/cer": edits / max(characters, 1)}
