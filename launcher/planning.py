@@ -95,13 +95,8 @@ def memory_per_process(recognizer: Recognizer, processes: int, expert_parallel: 
         -(-numel // (processes // expert_parallel if id(parameter) in experts else processes))
         for parameter, numel in local.items()
     )
-    match zero_stage:
-        case 0:  # the weights are the master weights
-            weights, gradients, optimizer = num_local, num_local, num_local * MOMENTS
-        case 1:
-            weights, gradients, optimizer = num_local, num_local, num_owned * (1 + MOMENTS)
-        case 2:
-            weights, gradients, optimizer = num_local, num_owned, num_owned * (1 + MOMENTS)
-        case _:  # the shards of the weights are the master weights
-            weights, gradients, optimizer = num_owned, num_owned, num_owned * MOMENTS
+    weights = num_owned if zero_stage >= 3 else num_local
+    gradients = num_owned if zero_stage >= 2 else num_local
+    # Without ZeRO the weights are the master weights; with it each process keeps its share of them beside.
+    optimizer = num_owned * (1 + MOMENTS) if zero_stage else num_local * MOMENTS
     return Memory(weights * BYTES_FP32, gradients * BYTES_FP32, optimizer * BYTES_FP32)

@@ -65,3 +65,12 @@ def test_a_run_that_validates_on_its_way_measures_the_same_under_zero_3(make_run
         measured.append([row[name] for row in rows for name in names if name in row])
     assert len(measured[0]) == 2 * 4
     assert measured[1] == pytest.approx(measured[0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", ["zero1", "zero2", "zero3"])
+def test_a_training_taken_back_on_its_way_repeats_itself(tmp_path, deepspeed):
+    script = Path(__file__).with_name("rewind.py")
+    processes.run([str(script), str(tmp_path), deepspeed], 2, tmp_path / "log")
+    before, after = json.loads((tmp_path / "losses.json").read_text())
+    assert before == after
