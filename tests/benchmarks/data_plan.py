@@ -31,8 +31,8 @@ from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 RATE_HZ = 16000
 SPEEDS = (0.9, 1.0, 1.1)
 STEPS = (0, 100_000, 10_000_000)
-# Shards of ten minutes, the default of `chorus prepare`.
-UTTERANCES_PER_SHARD = 130
+# Shards of about an hour.
+UTTERANCES_PER_SHARD = 800
 NUM_EMBEDDED = 600
 LARGE = BatchesConfig(lanes=64, seconds=200.0)
 SMALL = BatchesConfig(lanes=2, seconds=16.0)
