@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint format types clean distclean
+.PHONY: demo test slow faults bench lint format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -16,16 +16,22 @@ test: $(READY)
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
+faults: $(READY)
+	$(BIN)/python -m pytest -q -m fault $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks.data_plan
+	$(BIN)/python -m tests.benchmarks.save_stall $(VENV)
+	$(BIN)/python -m tests.benchmarks.topology
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-types: $(READY)
-	$(BIN)/pyright
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
