@@ -45,10 +45,13 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
     busy_s = audio_s = 0.0
     for batch in _batches(reader, model.features.config.sample_rate_hz):
         examples = [reader.read(utterance) for utterance in batch]
+        waveforms = [example.waveform for example in examples]
+        if not keys:
+            model.recognise(waveforms)  # a first call sets up threads and kernels, which is not the model's speed
         started = time.perf_counter()
-        hypotheses += model.recognise([example.waveform for example in examples])
+        hypotheses += model.recognise(waveforms)
         busy_s += time.perf_counter() - started
-        audio_s += sum(len(example.waveform) for example in examples) / model.features.config.sample_rate_hz
+        audio_s += sum(map(len, waveforms)) / model.features.config.sample_rate_hz
         references += [example.text for example in examples]
         keys += [example.key for example in examples]
         on_batch(len(keys))
