@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from launcher.cli import main as chorus
 from launcher.run_folder import RunFolder, read_json
@@ -39,10 +40,13 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tmp_path, manifest):
-    text = (ROOT / "launcher/recipes/mini.yaml").read_text()
-    corpus = f"corpus: {{name: folder, manifest: {manifest}, shard_seconds: 3}}"
+    """mini on the manifest's corpus, with a number of steps that the tests can name."""
+    values = yaml.safe_load((ROOT / "launcher/recipes/mini.yaml").read_text())
+    corpus = {"name": "folder", "manifest": str(manifest), "shard_seconds": 3}
+    for stage in values["stages"][:2]:
+        stage["steps"] = 600
     path = tmp_path / "tiny.yaml"
-    path.write_text(text.replace("corpus: {name: aelita}", corpus).replace("name: mini", "name: tiny"))
+    path.write_text(yaml.safe_dump(values | {"name": "tiny", "corpus": corpus}))
     return path
 
 
