@@ -358,7 +358,7 @@ def _utterance_problem(index: ShardIndex, number: int, row: dict[str, str]) -> s
 
 
 def stats(folder: Path) -> dict[str, Any]:
-    """Hours, lengths in seconds, characters, speakers and languages of a split. Raises as `read_index`."""
+    """Hours, lengths in seconds, characters, speakers, languages (or "unknown") of a split. Raises as `read_index`."""
     index = read_index(folder)
     report = read_report(folder)
     seconds = index.samples / index.sample_rate_hz
@@ -366,8 +366,8 @@ def stats(folder: Path) -> dict[str, Any]:
     languages: Counter[str] = Counter()
     characters: set[str] = set()
     for row in index.rows():
-        speakers[row["speaker"]] += 1
-        languages[row["language"]] += 1
+        speakers[row["speaker"] or "unknown"] += 1
+        languages[row["language"] or "unknown"] += 1
         characters.update(row["text"])
     return {
         "utterances": len(index),
