@@ -11,11 +11,7 @@ from data.manifest import RejectedRow, Utterance
 class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):
     """The fields that all corpora share; each adds a `name` and its own."""
 
-    shard_seconds: float = Field(
-        default=600.0,
-        gt=0,
-        description="audio per shard in seconds; a split needs at least as many shards as the run has lanes",
-    )
+    shard_seconds: float = Field(default=600.0, gt=0, description="audio per shard in seconds")
 
 
 class Selection(NamedTuple):
