@@ -8,6 +8,7 @@ features.json                   the front-end's configuration and statistics
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,7 @@ class FinishedModel:
         """Open a model folder. CheckpointError when a part is missing or cannot be read."""
         try:
             stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-            features = LogMel(FeaturesConfig.model_validate(stored["config"]))
-            features.set_statistics(torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
+            features = build_features(FeaturesConfig.model_validate(stored["config"]), stored)
             return cls(load_model(folder), features, Tokenizer.load(folder / "tokenizer"))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
@@ -54,6 +54,13 @@ class FinishedModel:
         features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
         output = self.recognizer(features_BTF, lengths_B)
         return [self.tokenizer.decode(h.tokens) for h in greedy(output.ctc_BSV, output.encoder.lengths_B)]
+
+
+def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:
+    """The feature front-end with the `mean` and `std` per mel bin that were measured on the training split."""
+    features = LogMel(config)
+    features.set_statistics(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
+    return features
 
 
 def write_finished_model(

@@ -33,19 +33,20 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the valid frames of each utterance."""
+    """Self-attention over the valid frames of each utterance, or, `causal`, over each position and those before it."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, positions: tuple[Tensor, Tensor], attend_B11T: Tensor | None) -> Tensor:
-        """Frames [B, T, D] to [B, T, D]. `attend_B11T` is True at keys that may be attended to, None for all."""
+    def forward(self, x_BTD: Tensor, positions: tuple[Tensor, Tensor], attend_B11T: Tensor | None = None) -> Tensor:
+        """Frames [B, T, D] to [B, T, D]. `attend_B11T` is True at keys that may be attended to, None for all;
+        causal attention takes none."""
         batch, frames, width = x_BTD.shape
         packed = self.query_key_value(x_BTD).view(batch, frames, 3, self.heads, width // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = rotate(query, *positions), rotate(key, *positions)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attend_B11T)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attend_B11T, is_causal=self.causal)
         return self.output(mixed.transpose(1, 2).reshape(batch, frames, width))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.attention import RotaryPositions, rotate
+from model.attention import RotaryPositions, SelfAttention
 from model.feedforward import FeedForward
 
 
@@ -38,30 +38,12 @@ class CrossAttention(nn.Module):
         return self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class CausalAttention(nn.Module):
-    """A token attends to itself and to those before it; rotary positions."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-
-    def forward(self, x_BUD: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-        batch, tokens, width = x_BUD.shape
-        packed = self.query_key_value(x_BUD).view(batch, tokens, 3, self.heads, -1)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = rotate(query, *positions), rotate(key, *positions)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
-
-
 class DecoderLayer(nn.Module):
     """Pre-norm: causal attention, attention to the encoder, feed-forward."""
 
     def __init__(self, width: int, config: DecoderConfig):
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(width), CausalAttention(width, config.heads)
+        self.attention_norm, self.attention = nn.LayerNorm(width), SelfAttention(width, config.heads, causal=True)
         self.cross_norm, self.cross = nn.LayerNorm(width), CrossAttention(width, config.heads)
         self.feedforward_norm = nn.LayerNorm(width)
         self.feedforward = FeedForward(width, config.feedforward_width)

@@ -4,12 +4,11 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from data.augment import AugmentConfig, SpecAugment
-from data.features import FeaturesConfig, LogMel
+from data.features import LogMel
 from data.loader import Batch, Loader
 from data.plan import BatchesConfig, Plan, derive_seed
 from data.plan_statistics import describe_excluded
@@ -17,6 +16,7 @@ from data.reader import ShardReader
 from data.shards import read_index
 from data.token_counts import token_counts
 from data.tokenizer import Tokenizer
+from launcher.finished_model import build_features
 from launcher.recipe import Recipe
 from launcher.run_folder import RunFolder
 from launcher.training.tasks import MicroBatch
@@ -81,7 +81,8 @@ def open_inputs(
     """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out."""
     index = read_index(recipe.split_folder(run, split))
     tokenizer = Tokenizer.load(run.tokenizer)
-    features = load_features(recipe.features, run.features_file).to(device)
+    statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
+    features = build_features(recipe.features, statistics).to(device)
     tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
     plan = Plan(
         index.shard,
@@ -109,11 +110,3 @@ def _tell(plan: Plan, run: RunFolder, split: str) -> None:
     run.append_event(
         "plan_opened", split=split, steps_per_epoch=plan.steps_per_epoch, utterances=len(plan.shard), left_out=excluded
     )
-
-
-def load_features(config: FeaturesConfig, statistics: Path) -> LogMel:
-    """The feature front-end with the statistics that were measured on the training split."""
-    features = LogMel(config)
-    stored = json.loads(statistics.read_text(encoding="utf-8"))
-    features.set_statistics(torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
-    return features

@@ -83,9 +83,9 @@ def _model_and_task(
             initialize_from_teacher(recognizer, teacher)
         except ValueError as error:
             raise ConfigError(f"Stage {stage.name} cannot start from teacher {stage.teacher}: {error}.") from None
-    task = Distill(pretrain, stage.distill, teacher.to(device).requires_grad_(False), stage.model.encoder)
-    task.autocast = recipe.cluster.precision == "bf16"
-    return recognizer, task
+    teacher = teacher.to(device).requires_grad_(False)
+    bf16 = recipe.cluster.precision == "bf16"
+    return recognizer, Distill(pretrain, stage.distill, teacher, stage.model.encoder, autocast=bf16)
 
 
 def teacher_folder(run: RunFolder, teacher: str) -> Path:

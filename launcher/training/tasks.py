@@ -83,10 +83,17 @@ class Pretrain:
 class Distill:
     """Pretraining's objective beside a frozen teacher that sees the same augmented features."""
 
-    def __init__(self, pretrain: Pretrain, config: DistillConfig, teacher: Recognizer, student: EncoderConfig):
+    def __init__(
+        self,
+        pretrain: Pretrain,
+        config: DistillConfig,
+        teacher: Recognizer,
+        student: EncoderConfig,
+        autocast: bool = False,
+    ):
         self.pretrain, self.config, self.teacher = pretrain, config, teacher
         self.layers = config.hidden.layers or last_layers_of_groups(student)
-        self.autocast = False
+        self.autocast = autocast  # the teacher runs outside the engine, which would see to it
 
     def __call__(
         self, model: nn.Module, batch: MicroBatch, totals: Totals, progress: float

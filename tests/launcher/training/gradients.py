@@ -76,6 +76,19 @@ def reference() -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in recognizer.named_parameters() if p.grad is not None}
 
 
+def train_step(engine, task: Pretrain, lanes: range) -> float:
+    """One update from this process's lanes; the loss of the step over all processes."""
+    loss = torch.zeros(())
+    for lane in lanes:
+        parts, _ = task(engine, micro_batch(lane), totals(), 0.0)
+        total = torch.stack(list(parts.values())).sum()
+        engine.backward(total * LANES)
+        engine.step()
+        loss += total.detach()
+    torch.distributed.all_reduce(loss)
+    return loss.item()
+
+
 def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad

@@ -22,15 +22,7 @@ def main(out: Path, deepspeed: str) -> None:
     engine = parallel.build_engine(recognizer, optimizer, find_deepspeed_config(deepspeed), len(lanes), "fp32")
 
     def step() -> float:
-        loss = torch.zeros(())
-        for lane in lanes:
-            parts, _ = task(engine, gradients.micro_batch(lane), gradients.totals(), 0.0)
-            total = torch.stack(list(parts.values())).sum()
-            engine.backward(total * gradients.LANES)
-            engine.step()
-            loss += total.detach()
-        dist.all_reduce(loss)
-        return loss.item()
+        return gradients.train_step(engine, task, lanes)
 
     step()
     replicas = [replica.values.clone() for replica in parallel.replicas(engine)]

@@ -32,15 +32,7 @@ def train(folder: Path, num_steps: int, expert_parallel: int, deepspeed: str) ->
         parallel.set_optimizer_step(engine, saved.step)
         step = saved.step
     for _ in range(num_steps):
-        loss = torch.zeros(())
-        for lane in lanes:
-            parts, _ = task(engine, gradients.micro_batch(lane), gradients.totals(), 0.0)
-            total = torch.stack(list(parts.values())).sum()
-            engine.backward(total * gradients.LANES)
-            engine.step()
-            loss += total.detach()
-        dist.all_reduce(loss)
-        losses.append(loss.item())
+        losses.append(gradients.train_step(engine, task, lanes))
         step += 1
     buffers = {name: b for name, b in engine.module.named_buffers() if name in engine.module.state_dict()}
     shapes = parallel.shapes(engine.module) | {name: list(b.shape) for name, b in buffers.items()}
