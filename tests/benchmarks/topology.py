@@ -2,7 +2,8 @@
 
 The runs are real trainings of the worker's parts on speech of the embedded corpus: shared blocks with experts, dropout,
 speed perturbation, SpecAugment, router jitter, balance loss and bias, gradient accumulation, clipping and activation
-checkpointing are all on. Each is compared with a single process without ZeRO.
+checkpointing are all on. Each is compared with a single process without ZeRO. That process trains once more with the
+lanes of each step in reverse: how far sums in another order alone lead, which in bf16 is the yardstick.
 """
 
 import argparse
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "launcher" / "training")]
 
 import processes  # noqa: E402
-from topology_worker import STAGE  # noqa: E402
+from topology_worker import REVERSE_LANES, STAGE  # noqa: E402
 
 from data.corpora import CORPORA  # noqa: E402
 from data.corpora.aelita import AelitaConfig  # noqa: E402
@@ -46,13 +47,16 @@ class Topology:
     processes: int
     expert_parallel: int
     zero: int
+    reverse_lanes: bool = False
 
     @property
     def folder_name(self) -> str:
-        return f"processes-{self.processes}-experts-{self.expert_parallel}-zero-{self.zero}"
+        order = "-reversed" if self.reverse_lanes else ""
+        return f"processes-{self.processes}-experts-{self.expert_parallel}-zero-{self.zero}{order}"
 
 
 REFERENCE = Topology(1, 1, 0)
+REORDERED = Topology(1, 1, 0, reverse_lanes=True)
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ def _make_run(folder: Path, topology: Topology, shards: Path, prepared: RunFolde
     }
     overrides = [f"cluster.{key}={value}" for key, value in changes.items()]
     run.recipe_file.write_text(dump(load_recipe(prepared.recipe_file, overrides)))
+    if topology.reverse_lanes:
+        (run.path / REVERSE_LANES).touch()
     return run
 
 
@@ -204,8 +210,9 @@ def _table(results: dict[Topology, Result]) -> str:
         "| processes | expert parallel | ZeRO | loss, worst step | gradient, step 1 | final weights | s per step |",
         "|---|---|---|---|---|---|---|",
     ]
-    for topology in all_topologies():
-        place = f"| {topology.processes} | {topology.expert_parallel} | {topology.zero} |"
+    for topology in [REORDERED, *all_topologies()]:
+        order = ", lanes reversed" if topology.reverse_lanes else ""
+        place = f"| {topology.processes} | {topology.expert_parallel} | {topology.zero}{order} |"
         if topology not in results:
             lines.append(f"{place} refused | | | |")
             continue
@@ -222,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     topologies = [topology for topology in all_topologies() if refusal(topology) is None]
     with tempfile.TemporaryDirectory() as folder:
-        results = train(Path(folder), topologies, arguments.steps, arguments.precision)
+        results = train(Path(folder), [REORDERED, *topologies], arguments.steps, arguments.precision)
     print(_table(results))
 
 

@@ -1,7 +1,8 @@
 """One process of the runs that topology.py compares: `topology_worker.py RUN_FOLDER...`, trained one after the other.
 
 Leaves in each run folder, beside what training leaves, `gradients-RANK.pt`: the first step's gradients before clipping
-as {name: (where this process's part starts in the flattened whole, gradient)}.
+as {name: (where this process's part starts in the flattened whole, gradient)}. In a run folder with a file
+`reverse-lanes` the lanes of each step are run in reverse.
 """
 
 import os
@@ -20,6 +21,7 @@ from launcher.training.setup import build_trainer
 from launcher.training.trainer import Trainer
 
 STAGE = "student"
+REVERSE_LANES = "reverse-lanes"
 
 
 def main(folders: list[Path]) -> None:
@@ -31,12 +33,19 @@ def main(folders: list[Path]) -> None:
         recipe = load_recipe(run.recipe_file)
         heartbeat = Heartbeat(run.stage(STAGE), rank)
         trainer = build_trainer(recipe, run, recipe.training_stage(STAGE), heartbeat, device)
+        if (folder / REVERSE_LANES).exists():
+            reverse_lanes(trainer)
         keep_first_gradients(trainer, folder / f"gradients-{rank}.pt")
         trainer.run()
         if trainer.tracker:
             trainer.tracker.close(timeout_s=20)
         trainer.engine.destroy()
     dist.barrier()
+
+
+def reverse_lanes(trainer: Trainer) -> None:
+    steps = trainer.train.steps
+    trainer.train.steps = lambda start, stop: (batches[::-1] for batches in steps(start, stop))
 
 
 def keep_first_gradients(trainer: Trainer, file: Path) -> None:

@@ -1,6 +1,8 @@
 """Trains the small student of gradients.py and keeps its state.
 
-states.py train STAGE_FOLDER STEPS EXPERT_PARALLEL DEEPSPEED     from the newest checkpoint there is, then save one
+states.py STAGE_FOLDER STEPS EXPERT_PARALLEL DEEPSPEED     from the newest checkpoint there is, then save one
+
+A checkpoint that was loaded is saved again, before any step, as the stage `STAGE_FOLDER/loaded`.
 """
 
 import json
@@ -22,26 +24,29 @@ def train(folder: Path, num_steps: int, expert_parallel: int, deepspeed: str) ->
     recognizer, task = gradients.build()
     parallel.spread_experts(recognizer, expert_parallel, rank)
     lanes = range(rank, gradients.LANES, world)
-    optimizer = OptimizerConfig(peak_learning_rate=1e-2, clip_norm=0.5)
+    optimizer = OptimizerConfig(peak_learning_rate=2e-3, clip_norm=0.5)
     engine = parallel.build_engine(recognizer, optimizer, find_deepspeed_config(deepspeed), len(lanes), "fp32")
-    stage, step, losses = StageFolder(folder), 0, []
+    stage, step = StageFolder(folder), 0
     saved = checkpoint.newest_intact(stage)
     if saved:
         for fragment in [*parallel.replicas(engine), *parallel.fragments(engine)]:
             saved.fill(fragment)
         parallel.set_optimizer_step(engine, saved.step)
         step = saved.step
-    for _ in range(num_steps):
-        losses.append(gradients.train_step(engine, task, lanes))
-        step += 1
+        save(engine, StageFolder(folder / "loaded"), step, [])
+    losses = [gradients.train_step(engine, task, lanes) for _ in range(num_steps)]
+    save(engine, stage, step + num_steps, losses)
+    if rank == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+
+def save(engine, stage: StageFolder, step: int, losses: list[float]) -> None:
     buffers = {name: b for name, b in engine.module.named_buffers() if name in engine.module.state_dict()}
     shapes = parallel.shapes(engine.module) | {name: list(b.shape) for name, b in buffers.items()}
     saver = checkpoint.Saver(stage, CheckpointConfig(keep_last=9), torch.device("cpu"))
     window = {"steps": 1, "sums": {"loss": losses[-1]}} if losses else {"steps": 0, "sums": {}}
     assert saver.start(checkpoint.State(step, parallel.fragments(engine), shapes, buffers, {"window": window}))
     assert saver.finish()
-    if rank == 0:
-        (folder / "losses.json").write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ launcher/recipe/deepspeed_config.py can go.
 import json
 from pathlib import Path
 
+import automatic
 import gradients
 import processes
 import pytest
@@ -68,3 +69,10 @@ def test_zero_2_with_reentrant_checkpointing_of_shared_blocks_aborts(tmp_path):
 def test_zero_3_with_reentrant_checkpointing_of_shared_blocks_gives_wrong_gradients(tmp_path, checkpointed):
     results = take_step(tmp_path, {"stage": 3}, Path(reentrant.__file__))
     assert wrong_gradients(results, gradients.reference())
+
+
+@pytest.mark.slow
+def test_automatic_expert_parallelism_gives_every_layer_its_own_copy_of_shared_experts(tmp_path):
+    processes.run([automatic.__file__, str(tmp_path)], 2, tmp_path / "log")
+    for rank in range(2):
+        assert torch.load(tmp_path / f"rank-{rank}.pt") == {"before": True, "after": False}

@@ -86,6 +86,20 @@ def test_a_stopped_run_saves_where_it_is_and_loses_no_step(undisturbed, make_run
         assert values.equal(weights(run)[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_is_stopped_after_every_single_step_is_the_same_run(undisturbed, make_run):
+    run = make_run("stuttering")
+    run.stage(STAGE).path.mkdir(parents=True)
+    run.stage(STAGE).stop_file.touch()
+    for step in range(1, 17):
+        train(run)
+        assert run.stage(STAGE).checkpoint_steps()[-1] == step
+    assert metrics(run) == metrics(undisturbed)
+    for name, values in weights(undisturbed).items():
+        assert values.equal(weights(run)[name]), name
+
+
 def test_a_run_may_change_its_number_of_processes_on_the_way(undisturbed, make_run):
     run = make_run("moved")
     started = start_until(run, lambda row: row["step"] >= 3)
