@@ -1,8 +1,8 @@
 """The `chorus` command.
 
-Exit codes: 0 done; 2 configuration; 3 data; 4 checkpoint; 5 a process was lost or hung; 75 stopped, run the
-same command again. An error that a user can mend is one paragraph on stderr; a traceback is a fault of
-Chorus. Nothing heavy is imported before a command needs it.
+Exit codes: 0 done; 2 configuration; 3 data; 4 checkpoint; 5 a process was lost or hung; 6 losses or gradients stayed
+infinite or undefined; 75 stopped, run the same command again. An error that a user can mend is one paragraph on stderr;
+a traceback is a fault of Chorus. Nothing heavy is imported before a command needs it.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data.errors import DataError
-from launcher.errors import CheckpointError, ConfigError, DistributedError, Preempted, exit_code
+from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.stopping import StopRequest
 
-FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError)
+FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, DivergedError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

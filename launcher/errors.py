@@ -19,6 +19,10 @@ class DistributedError(Exception):
     """A process of a training stage was lost or hung, and the restarts are used up."""
 
 
+class DivergedError(Exception):
+    """Losses or gradients stayed infinite or undefined: the data, the settings or the model are at fault."""
+
+
 class Preempted(Exception):  # noqa: N818  a request, not an error
     """The run was asked to stop; running the same command again goes on from here."""
 
@@ -28,10 +32,11 @@ EXIT_CODES: dict[type[Exception], int] = {
     DataError: 3,
     CheckpointError: 4,
     DistributedError: 5,
+    DivergedError: 6,
     Preempted: 75,
 }
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code of an error: 2 to 5 and 75 as listed above, 1 for any other."""
+    """Return the exit code of an error: 2 to 6 and 75 as listed above, 1 for any other."""
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

@@ -84,6 +84,7 @@ def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
         "name",
         "teacher",
         "checkpoint",
+        "recovery",
         "validate_every",
         "log_every",
         "deepspeed",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import DataError
-from launcher.errors import CheckpointError, ConfigError, DistributedError, Preempted, exit_code
+from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.progress import Display, MetricsTail
 from launcher.run_folder import RunFolder, StageFolder, read_json
 from launcher.stopping import StopRequest
@@ -27,7 +27,7 @@ from launcher.watch import Deadlines, Failure, Watch, end_processes
 POLL_S = 0.2
 LOG_LINES_SHOWN = 15
 # What no restart can mend, by the exit code of a worker.
-LASTING_ERRORS = {exit_code(kind()): kind for kind in (ConfigError, DataError, CheckpointError)}
+LASTING_ERRORS = {exit_code(kind()): kind for kind in (ConfigError, DataError, CheckpointError, DivergedError)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
     """Run a stage to its end, restarting it after a loss.
 
     Raises Preempted when it was stopped, DistributedError when the restarts are used up, and the worker's own
-    ConfigError, DataError or CheckpointError, which no restart can mend.
+    ConfigError, DataError, CheckpointError or DivergedError, which no restart can mend.
     """
     left_over = end_processes(run, job.stage.name, job.deadlines.terminate_s)
     if left_over:

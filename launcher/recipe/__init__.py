@@ -13,6 +13,7 @@ from launcher.recipe.schema import (
     OptimizerConfig,
     PretrainStage,
     Recipe,
+    RecoveryConfig,
     ShardsCorpus,
     TrainingStage,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "OptimizerConfig",
     "PretrainStage",
     "Recipe",
+    "RecoveryConfig",
     "ShardsCorpus",
     "TrainingStage",
     "check_inputs",

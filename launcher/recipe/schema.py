@@ -128,6 +128,20 @@ class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class RecoveryConfig(BaseModel, frozen=True, extra="forbid"):
+    """What becomes of steps whose loss or gradient is infinite or undefined. Such an update is never applied."""
+
+    max_skips: int = Field(
+        default=5, ge=0, description="updates in a row that are left out before the weights are taken back"
+    )
+    max_rollbacks: int = Field(
+        default=2,
+        ge=0,
+        description="times that the weights are taken back to an earlier checkpoint, and the steps since then passed "
+        "over, before the stage ends with exit code 6",
+    )
+
+
 class SearchConfig(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["greedy"] = Field(default="greedy", description="greedy: the best CTC token of every frame")
 
@@ -144,6 +158,7 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     steps: int = Field(ge=1, description="optimizer updates")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     validate_every: int = Field(
         default=200, ge=1, description="steps between validations; there is always one at the end"
     )

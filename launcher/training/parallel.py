@@ -2,7 +2,8 @@
 
 1. `start_processes` joins the process group (gloo on CPUs, NCCL on GPUs) without any compiler at run time.
 2. `spread_experts` leaves each process its share of every block's experts and puts in the exchange that moves frames.
-3. `build_engine` hands the model to DeepSpeed, whose ZeRO stage shards what the configuration says.
+3. `build_engine` hands the model to DeepSpeed, whose ZeRO stage shards what the configuration says; `update` is its
+   step.
 4. `fragments` and `replicas` say which interval of which parameter this process owns and copies; checkpoints are made
    of those and never touch DeepSpeed.
 
@@ -207,6 +208,24 @@ def _parameter_groups(recognizer: Recognizer, weight_decay: float) -> list[dict]
         {"name": "vectors", "params": vectors, "weight_decay": 0.0},
     ]
     return split_params_into_different_moe_groups_for_optimizer(groups)
+
+
+def update(engine: Engine) -> bool:
+    """Apply the step's gradients, and return True.
+
+    When their norm is not finite nothing is applied, neither to weights nor to moments, and False is returned, on
+    every process alike.
+    """
+    if engine.zero_optimization_stage() > 0:
+        engine.step()  # looks at the norm over all processes before it applies anything
+        return engine.was_step_applied()
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    if nn.utils.get_total_norm(gradients).isfinite():
+        engine.step()
+        return True
+    engine.module.zero_grad()
+    engine.micro_steps += 1  # the engine counts to the end of an accumulation
+    return False
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

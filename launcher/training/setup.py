@@ -10,10 +10,10 @@ from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
 from launcher.recipe import DistillStage, PretrainStage, Recipe
-from launcher.run_folder import RunFolder, StageFolder
+from launcher.run_folder import RunFolder
 from launcher.tracking import Tracker
 from launcher.training import parallel
-from launcher.training.checkpoint import Checkpoint, newest_intact, open_checkpoint
+from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
 from launcher.training.tasks import Distill, Pretrain
@@ -47,7 +47,7 @@ def build_trainer(
         accumulation=len(lanes),
         precision=recipe.cluster.precision,
     )
-    saved = _agreed_checkpoint(folder)
+    saved = agreed_checkpoint(folder)
     trainer = Trainer(stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, tracker=None)
     if saved:
         trainer.resume(saved)
@@ -91,15 +91,6 @@ def _model_and_task(
 def teacher_folder(run: RunFolder, teacher: str) -> Path:
     """The folder of a teacher's finished model: a path, or a stage of this run."""
     return Path(teacher) if "/" in teacher else run.stage(teacher).model
-
-
-def _agreed_checkpoint(folder: StageFolder) -> Checkpoint | None:
-    """The newest intact checkpoint by the first process's judgement, which the others take."""
-    choice: list[int | None] = [None]
-    if dist.get_rank() == 0 and (newest := newest_intact(folder)):
-        choice = [newest.step]
-    dist.broadcast_object_list(choice, 0)
-    return None if choice[0] is None else Checkpoint(folder.checkpoint(choice[0]), verify=dist.get_rank() == 0)
 
 
 def write_model(recipe: Recipe, run: RunFolder, stage: TrainingStage) -> None:

@@ -1,15 +1,14 @@
 """The training loop of one stage, as every process runs it.
 
-Each step: every lane's micro-batch forward and backward, one collective in which all processes agree (is every loss
-finite? was a stop asked for? what did the step measure?), then the update. Whatever is random is seeded by step and
-lane, so a step is the same on any number of processes.
+Each step: every lane's micro-batch forward and backward, one collective in which all processes agree (was a stop asked
+for? what did the step measure?), then the update, which is left out when the gradient is not finite. Whatever is random
+is seeded by step and lane, so a step is the same on any number of processes.
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import jiwer
@@ -20,14 +19,15 @@ from torch import Tensor
 from data.loader import Batch
 from data.plan import Totals, derive_seed
 from data.tokenizer import Tokenizer
-from launcher.errors import CheckpointError, DistributedError
+from launcher.errors import CheckpointError, DivergedError
 from launcher.recipe import DistillStage, PretrainStage
-from launcher.run_folder import StageFolder
+from launcher.run_folder import RunFolder, StageFolder
 from launcher.tracking import Tracker
 from launcher.training import checkpoint, parallel
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import Inputs
 from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures
+from launcher.training.recovery import Recovery
 from launcher.training.schedule import learning_rate
 from launcher.training.tasks import Distill, Pretrain
 from model.search import greedy
@@ -51,6 +51,7 @@ class Trainer:
     tracker: Tracker | None
     step: int = 0
     window: Window = field(default_factory=Window)
+    recovery: Recovery = field(default_factory=Recovery)
     saver: checkpoint.Saver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Trainer:
             due = self.step % self.stage.validate_every == 0 or self.step == self.stage.steps
             validation_cer = self._validate() if due else None
             last = stop or self.step == self.stage.steps
-            if last or self.step % self.stage.checkpoint.every_steps == 0:
+            if last or (self.step % self.stage.checkpoint.every_steps == 0 and self.recovery.sound):
                 self._save(validation_cer, last)
             if last:
                 break
@@ -81,34 +82,43 @@ class Trainer:
         totals = self.train.plan.totals(self.step)
         self.engine.train()
         sums: Measures = {}
+        losses = []
         for index, batch in enumerate(batches):
-            self._lane(batch, totals, sums)
+            losses.append(self._lane(batch, totals, sums))
             if index < len(batches) - 1:
                 self.engine.step()
         agreed = self._agree(sums, batches)
-        self.engine.step()
-        self._rebalance(agreed)
+        applied = parallel.update(self.engine)
         self.step += 1
-        step_s = time.perf_counter() - started + data_wait_s
-        own = {"learning_rate": rate, "grad_norm": parallel.gradient_norm(self.engine)}
-        self.window.add(agreed, {**own, "step_s": step_s, "data_wait": data_wait_s / step_s})
-        if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
+        if applied:
+            self.recovery.applied()
+            self._rebalance(agreed)
+            step_s = time.perf_counter() - started + data_wait_s
+            own = {"learning_rate": rate, "grad_norm": parallel.gradient_norm(self.engine)}
+            self.window.add(agreed, {**own, "step_s": step_s, "data_wait": data_wait_s / step_s})
+        else:
+            self._leave_out(batches, losses)
+        if self.window.steps and (self.step % self.stage.log_every == 0 or self.step == self.stage.steps):
             self._log(self.window.close())
         return agreed.scalars["stop"] > 0
 
-    def _lane(self, batch: Batch, totals: Totals, sums: Measures) -> None:
-        """Forward and backward of one lane; its measures are added to `sums`."""
+    def _lane(self, batch: Batch, totals: Totals, sums: Measures) -> Tensor:
+        """Forward and backward of one lane; returns its loss. Its measures are added to `sums`."""
         micro_batch = self.train.micro_batch(batch)
         torch.manual_seed(derive_seed(self.seed, "dropout", batch.step, batch.lane))
         parts, output = self.task(self.engine, micro_batch, totals, self.step / self.stage.steps)
         loss = torch.stack(list(parts.values())).sum()
+        value = loss.detach()
+        # 1, unless the loss is not finite: then its gradient must not be either, whatever backward would make of it.
+        finite = 1 + (value - value)
         # The engine averages over micro-batches and processes; lanes are both together.
-        self.engine.backward(loss * self.train.plan.batches.lanes)
+        self.engine.backward(loss * finite * self.train.plan.batches.lanes)
         measures = {name: part.detach() for name, part in parts.items()}
-        add(sums, {**measures, "loss": loss.detach(), **expert_measures(output.encoder.routings)})
+        add(sums, {**measures, "loss": value, **expert_measures(output.encoder.routings)})
+        return value
 
     def _agree(self, sums: Measures, batches: list[Batch]) -> Agreed:
-        """This step's measures over all processes, and whether to stop. The loss is checked before any update."""
+        """This step's measures over all processes, and whether to stop."""
         own = {
             "samples": sum(int(batch.samples_B.sum()) for batch in batches),
             "quarantined": sum(len(batch.quarantined) for batch in batches),
@@ -118,15 +128,48 @@ class Trainer:
         counts = {name: torch.tensor(value) for name, value in own.items()}
         agreed = agree({**sums, **counts}, self.train.device)
         self.saver.settle(agreed.scalars.pop("save/writing"), agreed.scalars.pop("save/failed"))
-        if not math.isfinite(agreed.scalars["loss"]):
-            self.saver.finish()
-            suspects = [] if torch.isfinite(sums["loss"]) else [key for batch in batches for key in batch.keys]
-            raise DistributedError(
-                f"The loss of step {self.step} of stage {self.stage.name} is {agreed.scalars['loss']}; the update was "
-                f"not applied. Utterances of this process that may be the cause: {', '.join(suspects) or 'none'}. "
-                "Listen to them, or lower optimizer.peak_learning_rate."
-            )
         return agreed
+
+    def _leave_out(self, batches: list[Batch], losses: list[Tensor]) -> None:
+        """Record a step whose update was not applied; after too many in a row take the weights back."""
+        self.recovery.left_out()
+        bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
+        found: list[list[list[str]]] = [[] for _ in range(dist.get_world_size())]
+        mine = [[key for batch in of for key in batch.keys] for of in (bad, batches)]
+        dist.all_gather_object(found, mine)
+        suspects = [key for keys, _ in found for key in keys]
+        reason = "the loss of these utterances is not finite" if suspects else "the gradient is not finite"
+        suspects = suspects or [key for _, keys in found for key in keys]
+        if dist.get_rank() == 0:
+            logger.warning("step %d: update left out, %s: %s", self.step, reason, ", ".join(suspects))
+            self._event("update_left_out", reason=reason, utterances=suspects)
+        if self.recovery.too_many(self.stage.recovery):
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Load the weights of a checkpoint from before the bad steps; the step goes on. DivergedError at the limit."""
+        self.saver.finish()
+        saved = None
+        if self.recovery.rollbacks < self.stage.recovery.max_rollbacks:
+            saved = checkpoint.agreed_checkpoint(self.folder, up_to=self.recovery.newest_good(self.step))
+        if saved is None:
+            raise DivergedError(
+                f"The loss or the gradient was not finite in {self.recovery.in_a_row} steps up to step {self.step} of "
+                f"stage {self.stage.name}. No such update was applied. The weights were taken back to an earlier "
+                f"checkpoint {self.recovery.rollbacks} times (recovery.max_rollbacks is "
+                f"{self.stage.recovery.max_rollbacks}), and there is none left to try. events.jsonl names the "
+                "utterances: listen to them, or lower optimizer.peak_learning_rate, and run the same command again."
+            )
+        self._load(saved)
+        skipped_then = Recovery(**saved.trainer.get("recovery", {})).skipped
+        self.recovery.taken_back(self.step, saved.step, skipped_then)
+        parallel.set_optimizer_step(self.engine, saved.step - skipped_then)
+        if dist.get_rank() == 0:
+            logger.warning("step %d: weights taken back to those of step %d", self.step, saved.step)
+            self._event("weights_taken_back", to_step=saved.step)
+
+    def _event(self, name: str, **details: Any) -> None:
+        RunFolder(self.folder.path.parent).append_event(name, stage=self.stage.name, step=self.step, **details)
 
     def _rebalance(self, agreed: Agreed) -> None:
         routers = (layer.router for layer in self.engine.module.encoder.layers if layer.router is not None)
@@ -138,6 +181,7 @@ class Trainer:
         audio_s = row.pop("samples") / self.train.plan.sample_rate_hz
         position = {"step": self.step, "epoch": self.train.plan.position(self.step - 1)[0]}
         row = {**position, **row, "audio_s_per_s": audio_s / row["step_s"], "time": time.time()}
+        row["skipped"] = self.recovery.skipped
         if self.tracker:
             self.tracker.log(row)
 
@@ -195,7 +239,7 @@ class Trainer:
                 parallel.fragments(self.engine),
                 {**parallel.shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
                 buffers,
-                {"window": {"steps": self.window.steps, "sums": self.window.sums}},
+                {"window": asdict(self.window), "recovery": asdict(self.recovery)},
                 validation_cer,
             )
         )
@@ -211,16 +255,21 @@ class Trainer:
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, moments, routers' biases, step, and the open row of metrics."""
+        self._load(saved)
+        self.step = saved.step
+        self.window = Window(**saved.trainer["window"])
+        self.recovery = Recovery(**saved.trainer.get("recovery", {}))
+        parallel.set_optimizer_step(self.engine, self.step - self.recovery.skipped)
+        logger.info("resumed from %s: weights, moments, step %d", saved.folder, saved.step)
+
+    def _load(self, saved: checkpoint.Checkpoint) -> None:
+        """Copy weights, moments and buffers from a checkpoint."""
         for replica in parallel.replicas(self.engine):
             saved.fill(replica)
         for fragment in parallel.fragments(self.engine):
             saved.fill(fragment)
         for name, buffer in _buffers(self.engine.module):
             buffer.copy_(saved.whole(checkpoint.BUFFER, name))
-        parallel.set_optimizer_step(self.engine, saved.step)
-        self.step = saved.step
-        self.window = Window(**saved.trainer["window"])
-        logger.info("resumed from %s: weights, moments, step %d", saved.folder, saved.step)
 
 
 def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -116,9 +116,14 @@ class Checkpoint:
         return self._open[name]
 
 
-def newest_intact(stage: StageFolder) -> Checkpoint | None:
-    """The newest checkpoint that is what was written; damaged ones are logged and passed over. None when none is."""
+def newest_intact(stage: StageFolder, up_to: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is what was written, of all or of steps `up_to` one; None when there is none.
+
+    Damaged ones are logged and passed over.
+    """
     for step in reversed(stage.checkpoint_steps()):
+        if up_to is not None and step > up_to:
+            continue
         try:
             return Checkpoint(stage.checkpoint(step))
         except CheckpointError as error:

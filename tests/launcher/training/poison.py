@@ -1,0 +1,54 @@
+"""A training worker in which some steps go wrong: `poison.py FAULTS RUN_DIR STAGE`.
+
+FAULTS is JSON: for a step (counted from 0), what goes wrong with it. "features": the features of its lane 1 are not
+finite. "gradient": that lane's loss is finite and its gradient is not. "omitted": the step does not take place, as if
+its batch were not there.
+"""
+
+import json
+import os
+import sys
+
+import torch
+
+from launcher import worker
+from launcher.training.inputs import Inputs
+from launcher.training.tasks import Pretrain
+from launcher.training.trainer import Trainer
+
+LANE = 1
+micro_batch, step, parts = Inputs.micro_batch, Trainer._step, Pretrain.parts
+
+
+def install(faults: dict[int, str]) -> None:
+    current = {}
+
+    def bad_features(self, batch):
+        current.update(step=batch.step, lane=batch.lane)
+        made = micro_batch(self, batch)
+        if batch.lane == LANE and faults.get(batch.step) == "features":
+            made.features_BTF[0, 3] = float("nan")
+        return made
+
+    def bad_gradient(self, output, batch, totals):
+        made = parts(self, output, batch, totals)
+        if current["lane"] == LANE and faults.get(current["step"]) == "gradient":
+            made["loss/ctc"] = made["loss/ctc"] + (0 * output.ctc_BSV.sum()).sqrt()
+        return made
+
+    def omitted(self, batches, data_wait_s):
+        if faults.get(self.step) != "omitted":
+            return step(self, batches, data_wait_s)
+        self.step += 1
+        self.recovery.skipped += 1
+        return False
+
+    Inputs.micro_batch, Trainer._step, Pretrain.parts = bad_features, omitted, bad_gradient
+
+
+if __name__ == "__main__":
+    install({int(number): fault for number, fault in json.loads(sys.argv[1]).items()})
+    torch.set_num_threads(1)
+    code = worker.main(sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(code)
