@@ -182,7 +182,13 @@ class Executor:
 
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:
-    return Deadlines(cluster.startup_deadline_s, cluster.stall_deadline_s, cluster.stop_deadline_s)
+    return Deadlines(
+        startup_s=cluster.startup_deadline_s,
+        stall_s=cluster.stall_deadline_s,
+        validation_s=cluster.validation_deadline_s,
+        save_s=cluster.save_deadline_s,
+        stop_s=cluster.stop_deadline_s,
+    )
 
 
 def _unused_name(folder: Path) -> Path:

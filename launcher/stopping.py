@@ -1,4 +1,7 @@
-"""Signals to `chorus run` as a wish to stop. Imported before anything heavy, so that no signal comes too early."""
+"""Signals as a wish to stop, to `chorus run` or to any of its processes.
+
+Imported before anything heavy, so that no signal comes too early.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -8,10 +11,9 @@ from launcher.errors import Preempted
 
 
 class StopRequest:
-    """Takes SIGINT, SIGTERM and SIGUSR1 to `chorus run` as a wish to stop.
+    """Takes SIGINT, SIGTERM and SIGUSR1 as a wish to stop.
 
-    While processes are watched it only counts, so that they can save; inside `interrupting()` it raises
-    Preempted.
+    It only counts, so that what is under way can be saved; inside `interrupting()` it raises Preempted.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -1,10 +1,10 @@
 """Starts the processes of one stage, watches them, and ends them.
 
-The `deepspeed` command can leave with exit code 0 while its processes live on, and does not pass signals on
-in order; so nothing of that is relied on. A stage has succeeded when its command left with 0 and the stage's
-own record says so. A process that stays silent past its deadline, or is lost, ends the attempt: everything of
-it is ended, and the stage starts again from its newest checkpoint, as often as the recipe allows. Stopping is
-a file that the processes agree on at a step; then a signal; then a kill.
+The `deepspeed` command can leave with exit code 0 while its processes live on, and does not pass signals on in
+order; so nothing of that is relied on. A stage has succeeded when its command left with 0 and the stage's own record
+says so. A process that stays silent past its deadline, or is lost, ends the attempt: the others write what they were
+doing to their logs, everything is ended, and the stage starts again from its newest checkpoint, as often within an
+hour as the recipe allows. Stopping is a file that the processes agree on at a step; then a kill.
 """
 
 import os
@@ -26,6 +26,8 @@ from launcher.watch import Deadlines, Failure, Watch, end_processes
 
 POLL_S = 0.2
 LOG_LINES_SHOWN = 15
+BUDGET_S = 3600.0
+LONGEST_PAUSE_S = 60.0
 # What no restart can mend, by the exit code of a worker.
 LASTING_ERRORS = {exit_code(kind()): kind for kind in (ConfigError, DataError, CheckpointError, DivergedError)}
 
@@ -59,7 +61,8 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
     if left_over:
         display.say(f"{job.stage.name}: ended {left_over} processes that an earlier launcher had left behind")
         run.append_event("leftovers_ended", stage=job.stage.name, processes=left_over)
-    for attempt in range(job.restarts + 1):
+    restarts = _Restarts(job, stop)
+    while True:
         stop.check()
         failure = _Attempt(job, run, stop, display).run()
         if failure is None:
@@ -74,18 +77,42 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
         )
         if failure.code in LASTING_ERRORS:
             raise LASTING_ERRORS[failure.code](f"Stage {job.stage.name} cannot go on. {_log_end(job.stage, failure)}")
-        if attempt < job.restarts:
-            run.append_event("restart", stage=job.stage.name, restart=attempt + 1, from_step=newest)
-            display.say(
-                f"{job.stage.name}: {failure.reason}; restart {attempt + 1} of {job.restarts} from step {newest}"
-            )
-        else:
+        if not restarts.left():
             raise DistributedError(_used_up(job, failure, newest))
+        number = restarts.count() + 1
+        display.say(f"{job.stage.name}: {failure.reason}; restart {number} of {job.restarts} from step {newest}")
+        restarts.wait(newest)
+        run.append_event("restart", stage=job.stage.name, restart=number, from_step=newest)
+
+
+class _Restarts:
+    """The restarts of a stage within the last hour, and the pause before the next one."""
+
+    def __init__(self, job: Job, stop: StopRequest) -> None:
+        self._job, self._stop = job, stop
+        self._times: list[float] = []
+        self._fruitless, self._last_step = 0, -1
+
+    def count(self) -> int:
+        return sum(time.monotonic() - at < BUDGET_S for at in self._times)
+
+    def left(self) -> bool:
+        return self.count() < self._job.restarts
+
+    def wait(self, newest_step: int) -> None:
+        """Pause, twice as long each time that no checkpoint was gained; at once where one was. Ends with a stop."""
+        self._fruitless = self._fruitless + 1 if newest_step == self._last_step else 0
+        self._last_step = newest_step
+        until = time.monotonic() + min(LONGEST_PAUSE_S, 2.0**self._fruitless - 1)
+        while time.monotonic() < until and not self._stop.count:
+            time.sleep(POLL_S)
+        self._times.append(time.monotonic())
 
 
 def _used_up(job: Job, failure: Failure, newest: int) -> str:
     return (
-        f"Stage {job.stage.name} failed and its {job.restarts} restarts (cluster.max_restarts) are used up: "
+        f"Stage {job.stage.name} failed and its {job.restarts} restarts within an hour (cluster.max_restarts) are used "
+        "up: "
         f"{failure.reason}. The newest checkpoint is of step {newest}; the same command goes on from there. "
         f"{_log_end(job.stage, failure)}"
     )
@@ -182,28 +209,24 @@ class _Attempt:
             kept = "" if newest is None else f"; its newest checkpoint is of step {newest}"
             raise Preempted(f"Stage {self._stage.name} is stopped{kept}.")
         self._watch.look()
-        rank = self._watch.lost[0] if self._watch.lost and code else None
-        return Failure(_reason(code, rank), rank, code)
+        if self._watch.lost and code:
+            first = self._watch.lost[0]
+            return Failure(self._watch.describe_lost(first), first, self._watch.exit_code(first) or code)
+        return Failure(_reason(code), None, code)
 
     def _end(self) -> None:
-        """End every process of the attempt, in the command's group or out of it."""
-        _signal_group(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(self._job.deadlines.terminate_s)
-        except subprocess.TimeoutExpired:
-            _signal_group(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        end_processes(self._run, self._stage.name, self._job.deadlines.terminate_s)
+        """Kill every process of the attempt, in the command's group or out of it; what they had to save is saved."""
         _signal_group(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        end_processes(self._run, self._stage.name, terminate_s=0)
 
 
-def _reason(code: int, rank: int | None) -> str:
-    who = "its processes" if rank is None else f"rank {rank} was lost and the others"
+def _reason(code: int) -> str:
     if code == 0:
         return "its processes left with exit code 0 before the stage was recorded as done"
     if code < 0:
-        return f"{who} were ended by {signal.Signals(-code).name}"
-    return f"{who} left with exit code {code}"
+        return f"its processes were ended by {signal.Signals(-code).name}"
+    return f"its processes left with exit code {code}"
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

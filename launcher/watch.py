@@ -18,21 +18,32 @@ from launcher.run_folder import RunFolder, StageFolder
 
 # Time for a process to write the stacks of its threads.
 ABORT_S = 1.0
+# Time for the kernel to end a killed process.
+KILL_S = 10.0
+# After a process is lost: time for the others to find out, and for the command to say how it ended.
+LINGER_S = 3.0
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Times in s: until all report, of silence, to save and leave when stopped, to leave when told to."""
+    """Times in s: until all report, of silence by section, to save and leave when stopped, to leave when told to."""
 
     startup_s: float = 300.0
     stall_s: float = 120.0
+    validation_s: float = 300.0
+    save_s: float = 600.0
     stop_s: float = 30.0
     terminate_s: float = 10.0
+
+    def silence_s(self, section: str) -> float:
+        """How long a process may be silent in a section."""
+        special = {"start": self.startup_s, "validate": self.validation_s, "save": self.save_s}
+        return special.get(section, self.stall_s)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt ended: the reason in words, the rank that failed first, the exit code of the command."""
+    """Why an attempt ended: the reason in words, the rank that failed first, its or the command's exit code."""
 
     reason: str
     rank: int | None = None
@@ -60,7 +71,7 @@ def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float =
         _quietly(process.terminate)
     for process in _still_running(found, terminate_s):
         _quietly(process.kill)
-    _still_running(found, terminate_s)
+    _still_running(found, KILL_S)
     return len(found)
 
 
@@ -93,9 +104,10 @@ class Watch:
         # Silence is measured by this process's own clock: a clock that is set does not look like it.
         self._changed: dict[int, tuple[float, dict[str, Any]]] = {}
         self.lost: list[int] = []
+        self._lost_since = 0.0
 
     def look(self) -> Failure | None:
-        """Read the heartbeats; a Failure when a process is silent or does not appear."""
+        """Read the heartbeats; a Failure when a process is silent, does not appear, or was lost."""
         now = time.monotonic()
         gone = []
         for beat in self._stage.read_heartbeats():
@@ -104,9 +116,15 @@ class Watch:
                 self._changed[rank] = now, beat
             if rank not in self.lost and not _runs(beat):
                 gone.append(rank)
+        if gone and not self.lost:
+            self._lost_since = now
         # Of those that went between two looks, the last to write went last: it tells of another's loss.
         self.lost += sorted(gone, key=self._last_written)
-        return self._silent(now) or self._absent(now)
+        return self._silent(now) or self._absent(now) or self._gone(now)
+
+    def exit_code(self, rank: int) -> int | None:
+        """The exit code that a process announced; None when it was not its own will to leave."""
+        return self._changed[rank][1].get("exit_code")
 
     def abort(self) -> None:
         """Have every process on this host write to its log what its threads are doing, and end (SIGABRT)."""
@@ -121,22 +139,32 @@ class Watch:
         return log.stat().st_mtime if log.exists() else 0.0
 
     def _silent(self, now: float) -> Failure | None:
-        limit_s = self._deadlines.stall_s
         silent = [
             (changed, beat)
             for rank, (changed, beat) in self._changed.items()
-            if rank not in self.lost and now - changed > limit_s
+            if rank not in self.lost and now - changed > self._deadlines.silence_s(beat["section"])
         ]
         if not silent:
             return None
         # The one that hangs stopped before those that wait for it.
         changed, beat = min(silent, key=lambda pair: (not _is_stopped(pair[1]), pair[1]["step"], pair[0]))
         return Failure(
-            f"rank {beat['rank']} was silent for {now - changed:.0f} s at step {beat['step']}, in "
-            f"{beat['section']} "
-            f"(process {beat['pid']}; deadline {limit_s:g} s)",
+            f"rank {beat['rank']} on {beat['host']} was silent for {now - changed:.0f} s at step {beat['step']}, in "
+            f"{beat['section']} (process {beat['pid']}; deadline {self._deadlines.silence_s(beat['section']):g} s)",
             beat["rank"],
         )
+
+    def _gone(self, now: float) -> Failure | None:
+        """The loss of a process that its command does not act on: the others wait for it in vain."""
+        ended = self._stage.done_file.exists()  # the first process writes it, then all leave
+        if not self.lost or ended or now - self._lost_since <= LINGER_S:
+            return None
+        return Failure(self.describe_lost(self.lost[0]), self.lost[0], self.exit_code(self.lost[0]))
+
+    def describe_lost(self, rank: int) -> str:
+        _, beat = self._changed[rank]
+        how = f"left with exit code {beat['exit_code']}" if "exit_code" in beat else "was lost"
+        return f"rank {rank} on {beat['host']} {how} at step {beat['step']}, in {beat['section']}"
 
     def _absent(self, now: float) -> Failure | None:
         absent = sorted(set(range(self._processes)) - set(self._changed))

@@ -1,7 +1,8 @@
 """What each process of a stage runs: `python -m launcher.worker RUN_DIR STAGE`.
 
 The launcher starts it, through `deepspeed` for training stages; it reads the resolved recipe of the run folder, works,
-and leaves `done.json` behind. Exit codes are those of `chorus`.
+and leaves `done.json` behind. Exit codes are those of `chorus`. A signal to any process of a training is a wish to
+stop: all of them save at the same step and leave. Heavy imports come after the signals are taken.
 """
 
 import faulthandler
@@ -10,38 +11,37 @@ import os
 import sys
 import traceback
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from launcher.errors import exit_code
-from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, Recipe, load_recipe
 from launcher.run_folder import RunFolder, StageFolder, write_json
+from launcher.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, Recipe
+    from launcher.training.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    run, stage_name = RunFolder(Path(arguments[0])), arguments[1]
-    rank = int(os.environ.get("RANK", "0"))
-    folder = run.stage(stage_name)
-    _log_to(folder, rank)
-    from launcher.training.heartbeat import Heartbeat, leave_with_launcher
+    with StopRequest().installed() as stop:
+        run, stage_name = RunFolder(Path(arguments[0])), arguments[1]
+        rank = int(os.environ.get("RANK", "0"))
+        folder = run.stage(stage_name)
+        _log_to(folder, rank)
+        from launcher.training.heartbeat import Heartbeat, leave_with_launcher
 
-    leave_with_launcher()
-    heartbeat = Heartbeat(folder, rank)
-    heartbeat.beat(0, "start")
-    try:
-        recipe = load_recipe(run.recipe_file)
-        stage = recipe.stage(stage_name)
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        if isinstance(stage, EvaluateStage):
-            _evaluate(recipe, run, stage, heartbeat)
-        else:
-            _train(recipe, run, stage, heartbeat)
-    except Exception as error:
-        code = exit_code(error)
-        logger.error("%s", traceback.format_exc() if code == 1 else error)
-        return code
+        leave_with_launcher()
+        heartbeat = Heartbeat(folder, rank)
+        heartbeat.beat(0, "start")
+        try:
+            _work(run, stage_name, heartbeat, stop)
+        except Exception as error:
+            code = exit_code(error)
+            logger.error("%s", traceback.format_exc() if code == 1 else error)
+            heartbeat.leave(code)
+            return code
     return 0
 
 
@@ -57,22 +57,43 @@ def _log_to(folder: StageFolder, rank: int) -> None:
     faulthandler.enable(handler.stream)
 
 
-def _evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat) -> None:
+def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopRequest) -> None:
+    import torch
+
+    from launcher.recipe import EvaluateStage, load_recipe
+
+    recipe = load_recipe(run.recipe_file)
+    stage = recipe.stage(stage_name)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if isinstance(stage, EvaluateStage):
+        with stop.interrupting():  # there is nothing to save halfway
+            _evaluate(recipe, run, stage, heartbeat)
+    else:
+        _train(recipe, run, stage, heartbeat, stop)
+
+
+def _evaluate(recipe: "Recipe", run: RunFolder, stage: "EvaluateStage", heartbeat: "Heartbeat") -> None:
     from launcher.evaluation import evaluate
 
     write_json(run.stage(stage.name).evaluation_file, evaluate(recipe, run, stage, heartbeat))
     write_json(run.stage(stage.name).done_file, {"status": "done", "step": 0})
 
 
-def _train(recipe: Recipe, run: RunFolder, stage: PretrainStage | DistillStage, heartbeat) -> None:
+def _train(
+    recipe: "Recipe",
+    run: RunFolder,
+    stage: "PretrainStage | DistillStage",
+    heartbeat: "Heartbeat",
+    stop: StopRequest,
+) -> None:
     import torch.distributed as dist
 
     from launcher.training import parallel
     from launcher.training.setup import build_trainer, write_model
 
-    device = parallel.start_processes(recipe.cluster.stall_deadline_s)
+    device = parallel.start_processes(recipe.cluster.longest_deadline_s)
     folder = run.stage(stage.name)
-    trainer = build_trainer(recipe, run, stage, heartbeat, device)
+    trainer = build_trainer(recipe, run, stage, heartbeat, device, stop)
     status = trainer.run()
     if dist.get_rank() == 0:
         if status == "done":

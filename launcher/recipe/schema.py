@@ -205,14 +205,27 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     threads: int | None = Field(default=None, ge=1, description="CPU threads per process; none: cores // processes")
     data_workers: int = Field(default=2, ge=1, description="threads per process that read and decode audio")
     launcher: Literal["local"] = Field(default="local", description="local: all processes on this machine")
-    max_restarts: int = Field(default=3, ge=0, description="restarts of a stage after a lost or hung process")
+    max_restarts: int = Field(
+        default=3, ge=0, description="restarts of a stage within an hour, after a lost or hung process"
+    )
     startup_deadline_s: float = Field(
-        default=300, gt=0, description="longest time until every process reports itself, in s"
+        default=300, gt=0, description="longest time until every process reports itself and its first step, in s"
     )
     stall_deadline_s: float = Field(
-        default=120, gt=0, description="longest silence of a process before the restart, in s"
+        default=120, gt=0, description="longest silence of a process in a step before the restart, in s"
+    )
+    validation_deadline_s: float = Field(
+        default=300, gt=0, description="longest silence of a process that validates, in s; it reports every batch"
+    )
+    save_deadline_s: float = Field(
+        default=600, gt=0, description="longest silence of a process that saves a checkpoint or the model, in s"
     )
     stop_deadline_s: float = Field(default=30, gt=0, description="time to save and leave when the run is stopped, in s")
+
+    @property
+    def longest_deadline_s(self) -> float:
+        """Return how long a process may wait for another at most."""
+        return max(self.startup_deadline_s, self.stall_deadline_s, self.validation_deadline_s, self.save_deadline_s)
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 
 import psutil
 
@@ -20,7 +21,7 @@ class Heartbeat:
     def __init__(self, stage: StageFolder, rank: int):
         self.path = stage.heartbeat_file(rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.record = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
+        self.record: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
         self.section, self.written = "", 0.0
 
     def beat(self, step: int, section: str) -> None:
@@ -29,9 +30,18 @@ class Heartbeat:
         if section == self.section and now - self.written < INTERVAL_S:
             return
         self.section, self.written = section, now
+        self.record |= {"step": step, "section": section, "time": now}
+        self._write()
+
+    def leave(self, exit_code: int) -> None:
+        """Say that this process ends because of an error, and with which exit code."""
+        self.record["exit_code"] = exit_code
+        self._write()
+
+    def _write(self) -> None:
         # Not flushed to the disk: it only matters while the machine lives.
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self.record, "step": step, "section": section, "time": now}))
+        temporary.write_text(json.dumps(self.record))
         temporary.replace(self.path)
 
 

@@ -11,6 +11,7 @@ from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
 from launcher.recipe import DistillStage, PretrainStage, Recipe
 from launcher.run_folder import RunFolder
+from launcher.stopping import StopRequest
 from launcher.tracking import Tracker
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
@@ -26,7 +27,12 @@ TrainingStage = PretrainStage | DistillStage
 
 
 def build_trainer(
-    recipe: Recipe, run: RunFolder, stage: TrainingStage, heartbeat: Heartbeat, device: torch.device
+    recipe: Recipe,
+    run: RunFolder,
+    stage: TrainingStage,
+    heartbeat: Heartbeat,
+    device: torch.device,
+    stop: StopRequest,
 ) -> Trainer:
     """This process's trainer, resumed from the newest intact checkpoint when there is one. Collective."""
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -48,7 +54,9 @@ def build_trainer(
         precision=recipe.cluster.precision,
     )
     saved = agreed_checkpoint(folder)
-    trainer = Trainer(stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, tracker=None)
+    trainer = Trainer(
+        stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, stop, tracker=None
+    )
     if saved:
         trainer.resume(saved)
     if rank == 0:

@@ -22,6 +22,7 @@ from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError, DivergedError
 from launcher.recipe import DistillStage, PretrainStage
 from launcher.run_folder import RunFolder, StageFolder
+from launcher.stopping import StopRequest
 from launcher.tracking import Tracker
 from launcher.training import checkpoint, parallel
 from launcher.training.heartbeat import Heartbeat
@@ -48,6 +49,7 @@ class Trainer:
     validation: Inputs | None
     tokenizer: Tokenizer
     heartbeat: Heartbeat
+    stop: StopRequest
     tracker: Tracker | None
     step: int = 0
     window: Window = field(default_factory=Window)
@@ -122,7 +124,7 @@ class Trainer:
         own = {
             "samples": sum(int(batch.samples_B.sum()) for batch in batches),
             "quarantined": sum(len(batch.quarantined) for batch in batches),
-            "stop": int(self.folder.stop_file.exists()),
+            "stop": int(self.folder.stop_file.exists() or self.stop.count > 0),
             **self.saver.progress(),
         }
         counts = {name: torch.tensor(value) for name, value in own.items()}

@@ -15,6 +15,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stopping import StopRequest
 from launcher.training import parallel
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.setup import build_trainer
@@ -32,7 +33,7 @@ def main(folders: list[Path]) -> None:
         run = RunFolder(folder)
         recipe = load_recipe(run.recipe_file)
         heartbeat = Heartbeat(run.stage(STAGE), rank)
-        trainer = build_trainer(recipe, run, recipe.training_stage(STAGE), heartbeat, device)
+        trainer = build_trainer(recipe, run, recipe.training_stage(STAGE), heartbeat, device, StopRequest())
         if (folder / REVERSE_LANES).exists():
             reverse_lanes(trainer)
         keep_first_gradients(trainer, folder / f"gradients-{rank}.pt")

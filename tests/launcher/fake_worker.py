@@ -2,11 +2,13 @@
 
 python fake_worker.py BEHAVIOUR RUN_DIR STAGE, where BEHAVIOUR is JSON: {"ranks": 2, "steps": 6, "attempts":
 [...]}, and each attempt is what to do at which step: {"at": 3, "do": "die" | "hang" | "exit", "rank": 1,
-"code": 3}. An attempt without an entry works to the end. A checkpoint is left at every step, so an attempt
+"code": 3}; with "deaf" the others do not notice, and write their stacks beside their log when they are
+aborted. An attempt without an entry works to the end. A checkpoint is left at every step, so an attempt
 goes on where the last one ended. SIGTERM is ignored when "stubborn". With {"evaluate": MODELS} it leaves an
 evaluation instead.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -40,11 +42,11 @@ def misbehave(plan: dict, folder) -> None:
         time.sleep(1)
 
 
-def wait_for_peers(behaviour: dict, folder, rank: int, step: int) -> None:
+def wait_for_peers(behaviour: dict, folder, rank: int, step: int, deaf: bool) -> None:
     """Wait until every rank has come to a step, as a collective does; leave when one of them is lost."""
     while len(beats := folder.read_heartbeats()) < behaviour["ranks"] or min(b["step"] for b in beats) < step:
         for beat in beats:
-            if beat["step"] < step and not psutil.pid_exists(beat["pid"]):
+            if beat["step"] < step and not deaf and not psutil.pid_exists(beat["pid"]):
                 folder.rank_log(rank).write_text(f"rank {rank}: connection closed by peer\n")
                 os._exit(1)
         time.sleep(0.02)
@@ -56,6 +58,9 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     step = max(folder.checkpoint_steps(), default=0)
     folder.rank_log(rank).write_text(f"rank {rank} starts\n")
+    deaf = plan.get("deaf", False)
+    if deaf:
+        faulthandler.enable(folder.rank_log(rank).with_suffix(".stacks").open("w"))
     while True:
         beat = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step}
         write_json(folder.heartbeat_file(rank), {**beat, "section": "train", "time": time.time()})
@@ -63,7 +68,7 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
             misbehave(plan, folder)
         if step >= behaviour["steps"] or (folder.stop_file.exists() and not behaviour.get("stubborn")):
             break
-        wait_for_peers(behaviour, folder, rank, step)
+        wait_for_peers(behaviour, folder, rank, step, deaf)
         time.sleep(STEP_S)
         step += 1
         if rank == 0:
@@ -110,7 +115,8 @@ def main() -> int:
         return 0  # as the deepspeed command does when its own child is killed
     # As the deepspeed command, though faster: the first exit code decides, the others are ended later.
     while any(rank.poll() is None for rank in ranks):
-        failed = [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]
+        codes = [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]
+        failed = [] if plan.get("deaf") else codes
         if failed:
             time.sleep(0.5)
             for rank in ranks:

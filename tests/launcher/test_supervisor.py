@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from launcher import supervisor
+from launcher import supervisor, watch
 from launcher.errors import DistributedError, Preempted
 from launcher.progress import PlainDisplay
 from launcher.run_folder import RunFolder, read_json
@@ -49,11 +50,16 @@ class Supervision:
     def __init__(self, run: RunFolder):
         self.run, self.stop, self.lines = run, StopRequest(), Lines()
 
-    def __call__(self, attempts=(), restarts=3, ranks=2, steps=6, deadlines=None, **behaviour):
+    def __call__(self, *arguments, **behaviour):
+        job = self.job(*arguments, **behaviour)
+        with self.stop.installed():
+            supervise(job, self.run, self.stop, PlainDisplay(self.lines, seconds_between_lines=0))
+
+    def job(self, attempts=(), restarts=3, ranks=2, steps=6, deadlines=None, **behaviour) -> Job:
         stage = self.run.stage("teacher")
         behaviour |= {"ranks": ranks, "steps": steps, "attempts": list(attempts)}
         command = [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(self.run.path), "teacher"]
-        job = Job(
+        return Job(
             stage,
             lambda: (command, {**os.environ, "PYTHONPATH": str(ROOT)}),
             processes=ranks,
@@ -62,8 +68,6 @@ class Supervision:
             restarts=restarts,
             deadlines=deadlines or Deadlines(startup_s=20, stall_s=1, stop_s=5, terminate_s=0.5),
         )
-        with self.stop.installed():
-            supervise(job, self.run, self.stop, PlainDisplay(self.lines, seconds_between_lines=0))
 
     def events(self):
         return [(event["event"], event.get("rank")) for event in self.run.events()]
@@ -72,6 +76,8 @@ class Supervision:
 @pytest.fixture
 def supervision(run, monkeypatch):
     monkeypatch.setattr(supervisor, "POLL_S", 0.05)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(watch, "LINGER_S", 1.0)
     return Supervision(run)
 
 
@@ -87,7 +93,7 @@ def test_a_killed_process_is_named_and_the_stage_goes_on_from_its_checkpoint(sup
     restart = supervision.run.events()[1]
     assert restart["restart"] == 1
     assert 2 <= restart["from_step"] <= 4
-    assert "rank 1 was lost" in supervision.lines.text
+    assert re.search(r"rank 1 on \S+ was lost at step 3, in train", supervision.lines.text)
     assert f"restart 1 of 3 from step {restart['from_step']}" in supervision.lines.text
 
 
@@ -100,6 +106,37 @@ def test_a_stage_that_keeps_failing_ends_with_the_log_of_the_rank_that_failed_fi
     assert [name for name, _ in supervision.events()] == ["process_lost", "restart"] * 2 + ["process_lost"]
 
 
+def test_a_loss_that_nobody_else_notices_ends_the_attempt_with_the_stacks_of_the_others(supervision):
+    supervision([{"at": 3, "do": "die", "rank": 1, "deaf": True}], deadlines=Deadlines(20, stall_s=60))
+    assert supervision.events() == [("process_lost", 1), ("restart", None)]
+    assert "wait_for_peers" in supervision.run.stage("teacher").rank_log(0).with_suffix(".stacks").read_text()
+
+
+def test_restarts_without_a_new_checkpoint_pause_longer_each_time(supervision, monkeypatch):
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 60.0)
+    stop = StopRequest()
+    restarts = supervisor._Restarts(supervision.job(), stop)
+    pauses = []
+    for newest in (0, 0, 0, 4):
+        started = time.monotonic()
+        stop.count = int(newest == 0 and len(pauses) > 1)  # the long one is cut short by a stop
+        restarts.wait(newest)
+        pauses.append(time.monotonic() - started)
+    assert pauses[0] < 0.2
+    assert pauses[1] > 0.9
+    assert pauses[2] < 0.5
+    assert pauses[3] < 0.2
+
+
+def test_restarts_of_more_than_an_hour_ago_are_forgiven(supervision, monkeypatch):
+    monkeypatch.setattr(supervisor, "BUDGET_S", 0.3)
+    restarts = supervisor._Restarts(supervision.job(restarts=1), StopRequest())
+    restarts.wait(0)
+    assert not restarts.left()
+    time.sleep(0.4)
+    assert restarts.left()
+
+
 def test_an_error_that_a_restart_cannot_mend_is_not_tried_again(supervision):
     with pytest.raises(DataError, match=r"shard-000003\.tar is torn"):
         supervision([{"at": 2, "do": "exit", "rank": 0, "code": 3, "message": "shard-000003.tar is torn"}])
@@ -110,7 +147,7 @@ def test_a_hung_process_is_named_with_its_step_and_section_and_the_stage_is_rest
     supervision([{"at": 2, "do": "hang", "rank": 1}])
     lost = supervision.run.events()[0]
     assert lost["rank"] == 1
-    assert "rank 1 was silent for" in lost["reason"]
+    assert re.search(r"rank 1 on \S+ was silent for", lost["reason"])
     assert "at step 2, in train" in lost["reason"]
     assert processes_of(supervision.run) == []
 
@@ -161,7 +198,7 @@ def test_processes_that_do_not_leave_when_stopped_are_killed_at_the_deadline(sup
     threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM)).start()
     started = time.monotonic()
     with pytest.raises(Preempted):
-        supervision(steps=1000, stubborn=True, deadlines=Deadlines(20, 5, stop_s=0.5, terminate_s=0.5))
+        supervision(steps=1000, stubborn=True, deadlines=Deadlines(20, 5, stop_s=0.5))
     assert time.monotonic() - started < 8
     assert processes_of(supervision.run) == []
 

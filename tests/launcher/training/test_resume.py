@@ -71,15 +71,27 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(undisturbed, make_run):
         assert values.equal(weights(run)[name]), name
 
 
-def test_a_stopped_run_saves_where_it_is_and_loses_no_step(undisturbed, make_run):
+def touch_stop_file(run: RunFolder, started: list) -> None:
+    run.stage(STAGE).stop_file.touch()
+
+
+def signal_one_process_until_it_leaves(run: RunFolder, started: list) -> None:
+    """The second and later ones come while the checkpoint is being saved."""
+    while started[1].poll() is None:
+        started[1].send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stop", [touch_stop_file, signal_one_process_until_it_leaves])
+def test_a_stopped_run_saves_where_it_is_and_loses_no_step(undisturbed, make_run, stop):
     run = make_run("stopped")
     started = start_until(run, lambda row: row["step"] >= 3)
-    run.stage(STAGE).stop_file.touch()
+    stop(run, started)
     assert [process.wait(60) for process in started] == [0, 0]
     done = read_json(run.stage(STAGE).done_file)
     assert done["status"] == "stopped"
     assert run.stage(STAGE).checkpoint_steps()[-1] == done["step"]
-    run.stage(STAGE).stop_file.unlink()
+    run.stage(STAGE).stop_file.unlink(missing_ok=True)
     train(run)
     assert metrics(run) == metrics(undisturbed)
     for name, values in weights(undisturbed).items():
