@@ -8,11 +8,14 @@ from typing import Any
 import yaml
 
 from launcher.errors import ConfigError
+from launcher.goodput import measure_goodput
 from launcher.progress import PACE_ROWS, Pace, parse_row
 from launcher.run_folder import RunFolder, StageFolder, read_json
+from launcher.tracking import read_metrics
 
 # Enough of metrics.jsonl's end for the rows that a pace is measured over, with their losses per expert layer.
 TAIL_BYTES = 1 << 20
+GOODPUT_ROWS = 10_000
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -37,9 +40,10 @@ def last_rows(metrics_file: Path, number: int = PACE_ROWS) -> list[dict[str, Any
 
 
 def run_status(run: RunFolder) -> dict[str, Any]:
-    """Return the state of a run: which process holds it, and per stage its status, step, pace and checkpoint.
+    """Return the state of a run: which process holds it, and per stage its status, step, pace, checkpoint and
+    goodput.
 
-    step_s is in seconds per step, eta_s in seconds; what is not known is None.
+    step_s is in seconds per step, eta_s in seconds, goodput in fractions of the wall time; what is not known is None.
     """
     state = read_json(run.state_file)
     planned = {stage["name"]: stage for stage in yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["stages"]}
@@ -54,9 +58,16 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         entry = {"name": name, "kind": record.get("kind") or planned[name]["kind"], "status": status}
         if "steps" in planned.get(name, {}):
             entry |= _training_status(run.stage(name), planned[name]["steps"], status)
+            entry["goodput"] = _shares(run, name, events)
             entry["restarts"] = sum(event["event"] == "restart" and event["stage"] == name for event in events)
         stages.append(entry)
     return {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
+
+
+def _shares(run: RunFolder, stage: str, events: list[dict[str, Any]]) -> dict[str, float] | None:
+    """What the stage's wall time went to, as fractions; None before its processes have started."""
+    goodput = measure_goodput(events, read_metrics(run.stage(stage).metrics_file, thin_to=GOODPUT_ROWS), stage)
+    return None if goodput is None else goodput.shares()
 
 
 def _training_status(folder: StageFolder, steps: int, status: str) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class _Attempt:
         """Start, watch and end the processes; None when the stage is done."""
         self._clear()
         command, environment = self._job.start()
+        self._run.append_event("processes_started", stage=self._stage.name, processes=self._job.processes)
         self._display.begin(self._stage.name, self._job.steps, self._job.later_steps)
         with self._stage.launcher_log.open("ab") as log:
             self._process = subprocess.Popen(

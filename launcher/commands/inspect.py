@@ -21,7 +21,7 @@ def status(options: argparse.Namespace) -> int:
     holder = found["process"]
     print(f"{found['run']}, recipe {found['recipe']}: {f'running, process {holder}' if holder else 'not running'}")
     table = Table("stage", "status", box=None, pad_edge=False)
-    for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts"):
+    for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in found["stages"]:
         table.add_row(stage["name"], stage["status"], *_cells(stage))
@@ -41,6 +41,7 @@ def _cells(stage: dict[str, Any]) -> list[str]:
         "" if eta_s is None else duration(eta_s),
         _number(stage["checkpoint_step"], "d"),
         str(stage["restarts"]),
+        "" if stage["goodput"] is None else f"{stage['goodput']['useful']:.1%}",
     ]
 
 

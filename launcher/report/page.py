@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from launcher.goodput import Goodput, measure_goodput
 from launcher.report import figures, wording
 from launcher.report.alignment import differences
 from launcher.report.evidence import Evidence, StageEvidence, read_evidence
@@ -53,7 +53,7 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "experts": _drawings(with_experts, figures.draw_load, figures.draw_entropy),
         "schedule": _drawings(training, figures.draw_schedule),
         "speed": _drawings(training, figures.draw_speed),
-        "times": [spent for stage in training if (spent := time_spent(stage)) is not None],
+        "times": [spent for stage in training if (spent := time_spent(evidence, stage)) is not None],
         "silent": [stage.name for stage in training if not stage.rows],
         "expected_experts": _expects_experts(evidence),
         "examples": _examples(evidence),
@@ -123,47 +123,39 @@ def _expects_experts(evidence: Evidence) -> bool:
 
 @dataclass(frozen=True)
 class TimeSpent:
-    """Where the wall time of a stage went, in seconds."""
+    """Where the wall time of a stage went."""
 
     stage: str
-    computing_s: float
-    waiting_s: float
-    validation_s: float
-    rest_s: float
+    goodput: Goodput
 
     @property
     def total_s(self) -> float:
-        return self.computing_s + self.waiting_s + self.validation_s + self.rest_s
+        return self.goodput.wall_s
 
-    def parts(self) -> list[tuple[str, float, str]]:
-        """Each part's name, its share of the whole and its duration as text."""
+    def parts(self) -> list[tuple[int, str, float, str]]:
+        """For each part that took time its colour, name, share of the whole and duration as text."""
+        spent = self.goodput
         named = {
-            "computing": self.computing_s,
-            "waiting for data": self.waiting_s,
-            "validation": self.validation_s,
-            "the rest": self.rest_s,
+            "useful steps": spent.useful,
+            "waiting for data": spent.data_wait,
+            "validation": spent.validation,
+            "saving": spent.save,
+            "start and finish": spent.start + spent.finish,
+            "lost work and restarts": spent.lost + spent.restart,
+            "other": spent.other,
         }
-        return [(what, seconds / self.total_s, wording.duration(seconds)) for what, seconds in named.items()]
+        total_s = self.total_s
+        return [
+            (colour, what, seconds / total_s, wording.duration(seconds))
+            for colour, (what, seconds) in enumerate(named.items())
+            if seconds > 0.05
+        ]
 
 
-def time_spent(stage: StageEvidence) -> TimeSpent | None:
-    """Divides a stage's wall time; None when its rows carry no times.
-
-    A row of training speaks for all steps since the one before. What steps and validations leave of the time
-    between the first row and the last went to checkpoints, starts and stops.
-    """
-    timed = [row for row in stage.rows if row.get("time") is not None]
-    rows = [row for row in timed if row.get("step_s") is not None]
-    if not rows:
-        return None
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    step_s = np.array([row["step_s"] for row in rows]) * steps
-    waiting_s = float((step_s * np.array([row.get("data_wait") or 0.0 for row in rows])).sum())
-    validation_s = float(sum(row.get("validation_s") or 0.0 for row in timed))
-    elapsed_s = timed[-1]["time"] - rows[0]["time"] + step_s[0]
-    rest_s = float(max(0.0, elapsed_s - step_s.sum() - validation_s))
-    spent = TimeSpent(stage.name, float(step_s.sum()) - waiting_s, waiting_s, validation_s, rest_s)
-    return spent if spent.total_s > 0 else None
+def time_spent(evidence: Evidence, stage: StageEvidence) -> TimeSpent | None:
+    """How a stage's wall time divides; None before its processes have started."""
+    goodput = measure_goodput(evidence.events, stage.rows, stage.name)
+    return TimeSpent(stage.name, goodput) if goodput and goodput.wall_s > 0 else None
 
 
 def _examples(evidence: Evidence) -> list[dict[str, Any]]:

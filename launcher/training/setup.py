@@ -12,11 +12,12 @@ from launcher.finished_model import write_finished_model
 from launcher.recipe import DistillStage, PretrainStage, Recipe
 from launcher.run_folder import RunFolder
 from launcher.stopping import StopRequest
-from launcher.tracking import Tracker
+from launcher.tracking import Tracker, read_metrics
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
+from launcher.training.spikes import SpikeDetector
 from launcher.training.tasks import Distill, Pretrain
 from launcher.training.trainer import Trainer
 from model.export import load_model
@@ -68,6 +69,9 @@ def build_trainer(
             recipe=recipe.model_dump(mode="json"),
             resume_step=trainer.step,
         )
+        # What the loss usually is, as far as it was measured before.
+        rows = read_metrics(folder.metrics_file)
+        trainer.spikes = SpikeDetector(row["loss"] for row in rows if row.get("loss") is not None)
     return trainer
 
 

@@ -30,6 +30,7 @@ from launcher.training.inputs import Inputs
 from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures
 from launcher.training.recovery import Recovery
 from launcher.training.schedule import learning_rate
+from launcher.training.spikes import SpikeDetector
 from launcher.training.tasks import Distill, Pretrain
 from model.search import greedy
 
@@ -54,6 +55,7 @@ class Trainer:
     step: int = 0
     window: Window = field(default_factory=Window)
     recovery: Recovery = field(default_factory=Recovery)
+    spikes: SpikeDetector = field(default_factory=SpikeDetector)
     saver: checkpoint.Saver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Trainer:
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
+        self._event("training_started")
         waiting = time.perf_counter()
         for batches in self.train.steps(self.step, self.stage.steps):
             data_wait_s = time.perf_counter() - waiting
@@ -73,6 +76,7 @@ class Trainer:
             if last:
                 break
             waiting = time.perf_counter()
+        self._event("training_ended")
         return "done" if self.step == self.stage.steps else "stopped"
 
     def _step(self, batches: list[Batch], data_wait_s: float) -> bool:
@@ -142,9 +146,8 @@ class Trainer:
         suspects = [key for keys, _ in found for key in keys]
         reason = "the loss of these utterances is not finite" if suspects else "the gradient is not finite"
         suspects = suspects or [key for _, keys in found for key in keys]
-        if dist.get_rank() == 0:
-            logger.warning("step %d: update left out, %s: %s", self.step, reason, ", ".join(suspects))
-            self._event("update_left_out", reason=reason, utterances=suspects)
+        logger.warning("step %d: update left out, %s: %s", self.step, reason, ", ".join(suspects))
+        self._event("update_left_out", reason=reason, utterances=suspects)
         if self.recovery.too_many(self.stage.recovery):
             self._take_back()
 
@@ -166,12 +169,13 @@ class Trainer:
         skipped_then = Recovery(**saved.trainer.get("recovery", {})).skipped
         self.recovery.taken_back(self.step, saved.step, skipped_then)
         parallel.set_optimizer_step(self.engine, saved.step - skipped_then)
-        if dist.get_rank() == 0:
-            logger.warning("step %d: weights taken back to those of step %d", self.step, saved.step)
-            self._event("weights_taken_back", to_step=saved.step)
+        logger.warning("step %d: weights taken back to those of step %d", self.step, saved.step)
+        self._event("weights_taken_back", to_step=saved.step)
 
     def _event(self, name: str, **details: Any) -> None:
-        RunFolder(self.folder.path.parent).append_event(name, stage=self.stage.name, step=self.step, **details)
+        """Leave a record among the run's events, once for all processes."""
+        if dist.get_rank() == 0:
+            RunFolder(self.folder.path.parent).append_event(name, stage=self.stage.name, step=self.step, **details)
 
     def _rebalance(self, agreed: Agreed) -> None:
         routers = (layer.router for layer in self.engine.module.encoder.layers if layer.router is not None)
@@ -186,6 +190,9 @@ class Trainer:
         row["skipped"] = self.recovery.skipped
         if self.tracker:
             self.tracker.log(row)
+            if usual := self.spikes.look(row["loss"]):
+                logger.warning("step %d: the loss jumped to %.3g, usual was %.3g", self.step, row["loss"], usual)
+                self._event("loss_spike", loss=row["loss"], usual=usual)
 
     @torch.no_grad()
     def _validate(self) -> float | None:

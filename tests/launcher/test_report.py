@@ -19,7 +19,7 @@ from launcher.report import results_table, write_report
 from launcher.report.alignment import differences
 from launcher.report.evidence import read_evidence
 from launcher.report.figures import average_load, smooth
-from launcher.report.page import headline, time_spent
+from launcher.report.page import headline
 from launcher.report.results import tabulate
 from launcher.report.wording import count, duration
 from launcher.tracking import read_metrics
@@ -356,16 +356,6 @@ def test_the_table_as_text_is_aligned(finished_run):
 def test_a_headline_without_a_teacher_names_the_best_model():
     table = tabulate({"alone": MODELS["student"]}, {})
     assert headline(table, []) == "Alone gets 8.3% of the test characters wrong."
-
-
-def test_the_shares_of_time_add_up_to_the_wall_time(finished_run):
-    stage = next(stage for stage in read_evidence(finished_run).stages if stage.name == "student")
-    spent = time_spent(stage)
-    assert spent is not None
-    assert sum(share for _, share, _ in spent.parts()) == pytest.approx(1)
-    assert spent.validation_s == pytest.approx(10 * 3.0)
-    assert spent.rest_s == pytest.approx(10 * 1.5)
-    assert spent.total_s == pytest.approx(stage.rows[-1]["time"] - START_TIME_S)
 
 
 def test_the_load_is_relative_to_an_even_share(finished_run):

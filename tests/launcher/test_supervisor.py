@@ -70,7 +70,8 @@ class Supervision:
         )
 
     def events(self):
-        return [(event["event"], event.get("rank")) for event in self.run.events()]
+        events = [event for event in self.run.events() if event["event"] != "processes_started"]
+        return [(event["event"], event.get("rank")) for event in events]
 
 
 @pytest.fixture

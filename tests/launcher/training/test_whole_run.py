@@ -15,6 +15,7 @@ import yaml
 from conftest import recipe_values
 
 from launcher.run_folder import RunFolder, read_json
+from launcher.status import run_status
 from launcher.tracking import read_metrics
 
 
@@ -47,14 +48,21 @@ def kill_everything(launcher: subprocess.Popen) -> None:
     psutil.wait_procs(tree, timeout=10)
 
 
+def wait_for_step(launcher: subprocess.Popen, run: RunFolder, stage: str, step: int) -> None:
+    until = time.monotonic() + 200
+    while not any(row["step"] >= step for row in read_metrics(run.stage(stage).metrics_file)):
+        assert launcher.poll() is None, launcher.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp_path):
     run = RunFolder(tmp_path / "run")
     launcher = start(recipe_file, run)
-    until = time.monotonic() + 200
-    while not any(row["step"] >= 6 for row in read_metrics(run.stage("student").metrics_file)):
-        assert launcher.poll() is None, launcher.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for_step(launcher, run, "teacher", 6)
+    os.kill(run.stage("teacher").read_heartbeats()[1]["pid"], signal.SIGKILL)
+    wait_for_step(launcher, run, "student", 6)
+    assert [event["rank"] for event in run.events() if event["event"] == "process_lost"] == [1]
     kill_everything(launcher)
     teacher = (run.stage("teacher").model / "model.safetensors").stat()
 
@@ -72,6 +80,11 @@ def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp
     assert "<svg" in run.report_file.read_text()
     one_run = {json.loads(file.read_text())["id"] for file in run.path.glob("*/wandb.json")}
     assert len(one_run) == 2  # one W&B run per training stage, the resumed one included
+
+    for stage in run_status(run)["stages"]:
+        if "goodput" in stage:
+            assert stage["goodput"]["lost"] > 0 or stage["name"] == "student"
+            assert abs(stage["goodput"]["other"]) < 0.02, stage["goodput"]
 
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
     again = start(recipe_file, run)
