@@ -7,7 +7,6 @@ What a launcher that was killed did after its last record is not counted.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
 from typing import Any
 
 ENDS = ("stage_done", "stage_stopped", "stage_failed")
@@ -80,8 +79,8 @@ def measure_goodput(events: Iterable[dict[str, Any]], rows: Iterable[dict[str, A
     )
     for session in sessions:
         _account(session, found)
-    for attempt, following in pairwise([*attempts, None]):
-        found.lost += _lost_s(attempt, following, rows)
+    for attempt in attempts:
+        found.lost += _lost_s(attempt, rows, last=attempt is attempts[-1])
     _add_steps(found, rows, list(_unkept(events, stage)))
     wall_s = sum(session.ended - session.started for session in sessions)
     found.other = wall_s - found.wall_s
@@ -103,7 +102,8 @@ def _sessions(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[
             session.attempts.append(_Attempt(time, ended=time))
         if session.attempts:
             _follow(session.attempts[-1], name, event)
-    for session, following in pairwise([*sessions, None]):
+    for number, session in enumerate(sessions):
+        following = sessions[number + 1] if number + 1 < len(sessions) else None
         _extend(session, following, events, rows)
     return [session for session in sessions if session.attempts]
 
@@ -141,9 +141,9 @@ def _account(session: _Session, found: Goodput) -> None:
         found.finish += session.ended - last.trained
 
 
-def _lost_s(attempt: _Attempt, following: _Attempt | None, rows: list[dict[str, Any]]) -> float:
+def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], last: bool) -> float:
     """Time of an attempt that nothing came of: from the checkpoint that is gone on from until its loss was noticed."""
-    if attempt.training is None or attempt.trained is not None or (attempt.lost is None and following is None):
+    if attempt.training is None or attempt.trained is not None or (attempt.lost is None and last):
         return 0.0
     ended = attempt.ended if attempt.lost is None else attempt.lost
     kept_until = max(
