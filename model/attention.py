@@ -1,11 +1,21 @@
-"""Multi-head self-attention with rotary positions (Su et al., RoFormer, 2021, equation 34).
+"""Multi-head self-attention with rotary positions (Su et al., RoFormer, 2021, equation 34), with relative ones
+(Dai et al., Transformer-XL, 2019, section 3.3), or with none.
 
-Shapes: B batch, H heads, T frames, D model width, K head width.
+Shapes: B batch, H heads, T frames, S frames attended to (more than T where a past is kept), D model width, K head
+width, P = 2 S - 1 offsets between frames.
 """
+
+import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from model.past import LayerPast
+
+# Rotary (cos, sin), relative encodings [P, D], or none.
+Positions: TypeAlias = tuple[Tensor, Tensor] | Tensor | None
 
 
 class RotaryPositions(nn.Module):
@@ -25,6 +35,23 @@ class RotaryPositions(nn.Module):
         return angles.cos(), angles.sin()
 
 
+class RelativePositions(nn.Module):
+    """Sinusoids of the offsets from a frame back to another, sines and cosines in turn (Dai et al., 2019)."""
+
+    inverse_frequency: Tensor
+
+    def __init__(self, width: int, base: float = 10_000.0):
+        super().__init__()
+        inverse = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+        self.register_buffer("inverse_frequency", inverse, persistent=False)
+
+    def forward(self, num_frames: int) -> Tensor:
+        """[2 num_frames - 1, width] fp32, of the offsets num_frames - 1 down to 1 - num_frames."""
+        offsets = torch.arange(num_frames - 1, -num_frames, -1, device=self.inverse_frequency.device)
+        angles = torch.outer(offsets.float(), self.inverse_frequency)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     """Turn each pair (k, k + K/2) of a query or key by its position's angle; keeps the dtype of x."""
     first, second = x_BHTK.chunk(2, dim=-1)
@@ -41,12 +68,58 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, positions: tuple[Tensor, Tensor], attend_B11T: Tensor | None = None) -> Tensor:
-        """Frames [B, T, D] to [B, T, D]. `attend_B11T` is True at keys that may be attended to, None for all;
-        causal attention takes none."""
+    def forward(
+        self, x_BTD: Tensor, positions: Positions, attend: Tensor | None = None, past: LayerPast | None = None
+    ) -> Tensor:
+        """Frames [B, T, D] to [B, T, D]. `attend`, [B, 1, 1, S] or [B or 1, 1, T, S], is True at keys that may be
+        attended to, None for all; causal attention takes none. `past` holds the keys and values before these frames;
+        `positions` are those of all keys."""
         batch, frames, width = x_BTD.shape
         packed = self.query_key_value(x_BTD).view(batch, frames, 3, self.heads, width // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = rotate(query, *positions), rotate(key, *positions)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attend_B11T, is_causal=self.causal)
+        if past is not None:
+            key, value = past.extend(key, value)
+        mixed = self._mix(query, key, value, positions, attend)
         return self.output(mixed.transpose(1, 2).reshape(batch, frames, width))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
+        if positions is not None:
+            cos_SK, sin_SK = positions
+            # Queries are the last of the frames that are attended to.
+            query = rotate(query, cos_SK[-query.shape[2] :], sin_SK[-query.shape[2] :])
+            key = rotate(key, cos_SK, sin_SK)
+        return functional.scaled_dot_product_attention(query, key, value, attend, is_causal=self.causal)
+
+
+class RelativeSelfAttention(SelfAttention):
+    """Scores ((q + u) k + (q + v) W r) / sqrt(K): u and v weigh content and offset r for themselves."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__(width, heads)
+        self.position = nn.Linear(width, width, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(width))
+        self.position_bias = nn.Parameter(torch.zeros(width))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
+        assert isinstance(positions, Tensor)
+        _, heads, frames, head_width = query.shape
+        # Offsets below 1 - T are beyond the last key of every query.
+        used_PD = positions[: key.shape[2] + frames - 1].to(self.position.weight.dtype)
+        position_HKP = self.position(used_PD).view(-1, heads, head_width).permute(1, 2, 0)
+        content, offset = (
+            query + bias.view(heads, 1, head_width).to(query.dtype) for bias in (self.content_bias, self.position_bias)
+        )
+        scores = _shift(offset @ position_HKP, key.shape[2]) / math.sqrt(head_width)
+        if attend is not None:
+            scores = scores.masked_fill(~attend, -math.inf)
+        return functional.scaled_dot_product_attention(content, key, value, scores)
+
+
+def _shift(scores_BHTP: Tensor, num_keys: int) -> Tensor:
+    """Scores by offset to scores by key: row t, key s from column T - 1 - t + s (Dai et al., 2019, appendix B).
+
+    With one more column in front, a row is one longer than it is read, so each row is read one column further left.
+    """
+    batch, heads, frames, width = scores_BHTP.shape
+    padded = functional.pad(scores_BHTP, (1, 0)).view(batch, heads, -1)
+    return padded[..., frames:].view(batch, heads, frames, width)[..., :num_keys]

@@ -9,14 +9,18 @@ Shapes: B batch, T frames, D model width, N packed valid frames.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import SelfAttention
+from model.attention import Positions, RelativeSelfAttention, SelfAttention
+from model.chunks import Chunk
 from model.convolution import ConvolutionModule
 from model.experts import MixtureOfExperts
 from model.feedforward import FeedForward
+from model.normalization import FrameBatchNorm
+from model.past import LayerPast
 from model.router import ExpertsConfig, Router, Routing
 
 
@@ -24,23 +28,49 @@ from model.router import ExpertsConfig, Router, Routing
 class Frames:
     """What every layer needs to know about the frames of a batch.
 
-    positions: rotary (cos, sin); valid_BT bool; index_N the positions of valid frames in the flattened [B T];
-    padded: False when every frame is valid and masks can be left out.
+    positions: those of all keys; valid_BT bool; index_N the positions of valid frames in the flattened [B T];
+    padded: False when every frame is valid and masks can be left out; attend: [B, 1, 1, T] or, in chunks,
+    [B or 1, 1, T, T], True at keys that may be attended to, None when all may.
     """
 
-    positions: tuple[Tensor, Tensor]
+    positions: Positions
     valid_BT: Tensor
     index_N: Tensor
     padded: bool
+    attend: Tensor | None
 
-    def attention_mask(self) -> Tensor | None:
-        """[B, 1, 1, T], True at keys that may be attended to; None when all may."""
-        if not self.padded:
+    @classmethod
+    def of(cls, valid_BT: Tensor, positions: Positions, chunk: Chunk | None = None) -> "Frames":
+        """Describe a batch whose valid frames are known."""
+        index_N = valid_BT.flatten().nonzero().squeeze(1)
+        padded = len(index_N) < valid_BT.numel()
+        return cls(positions, valid_BT, index_N, padded, _attention_mask(valid_BT, padded, chunk))
+
+
+def _attention_mask(valid_BT: Tensor, padded: bool, chunk: Chunk | None) -> Tensor | None:
+    if chunk is None:
+        if not padded:
             return None
         # An empty utterance attends to its first (silent) frame: a row without any key would be undefined.
-        attend_BT = self.valid_BT.clone()
+        attend_BT = valid_BT.clone()
         attend_BT[:, 0] = True
         return attend_BT[:, None, None, :]
+    num_frames = valid_BT.shape[1]
+    within_TT = chunk.mask(num_frames, valid_BT.device)
+    if not padded:
+        return within_TT[None, None]
+    # The chunks that a padded frame sees may be all padding: it attends to itself.
+    itself_TT = torch.eye(num_frames, dtype=torch.bool, device=valid_BT.device)
+    return (within_TT & valid_BT[:, None, None, :]) | itself_TT
+
+
+class LayerOutput(NamedTuple):
+    """frames_BTD a layer's output, routing how its router chose (none without experts), moments those of its BatchNorm
+    in training (none with LayerNorm)."""
+
+    frames_BTD: Tensor
+    routing: Routing | None
+    moments: Tensor | None
 
 
 class ConformerBlock(nn.Module):
@@ -54,25 +84,44 @@ class ConformerBlock(nn.Module):
         kernel_size: int,
         dropout: float,
         experts: ExpertsConfig | None,
+        positions: Literal["rotary", "relative", "none"] = "rotary",
+        causal_convolution: bool = False,
+        convolution_norm: Literal["layer", "batch"] = "layer",
     ):
         super().__init__()
         self.feedforward1 = FeedForward(width, hidden)
-        self.attention = SelfAttention(width, heads)
-        self.convolution = ConvolutionModule(width, kernel_size)
+        attention = RelativeSelfAttention if positions == "relative" else SelfAttention
+        self.attention = attention(width, heads)
+        self.convolution = ConvolutionModule(width, kernel_size, causal_convolution, convolution_norm != "batch")
         self.feedforward2 = MixtureOfExperts(experts.count, width, hidden) if experts else FeedForward(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames) -> tuple[Tensor, Routing | None]:
-        """One layer's pass through the block: frames [B, T, D] to [B, T, D], and how its router chose."""
-        drop = self.dropout
+    def forward(
+        self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames, past: LayerPast | None = None
+    ) -> LayerOutput:
+        """One layer's pass through the block: frames [B, T, D] to [B, T, D]. `past` holds what came before them."""
+        # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, the others weigh more.
+        keep = 1 - layer.skipped if self.training else 1.0
+        kept_B11 = None if keep == 1 else torch.rand(len(x_BTD), 1, 1, device=x_BTD.device) < keep
+
+        def drop(added_BTD: Tensor) -> Tensor:
+            added_BTD = self.dropout(added_BTD)
+            return added_BTD if keep == 1 else added_BTD / keep
+
+        entered_BTD = x_BTD
+        index_N = frames.index_N if frames.padded else None
         valid_BT1 = frames.valid_BT[..., None] if frames.padded else None
         x_BTD = x_BTD + 0.5 * drop(self.feedforward1(layer.feedforward1_norm(x_BTD)))
-        attended = self.attention(layer.attention_norm(x_BTD), frames.positions, frames.attention_mask())
+        attended = self.attention(layer.attention_norm(x_BTD), frames.positions, frames.attend, past)
         x_BTD = x_BTD + drop(attended)
-        convolved = self.convolution(layer.convolution_norm(x_BTD), valid_BT1, layer.convolution_inner_norm)
+        inner_norm = layer.convolution_inner_norm
+        convolved, moments = self.convolution(layer.convolution_norm(x_BTD), valid_BT1, index_N, inner_norm, past)
         x_BTD = x_BTD + drop(convolved)
         output, routing = self._second_feedforward(layer.feedforward2_norm(x_BTD), layer, frames)
-        return layer.final_norm(x_BTD + 0.5 * drop(output)), routing
+        x_BTD = layer.final_norm(x_BTD + 0.5 * drop(output))
+        if kept_B11 is not None:
+            x_BTD = torch.where(kept_B11, x_BTD, entered_BTD)
+        return LayerOutput(x_BTD, routing, moments)
 
     def _second_feedforward(
         self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames
@@ -89,14 +138,24 @@ class ConformerBlock(nn.Module):
 
 
 class LayerParameters(nn.Module):
-    """What a layer owns at its depth: five norms, the norm inside the convolution module, and a router."""
+    """What a layer owns at its depth: five norms, the norm inside the convolution module, and a router.
 
-    def __init__(self, width: int, experts: ExpertsConfig | None):
+    `skipped`: the share of utterances that skip the layer in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: ExpertsConfig | None,
+        convolution_norm: Literal["layer", "batch"] = "layer",
+        skipped: float = 0.0,
+    ):
         super().__init__()
+        self.skipped = skipped
         self.feedforward1_norm = nn.LayerNorm(width)
         self.attention_norm = nn.LayerNorm(width)
         self.convolution_norm = nn.LayerNorm(width)
-        self.convolution_inner_norm = nn.LayerNorm(width)
+        self.convolution_inner_norm = FrameBatchNorm(width) if convolution_norm == "batch" else nn.LayerNorm(width)
         self.feedforward2_norm = nn.LayerNorm(width)
         self.final_norm = nn.LayerNorm(width)
         self.router = Router(width, experts.count, experts.router) if experts else None

@@ -1,27 +1,56 @@
 """The convolution module of a conformer block (Gulati et al., 2020, figure 2).
 
-Shapes: B batch, T frames, D model width.
+Shapes: B batch, T frames, D model width, N valid frames.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.normalization import FrameBatchNorm
+from model.past import LayerPast
+
 
 class ConvolutionModule(nn.Module):
-    """Gated pointwise, depthwise over time, norm, SiLU, pointwise. The norm is handed in: it belongs to the layer."""
+    """Gated pointwise, depthwise over time, norm, SiLU, pointwise. The norm is handed in: it belongs to the layer.
 
-    def __init__(self, width: int, kernel_size: int):
+    `causal`: the depthwise convolution sees no later frames. `depthwise_bias` is for a norm that leaves it an effect:
+    before BatchNorm its gradient is nothing but rounding, which Adam would make whole steps of.
+    """
+
+    def __init__(self, width: int, kernel_size: int, causal: bool = False, depthwise_bias: bool = True):
         super().__init__()
+        self.left_frames = kernel_size - 1 if causal else 0
         self.gated = nn.Linear(width, 2 * width)
         # A two-dimensional convolution of height 1: frames [B, T, D] are its channels-last input without a copy, and
         # its kernel is several times faster on CPUs than the one-dimensional one.
-        self.depthwise = nn.Conv2d(width, width, (1, kernel_size), padding=(0, kernel_size // 2), groups=width)
+        padding = (0, 0 if causal else kernel_size // 2)
+        self.depthwise = nn.Conv2d(width, width, (1, kernel_size), padding=padding, groups=width, bias=depthwise_bias)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, valid_BT1: Tensor | None, norm: nn.Module) -> Tensor:
-        """Frames [B, T, D] to [B, T, D]; padded frames (valid_BT1 False) count as silence for their neighbours."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        valid_BT1: Tensor | None,
+        index_N: Tensor | None,
+        norm: nn.Module,
+        past: LayerPast | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Frames [B, T, D] to [B, T, D] and, of BatchNorm in training, the moments of its valid frames.
+
+        Padded frames (valid_BT1 False, missing from index_N) count as silence for their neighbours. `past`, of a causal
+        convolution, holds the frames before.
+        """
         x_BTD = functional.glu(self.gated(x_BTD), dim=-1)
         if valid_BT1 is not None:
             x_BTD = x_BTD * valid_BT1
+        if past is not None:
+            x_BTD = past.precede(x_BTD, self.left_frames)
+        elif self.left_frames:
+            x_BTD = functional.pad(x_BTD, (0, 0, self.left_frames, 0))
         x_BTD = self.depthwise(x_BTD.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).squeeze(1)
-        return self.output(functional.silu(norm(x_BTD)))
+        moments = None
+        if isinstance(norm, FrameBatchNorm):
+            x_BTD, moments = norm(x_BTD, index_N)
+        else:
+            x_BTD = norm(x_BTD)
+        return self.output(functional.silu(x_BTD)), moments

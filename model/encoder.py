@@ -13,8 +13,11 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import RotaryPositions
-from model.block import ConformerBlock, Frames, LayerParameters
+from model.attention import Positions, RelativePositions, RotaryPositions
+from model.block import ConformerBlock, Frames, LayerOutput, LayerParameters
+from model.chunks import Chunk, ChunksConfig
+from model.normalization import FrameBatchNorm
+from model.past import LayerPast
 from model.router import ExpertsConfig, Routing
 from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
 
@@ -26,19 +29,27 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     width: int = Field(default=256, ge=2, description="model width D")
     heads: int = Field(default=4, ge=1, description="attention heads")
     feedforward_width: int = Field(default=1024, ge=1, description="hidden width of each feed-forward layer and expert")
+    positions: Literal["rotary", "relative", "none"] = Field(default="rotary", description="positions in attention")
     kernel_size: int = Field(default=15, ge=1, description="frames under the depthwise convolution; odd")
+    convolution_norm: Literal["layer", "batch"] = Field(default="layer", description="norm in the convolution module")
+    causal_convolution: bool = Field(default=False, description="the depthwise convolution sees no later frames")
+    chunks: ChunksConfig | None = Field(
+        default=None, description="train for attention in chunks, as streaming needs it; none: full context only"
+    )
     experts: ExpertsConfig | None = Field(default=None, description="experts in the second feed-forward layer")
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    stochastic_depth: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of utterances that skip the last layer in training; of layer l of N, (l + 1) / N of it",
+    )
     subsampling: SubsamplingConfig = SubsamplingConfig()
     activation_checkpointing: bool = Field(default=False, description="recompute layers in the backward pass")
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width {self.width} does not split into {self.heads} heads of an even width (rotary positions turn "
-                f"pairs): choose a multiple of {2 * self.heads}"
-            )
+        self._check_width()
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} is even: choose {self.kernel_size + 1}")
         if self.layers % self.num_groups:
@@ -46,7 +57,25 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
                 f"{self.layers} layers do not split into {self.num_groups} equal groups: "
                 f"choose groups among {[g for g in range(1, self.layers + 1) if self.layers % g == 0]}"
             )
+        if self.chunks and not self.causal_convolution:
+            raise ValueError(
+                "chunks are set but causal_convolution is false: the convolutions would see frames of later chunks; "
+                "set causal_convolution to true"
+            )
         return self
+
+    def _check_width(self) -> None:
+        if self.positions == "rotary" and self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} does not split into {self.heads} heads of an even width (rotary positions turn "
+                f"pairs): choose a multiple of {2 * self.heads}"
+            )
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} does not split into {self.heads} heads: choose a multiple of {self.heads}"
+            )
+        if self.positions == "relative" and self.width % 2:
+            raise ValueError(f"width {self.width} is odd (relative positions are pairs): choose an even one")
 
     @property
     def num_groups(self) -> int:
@@ -63,12 +92,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 @dataclass
 class EncoderOutput:
     """frames_BSD the last layer's output, lengths_B its valid frames, layers the output of every layer (S frames
-    each) in order, routings one entry per layer with experts."""
+    each) in order, routings one entry per layer with experts, moments one per layer with BatchNorm, in training."""
 
     frames_BSD: Tensor
     lengths_B: Tensor
     layers: list[Tensor]
     routings: list[Routing]
+    moments: list[Tensor]
 
 
 class Encoder(nn.Module):
@@ -78,7 +108,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.subsampling = ConvolutionSubsampling(config.subsampling, mel_bins, config.width)
-        self.positions = RotaryPositions(config.width // config.heads)
+        self.positions = _positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ConformerBlock(
@@ -88,28 +118,73 @@ class Encoder(nn.Module):
                 config.kernel_size,
                 config.dropout,
                 config.experts,
+                config.positions,
+                config.causal_convolution,
+                config.convolution_norm,
             )
             for _ in range(config.num_groups)
         )
-        self.layers = nn.ModuleList(LayerParameters(config.width, config.experts) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            LayerParameters(
+                config.width,
+                config.experts,
+                config.convolution_norm,
+                skipped=config.stochastic_depth * (layer + 1) / config.layers,
+            )
+            for layer in range(config.layers)
+        )
 
-    def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> EncoderOutput:
-        """Features [B, T, F] with valid lengths [B] to the outputs of all layers."""
+    def forward(self, features_BTF: Tensor, lengths_B: Tensor, chunk: Chunk | None = None) -> EncoderOutput:
+        """Features [B, T, F] with valid lengths [B] to the outputs of all layers.
+
+        Without a `chunk` attention has full context, except in training where `chunks` draws one. Raises ValueError for
+        a chunk without causal convolutions, which would see beyond it.
+        """
+        if chunk and not self.config.causal_convolution:
+            raise ValueError(f"{chunk} needs an encoder that was trained with causal_convolution: true")
         x_BSD, lengths_B = self.subsampling(features_BTF, lengths_B)
         x_BSD = self.dropout(x_BSD)
-        valid_BS = valid_mask(lengths_B, x_BSD.shape[1])
-        index_N = valid_BS.flatten().nonzero().squeeze(1)
-        frames = Frames(self.positions(x_BSD.shape[1]), valid_BS, index_N, padded=len(index_N) < valid_BS.numel())
-        outputs, routings = [], []
-        for layer, block in zip(self.layers, self.config.block_of_layer, strict=True):
-            x_BSD, routing = self._run_layer(self.blocks[block], x_BSD, layer, frames)
-            outputs.append(x_BSD)
-            if routing is not None:
-                routings.append(routing)
-        return EncoderOutput(x_BSD, lengths_B, outputs, routings)
+        num_frames = x_BSD.shape[1]
+        if self.training and self.config.chunks and not chunk:
+            chunk = self.config.chunks.draw(num_frames)
+        frames = Frames.of(valid_mask(lengths_B, num_frames), self.encode_positions(num_frames), chunk)
+        outputs = self.run_layers(x_BSD, frames)
+        return EncoderOutput(
+            outputs[-1].frames_BTD,
+            lengths_B,
+            [output.frames_BTD for output in outputs],
+            [output.routing for output in outputs if output.routing is not None],
+            [output.moments for output in outputs if output.moments is not None],
+        )
 
-    def _run_layer(self, block, x_BSD: Tensor, layer, frames: Frames) -> tuple[Tensor, Routing | None]:
+    def encode_positions(self, num_frames: int) -> Positions:
+        """The positions of so many keys, for all layers."""
+        return self.positions(num_frames) if self.positions else None
+
+    def run_layers(self, x_BSD: Tensor, frames: Frames, pasts: list[LayerPast] | None = None) -> list[LayerOutput]:
+        """What each layer makes of the output of the one before, in order; `pasts` holds one entry per layer."""
+        outputs = []
+        for index, (layer, block) in enumerate(zip(self.layers, self.config.block_of_layer, strict=True)):
+            output = self._run_layer(self.blocks[block], x_BSD, layer, frames, pasts[index] if pasts else None)
+            outputs.append(output)
+            x_BSD = output.frames_BTD
+        return outputs
+
+    def update_norms(self, moments: list[Tensor]) -> None:
+        """Move BatchNorm's running statistics, by the moments of `EncoderOutput` added up over all lanes of a step."""
+        for layer, values in zip(self.layers if moments else [], moments, strict=True):
+            norm = layer.convolution_inner_norm
+            assert isinstance(norm, FrameBatchNorm)
+            norm.update(values)
+
+    def _run_layer(self, block, x_BSD: Tensor, layer, frames: Frames, past: LayerPast | None) -> LayerOutput:
         if self.config.activation_checkpointing and self.training:
             # Reentrant checkpointing reduces a shared block's gradients twice under ZeRO.
-            return checkpoint(block, x_BSD, layer, frames, use_reentrant=False)
-        return block(x_BSD, layer, frames)
+            return checkpoint(block, x_BSD, layer, frames, past, use_reentrant=False)
+        return block(x_BSD, layer, frames, past)
+
+
+def _positions(config: EncoderConfig) -> RotaryPositions | RelativePositions | None:
+    if config.positions == "rotary":
+        return RotaryPositions(config.width // config.heads)
+    return RelativePositions(config.width) if config.positions == "relative" else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from model.chunks import Chunk
 from model.decoder import Decoder, DecoderConfig, shift_right
 from model.encoder import Encoder, EncoderConfig, EncoderOutput
 from model.subsampling import valid_mask
@@ -60,9 +61,16 @@ class Recognizer(nn.Module):
         self.ctc = nn.Linear(width, vocabulary_size)
         self.decoder = Decoder(config.decoder, width, vocabulary_size) if config.decoder else None
 
-    def forward(self, features_BTF: Tensor, lengths_B: Tensor, tokens_BU: Tensor | None = None) -> RecognizerOutput:
-        """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id."""
-        encoder = self.encoder(features_BTF, lengths_B)
+    def forward(
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+        tokens_BU: Tensor | None = None,
+        chunk: Chunk | None = None,
+    ) -> RecognizerOutput:
+        """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id. `chunk` is how
+        far the encoder's attention sees, as in `Encoder`."""
+        encoder = self.encoder(features_BTF, lengths_B, chunk)
         decoder_BUV = None
         if self.decoder is not None and tokens_BU is not None:
             valid_BS = valid_mask(encoder.lengths_B, encoder.frames_BSD.shape[1])

@@ -1,55 +1,62 @@
-"""The front of the encoder: two strided convolutions turn features into frames four times as long.
+"""The front of the encoder: strided convolutions turn features into frames `factor` times as long.
+
+Frame s is made of features factor (s - 1) + 1 to factor (s + 1) - 1 and of no later ones, so that a piece of
+`factor` n features is enough for n frames: there is no look-ahead beyond a frame's own features.
 
 Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, C channels, D model width.
 """
 
-from typing import TypeVar
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-Length = TypeVar("Length", int, Tensor, "object")
-
-KERNEL, STRIDE, STAGES = 3, 2, 2
+# The strides that make each factor, over time and frequency alike.
+STRIDES = {4: (2, 2), 6: (2, 3), 8: (2, 2, 2)}
 
 
 class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
-    channels: int = Field(default=32, ge=1, description="channels of the two strided convolutions")
+    channels: int = Field(default=32, ge=1, description="channels of the strided convolutions")
+    factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")
 
 
 class ConvolutionSubsampling(nn.Module):
-    """Two 3x3 convolutions of stride 2 over time and frequency, then one projection to the model width.
+    """Strided convolutions over time and frequency, then one projection to the model width.
 
-    The second convolution is depthwise-separable, which costs a ninth of a full one. Frames beyond a length are zeroed
+    All but the first are depthwise-separable, which costs a ninth of a full one. Frames beyond a length are zeroed
     after each convolution, so that padding never leaks into valid frames.
     """
 
-    factor = STRIDE**STAGES
-
     def __init__(self, config: SubsamplingConfig, mel_bins: int, width: int):
         super().__init__()
-        channels = config.channels
-        self.first = nn.Conv2d(1, channels, KERNEL, STRIDE, padding=1)
-        self.depthwise = nn.Conv2d(channels, channels, KERNEL, STRIDE, padding=1, groups=channels)
+        channels, self.factor = config.channels, config.factor
+        self.strides = STRIDES[config.factor]
+        self.first = _strided(1, channels, self.strides[0])
+        self.depthwise = _strided(channels, channels, self.strides[1], groups=channels)
         self.pointwise = nn.Conv2d(channels, channels, 1)
-        self.projection = nn.Linear(channels * output_length(mel_bins), width)
+        if len(self.strides) > 2:
+            self.third_depthwise = _strided(channels, channels, self.strides[2], groups=channels)
+            self.third_pointwise = nn.Conv2d(channels, channels, 1)
+        self.projection = nn.Linear(channels * output_length(mel_bins, self.factor), width)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features and their valid lengths to (frames [B, S, D], valid lengths [B])."""
-        lengths_B = _halve(lengths_B)
+        lengths_B = output_length(lengths_B, self.strides[0])
         x_BCTF = torch.relu(self.first(features_BTF.unsqueeze(1)))
         x_BCTF = x_BCTF * valid_mask(lengths_B, x_BCTF.shape[2])[:, None, :, None]
-        lengths_B = _halve(lengths_B)
+        lengths_B = output_length(lengths_B, self.strides[1])
         x_BCSF = torch.relu(self.pointwise(self.depthwise(x_BCTF)))
+        if len(self.strides) > 2:
+            x_BCSF = x_BCSF * valid_mask(lengths_B, x_BCSF.shape[2])[:, None, :, None]
+            lengths_B = output_length(lengths_B, self.strides[2])
+            x_BCSF = torch.relu(self.third_pointwise(self.third_depthwise(x_BCSF)))
         return self.projection(x_BCSF.transpose(1, 2).flatten(2)), lengths_B
 
 
-def output_length(length):
+def output_length(length, factor: int):
     """Frames (or frequency bins) that remain of `length`: an int, an integer array or an integer tensor."""
-    for _ in range(STAGES):
-        length = _halve(length)
-    return length
+    return (length + factor - 1) // factor
 
 
 def valid_mask(lengths_B: Tensor, num_frames: int) -> Tensor:
@@ -57,5 +64,6 @@ def valid_mask(lengths_B: Tensor, num_frames: int) -> Tensor:
     return torch.arange(num_frames, device=lengths_B.device) < lengths_B[:, None]
 
 
-def _halve(length):
-    return (length + 1) // STRIDE
+def _strided(inputs: int, outputs: int, stride: int, groups: int = 1) -> nn.Conv2d:
+    """A convolution whose neighbouring outputs overlap by all but one input, and which keeps ceil(length / stride)."""
+    return nn.Conv2d(inputs, outputs, 2 * stride - 1, stride, padding=stride - 1, groups=groups)

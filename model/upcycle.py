@@ -62,7 +62,17 @@ def _copy_expert(stack: ExpertStack, expert: int, dense: FeedForward) -> None:
 
 def _check_same_shape(student: Recognizer, teacher: Recognizer) -> None:
     mine, theirs = student.config.encoder, teacher.config.encoder
-    for field in ("layers", "width", "heads", "feedforward_width", "kernel_size", "subsampling"):
+    same = (
+        "layers",
+        "width",
+        "heads",
+        "feedforward_width",
+        "positions",
+        "kernel_size",
+        "convolution_norm",
+        "subsampling",
+    )
+    for field in same:
         if getattr(mine, field) != getattr(theirs, field):
             raise ValueError(
                 f"the student's encoder.{field} is {getattr(mine, field)} and the teacher's {getattr(theirs, field)}: "

@@ -23,7 +23,7 @@ from launcher.errors import ConfigError
 from launcher.launch import num_cores
 from launcher.progress import open_display
 from launcher.recipe import explain
-from model.subsampling import output_length
+from model.subsampling import SubsamplingConfig, output_length
 
 # Settings of batches that `chorus shards stats` takes.
 PLAN_OPTIONS = ("lanes", "seconds", "pool_shards")
@@ -141,9 +141,9 @@ def stats_shards(options: argparse.Namespace) -> int:
 
 
 def _plan(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
-    """What a plan would make of a split, with the speeds of a default recipe and a token per character."""
+    """What a plan would make of a split, with a default recipe's speeds and frames and a token per character."""
     repeats = (sum(map(operator.eq, text, text[1:])) for text in index.transcripts())
-    features = FeaturesConfig(sample_rate_hz=index.sample_rate_hz)
+    features, factor = FeaturesConfig(sample_rate_hz=index.sample_rate_hz), SubsamplingConfig().factor
     try:
         plan = Plan(
             index.shard,
@@ -154,7 +154,7 @@ def _plan(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
             seed=1,
             sample_rate_hz=index.sample_rate_hz,
             speeds=AugmentConfig().speeds,
-            encoder_frames=lambda samples: output_length(features.num_frames(samples)),
+            encoder_frames=lambda samples: output_length(features.num_frames(samples), factor),
         )
     except DataError as error:
         return {"refused": str(error)}

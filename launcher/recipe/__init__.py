@@ -1,6 +1,6 @@
 """The recipe: everything that a run is, as one YAML file."""
 
-from launcher.recipe.checks import check_inputs
+from launcher.recipe.checks import check_frame_rates, check_inputs
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
 from launcher.recipe.errors import explain
 from launcher.recipe.loading import dump, find_recipe, load_recipe
@@ -30,6 +30,7 @@ __all__ = [
     "RecoveryConfig",
     "ShardsCorpus",
     "TrainingStage",
+    "check_frame_rates",
     "check_inputs",
     "dump",
     "explain",

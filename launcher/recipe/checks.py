@@ -12,6 +12,7 @@ from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.schema import DistillStage, EvaluateStage, Recipe, TrainingStage
 from launcher.recipe.text import nearest
+from model.encoder import EncoderConfig
 
 # Names inside a run folder that a stage of the same name would collide with.
 RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb")
@@ -85,6 +86,7 @@ def _check_teacher(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> N
             f"The teacher of stage {stage.name} is {stage.teacher!r}, which is not an earlier training stage"
             f"{nearest(stage.teacher, earlier)} A finished model is given as a path with a slash."
         )
+    check_frame_rates(stage, recipe.training_stage(stage.teacher).model.encoder)
     student, hidden = stage.model.encoder, stage.distill.hidden
     if not hidden.weight and not hidden.cosine:
         return
@@ -101,6 +103,17 @@ def _check_teacher(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> N
         raise ConfigError(
             f"Stage {stage.name} compares layers {beyond} in distill.hidden.layers, but there are layers 0 "
             f"to {student.layers - 1}."
+        )
+
+
+def check_frame_rates(stage: DistillStage, teacher: EncoderConfig) -> None:
+    """Refuse a student that is compared to its teacher frame by frame and has fewer or more of them (ConfigError)."""
+    distill, mine, theirs = stage.distill, stage.model.encoder.subsampling.factor, teacher.subsampling.factor
+    if mine != theirs and (distill.hidden.weight or distill.hidden.cosine or distill.ctc.weight):
+        raise ConfigError(
+            f"Stage {stage.name} is compared to its teacher frame by frame, but its encoder.subsampling.factor is "
+            f"{mine} and its teacher's is {theirs}. Make them equal, or set distill.hidden.weight, "
+            "distill.hidden.cosine and distill.ctc.weight to 0."
         )
 
 

@@ -77,8 +77,12 @@ def open_inputs(
     augment: AugmentConfig,
     lanes: tuple[int, ...],
     device: torch.device,
+    factor: int,
 ) -> Inputs:
-    """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out."""
+    """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out.
+
+    `factor` is that of the stage's subsampling: how many feature frames the plan counts as one frame.
+    """
     index = read_index(recipe.split_folder(run, split))
     tokenizer = Tokenizer.load(run.tokenizer)
     statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
@@ -93,7 +97,7 @@ def open_inputs(
         recipe.seed,
         index.sample_rate_hz,
         augment.speeds,
-        encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples)),
+        encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples), factor),
     )
     if 0 in lanes:
         _tell(plan, run, split)

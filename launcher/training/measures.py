@@ -15,6 +15,8 @@ from model.router import Routing
 
 Measures = dict[str, Tensor]
 
+NORMS = "norms/"
+
 
 def expert_measures(routings: list[Routing]) -> Measures:
     """Choices per expert and the entropy summed over choices, for each layer with experts."""
@@ -25,6 +27,11 @@ def expert_measures(routings: list[Routing]) -> Measures:
     return measures
 
 
+def norm_measures(moments: list[Tensor]) -> Measures:
+    """The moments of the valid frames in each BatchNorm, by layer."""
+    return {f"{NORMS}layer-{layer:02d}/moments": values for layer, values in enumerate(moments)}
+
+
 def add(sums: Measures, measures: Measures) -> None:
     """Add a lane's measures to those of the lanes before it."""
     for name, value in measures.items():
@@ -33,10 +40,12 @@ def add(sums: Measures, measures: Measures) -> None:
 
 @dataclass(frozen=True)
 class Agreed:
-    """One step's measures over all lanes of all processes: single numbers, and expert choices by layer."""
+    """One step's measures over all lanes of all processes: single numbers, expert choices and BatchNorm's moments by
+    layer."""
 
     scalars: dict[str, float]
     loads: dict[str, list[float]]
+    moments: dict[str, list[float]]
 
 
 def agree(sums: Measures, device: torch.device) -> Agreed:
@@ -45,13 +54,14 @@ def agree(sums: Measures, device: torch.device) -> Agreed:
     vector = torch.cat([sums[name].to(device).flatten().double() for name in names])
     dist.all_reduce(vector)
     values = iter(vector.tolist())  # once: on a GPU every single number read would wait for it
-    scalars, loads = {}, {}
+    agreed = Agreed({}, {}, {})
     for name in names:
         if sums[name].ndim:
-            loads[name] = [next(values) for _ in range(sums[name].numel())]
+            vectors = agreed.moments if name.startswith(NORMS) else agreed.loads
+            vectors[name] = [next(values) for _ in range(sums[name].numel())]
         else:
-            scalars[name] = next(values)
-    return Agreed(scalars, loads)
+            agreed.scalars[name] = next(values)
+    return agreed
 
 
 @dataclass

@@ -9,7 +9,7 @@ from data.plan import derive_seed
 from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
-from launcher.recipe import DistillStage, PretrainStage, Recipe
+from launcher.recipe import DistillStage, PretrainStage, Recipe, check_frame_rates
 from launcher.run_folder import RunFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker, read_metrics
@@ -41,10 +41,11 @@ def build_trainer(
     tokenizer = Tokenizer.load(run.tokenizer)
     batches = recipe.batches_of(stage)
     lanes = batches.lanes_of(rank, world)
-    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device)
+    factor = stage.model.encoder.subsampling.factor
+    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device, factor)
     validation = None
     if recipe.has_split(run, "dev"):
-        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device)
+        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor)
     recognizer, task = _model_and_task(recipe, run, stage, tokenizer.vocabulary_size, device)
     parallel.spread_experts(recognizer, recipe.expert_parallel_of(stage), rank)
     engine = parallel.build_engine(
@@ -90,6 +91,7 @@ def _model_and_task(
             f"Stage {stage.name}: its teacher {stage.teacher} knows {teacher.vocabulary_size} tokens and this run's "
             f"tokenizer {vocabulary_size}. Train both with one tokenizer."
         )
+    check_frame_rates(stage, teacher.config.encoder)
     if stage.initialize_from_teacher:
         try:
             initialize_from_teacher(recognizer, teacher)

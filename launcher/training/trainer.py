@@ -27,7 +27,7 @@ from launcher.tracking import Tracker
 from launcher.training import checkpoint, parallel
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import Inputs
-from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures
+from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures, norm_measures
 from launcher.training.recovery import Recovery
 from launcher.training.schedule import learning_rate
 from launcher.training.spikes import SpikeDetector
@@ -99,6 +99,7 @@ class Trainer:
         if applied:
             self.recovery.applied()
             self._rebalance(agreed)
+            self._update_norms(agreed)
             step_s = time.perf_counter() - started + data_wait_s
             own = {"learning_rate": rate, "grad_norm": parallel.gradient_norm(self.engine)}
             self.window.add(agreed, {**own, "step_s": step_s, "data_wait": data_wait_s / step_s})
@@ -120,7 +121,8 @@ class Trainer:
         # The engine averages over micro-batches and processes; lanes are both together.
         self.engine.backward(loss * finite * self.train.plan.batches.lanes)
         measures = {name: part.detach() for name, part in parts.items()}
-        add(sums, {**measures, "loss": value, **expert_measures(output.encoder.routings)})
+        layers = {**expert_measures(output.encoder.routings), **norm_measures(output.encoder.moments)}
+        add(sums, {**measures, "loss": value, **layers})
         return value
 
     def _agree(self, sums: Measures, batches: list[Batch]) -> Agreed:
@@ -181,6 +183,10 @@ class Trainer:
         routers = (layer.router for layer in self.engine.module.encoder.layers if layer.router is not None)
         for router, load in zip(routers, agreed.loads.values(), strict=True):
             router.rebalance(torch.tensor(load, device=self.train.device))
+
+    def _update_norms(self, agreed: Agreed) -> None:
+        moments = [torch.tensor(values, dtype=torch.float64) for values in agreed.moments.values()]
+        self.engine.module.encoder.update_norms(moments)
 
     def _log(self, row: dict[str, Any]) -> None:
         del row["stop"]
@@ -263,7 +269,7 @@ class Trainer:
             )
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint: weights, moments, routers' biases, step, and the open row of metrics."""
+        """Continue from a checkpoint: weights, moments, buffers, step, and the open row of metrics."""
         self._load(saved)
         self.step = saved.step
         self.window = Window(**saved.trainer["window"])
@@ -282,6 +288,6 @@ class Trainer:
 
 
 def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that are part of a model's state, such as the routers' biases."""
+    """The buffers that are part of a model's state, such as the routers' biases and BatchNorm's statistics."""
     state = module.state_dict()
     return ((name, buffer) for name, buffer in module.named_buffers() if name in state)

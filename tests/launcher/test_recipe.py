@@ -258,6 +258,15 @@ def test_shards_prepared_before_are_named_by_their_folder_alone(tmp_path):
         check_inputs(recipe)
 
 
+def test_a_student_is_compared_frame_by_frame_only_at_its_teachers_frame_rate(refuse):
+    other_rate = "stages.student.model.encoder.subsampling.factor=6"
+    message = refuse(other_rate)
+    assert "encoder.subsampling.factor is 6 and its teacher's is 4" in message
+    uncompared = [f"stages.student.distill.{part}.weight=0" for part in ("hidden", "ctc")]
+    recipe = load_recipe("mini", [other_rate, *uncompared, "stages.student.distill.hidden.cosine=0"])
+    assert recipe.training_stage("student").model.encoder.subsampling.factor == 6
+
+
 def test_a_teacher_folder_without_a_model_is_refused_before_anything_starts(tmp_path):
     recipe = load_recipe("mini", [f"stages.student.teacher={tmp_path}/nothing"])
     with pytest.raises(CheckpointError, match="holds no finished model"):

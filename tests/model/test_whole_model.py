@@ -111,6 +111,19 @@ def test_a_teacher_of_another_width_is_refused_with_both_widths():
         initialize_from_teacher(build(student_config()), build(teacher_config(width=32)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"positions": "relative"}, "positions is rotary and the teacher's relative"),
+        ({"convolution_norm": "batch"}, "convolution_norm is layer and the teacher's batch"),
+        ({"subsampling": SubsamplingConfig(channels=4, factor=8)}, "subsampling"),
+    ],
+)
+def test_a_teacher_of_other_parts_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        initialize_from_teacher(build(student_config()), build(teacher_config(**changes)))
+
+
 def test_intermediate_outputs_exist_in_training_only():
     recognizer = Recognizer(config().model_copy(update={"intermediate_ctc": (1, 3)}), MEL_BINS, VOCABULARY)
     features, lengths = torch.randn(1, 40, MEL_BINS), torch.tensor([40])

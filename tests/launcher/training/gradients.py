@@ -58,7 +58,9 @@ def totals() -> Totals:
     return Totals(
         utterances=sum(len(lengths) for lengths in LENGTHS),
         tokens=sum(int(batch.token_lengths_B.sum()) for batch in batches),
-        frames=sum(output_length(length) for lengths in LENGTHS for length in lengths),
+        frames=sum(
+            output_length(length, CONFIG.encoder.subsampling.factor) for lengths in LENGTHS for length in lengths
+        ),
     )
 
 

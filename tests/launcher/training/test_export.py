@@ -31,7 +31,7 @@ def trained(make_run) -> RunFolder:
 def dev_inputs(run: RunFolder) -> Inputs:
     recipe = load_recipe(run.recipe_file)
     lanes = range(recipe.batches.lanes)
-    return open_inputs(recipe, run, "dev", recipe.batches, NO_AUGMENTATION, lanes, torch.device("cpu"))
+    return open_inputs(recipe, run, "dev", recipe.batches, NO_AUGMENTATION, lanes, torch.device("cpu"), factor=4)
 
 
 @torch.no_grad()

@@ -1,0 +1,69 @@
+"""BatchNorm over the valid frames of a lane, with running statistics that follow whole steps (Ioffe and Szegedy, 2015).
+
+While training, a forward pass normalises by its own valid frames and returns their moments; the running statistics are
+left alone until `update` is given the moments of a step, added up over all its lanes. So they depend neither on how
+lanes are dealt to processes nor on how often a forward pass is run again for the backward one.
+
+Shapes: B batch, T frames, D model width, N valid frames.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.1  # of the running statistics, as in torch.nn.BatchNorm1d
+
+
+class FrameBatchNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, per channel, in fp32 whatever the precision around it."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x_BTD: Tensor, index_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Frames to normalised frames and, in training, the moments [2 D + 1] that `update` takes.
+
+        `index_N` are the positions of valid frames in the flattened [B T], None when all are valid.
+        """
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            x_BTD = x_BTD.float()
+            if not self.training:
+                return self._normalize(x_BTD, self.running_mean, self.running_var), None
+            x_ND = x_BTD.flatten(0, 1) if index_N is None else x_BTD.flatten(0, 1)[index_N]
+            if not len(x_ND):
+                moments = torch.zeros(2 * len(self.weight) + 1, dtype=torch.float64, device=x_BTD.device)
+                return self._normalize(x_BTD, self.running_mean, self.running_var), moments
+            variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
+            return self._normalize(x_BTD, mean_D, variance_D), _moments(mean_D, variance_D, len(x_ND))
+
+    def _normalize(self, x_BTD: Tensor, mean_D: Tensor, variance_D: Tensor) -> Tensor:
+        scale_D = self.weight * (variance_D + self.eps).rsqrt()
+        return torch.addcmul(self.bias - mean_D * scale_D, x_BTD, scale_D)
+
+    @torch.no_grad()
+    def update(self, moments: Tensor) -> None:
+        """Move the running statistics towards those of a step, whose lanes' moments were added up.
+
+        The running variance is the unbiased one, as torch's; a step without frames changes nothing.
+        """
+        total_D, square_D = moments[:-1].chunk(2)
+        count = float(moments[-1])
+        if not count:
+            return
+        mean_D = total_D / count
+        variance_D = (square_D / count - mean_D.square()).clamp(min=0) * (count / max(count - 1, 1))
+        self.running_mean.lerp_(mean_D.to(self.running_mean), MOMENTUM)
+        self.running_var.lerp_(variance_D.to(self.running_var), MOMENTUM)
+
+
+def _moments(mean_D: Tensor, variance_D: Tensor, count: int) -> Tensor:
+    """Sums, sums of squares and the count as one vector [2 D + 1]; fp64, because their differences are taken."""
+    mean_D, variance_D = mean_D.detach().double(), variance_D.detach().double()
+    return torch.cat((mean_D * count, (variance_D + mean_D.square()) * count, mean_D.new_full((1,), count)))
