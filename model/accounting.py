@@ -4,14 +4,16 @@ unique: each tensor once, what is stored and updated. effective: what a model wi
 with the same experts, would hold. activated: what one frame multiplies with on its way, each use counted.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from model.block import ConformerBlock
+from model.block import LayerParameters
 from model.encoder import Encoder
 from model.experts import MixtureOfExperts
 from model.recognizer import Recognizer
+from model.router import Router
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,29 @@ def _unique(module: nn.Module) -> int:
 
 
 def _per_use(encoder: Encoder, idle_experts: bool) -> int:
-    once = _unique(encoder) - _unique(encoder.blocks)
     uses = [encoder.blocks[block] for block in encoder.config.block_of_layer]
+    once = _unique(encoder) - _unique(encoder.blocks) + _shared_norms_and_routers(encoder)
     if idle_experts:
         return once + sum(_unique(block) for block in uses)
     per_frame = encoder.config.experts.router.per_frame if encoder.config.experts else 0
     return once + sum(_activated(block, per_frame) for block in uses)
 
 
+def _shared_norms_and_routers(encoder: Encoder) -> int:
+    """What norms and routers that several layers share count beyond the first use."""
+    layers = [layer for layer in encoder.layers if isinstance(layer, LayerParameters)]
+    uses = Counter(module for layer in layers for module in (*layer.norms().values(), *layer.routers()))
+    # Of a router's embeddings every layer uses its own, so that all are used once.
+    return sum(
+        (number - 1) * (module.weight.numel() if isinstance(module, Router) else _unique(module))
+        for module, number in uses.items()
+    )
+
+
 def _activated(block: nn.Module, per_frame: int) -> int:
-    assert isinstance(block, ConformerBlock)
     total = _unique(block)
-    if isinstance(block.feedforward2, MixtureOfExperts):
-        experts = _unique(block.feedforward2)
-        total -= experts - experts // block.feedforward2.num_experts * per_frame
+    for module in block.modules():
+        if isinstance(module, MixtureOfExperts):
+            experts = _unique(module)
+            total -= experts - experts // module.num_experts * per_frame
     return total

@@ -1,9 +1,10 @@
 """A conformer block, split into what a group shares and what a layer owns.
 
 x += 1/2 FFN(norm x); x += attention(norm x); x += convolution(norm x); x += 1/2 FFN-or-experts(norm x); norm x
-(Gulati et al., 2020, equation 1). The block holds every matrix; the layer holds the norms and the router, so that one
-block can serve several depths (Bai et al., 2022). Dropout acts on what a module adds to the residual stream and nowhere
-else: nothing random happens inside experts, so that a run does not depend on which process holds them.
+(Gulati et al., 2020, equation 1; the first FFN may be experts too). The block holds every matrix; the layer holds the
+norms and the routers, so that one block can serve several depths (Bai et al., 2022). Dropout acts on what a module adds
+to the residual stream and nowhere else: nothing random happens inside experts, so that a run does not depend on which
+process holds them.
 
 Shapes: B batch, T frames, D model width, N packed valid frames.
 """
@@ -17,11 +18,20 @@ from torch import Tensor, nn
 from model.attention import Positions, RelativeSelfAttention, SelfAttention
 from model.chunks import Chunk
 from model.convolution import ConvolutionModule
-from model.experts import MixtureOfExperts
+from model.experts import build_experts
 from model.feedforward import FeedForward
 from model.normalization import FrameBatchNorm
 from model.past import LayerPast
 from model.router import ExpertsConfig, Router, Routing
+
+NORMS = (
+    "feedforward1_norm",
+    "attention_norm",
+    "convolution_norm",
+    "convolution_inner_norm",
+    "feedforward2_norm",
+    "final_norm",
+)
 
 
 @dataclass
@@ -65,16 +75,16 @@ def _attention_mask(valid_BT: Tensor, padded: bool, chunk: Chunk | None) -> Tens
 
 
 class LayerOutput(NamedTuple):
-    """frames_BTD a layer's output, routing how its router chose (none without experts), moments those of its BatchNorm
-    in training (none with LayerNorm)."""
+    """frames_BTD a layer's output, routings how its routers chose, in the order that frames pass them, moments those of
+    its BatchNorm in training (none with LayerNorm)."""
 
     frames_BTD: Tensor
-    routing: Routing | None
+    routings: list[Routing]
     moments: Tensor | None
 
 
 class ConformerBlock(nn.Module):
-    """The weights of a group: both feed-forward layers (the second may be experts), attention and convolution."""
+    """The weights of a group: both feed-forward layers (either may be experts), attention and convolution."""
 
     def __init__(
         self,
@@ -89,11 +99,16 @@ class ConformerBlock(nn.Module):
         convolution_norm: Literal["layer", "batch"] = "layer",
     ):
         super().__init__()
-        self.feedforward1 = FeedForward(width, hidden)
+        places = experts.places if experts else ()
+
+        def feedforward(place: str) -> nn.Module:
+            return build_experts(experts, width, hidden) if experts and place in places else FeedForward(width, hidden)
+
+        self.feedforward1 = feedforward("first")
         attention = RelativeSelfAttention if positions == "relative" else SelfAttention
         self.attention = attention(width, heads)
         self.convolution = ConvolutionModule(width, kernel_size, causal_convolution, convolution_norm != "batch")
-        self.feedforward2 = MixtureOfExperts(experts.count, width, hidden) if experts else FeedForward(width, hidden)
+        self.feedforward2 = feedforward("second")
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -111,36 +126,42 @@ class ConformerBlock(nn.Module):
         entered_BTD = x_BTD
         index_N = frames.index_N if frames.padded else None
         valid_BT1 = frames.valid_BT[..., None] if frames.padded else None
-        x_BTD = x_BTD + 0.5 * drop(self.feedforward1(layer.feedforward1_norm(x_BTD)))
+        output, first = self._feedforward(
+            self.feedforward1, layer.feedforward1_norm(x_BTD), layer.feedforward1_router, layer, frames
+        )
+        x_BTD = x_BTD + 0.5 * drop(output)
         attended = self.attention(layer.attention_norm(x_BTD), frames.positions, frames.attend, past)
         x_BTD = x_BTD + drop(attended)
         inner_norm = layer.convolution_inner_norm
         convolved, moments = self.convolution(layer.convolution_norm(x_BTD), valid_BT1, index_N, inner_norm, past)
         x_BTD = x_BTD + drop(convolved)
-        output, routing = self._second_feedforward(layer.feedforward2_norm(x_BTD), layer, frames)
+        output, second = self._feedforward(
+            self.feedforward2, layer.feedforward2_norm(x_BTD), layer.router, layer, frames
+        )
         x_BTD = layer.final_norm(x_BTD + 0.5 * drop(output))
         if kept_B11 is not None:
             x_BTD = torch.where(kept_B11, x_BTD, entered_BTD)
-        return LayerOutput(x_BTD, routing, moments)
+        return LayerOutput(x_BTD, first + second, moments)
 
-    def _second_feedforward(
-        self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames
-    ) -> tuple[Tensor, Routing | None]:
-        if layer.router is None:
-            return self.feedforward2(x_BTD), None
+    def _feedforward(
+        self, feedforward: nn.Module, x_BTD: Tensor, router: Router | None, layer: "LayerParameters", frames: Frames
+    ) -> tuple[Tensor, list[Routing]]:
+        if router is None:
+            return feedforward(x_BTD), []
         x_ND = x_BTD.flatten(0, 1)[frames.index_N]
-        routing = layer.router(x_ND)
+        routing = router(x_ND, layer.index)
         # Experts multiply in the precision of the matrices around them, norms may have left fp32.
         x_ND = x_ND.to(_matrix_dtype(x_ND))
-        y_ND = self.feedforward2(x_ND, routing)
+        y_ND = feedforward(x_ND, routing)
         output = y_ND.new_zeros(x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2])
-        return output.index_copy(0, frames.index_N, y_ND).view(x_BTD.shape), routing
+        return output.index_copy(0, frames.index_N, y_ND).view(x_BTD.shape), [routing]
 
 
 class LayerParameters(nn.Module):
-    """What a layer owns at its depth: five norms, the norm inside the convolution module, and a router.
+    """What fits a block to a depth: five norms, the norm inside the convolution module, and routers.
 
-    `skipped`: the share of utterances that skip the layer in training.
+    Each layer has one of these. Norms and routers that a group or the encoder owns are in another, and its layers refer
+    to them (`share`). `index` is the number of the layer, `skipped` the share of utterances that skip it in training.
     """
 
     def __init__(
@@ -149,16 +170,45 @@ class LayerParameters(nn.Module):
         experts: ExpertsConfig | None,
         convolution_norm: Literal["layer", "batch"] = "layer",
         skipped: float = 0.0,
+        index: int = 0,
+        norms: bool = True,
+        num_layers: int = 0,
     ):
+        """Owns norms if `norms`, and a router for each place of `experts`, which tells `num_layers` layers apart."""
         super().__init__()
-        self.skipped = skipped
+        self.index, self.skipped = index, skipped
+        if norms:
+            self._add_norms(width, convolution_norm)
+
+        def router(place: str) -> Router | None:
+            if experts is None or place not in experts.places:
+                return None
+            return Router(width, experts.count, experts.router, experts.capacity_factor, num_layers)
+
+        self.feedforward1_router = router("first")
+        self.router = router("second")
+
+    def share(self, owner: "LayerParameters") -> None:
+        """Use the norms and routers of `owner` as if they were this layer's own."""
+        for name, module in owner.named_children():
+            # Beside the tree of modules, in which a tensor with two names would be stored and exported twice.
+            object.__setattr__(self, name, module)
+
+    def norms(self) -> dict[str, nn.Module]:
+        """The norms that the layer uses, its own or shared, by name."""
+        return {name: getattr(self, name) for name in NORMS}
+
+    def routers(self) -> list[Router]:
+        """The routers that the layer uses, its own or shared, in the order in which frames pass them."""
+        return [router for router in (self.feedforward1_router, self.router) if router is not None]
+
+    def _add_norms(self, width: int, convolution_norm: Literal["layer", "batch"]) -> None:
         self.feedforward1_norm = nn.LayerNorm(width)
         self.attention_norm = nn.LayerNorm(width)
         self.convolution_norm = nn.LayerNorm(width)
         self.convolution_inner_norm = FrameBatchNorm(width) if convolution_norm == "batch" else nn.LayerNorm(width)
         self.feedforward2_norm = nn.LayerNorm(width)
         self.final_norm = nn.LayerNorm(width)
-        self.router = Router(width, experts.count, experts.router) if experts else None
 
 
 def _matrix_dtype(x: Tensor) -> torch.dtype:

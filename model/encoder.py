@@ -1,13 +1,15 @@
 """The encoder: subsampling, then layers, each of which uses one of the blocks.
 
 With as many groups as layers nothing is shared and this is the plain conformer; with fewer, layer l uses block
-floor(l G / N) (`contiguous`) or l mod G (`cyclic`).
+floor(l G / N) (`contiguous`) or l mod G (`cyclic`). Layers at either end may have blocks of their own. Norms and
+routers belong to each layer, to its group, or (routers) to the whole encoder; what is shared is stored once.
 
 Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, D model width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from model.block import ConformerBlock, Frames, LayerOutput, LayerParameters
 from model.chunks import Chunk, ChunksConfig
 from model.normalization import FrameBatchNorm
 from model.past import LayerPast
-from model.router import ExpertsConfig, Routing
+from model.router import ExpertsConfig, Router, Routing
 from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
 
 
@@ -36,7 +38,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     chunks: ChunksConfig | None = Field(
         default=None, description="train for attention in chunks, as streaming needs it; none: full context only"
     )
-    experts: ExpertsConfig | None = Field(default=None, description="experts in the second feed-forward layer")
+    private_head: int = Field(default=0, ge=0, description="first layers, each with a block of its own")
+    private_tail: int = Field(default=0, ge=0, description="last layers, each with a block of its own")
+    norms: Literal["layer", "group"] = Field(default="layer", description="who owns the norms: a layer or its group")
+    experts: ExpertsConfig | None = Field(default=None, description="experts in place of feed-forward layers")
     dropout: float = Field(default=0.1, ge=0, lt=1)
     stochastic_depth: float = Field(
         default=0.0,
@@ -52,10 +57,16 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         self._check_width()
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} is even: choose {self.kernel_size + 1}")
-        if self.layers % self.num_groups:
+        if self.num_grouped < 1:
             raise ValueError(
-                f"{self.layers} layers do not split into {self.num_groups} equal groups: "
-                f"choose groups among {[g for g in range(1, self.layers + 1) if self.layers % g == 0]}"
+                f"private_head {self.private_head} and private_tail {self.private_tail} leave none of {self.layers} "
+                f"layers to groups: choose at most {self.layers - 1} together"
+            )
+        if self.num_grouped % self.num_groups:
+            outside = "" if self.num_grouped == self.layers else " between private_head and private_tail"
+            raise ValueError(
+                f"{self.num_grouped} layers{outside} do not split into {self.num_groups} equal groups: "
+                f"choose groups among {[g for g in range(1, self.num_grouped + 1) if self.num_grouped % g == 0]}"
             )
         if self.chunks and not self.causal_convolution:
             raise ValueError(
@@ -78,21 +89,46 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"width {self.width} is odd (relative positions are pairs): choose an even one")
 
     @property
+    def num_grouped(self) -> int:
+        """The layers between the private ones."""
+        return self.layers - self.private_head - self.private_tail
+
+    @property
     def num_groups(self) -> int:
-        return self.groups or self.layers
+        """The groups between the private layers."""
+        return self.groups or self.num_grouped
+
+    @property
+    def num_blocks(self) -> int:
+        return self.private_head + self.num_groups + self.private_tail
 
     @property
     def block_of_layer(self) -> list[int]:
-        """The block that each layer uses."""
+        """The block that each layer uses; blocks count like the layers that use them first."""
+        grouped = range(self.num_grouped)
         if self.sharing == "cyclic":
-            return [layer % self.num_groups for layer in range(self.layers)]
-        return [layer * self.num_groups // self.layers for layer in range(self.layers)]
+            groups = [layer % self.num_groups for layer in grouped]
+        else:
+            groups = [layer * self.num_groups // self.num_grouped for layer in grouped]
+        head, tail = range(self.private_head), range(self.num_blocks - self.private_tail, self.num_blocks)
+        return [*head, *(self.private_head + group for group in groups), *tail]
+
+    @property
+    def routing_names(self) -> list[str]:
+        """The names of `EncoderOutput.routings`: the layer, and the place unless it is the second alone."""
+        if self.experts is None:
+            return []
+        layers = [f"layer-{layer:02d}" for layer in range(self.layers)]
+        if self.experts.placement == "second":
+            return layers
+        return [f"{layer}-{place}" for layer in layers for place in self.experts.places]
 
 
 @dataclass
 class EncoderOutput:
     """frames_BSD the last layer's output, lengths_B its valid frames, layers the output of every layer (S frames
-    each) in order, routings one entry per layer with experts, moments one per layer with BatchNorm, in training."""
+    each) in order, routings one entry per layer and place of experts, in the order in which frames pass them, moments
+    one per layer with BatchNorm, in training."""
 
     frames_BSD: Tensor
     lengths_B: Tensor
@@ -122,17 +158,39 @@ class Encoder(nn.Module):
                 config.causal_convolution,
                 config.convolution_norm,
             )
-            for _ in range(config.num_groups)
+            for _ in range(config.num_blocks)
         )
+        self._add_layers(config)
+
+    def _add_layers(self, config: EncoderConfig) -> None:
+        width, experts = config.width, config.experts
+        scope = experts.router.scope if experts else None
+        own, of_group = experts if scope == "layer" else None, experts if scope == "group" else None
+        own_norms = config.norms == "layer"
         self.layers = nn.ModuleList(
             LayerParameters(
-                config.width,
-                config.experts,
+                width,
+                own,
                 config.convolution_norm,
                 skipped=config.stochastic_depth * (layer + 1) / config.layers,
+                index=layer,
+                norms=own_norms,
             )
             for layer in range(config.layers)
         )
+        # What the layers of a block share, and what all layers do.
+        num_shared = config.num_blocks if of_group or not own_norms else 0
+        self.groups = nn.ModuleList(
+            LayerParameters(width, of_group, config.convolution_norm, norms=not own_norms) for _ in range(num_shared)
+        )
+        self.common = None
+        if scope in ("global", "conditioned"):
+            num_layers = config.layers if scope == "conditioned" else 0
+            self.common = LayerParameters(width, experts, norms=False, num_layers=num_layers)
+        for layer, block in zip(self.layers, config.block_of_layer, strict=True):
+            owners = [self.groups[block] if num_shared else None, self.common]
+            for owner in filter(None, owners):
+                cast(LayerParameters, layer).share(cast(LayerParameters, owner))
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor, chunk: Chunk | None = None) -> EncoderOutput:
         """Features [B, T, F] with valid lengths [B] to the outputs of all layers.
@@ -153,7 +211,7 @@ class Encoder(nn.Module):
             outputs[-1].frames_BTD,
             lengths_B,
             [output.frames_BTD for output in outputs],
-            [output.routing for output in outputs if output.routing is not None],
+            [routing for output in outputs for routing in output.routings],
             [output.moments for output in outputs if output.moments is not None],
         )
 
@@ -171,11 +229,29 @@ class Encoder(nn.Module):
         return outputs
 
     def update_norms(self, moments: list[Tensor]) -> None:
-        """Move BatchNorm's running statistics, by the moments of `EncoderOutput` added up over all lanes of a step."""
+        """Move BatchNorm's running statistics, by the moments of `EncoderOutput` added up over all lanes of a step.
+
+        A norm that several layers use follows their moments together.
+        """
+        pooled: dict[FrameBatchNorm, Tensor] = {}
         for layer, values in zip(self.layers if moments else [], moments, strict=True):
             norm = layer.convolution_inner_norm
             assert isinstance(norm, FrameBatchNorm)
+            pooled[norm] = pooled[norm] + values if norm in pooled else values
+        for norm, values in pooled.items():
             norm.update(values)
+
+    def rebalance(self, counts: Sequence[Tensor]) -> None:
+        """Move the loss-free biases; `counts` [E] each, over all lanes of a step, come in the order of the routings.
+
+        A router that several layers use follows their counts together.
+        """
+        routers = [router for layer in self.layers for router in cast(LayerParameters, layer).routers()]
+        pooled: dict[Router, Tensor] = {}
+        for router, counts_E in zip(routers, counts, strict=True):
+            pooled[router] = pooled[router] + counts_E if router in pooled else counts_E
+        for router, counts_E in pooled.items():
+            router.rebalance(counts_E)
 
     def _run_layer(self, block, x_BSD: Tensor, layer, frames: Frames, past: LayerPast | None) -> LayerOutput:
         if self.config.activation_checkpointing and self.training:

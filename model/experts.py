@@ -1,10 +1,10 @@
-"""A block's experts: one stack of feed-forward layers that all layers of the group use, each through its own router.
+"""A block's experts: one stack of feed-forward layers that all layers of the group use, each as its router says.
 
-Dropless: every packed valid frame reaches every expert it chose. What moves frames to the process that holds an
-expert is an exchange; `LocalExchange` keeps them where they are.
+Every choice of expert that the routing keeps is carried out, and it keeps all unless its router has a capacity. What
+moves frames to the process that holds an expert is an exchange; `LocalExchange` keeps them where they are.
 
 Shapes: N packed valid frames, K experts per frame, D model width, F feed-forward width, E experts held here,
-M = N K frames sorted by expert.
+M kept choices, N K without a capacity, sorted by expert.
 """
 
 from typing import Protocol
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.router import Routing
+from model.feedforward import FeedForward
+from model.router import ExpertsConfig, Routing
 
 
 class Exchange(Protocol):
@@ -50,6 +51,12 @@ class ExpertStack(nn.Module):
         # Experts that start equal never part: each is drawn on its own, as nn.Linear would draw it.
         nn.init.uniform_(self.w1, -(width**-0.5), width**-0.5)
         nn.init.uniform_(self.w2, -(hidden**-0.5), hidden**-0.5)
+
+    @torch.no_grad()
+    def start_alike(self, noise: float) -> None:
+        """Every expert becomes the first one plus noise of `noise` deviations of its weights."""
+        for stack in (self.w1, self.w2):
+            stack.copy_(stack[:1] + noise * stack[:1].std() * torch.randn_like(stack))
 
     def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
         """Frames sorted by expert, `counts[e]` of them for expert e, to the experts' outputs in the same order."""
@@ -89,9 +96,33 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Packed valid frames [N, D] to [N, D]."""
         num_frames, per_frame = routing.experts_NK.shape
-        order_M = routing.experts_NK.flatten().argsort(stable=True)
-        received, counts = self.exchange.dispatch(x_ND[order_M // per_frame], routing.counts_E)
+        order_M, counts_E = routing.dispatched()
+        received, counts = self.exchange.dispatch(x_ND[order_M // per_frame], counts_E)
         y_MD = self.exchange.combine(self.experts(received, counts))
         weighted_MD = y_MD * routing.weights_NK.flatten()[order_M, None].to(y_MD.dtype)
         output_ND = weighted_MD.new_zeros(num_frames, x_ND.shape[-1])
         return output_ND.index_add(0, order_M // per_frame, weighted_MD)
+
+
+class ResidualMixture(nn.Module):
+    """y = c0 experts(x) + c1 dense(x), c = softmax of a linear layer of x (PR-MoE, Rajbhandari et al., 2022)."""
+
+    def __init__(self, mixture: MixtureOfExperts, width: int, hidden: int):
+        super().__init__()
+        self.mixture = mixture
+        self.dense = FeedForward(width, hidden)
+        self.coefficients = nn.Linear(width, 2)
+
+    def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """Packed valid frames [N, D] to [N, D]."""
+        experts_ND, dense_ND = self.mixture(x_ND, routing), self.dense(x_ND)
+        share_N2 = self.coefficients(x_ND).float().softmax(dim=-1).to(experts_ND.dtype)
+        return share_N2[:, :1] * experts_ND + share_N2[:, 1:] * dense_ND
+
+
+def build_experts(config: ExpertsConfig, width: int, hidden: int) -> MixtureOfExperts | ResidualMixture:
+    """What stands in place of a feed-forward layer."""
+    mixture = MixtureOfExperts(config.count, width, hidden)
+    if config.initial == "upcycled":
+        mixture.experts.start_alike(config.initial_noise)
+    return ResidualMixture(mixture, width, hidden) if config.residual else mixture

@@ -23,6 +23,11 @@ class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
     balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
     z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")
+    sparsity_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the routers' sparsity (the L1 norm of L2-normed probabilities), mean over layers",
+    )
 
 
 def ctc_sum(logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:

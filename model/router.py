@@ -1,13 +1,17 @@
 """Routers send each frame to experts, and measure how evenly they do so.
 
 Balance losses, with f_i the share of choices that fell on expert i and P_i its mean probability (E experts):
-`switch` E sum f_i P_i (Fedus et al., 2021, equation 4), `importance` E sum P_i^2, and the z-loss
-mean logsumexp(logits)^2 (Zoph et al., 2022, equation 5). Loss-free balance (Wang et al., 2024): experts are chosen by
-p + bias and weighted by p; the bias follows the loads once per step.
+`switch` E sum f_i P_i (Fedus et al., 2021, equation 4), `first_choice` the same with f_i of the first of each frame's
+choices alone (GShard, Lepikhin et al., 2021), `importance` E sum P_i^2 (3M, You et al., 2022). Beside them the z-loss
+mean logsumexp(logits)^2 (Zoph et al., 2022, equation 5) and the sparsity mean ||p / ||p||_2||_1 (SpeechMoE, You et al.,
+2021), which falls from sqrt(E) to 1 as the router gets surer of every frame. Loss-free balance (Wang et al., 2024):
+experts are chosen by p + bias and weighted by p; the bias follows the loads once per step.
 
-Shapes: N packed valid frames, D model width, E experts, K experts per frame.
+Shapes: N packed valid frames, D model width, E experts, K experts per frame, M = N K choices.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,8 +19,17 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+Balance = Literal["switch", "first_choice", "importance"]
+# Width of a layer's embedding: its part in the logits is an offset per expert, for which a few dimensions suffice.
+EMBEDDING_WIDTH = 16
+
 
 class RouterConfig(BaseModel, frozen=True, extra="forbid"):
+    scope: Literal["layer", "group", "global", "conditioned"] = Field(
+        default="layer",
+        description="who owns a router: each layer, each group, the encoder, or the encoder with a learned embedding "
+        "of the layer beside the frame",
+    )
     per_frame: int = Field(default=1, ge=1, description="experts that a frame is sent to (top-k)")
     jitter: float = Field(
         default=0.0, ge=0, lt=1, description="training noise: the input times U(1 - jitter, 1 + jitter)"
@@ -26,8 +39,26 @@ class RouterConfig(BaseModel, frozen=True, extra="forbid"):
 
 class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     count: int = Field(default=4, ge=2, description="experts of a block, shared by its layers")
+    placement: Literal["second", "first", "both"] = Field(
+        default="second", description="which feed-forward layers of a block are experts"
+    )
     router: RouterConfig = RouterConfig()
-    balance: Literal["switch", "importance"] = Field(default="switch", description="which balance loss is measured")
+    balance: Balance = Field(default="switch", description="which balance loss is measured")
+    balance_scope: Literal["layer", "group"] = Field(
+        default="layer", description="measured for each layer, or over all frames of the layers of a group"
+    )
+    capacity_factor: float | None = Field(
+        default=None,
+        gt=0,
+        description="an expert takes at most this many even shares of a lane's choices in training; none: all",
+    )
+    residual: bool = Field(default=False, description="a dense feed-forward layer beside the experts, mixed per frame")
+    initial: Literal["independent", "upcycled"] = Field(
+        default="independent", description="experts start from draws of their own, or from one dense layer plus noise"
+    )
+    initial_noise: float = Field(
+        default=0.02, gt=0, description="noise that sets upcycled experts apart, over the deviation of their weights"
+    )
 
     @model_validator(mode="after")
     def _enough_experts(self):
@@ -38,15 +69,21 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The feed-forward layers of a block that are experts, in the order in which a frame passes them."""
+        return ("first", "second") if self.placement == "both" else (self.placement,)
+
 
 class Routing(NamedTuple):
     """Where the frames of one layer go, and how evenly.
 
     A tuple, because what shards weights over processes finds a module's output tensors only in the standard containers.
 
-    experts_NK int64 chosen experts, weights_NK fp32 their weights, counts_E int64 choices per expert,
-    probabilities_E fp32 mean probability, z fp32 scalar mean squared logsumexp, entropy fp32 scalar mean entropy of a
-    frame's probabilities in nats (detached).
+    experts_NK int64 chosen experts, the likeliest first, weights_NK fp32 their weights, counts_E int64 choices per
+    expert, probabilities_E fp32 mean probability, z fp32 scalar mean squared logsumexp, entropy fp32 scalar mean
+    entropy of a frame's probabilities in nats (detached), sparsity fp32 scalar mean L1 of L2-normed probabilities,
+    kept_NK bool the choices within the experts' capacity, none when all are.
     """
 
     experts_NK: Tensor
@@ -55,35 +92,82 @@ class Routing(NamedTuple):
     probabilities_E: Tensor
     z: Tensor
     entropy: Tensor
+    sparsity: Tensor
+    kept_NK: Tensor | None
 
-    def balance_loss(self, kind: Literal["switch", "importance"]) -> Tensor:
+    def balance_loss(self, kind: Balance) -> Tensor:
         """1 when experts share the frames evenly, E when one takes all; 0 without frames."""
         num_experts = len(self.counts_E)
         if kind == "importance":
             return num_experts * self.probabilities_E.square().sum()
-        share_E = self.counts_E / self.counts_E.sum().clamp(min=1)
+        counts_E = self.counts_E
+        if kind == "first_choice":
+            counts_E = torch.bincount(self.experts_NK[:, 0], minlength=num_experts)
+        share_E = counts_E / counts_E.sum().clamp(min=1)
         return num_experts * (share_E * self.probabilities_E).sum()
+
+    def dispatched(self) -> tuple[Tensor, Tensor]:
+        """Which of the N K choices are carried out, sorted by expert, and how many each expert gets."""
+        experts_M = self.experts_NK.flatten()
+        if self.kept_NK is None:
+            return experts_M.argsort(stable=True), self.counts_E
+        kept = self.kept_NK.flatten().nonzero().squeeze(1)
+        counts_E = torch.bincount(experts_M[kept], minlength=len(self.counts_E))
+        return kept[experts_M[kept].argsort(stable=True)], counts_E
+
+
+def pool(routings: Sequence[Routing]) -> Routing:
+    """The routing of several layers with equally many frames, as if it were one layer's."""
+    kept = [routing.kept_NK for routing in routings if routing.kept_NK is not None]
+    return Routing(
+        torch.cat([routing.experts_NK for routing in routings]),
+        torch.cat([routing.weights_NK for routing in routings]),
+        torch.stack([routing.counts_E for routing in routings]).sum(0),
+        torch.stack([routing.probabilities_E for routing in routings]).mean(0),
+        torch.stack([routing.z for routing in routings]).mean(),
+        torch.stack([routing.entropy for routing in routings]).mean(),
+        torch.stack([routing.sparsity for routing in routings]).mean(),
+        torch.cat(kept) if kept else None,
+    )
 
 
 class Router(nn.Module):
-    """A layer's own choice of experts, in fp32 whatever the precision around it."""
+    """A choice of experts, in fp32 whatever the precision around it.
+
+    With `num_layers` it reads the frame beside a learned embedding of the layer (after the task-conditioned gate of
+    M3ViT, Liang et al., 2022). Under a capacity factor c an expert takes at most ceil(c N K / E) choices in training,
+    those of the highest probability and of equal ones the earliest (batch prioritized routing, Riquelme et al., 2021);
+    the frames of the others pass it by. In evaluation all are taken: a transcript must not depend on its batch.
+    """
 
     bias: Tensor
 
-    def __init__(self, width: int, num_experts: int, config: RouterConfig):
+    def __init__(
+        self,
+        width: int,
+        num_experts: int,
+        config: RouterConfig,
+        capacity_factor: float | None = None,
+        num_layers: int = 0,
+    ):
         super().__init__()
-        self.config = config
+        self.config, self.capacity_factor = config, capacity_factor
+        width += EMBEDDING_WIDTH if num_layers else 0
         self.weight = nn.Parameter(torch.empty(num_experts, width))
         nn.init.normal_(self.weight, std=width**-0.5)
+        self.embedding = nn.Parameter(torch.randn(num_layers, EMBEDDING_WIDTH)) if num_layers else None
         self.register_buffer("bias", torch.zeros(num_experts))
 
-    def forward(self, x_ND: Tensor) -> Routing:
-        """Choose experts for packed valid frames; padding must be gone before."""
+    def forward(self, x_ND: Tensor, layer: int = 0) -> Routing:
+        """Choose experts for a layer's packed valid frames; padding must be gone before."""
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.float()
             if self.training and self.config.jitter:
                 low, high = 1 - self.config.jitter, 1 + self.config.jitter
                 x_ND = x_ND * torch.empty_like(x_ND).uniform_(low, high)
+            if self.embedding is not None:
+                embedding_D = self.embedding[layer].float()
+                x_ND = torch.cat((x_ND, embedding_D.expand(len(x_ND), -1)), dim=-1)
             logits_NE = functional.linear(x_ND, self.weight.float())
             probabilities_NE = logits_NE.softmax(dim=-1)
             return self._choose(logits_NE, probabilities_NE)
@@ -92,6 +176,9 @@ class Router(nn.Module):
         num_frames, num_experts = probabilities_NE.shape
         experts_NK = (probabilities_NE + self.bias).topk(self.config.per_frame, dim=-1).indices
         weights_NK = probabilities_NE.gather(1, experts_NK)
+        kept_NK = None
+        if self.training and self.capacity_factor:
+            kept_NK = within_capacity(experts_NK, weights_NK, num_experts, self.capacity_factor)
         if self.config.per_frame > 1:
             # Over one choice this would be a constant 1 and the router would get no gradient.
             weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
@@ -104,6 +191,8 @@ class Router(nn.Module):
             probabilities_NE.sum(0) / frames,
             logits_NE.logsumexp(-1).square().sum() / frames,
             entropy_N.detach().sum() / frames,
+            probabilities_NE.norm(dim=-1).reciprocal().sum() / frames,  # ||p||_1 is 1
+            kept_NK,
         )
 
     @torch.no_grad()
@@ -112,3 +201,20 @@ class Router(nn.Module):
         if self.config.bias_rate:
             load_E = counts_E.to(self.bias)
             self.bias += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
+
+
+@torch.no_grad()
+def within_capacity(experts_NK: Tensor, probabilities_NK: Tensor, num_experts: int, factor: float) -> Tensor:
+    """[N, K] bool: the ceil(factor N K / E) likeliest choices of each expert, of equal ones the earliest."""
+    num_choices = experts_NK.numel()
+    # Rounded: 1.1 x 10 is a little more than 11 in binary.
+    capacity = math.ceil(round(factor * num_choices / num_experts, 6))
+    experts_M, probabilities_M = experts_NK.flatten(), probabilities_NK.flatten()
+    likeliest_M = probabilities_M.argsort(descending=True, stable=True)
+    order_M = likeliest_M[experts_M[likeliest_M].argsort(stable=True)]
+    counts_E = torch.bincount(experts_M, minlength=num_experts)
+    start_E = counts_E.cumsum(0) - counts_E
+    rank_M = torch.arange(num_choices, device=experts_M.device) - start_E[experts_M[order_M]]
+    kept_M = torch.empty(num_choices, dtype=torch.bool, device=experts_M.device)
+    kept_M[order_M] = rank_M < capacity
+    return kept_M.view_as(experts_NK)

@@ -1,21 +1,25 @@
 """Starts a student from its teacher: what both have in the same shape is copied, what the student shares is chosen.
 
-A shared block starts as the teacher's block of the group's middle layer. Its experts start as the second feed-forward
-layers of teacher layers spread evenly over the group, so that they begin different and useful (upcycling, Komatsuzaki
-et al., 2022, with several sources).
+A shared block, and norms that a group shares, start as those of the teacher's layer in the middle of the group. Experts
+start as the feed-forward layers, of the same place, of teacher layers spread evenly over the group from its first to
+its last, so that they begin different and useful; with `experts.initial: upcycled` all start as the middle layer's
+(Komatsuzaki et al., 2022). Noise sets apart experts that start from the same layer. Routers, and the coefficients
+between experts and a dense layer beside them, are the student's own draws.
 """
 
 import torch
+from torch import nn
 
-from model.block import ConformerBlock
-from model.experts import ExpertStack, MixtureOfExperts
+from model.block import LayerParameters
+from model.experts import ExpertStack, MixtureOfExperts, ResidualMixture
 from model.feedforward import FeedForward
 from model.recognizer import Recognizer
+from model.router import ExpertsConfig
 
 
 @torch.no_grad()
 def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
-    """Copy the teacher's weights into an unspread student.
+    """Copy the teacher's weights into an unspread student. Draws noise where experts have to be set apart.
 
     Raises ValueError, naming the difference, when depth or widths are not the teacher's.
     """
@@ -24,40 +28,63 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
     student.ctc.load_state_dict(teacher.ctc.state_dict())
     if student.decoder is not None and teacher.decoder is not None:
         student.decoder.load_state_dict(teacher.decoder.state_dict())
-    for mine, theirs in zip(student.encoder.layers, teacher.encoder.layers, strict=True):
-        mine.load_state_dict(theirs.state_dict(), strict=False)  # routers are the student's own
-    for block in range(len(student.encoder.blocks)):
+    for block in range(student.encoder.config.num_blocks):
         layers = [layer for layer, used in enumerate(student.encoder.config.block_of_layer) if used == block]
-        _initialize_block(student, teacher, block, layers)
+        middle = layers[len(layers) // 2]
+        for layer in layers:
+            source = middle if student.encoder.config.norms == "group" else layer
+            norms = _layer(teacher, source).norms()
+            for name, norm in _layer(student, layer).norms().items():
+                norm.load_state_dict(norms[name].state_dict())
+        for name, mine in student.encoder.blocks[block].named_children():
+            sources = {layer: _part(teacher, layer, name) for layer in layers}
+            _initialize_part(mine, sources, middle, student.encoder.config.experts)
 
 
-def _initialize_block(student: Recognizer, teacher: Recognizer, block: int, layers: list[int]) -> None:
-    source_of = teacher.encoder.config.block_of_layer
-    mine = _block(student, block)
-    middle = _block(teacher, source_of[layers[len(layers) // 2]])
-    for name in ("feedforward1", "attention", "convolution"):
-        getattr(mine, name).load_state_dict(getattr(middle, name).state_dict())
-    if isinstance(mine.feedforward2, MixtureOfExperts):
-        count = mine.feedforward2.num_experts
-        for expert in range(count):
-            layer = layers[expert * len(layers) // count]
-            dense = _block(teacher, source_of[layer]).feedforward2
-            assert isinstance(dense, FeedForward)
-            _copy_expert(mine.feedforward2.experts, expert, dense)
-    else:
-        mine.feedforward2.load_state_dict(middle.feedforward2.state_dict())
+def _layer(recognizer: Recognizer, index: int) -> LayerParameters:
+    layer = recognizer.encoder.layers[index]
+    assert isinstance(layer, LayerParameters)
+    return layer
 
 
-def _block(recognizer: Recognizer, index: int) -> ConformerBlock:
-    block = recognizer.encoder.blocks[index]
-    assert isinstance(block, ConformerBlock)
-    return block
+def _part(teacher: Recognizer, layer: int, name: str) -> nn.Module:
+    return teacher.encoder.blocks[teacher.encoder.config.block_of_layer[layer]].get_submodule(name)
 
 
-def _copy_expert(stack: ExpertStack, expert: int, dense: FeedForward) -> None:
+def _initialize_part(
+    mine: nn.Module, sources: dict[int, nn.Module], middle: int, experts: ExpertsConfig | None
+) -> None:
+    """A part of a block from the same part of the teacher at each of the block's layers."""
+    if isinstance(mine, ResidualMixture):
+        mine.dense.load_state_dict(sources[middle].state_dict())
+        mine = mine.mixture
+    if experts is None or not isinstance(mine, MixtureOfExperts):
+        mine.load_state_dict(sources[middle].state_dict())
+        return
+    chosen = [middle] * experts.count
+    if experts.initial == "independent":
+        chosen = spread_evenly(list(sources), experts.count)
+    for expert, layer in enumerate(chosen):
+        _copy_expert(mine.experts, expert, sources[layer])
+        if layer in chosen[:expert]:
+            _add_noise(mine.experts, expert, experts.initial_noise)
+
+
+def spread_evenly(layers: list[int], number: int) -> list[int]:
+    """`number` of the layers at equal distances, from the first to the last; some repeat where there are too few."""
+    return [layers[round(index * (len(layers) - 1) / (number - 1))] for index in range(number)]
+
+
+def _copy_expert(stack: ExpertStack, expert: int, dense: nn.Module) -> None:
+    assert isinstance(dense, FeedForward)
     stack.w1[expert] = dense.expand.weight
     stack.w2[expert] = dense.contract.weight
     stack.w3[expert, 0] = torch.cat((dense.expand.bias, dense.contract.bias))
+
+
+def _add_noise(stack: ExpertStack, expert: int, noise: float) -> None:
+    for weight in (stack.w1[expert], stack.w2[expert]):
+        weight += noise * weight.std() * torch.randn_like(weight)
 
 
 def _check_same_shape(student: Recognizer, teacher: Recognizer) -> None:

@@ -235,7 +235,7 @@ def draw_load(stage: StageEvidence) -> Drawing | None:
 
 
 def draw_entropy(stage: StageEvidence) -> Drawing | None:
-    """How undecided the routers are: entropy of a frame's expert probabilities, one line per layer."""
+    """How undecided the routers are: a frame's entropy over experts, one line per layer and place."""
     layers = {layer: stage.series(f"experts/{layer}/entropy") for layer in stage.expert_layers()}
     layers = {layer: series for layer, series in layers.items() if len(series)}
     if not layers:
@@ -258,7 +258,10 @@ def draw_entropy(stage: StageEvidence) -> Drawing | None:
         canvas.label_ends(axes, [*labels, ("undecided", undecided, canvas.MUTED)])
 
     title = f"{stage.name}: how sure the routers are"
-    caption = "One line per layer; the surest and the least sure are named. Dashed: all experts equally likely."
+    caption = (
+        "One line per layer and place of experts; the surest and the least sure are named. "
+        "Dashed: all experts equally likely."
+    )
     return _figure(stage, "entropy", title, caption, _WIDE, paint)
 
 

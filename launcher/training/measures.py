@@ -18,12 +18,15 @@ Measures = dict[str, Tensor]
 NORMS = "norms/"
 
 
-def expert_measures(routings: list[Routing]) -> Measures:
-    """Choices per expert and the entropy summed over choices, for each layer with experts."""
+def expert_measures(routings: list[Routing], names: list[str]) -> Measures:
+    """Choices per expert, the entropy summed over choices and, under a capacity, the choices that were dropped, for
+    each named routing."""
     measures: Measures = {}
-    for layer, routing in enumerate(routings):
-        measures[f"experts/layer-{layer:02d}/load"] = routing.counts_E
-        measures[f"experts/layer-{layer:02d}/entropy"] = routing.entropy * routing.counts_E.sum()
+    for name, routing in zip(names, routings, strict=True):
+        measures[f"experts/{name}/load"] = routing.counts_E
+        measures[f"experts/{name}/entropy"] = routing.entropy * routing.counts_E.sum()
+        if routing.kept_NK is not None:
+            measures[f"experts/{name}/dropped"] = (~routing.kept_NK).sum()
     return measures
 
 
@@ -68,7 +71,7 @@ def agree(sums: Measures, device: torch.device) -> Agreed:
 class Window:
     """Sums over the steps since the last row; part of a checkpoint, so that rows survive a resume.
 
-    Loads are turned into shares of each step's choices, entropies into means, before they are added.
+    Loads and drops are turned into shares of each step's choices, entropies into means, before they are added.
     """
 
     steps: int = 0
@@ -79,7 +82,9 @@ class Window:
         for name, load in agreed.loads.items():
             choices = max(sum(load), 1.0)
             measures |= {f"{name}/{expert}": count / choices for expert, count in enumerate(load)}
-            measures[name.replace("/load", "/entropy")] /= choices
+            for mean in (name.replace("/load", "/entropy"), name.replace("/load", "/dropped")):
+                if mean in measures:
+                    measures[mean] /= choices
         self.steps += 1
         for name, value in measures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -82,7 +82,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 class ExpertParallelExchange:
-    """Frames travel to the process of the group that holds their expert (dropless, uneven splits) and back."""
+    """Frames travel to the process of the group that holds their expert (all of them, uneven splits) and back."""
 
     def __init__(self, group: dist.ProcessGroup, num_local_experts: int):
         self.group, self.size, self.num_local = group, dist.get_world_size(group), num_local_experts
@@ -163,12 +163,16 @@ def _local_stack(whole: ExpertStack, ep_rank: int, num_local: int) -> ExpertStac
 
 
 def spread_experts(recognizer: Recognizer, expert_parallel: int, rank: int) -> None:
-    """Leave this process its share of every block's experts. Every process must start from the same weights."""
+    """Leave this process its share of every block's experts. Every process must start from the same weights.
+
+    A dense layer beside the experts stays whole, like all else.
+    """
     if expert_parallel == 1:
         return
-    for block in recognizer.encoder.blocks:
-        if isinstance(block.feedforward2, MixtureOfExperts):
-            block.feedforward2 = ExpertParallelMixture(block.feedforward2, expert_parallel, rank)
+    for parent in list(recognizer.encoder.blocks.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, MixtureOfExperts):
+                setattr(parent, name, ExpertParallelMixture(child, expert_parallel, rank))
 
 
 def build_engine(

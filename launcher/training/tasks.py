@@ -17,6 +17,7 @@ from model import objectives
 from model.encoder import EncoderConfig
 from model.objectives import ObjectiveConfig
 from model.recognizer import Recognizer, RecognizerOutput
+from model.router import ExpertsConfig, Routing, pool
 from model.subsampling import valid_mask
 
 
@@ -37,7 +38,7 @@ class Pretrain:
     """Joint CTC/attention with the experts' balance losses."""
 
     def __init__(self, objective: ObjectiveConfig, encoder: EncoderConfig):
-        self.objective, self.experts = objective, encoder.experts
+        self.objective, self.encoder = objective, encoder
 
     def __call__(
         self, model: nn.Module, batch: MicroBatch, totals: Totals, progress: float
@@ -69,15 +70,31 @@ class Pretrain:
             )
             num_targets = totals.tokens + totals.utterances
             parts["loss/attention"] = (1 - ctc_weight) * attention / num_targets
-        if self.experts:
+        if self.encoder.experts:
             # A lane's balance counts by its share of the frames: lanes, not processes, make the sum.
             routings = output.encoder.routings
             share = lengths_B.sum() / totals.frames / len(routings)
-            balance = torch.stack([r.balance_loss(self.experts.balance) for r in routings]).sum()
+            balance = balance_sum(routings, self.encoder, self.encoder.experts)
             parts["loss/balance"] = objective.balance_weight * share * balance
             if objective.z_weight:
                 parts["loss/z"] = objective.z_weight * share * torch.stack([r.z for r in routings]).sum()
+            if objective.sparsity_weight:
+                sparsity = torch.stack([r.sparsity for r in routings]).sum()
+                parts["loss/sparsity"] = objective.sparsity_weight * share * sparsity
         return parts
+
+
+def balance_sum(routings: list[Routing], encoder: EncoderConfig, experts: ExpertsConfig) -> Tensor:
+    """The balance loss summed over layers and places; over a group's, that of their pooled routing as often as there
+    are layers in it."""
+    if experts.balance_scope == "layer":
+        return torch.stack([routing.balance_loss(experts.balance) for routing in routings]).sum()
+    sharing: dict[tuple[int, str], list[Routing]] = {}
+    uses = [(block, place) for block in encoder.block_of_layer for place in experts.places]
+    for use, routing in zip(uses, routings, strict=True):
+        sharing.setdefault(use, []).append(routing)
+    pooled = [len(together) * pool(together).balance_loss(experts.balance) for together in sharing.values()]
+    return torch.stack(pooled).sum()
 
 
 class Distill:

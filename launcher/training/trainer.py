@@ -121,7 +121,8 @@ class Trainer:
         # The engine averages over micro-batches and processes; lanes are both together.
         self.engine.backward(loss * finite * self.train.plan.batches.lanes)
         measures = {name: part.detach() for name, part in parts.items()}
-        layers = {**expert_measures(output.encoder.routings), **norm_measures(output.encoder.moments)}
+        experts = expert_measures(output.encoder.routings, self.stage.model.encoder.routing_names)
+        layers = {**experts, **norm_measures(output.encoder.moments)}
         add(sums, {**measures, "loss": value, **layers})
         return value
 
@@ -180,9 +181,8 @@ class Trainer:
             RunFolder(self.folder.path.parent).append_event(name, stage=self.stage.name, step=self.step, **details)
 
     def _rebalance(self, agreed: Agreed) -> None:
-        routers = (layer.router for layer in self.engine.module.encoder.layers if layer.router is not None)
-        for router, load in zip(routers, agreed.loads.values(), strict=True):
-            router.rebalance(torch.tensor(load, device=self.train.device))
+        loads = [agreed.loads[f"experts/{name}/load"] for name in self.stage.model.encoder.routing_names]
+        self.engine.module.encoder.rebalance([torch.tensor(load, device=self.train.device) for load in loads])
 
     def _update_norms(self, agreed: Agreed) -> None:
         moments = [torch.tensor(values, dtype=torch.float64) for values in agreed.moments.values()]

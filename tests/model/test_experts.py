@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.experts import ExpertStack, MixtureOfExperts
-from model.router import Router, RouterConfig, Routing
+from model.experts import ExpertStack, MixtureOfExperts, ResidualMixture, build_experts
+from model.router import ExpertsConfig, Router, RouterConfig, Routing, pool
 
 WIDTH, HIDDEN = 12, 20
 
@@ -65,8 +65,34 @@ def test_experts_start_different():
     assert all(not torch.equal(stack.w1[0], stack.w1[expert]) for expert in range(1, 4))
 
 
-def routing(probabilities_NE: torch.Tensor) -> Routing:
-    router = Router(4, probabilities_NE.shape[1], RouterConfig())
+def test_upcycled_experts_start_near_one_dense_layer_and_different():
+    torch.manual_seed(0)
+    stacks = [
+        build_experts(ExpertsConfig(initial="upcycled", initial_noise=noise), WIDTH, HIDDEN).experts
+        for noise in (0.02, 0.5)
+    ]
+    for stack, noise in zip(stacks, (0.02, 0.5), strict=True):
+        for weight in (stack.w1, stack.w2):
+            apart = (weight[1:] - weight[:1]).std() / weight[:1].std()
+            assert apart.item() == pytest.approx(noise * 2**0.5, rel=0.2)
+
+
+def test_a_dense_layer_beside_the_experts_is_mixed_in_frame_by_frame():
+    torch.manual_seed(0)
+    residual = build_experts(ExpertsConfig(residual=True), WIDTH, HIDDEN)
+    assert isinstance(residual, ResidualMixture)
+    router, x_ND = Router(WIDTH, 4, RouterConfig()), torch.randn(30, WIDTH)
+    routing = router(x_ND)
+    share_N2 = residual.coefficients(x_ND).softmax(-1)
+    expected = share_N2[:, :1] * residual.mixture(x_ND, routing) + share_N2[:, 1:] * residual.dense(x_ND)
+    torch.testing.assert_close(residual(x_ND, routing), expected)
+    assert share_N2[:, 0].std() > 0.01
+    residual(x_ND, routing).square().sum().backward()
+    assert all(parameter.grad.norm() > 0 for parameter in residual.parameters())
+
+
+def routing(probabilities_NE: torch.Tensor, per_frame: int = 1) -> Routing:
+    router = Router(4, probabilities_NE.shape[1], RouterConfig(per_frame=per_frame))
     return router._choose(probabilities_NE.log(), probabilities_NE)
 
 
@@ -79,10 +105,78 @@ def collapsed() -> Routing:
     return routing(row.repeat(400, 1))
 
 
-@pytest.mark.parametrize(("kind", "when_collapsed"), [("switch", 3.97), ("importance", 3.94)])
+@pytest.mark.parametrize(("kind", "when_collapsed"), [("switch", 3.97), ("first_choice", 3.97), ("importance", 3.94)])
 def test_a_balance_loss_is_1_when_even_and_near_the_number_of_experts_when_collapsed(kind, when_collapsed):
     assert float(balanced().balance_loss(kind)) == pytest.approx(1.0, abs=1e-4)
     assert float(collapsed().balance_loss(kind)) == pytest.approx(when_collapsed, abs=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["switch", "first_choice", "importance"])
+@pytest.mark.parametrize("per_frame", [1, 2])
+def test_a_balance_loss_falls_as_routing_gets_more_even(kind, per_frame):
+    torch.manual_seed(0)
+    logits_NE, towards_first = torch.randn(400, 4), torch.tensor([1.0, 0.0, 0.0, 0.0])
+    losses = [
+        float(routing((logits_NE + pull * towards_first).softmax(-1), per_frame).balance_loss(kind))
+        for pull in (3.0, 2.0, 1.0, 0.5, 0.0)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 1.3
+    assert losses[-1] == pytest.approx(1.0, abs=0.02)
+
+
+def test_with_two_choices_per_frame_the_first_one_can_collapse_unseen_by_the_share_of_all():
+    """All frames go to expert 0 first, and second to 1, 2 or 3 in turn: f is (1/2, 1/6, 1/6, 1/6) or (1, 0, 0, 0)."""
+    second_N = torch.arange(300) % 3 + 1
+    probabilities_NE = torch.full((300, 4), 0.05)
+    probabilities_NE[:, 0] = 0.5
+    probabilities_NE[torch.arange(300), second_N] = 0.4
+    found = routing(probabilities_NE, per_frame=2)
+    assert float(found.balance_loss("first_choice")) == pytest.approx(4 * 0.5, rel=1e-5)
+    assert float(found.balance_loss("switch")) == pytest.approx(4 * (0.5 / 2 + 3 * (0.5 / 3) / 6), rel=1e-5)
+
+
+def test_layers_that_differ_are_balanced_together():
+    first, second = torch.tensor([[0.98, 0.02]]).repeat(10, 1), torch.tensor([[0.02, 0.98]]).repeat(10, 1)
+    layers = [routing(first), routing(second)]
+    for kind in ("switch", "first_choice", "importance"):
+        assert min(float(layer.balance_loss(kind)) for layer in layers) > 1.9
+        assert float(pool(layers).balance_loss(kind)) == pytest.approx(1.0)
+    assert pool(layers[:1]).balance_loss("switch") == layers[0].balance_loss("switch")
+
+
+def test_sparsity_falls_from_the_root_of_the_number_of_experts_to_1_as_frames_are_decided():
+    undecided = torch.full((10, 4), 0.25)
+    # Even over all frames, each with a favourite of 0.428 beside three of 0.191.
+    leaning = torch.eye(4).repeat(25, 1) * (0.4279 - 0.1907) + 0.1907
+    assert float(routing(undecided).sparsity) == pytest.approx(2.0)
+    assert float(routing(leaning).sparsity) == pytest.approx(1.85, abs=1e-3)
+    assert float(collapsed().sparsity) == pytest.approx(1.01, abs=5e-3)
+    assert float(routing(torch.zeros(0, 4)).sparsity) == 0.0
+
+
+def test_sparsity_pushes_frames_to_decide():
+    torch.manual_seed(0)
+    router, x_ND = Router(WIDTH, 4, RouterConfig()), torch.randn(200, WIDTH)
+    optimizer = torch.optim.SGD(router.parameters(), lr=1.0)
+    before = float(router(x_ND).entropy)
+    for _ in range(50):
+        optimizer.zero_grad()
+        router(x_ND).sparsity.backward()
+        optimizer.step()
+    assert float(router(x_ND).entropy) < 0.8 * before
+
+
+def test_the_z_loss_pushes_logits_towards_zero():
+    torch.manual_seed(0)
+    router, x_ND = Router(WIDTH, 4, RouterConfig()), torch.randn(200, WIDTH)
+    optimizer = torch.optim.SGD(router.parameters(), lr=0.05)
+    before = float((x_ND @ router.weight.detach().T).square().mean())
+    for _ in range(50):
+        optimizer.zero_grad()
+        router(x_ND).z.backward()
+        optimizer.step()
+    assert float((x_ND @ router.weight.detach().T).square().mean()) < 0.5 * before
 
 
 def test_the_balance_loss_pushes_towards_even_routing():
@@ -114,6 +208,12 @@ def test_the_loss_free_bias_moves_the_choice_but_not_the_weights():
     assert before.counts_E.max() > 250
     assert after.counts_E.max() < 130
     torch.testing.assert_close(after.probabilities_E, before.probabilities_E)
+
+
+def test_without_a_rate_the_loss_free_bias_stays():
+    router = Router(WIDTH, 4, RouterConfig())
+    router.rebalance(torch.tensor([9, 0, 0, 0]))
+    assert router.bias.abs().max() == 0.0
 
 
 def test_the_z_loss_and_entropy_have_their_closed_forms():

@@ -17,12 +17,17 @@ from launcher.training.tasks import Pretrain
 from model.recognizer import Recognizer
 
 CHANGES = ("steps=4", "validate_every=2", "checkpoint.every_steps=2")
+# Tensors that layers share outside of blocks, and experts in more than one place.
+SHARING = ("norms=group", "experts.placement=both", "experts.residual=true", "experts.capacity_factor=1.0")
+ROUTER = ("scope=conditioned", "bias_rate=0.01")
 
 
 @pytest.fixture(scope="module")
 def trained(make_run) -> RunFolder:
     """Four steps on two processes that share the experts, with checkpoints of steps 2 and 4, both validated."""
-    run = make_run("exported", tuple(f"stages.{STAGE}.{change}" for change in CHANGES))
+    encoder = [*SHARING, *(f"experts.router.{change}" for change in ROUTER)]
+    changes = [*CHANGES, *(f"model.encoder.{change}" for change in encoder)]
+    run = make_run("exported", tuple(f"stages.{STAGE}.{change}" for change in changes))
     processes.run(["-m", "launcher.worker", str(run.path), STAGE], 2, run.path / "log")
     write_json(run.state_file, {"recipe": "small"})
     return run
@@ -66,6 +71,22 @@ def test_an_exported_model_is_the_one_that_was_trained(trained, tmp_path, step, 
     # fp32 sums over other orders of frames and lanes.
     assert validation_loss(trained, FinishedModel.load(out).recognizer) == pytest.approx(measured[step], rel=1e-5)
     assert measured[2] != pytest.approx(measured[4], rel=1e-4)
+
+
+def test_rows_name_every_place_of_experts_and_the_share_that_was_dropped(trained):
+    row = next(row for row in read_metrics(trained.stage(STAGE).metrics_file) if "loss" in row)
+    for name in ("layer-00-first", "layer-00-second", "layer-01-first", "layer-01-second"):
+        assert sum(row[f"experts/{name}/load"]) == pytest.approx(1.0)
+        assert 0 < row[f"experts/{name}/dropped"] < 0.5
+
+
+def test_the_bias_of_a_shared_router_is_moved_once_per_step(trained):
+    common = FinishedModel.load(trained.stage(STAGE).model).recognizer.encoder.common
+    for router in (common.router, common.feedforward1_router):
+        steps = router.bias.abs() / 0.01
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+        assert 1 <= steps.max() <= 4
+        assert router.bias[0] == -router.bias[1]
 
 
 def test_the_newest_checkpoint_is_exported_by_default_and_has_the_logits_of_the_stages_own_model(trained, capsys):

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import expert_options
 import gradients
 import processes
 import pytest
@@ -17,10 +18,12 @@ def reference() -> dict[str, torch.Tensor]:
     return gradients.reference()
 
 
-def assert_equal_gradients(found: dict[str, tuple[int, torch.Tensor]], norm: float) -> None:
-    assert found.keys() == reference().keys()
+def assert_equal_gradients(
+    found: dict[str, tuple[int, torch.Tensor]], reference: dict[str, torch.Tensor], norm: float
+) -> None:
+    assert found.keys() == reference.keys()
     for name, (start, gradient) in found.items():
-        expected = reference()[name].flatten()[start : start + gradient.numel()]
+        expected = reference[name].flatten()[start : start + gradient.numel()]
         difference = (gradient.flatten() - expected).norm()
         # Some gradients vanish by their mathematics (a key's bias, which softmax does not see) and are only rounding.
         allowed = 1e-5 * (expected.norm() + 1e-3 * norm)
@@ -49,7 +52,7 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
     clipped = 0.0
     for rank in range(world):
         result = torch.load(tmp_path / f"rank-{rank}.pt")
-        assert_equal_gradients(result["gradients"], norm)
+        assert_equal_gradients(result["gradients"], reference(), norm)
         assert result["norm"] == pytest.approx(norm, rel=1e-5)
         clipped += result["clipped"]
         memory = memory_per_process(gradients.build()[0], world, expert_parallel, level)
@@ -63,3 +66,40 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
     spread = {name for name, starts in seen.items() if len(starts) == expert_parallel > 1}
     experts = {name for name in reference() if ".experts." in name}
     assert spread == (experts if expert_parallel > 1 else set())
+
+
+@pytest.fixture
+def plain():
+    """Gives the small student back as it was."""
+    kept = gradients.CONFIG, gradients.OBJECTIVE
+    yield
+    gradients.CONFIG, gradients.OBJECTIVE = kept
+
+
+@pytest.mark.parametrize(
+    ("scope", "deepspeed"),
+    [
+        ("conditioned", "zero2"),
+        pytest.param("group", "zero2", marks=pytest.mark.slow),
+        pytest.param("conditioned", "zero3", marks=pytest.mark.slow),
+        pytest.param("group", "zero3", marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_are_those_of_one_process_with_every_option_of_the_experts(tmp_path: Path, plain, scope, deepspeed):
+    expert_options.configure(scope)
+    recognizer, task = gradients.build()
+    _, output = task(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
+    assert all(not routing.kept_NK.all() for routing in output.encoder.routings)
+    expected = gradients.reference()
+    processes.run([expert_options.__file__, str(tmp_path), scope, deepspeed], 2, tmp_path / "log")
+    norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm().item()
+    starts: dict[str, set[int]] = {}
+    for rank in range(2):
+        result = torch.load(tmp_path / f"rank-{rank}.pt")
+        assert_equal_gradients(result["gradients"], expected, norm)
+        assert result["norm"] == pytest.approx(norm, rel=1e-5)
+        for name, (start, _) in result["gradients"].items():
+            starts.setdefault(name, set()).add(start)
+    spread = {name for name, found in starts.items() if len(found) == 2}
+    assert spread == {name for name in expected if ".mixture.experts." in name}
+    assert {name.split(".")[3] for name in spread} == {"feedforward1", "feedforward2"}

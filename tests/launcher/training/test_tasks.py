@@ -6,9 +6,11 @@ import torch
 
 from launcher.recipe import DistillConfig, OptimizerConfig
 from launcher.training.schedule import learning_rate
-from launcher.training.tasks import Distill, Pretrain, last_layers_of_groups
+from launcher.training.tasks import Distill, Pretrain, balance_sum, last_layers_of_groups
 from model.encoder import EncoderConfig
+from model.objectives import ObjectiveConfig
 from model.recognizer import Recognizer, RecognizerConfig
+from model.router import ExpertsConfig, Router, RouterConfig
 
 DENSE = RecognizerConfig(
     encoder=gradients.CONFIG.encoder.model_copy(update={"experts": None, "groups": 4}),
@@ -83,9 +85,47 @@ def test_a_step_costs_the_same_however_its_lanes_are_dealt():
     assert all(part.item() == 0.0 for part in empty_lane.values())
 
 
+def test_each_weight_of_the_experts_adds_its_part_in_proportion():
+    recognizer, _ = gradients.build()
+
+    def parts(**weights: float) -> dict[str, float]:
+        objective = ObjectiveConfig(**weights)
+        found, _ = Pretrain(objective, gradients.CONFIG.encoder)(
+            recognizer, gradients.micro_batch(0), gradients.totals(), 0.0
+        )
+        return {name: part.item() for name, part in found.items()}
+
+    assert {"loss/z", "loss/sparsity"}.isdisjoint(parts())
+    for weight, part in (("balance_weight", "balance"), ("z_weight", "z"), ("sparsity_weight", "sparsity")):
+        once, twice = (parts(**{weight: value})[f"loss/{part}"] for value in (0.5, 1.0))
+        assert once > 0.01
+        assert twice == pytest.approx(2 * once, rel=1e-5)
+
+
+def test_a_balance_over_groups_lets_layers_that_share_experts_differ():
+    """Layer 0 uses expert 0 alone and layer 1 expert 1: E = 2 apart, 1 together; layer 2, alone, is 2 anyway."""
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    router = Router(4, 2, RouterConfig())
+    routings = [router._choose(row.repeat(10, 1).log(), row.repeat(10, 1)) for row in rows]
+    for scope, expected in (("layer", 2 + 2 + 2), ("group", 1 + 1 + 2)):
+        experts = ExpertsConfig.model_validate({"count": 2, "balance_scope": scope})
+        encoder = EncoderConfig(layers=3, groups=1, private_tail=1, experts=experts)
+        assert balance_sum(routings, encoder, experts).item() == pytest.approx(expected)
+
+
+def test_a_balance_over_groups_keeps_the_places_of_experts_apart():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    router = Router(4, 2, RouterConfig())
+    routings = [router._choose(row.repeat(10, 1).log(), row.repeat(10, 1)) for row in rows]
+    experts = ExpertsConfig.model_validate({"count": 2, "balance_scope": "group", "placement": "both"})
+    encoder = EncoderConfig(layers=1, groups=1, experts=experts)
+    assert balance_sum(routings, encoder, experts).item() == pytest.approx(2 + 2)
+
+
 def test_hidden_states_are_compared_where_groups_end():
     assert last_layers_of_groups(EncoderConfig(layers=12, groups=2)) == (5, 11)
     assert last_layers_of_groups(EncoderConfig(layers=4, groups=2, sharing="cyclic")) == (2, 3)
+    assert last_layers_of_groups(EncoderConfig(layers=6, groups=2, private_head=1, private_tail=1)) == (0, 2, 4, 5)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "tri_stage", "inverse_square_root"])

@@ -1,0 +1,38 @@
+"""What a row says about the experts."""
+
+import pytest
+import torch
+
+from launcher.training.measures import Agreed, Measures, Window, add, expert_measures
+from model.router import Router, RouterConfig
+
+NAMES = ["layer-00-first", "layer-00-second"]
+
+
+def close(lanes: list[Measures]) -> dict:
+    sums: Measures = {}
+    for measures in lanes:
+        add(sums, measures)
+    scalars = {name: value.item() for name, value in sums.items() if not value.ndim}
+    window = Window()
+    window.add(Agreed(scalars, {name: value.tolist() for name, value in sums.items() if value.ndim}, {}), {})
+    return window.close()
+
+
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_a_row_tells_load_entropy_and_under_a_capacity_the_dropped_share_of_every_router(factor):
+    torch.manual_seed(0)
+    routers = [Router(8, 4, RouterConfig(per_frame=2), factor) for _ in NAMES]
+    lanes = [[router(torch.randn(frames, 8)) for router in routers] for frames in (30, 0, 50)]
+    row = close([expert_measures(routings, NAMES) for routings in lanes])
+    kinds = ("load", "entropy", "dropped") if factor else ("load", "entropy")
+    assert row.keys() == {f"experts/{name}/{kind}" for name in NAMES for kind in kinds}
+    for place, name in enumerate(NAMES):
+        routings = [lane[place] for lane in lanes]
+        assert sum(row[f"experts/{name}/load"]) == pytest.approx(1.0)
+        entropy = sum(routing.entropy.item() * len(routing.experts_NK) for routing in routings) / 80
+        assert row[f"experts/{name}/entropy"] == pytest.approx(entropy, rel=1e-5)
+        if factor:
+            kept = sum(int(routing.kept_NK.sum()) for routing in routings)
+            assert row[f"experts/{name}/dropped"] == pytest.approx(1 - kept / 160)
+            assert 0.4 < row[f"experts/{name}/dropped"] < 0.6
