@@ -1,5 +1,7 @@
 """From logits to tokens."""
 
-from model.search.greedy import Hypothesis, greedy
+from model.search.greedy import GreedySearch, greedy
+from model.search.hypothesis import Hypothesis
+from model.search.prefix_beam import PrefixBeamSearch, prefix_beam
 
-__all__ = ["Hypothesis", "greedy"]
+__all__ = ["GreedySearch", "Hypothesis", "PrefixBeamSearch", "greedy", "prefix_beam"]
