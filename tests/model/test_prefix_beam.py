@@ -1,6 +1,7 @@
 """Prefix beam search against every path there is, in one piece and in many."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_pieces_give_what_the_whole_gives(cuts, seed):
     whole = prefix_beam(logits, lengths, beam=5, candidates=4, n_best=5)
     search, simple = PrefixBeamSearch(2, beam=5, candidates=4), GreedySearch(2)
     edges = [0, *sorted(cuts), 150]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         piece = (lengths - start).clamp(0, stop - start)
         search.advance(logits[:, start:stop], piece)
         simple.advance(logits[:, start:stop], piece)
