@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data.errors import DataError
+from launcher.commands.search import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.stopping import StopRequest
 
@@ -142,12 +143,28 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
     parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
     parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
+    add_search_options(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of an evaluation, such as stages.evaluation.search.beam=20; may be given again",
+    )
     _add_json(parser)
     parser.set_defaults(command=_stoppable_command("run", "evaluate"))
 
     parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
     parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
     parser.add_argument("audio", metavar="AUDIO", nargs="+")
+    add_search_options(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the search, such as ctc_weight=0.4; may be given again",
+    )
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "transcribe"))
 

@@ -1,7 +1,7 @@
 """A Transformer decoder over the encoder's frames, for the attention half of the joint objective.
 
-It reads whole texts when it is trained and asked for probabilities, and token by token when it writes, with the keys and
-values of what it has read kept (`DecoderState`); both give the same logits.
+It reads whole texts when it is trained and asked for probabilities, and token by token when it writes, with the keys
+and values of what it has read kept (`DecoderState`); both give the same logits.
 
 Shapes: B batch, U tokens, S encoder frames, D width, H heads, K head width, V vocabulary, J hypotheses per utterance.
 """
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
 
     def begin(self, memory_BSD: Tensor, valid_BS: Tensor) -> DecoderState:
         """The state before the first token."""
-        memory = [layer.cross.memory(memory_BSD) for layer in self.layers]
+        memory = [layer.cross.memory(memory_BSD) for layer in self._layers()]
         return DecoderState(_attend(valid_BS), memory, read=[])
 
     def step(self, state: DecoderState, tokens_BJ: Tensor) -> Tensor:
@@ -151,12 +151,15 @@ class Decoder(nn.Module):
         x_BJD = self._embed(tokens_BJ)
         cos_UK, sin_UK = self.positions(state.num_tokens + 1)
         read = []
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self._layers()):
             before = state.read[number] if state.read else None
             x_BJD, kept = layer.step(x_BJD, (cos_UK[-1:], sin_UK[-1:]), before, state.memory[number], state.attend_B11S)
             read.append(kept)
         state.read, state.num_tokens = read, state.num_tokens + 1
         return self.output(self.norm(x_BJD))
+
+    def _layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * self.embedding.embedding_dim**0.5

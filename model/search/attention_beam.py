@@ -2,8 +2,8 @@
 
 All hypotheses of all utterances take a token together; the decoder keeps the keys and values of what they have read. A
 hypothesis that may end is kept with its score divided by (tokens + 1) ** length_power. An utterance is done when
-`beam` hypotheses have ended and none that goes on is better, as it is now, than the worst of these; or when there are as
-many tokens as frames. Without points from a fusion, and with a length_power of 0, that loses nothing.
+`beam` hypotheses have ended and none that goes on is better, as it is now, than the worst of these; or when there are
+as many tokens as frames. Without points from a fusion, and with a length_power of 0, that loses nothing.
 
 Shapes: B batch, S encoder frames, D width, V vocabulary, J hypotheses per utterance, C candidate tokens, U tokens.
 """
@@ -140,7 +140,7 @@ class _AttentionBeam:
         normalised_B = best_B / (num_tokens + 2) ** self.options.length_power
         for row, ended in enumerate(self.ended):
             full = len(ended.found) == self.options.beam and float(normalised_B[row]) <= ended.found[-1].score
-            ended.done = ended.done or full or num_tokens >= int(self.lengths_B[row]) or best_B[row] == NEVER
+            ended.done = ended.done or full or num_tokens >= int(self.lengths_B[row]) or float(best_B[row]) == NEVER
 
     def _grow(self, log_probs_BJV: Tensor, tokens_BJC: Tensor, score_BJ: Tensor, chosen_BJ: Tensor) -> Tensor:
         """Go on with the chosen ones of [hypotheses, candidates]; returns their last tokens."""

@@ -45,7 +45,7 @@ class CtcPrefixScores:
 
     def extend(self, tokens_BJC: Tensor) -> tuple[Tensor, Tensor]:
         """See `PrefixScores`."""
-        batch, hypotheses, candidates = tokens_BJC.shape
+        batch, hypotheses = tokens_BJC.shape[:2]
         rows = torch.arange(batch)[:, None, None]
         token_BJCS = self.log_probs_BVS[rows, tokens_BJC]
         repeats_BJC1 = (tokens_BJC == self.last_BJ[..., None])[..., None]
