@@ -182,11 +182,13 @@ def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tm
     scores = {"</s>": -1.0, **dict.fromkeys(tokenizer.pieces[4:], -9.0), letter: -0.1}
     arpa = unigrams(tmp_path / "letters.arpa", scores)
     model = {"path": arpa, "unit": "token", "weight": 5.0}
-    heard = read_search({"kind": "prefix_beam", "language_model": model, "length_bonus": 6.0}, "test")
+    # An untrained model has no favourites: every token must be a candidate.
+    beam = {"kind": "prefix_beam", "candidates": 100}
+    heard = read_search({**beam, "language_model": model, "length_bonus": 6.0}, "test")
     assert set(FinishedModel.load(two_way_folder, heard).recognise([wave])[0]) == {letter}
     words = tmp_path / "hotwords.txt"
     words.write_text(f"{other}{letter}\n\n")
-    expecting = read_search({"kind": "prefix_beam", "hotwords": {"path": words, "bonus": 20.0}}, "test")
+    expecting = read_search({**beam, "hotwords": {"path": words, "bonus": 20.0}}, "test")
     assert f"{other}{letter}" in FinishedModel.load(two_way_folder, expecting).recognise([wave])[0].split()
 
 
