@@ -175,6 +175,15 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("export", "export"))
 
+    parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
+    parser.add_argument("source", metavar="RUN|TEXT", help="a run, for its training transcripts, or a text file")
+    parser.add_argument("--out", metavar="FILE", required=True, help="ARPA file to write, gzipped if it ends in .gz")
+    parser.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-grams (default: 3)")
+    parser.add_argument("--unit", choices=("word", "token"), default="word", help="what the n-grams are of")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder for tokens (default: that of the run)")
+    _add_json(parser)
+    parser.set_defaults(command=_command("language_model", "language_model"))
+
     parser = commands.add_parser("report", help="write a run's report.html anew")
     parser.add_argument("run", metavar="RUN")
     _add_json(parser)

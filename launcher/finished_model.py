@@ -21,7 +21,7 @@ from launcher.recipe import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder, write_json
 from launcher.search import Search
 from model.export import load_model, save_model
-from model.recognizer import Recognizer, RecognizerConfig
+from model.recognizer import Recognizer, RecognizerConfig, RecognizerOutput
 from model.search import Hypothesis
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -65,12 +65,17 @@ class FinishedModel:
     @torch.inference_mode()
     def hypotheses(self, waveforms: list[np.ndarray]) -> list[list[Hypothesis]]:
         """What the search finds for each waveform, best first."""
+        return self.search(self.encode(waveforms))
+
+    @torch.inference_mode()
+    def encode(self, waveforms: list[np.ndarray]) -> RecognizerOutput:
+        """What the recogniser gives for the waveforms, as one batch, for a search to read."""
         samples_B = torch.tensor([len(waveform) for waveform in waveforms])
         waveforms_BS = torch.zeros(len(waveforms), max(int(samples_B.max()), self.features.config.window_samples))
         for row, waveform in zip(waveforms_BS, waveforms, strict=True):
             row[: len(waveform)] = torch.from_numpy(waveform)
         features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        return self.search(self.recognizer(features_BTF, lengths_B))
+        return self.recognizer(features_BTF, lengths_B)
 
 
 def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:
