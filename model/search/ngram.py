@@ -125,8 +125,8 @@ class TokenLanguageModel:
     def __init__(self, model: NgramModel, pieces: Sequence[str]):
         """`pieces` is the text of every token id, as the model writes it."""
         self.model, self.pieces = model, list(pieces)
-        ids = {piece: token for token, piece in enumerate(pieces)}
-        self._known = np.array([(piece,) in model.entries for piece in pieces])
+        ids = {piece: token for token, piece in enumerate(pieces) if token not in (START, END)}
+        self._known = np.array([(piece,) in model.entries and piece in ids for piece in pieces])
         self._ids_of = {
             context: [(ids[word], model.entries[(*context, word)]) for word in words if word in ids]
             for context, words in model.followers.items()
@@ -148,7 +148,8 @@ class TokenLanguageModel:
         return scores
 
     def advance(self, state: Context, token: int) -> Context:
-        return self.model.advance(state, self.pieces[token])
+        # A text is begun and ended by the search, not by a token in it.
+        return () if token in (START, END) else self.model.advance(state, self.pieces[token])
 
     def end(self, state: Context) -> float:
         return self.model.score(state, SENTENCE_END)

@@ -84,6 +84,7 @@ def test_the_state_of_a_long_search_stays_small_and_its_times_right():
         search.advance(logits[:, start : start + 100], torch.tensor([100]).clamp(max=len(path) - start))
         assert search.num_unsettled <= 256
     (found,) = search.finish()[0]
+    assert [found] == prefix_beam(logits, torch.tensor([len(path)]), beam=6, candidates=3)[0]
     assert found.tokens == list(collapse(tuple(path)))
     assert found.frames == starts(tuple(path))
 
