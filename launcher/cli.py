@@ -52,6 +52,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_prepare(commands, arguments)
     _add_shards(commands)
+    _add_recognition(commands)
     _add_inspection(commands)
     return parser
 
@@ -135,12 +136,7 @@ def _add_shards_action(
     return action
 
 
-def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("status", help="show how far a run is")
-    parser.add_argument("run", metavar="RUN")
-    _add_json(parser)
-    parser.set_defaults(command=_command("inspect", "status"))
-
+def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
     parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
     add_search_options(parser)
@@ -168,13 +164,6 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "transcribe"))
 
-    parser = commands.add_parser("export", help="write the model of a checkpoint, for transcribing or as a teacher")
-    parser.add_argument("stage", metavar="RUN/STAGE", help="a training stage with a checkpoint, running or not")
-    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest intact)")
-    parser.add_argument("--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N)")
-    _add_json(parser)
-    parser.set_defaults(command=_command("export", "export"))
-
     parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
     parser.add_argument("source", metavar="RUN|TEXT", help="a run, for its training transcripts, or a text file")
     parser.add_argument("--out", metavar="FILE", required=True, help="ARPA file to write, gzipped if it ends in .gz")
@@ -183,6 +172,20 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder for tokens (default: that of the run)")
     _add_json(parser)
     parser.set_defaults(command=_command("language_model", "language_model"))
+
+
+def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("status", help="show how far a run is")
+    parser.add_argument("run", metavar="RUN")
+    _add_json(parser)
+    parser.set_defaults(command=_command("inspect", "status"))
+
+    parser = commands.add_parser("export", help="write the model of a checkpoint, for transcribing or as a teacher")
+    parser.add_argument("stage", metavar="RUN/STAGE", help="a training stage with a checkpoint, running or not")
+    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest intact)")
+    parser.add_argument("--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N)")
+    _add_json(parser)
+    parser.set_defaults(command=_command("export", "export"))
 
     parser = commands.add_parser("report", help="write a run's report.html anew")
     parser.add_argument("run", metavar="RUN")

@@ -1,6 +1,6 @@
 """CTC forced alignment: the most probable path that writes given tokens (Viterbi over blank, token, blank, ...).
 
-Shapes: B batch, S encoder frames, V vocabulary, U tokens, L = 2 U + 1 states.
+Shapes: B batch, R recordings, S encoder frames, V vocabulary, U tokens, L = 2 U + 1 states.
 """
 
 from dataclasses import replace
@@ -16,22 +16,26 @@ NEVER = -torch.inf
 
 @torch.no_grad()
 def align(
-    log_probs_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor
+    log_probs_RSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor, row_B: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The number of the token that each frame belongs to, [B, S] with -1 for blanks and padding, and the log
-    probability [B] of the path, -inf where the tokens do not fit into the frames."""
-    batch, num_frames = log_probs_BSV.shape[:2]
+    probability [B] of the path, -inf where the tokens do not fit into the frames. `row_B` says which recording of R
+    each text belongs to; None: to its own."""
+    batch, num_frames = len(tokens_BU), log_probs_RSV.shape[1]
+    row_B = torch.arange(batch, device=tokens_BU.device) if row_B is None else row_B
     states_BL = tokens_BU.new_full((batch, 2 * tokens_BU.shape[1] + 1), BLANK)
     states_BL[:, 1::2] = tokens_BU
     # A blank may be left out between different tokens.
     skips_BL = torch.zeros_like(states_BL, dtype=torch.bool)
     skips_BL[:, 3::2] = tokens_BU[:, 1:] != tokens_BU[:, :-1]
-    scores_BL = log_probs_BSV.new_full(states_BL.shape, NEVER)
+    frame_S1 = torch.arange(num_frames, device=tokens_BU.device)[:, None]
+    points_BSL = log_probs_RSV[row_B[:, None, None], frame_S1, states_BL[:, None]]
+    scores_BL = log_probs_RSV.new_full(states_BL.shape, NEVER)
     scores_BL[:, 0] = 0.0
     moves = torch.zeros(num_frames, *states_BL.shape, dtype=torch.int8, device=states_BL.device)
     for frame in range(num_frames):
         came_BL, moves[frame] = _arrive(scores_BL, skips_BL)
-        after_BL = came_BL + log_probs_BSV[:, frame].gather(1, states_BL)
+        after_BL = came_BL + points_BSL[:, frame]
         scores_BL = torch.where((frame < lengths_B)[:, None], after_BL, scores_BL)
     last_B = 2 * token_lengths_B
     ends_B2 = torch.stack((last_B, (last_B - 1).clamp(min=0)), dim=1)
@@ -68,7 +72,7 @@ def with_times(hypotheses: list[list[Hypothesis]], logits_BSV: Tensor, lengths_B
     for tokens_U, hypothesis in zip(tokens_NU, flat, strict=True):
         tokens_U[: len(hypothesis.tokens)] = torch.tensor(hypothesis.tokens, dtype=torch.int64)
     log_probs_BSV = logits_BSV.float().log_softmax(-1).cpu()
-    token_NS, scores_N = align(log_probs_BSV[row_N], lengths_B.cpu()[row_N], tokens_NU, token_lengths_N)
+    token_NS, scores_N = align(log_probs_BSV, lengths_B.cpu()[row_N], tokens_NU, token_lengths_N, row_N)
     timed = iter(
         replace(hypothesis, frames=_starts(path, len(hypothesis.tokens)) if score > NEVER else [])
         for hypothesis, path, score in zip(flat, token_NS.tolist(), scores_N.tolist(), strict=True)

@@ -56,9 +56,9 @@ def text_scores(
     decoder: Decoder, memory_NSD: Tensor, valid_NS: Tensor, tokens_NU: Tensor, token_lengths_N: Tensor
 ) -> Tensor:
     """ln p [N] of each text and its end, in one pass of the decoder."""
-    log_probs_NUV = decoder(memory_NSD, valid_NS, shift_right(tokens_NU, START)).float().log_softmax(-1).double()
+    log_probs_NUV = decoder(memory_NSD, valid_NS, shift_right(tokens_NU, START)).float().log_softmax(-1)
     target_NU = append_end(tokens_NU, token_lengths_N, END)
-    points_NU = log_probs_NUV.gather(2, target_NU[..., None]).squeeze(2)
+    points_NU = log_probs_NUV.gather(2, target_NU[..., None]).squeeze(2).double()
     counts_NU = torch.arange(target_NU.shape[1], device=target_NU.device) <= token_lengths_N[:, None]
     return torch.where(counts_NU, points_NU, 0.0).sum(1)
 

@@ -20,8 +20,10 @@ from data.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.errors import CheckpointError, ConfigError
 from launcher.evaluation import evaluate_model, transcribe
 from launcher.finished_model import FinishedModel, write_finished_model
+from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
-from launcher.run_folder import RunFolder, write_json
+from launcher.results import merge_results
+from launcher.run_folder import RunFolder, read_json, write_json
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
@@ -224,3 +226,19 @@ def test_an_evaluation_says_how_it_searched(two_way_folder, utterances, tmp_path
     assert found["dev"]["search"] == search.model_dump(mode="json")
     references = [example["reference"] for example in found["examples"]]
     assert found["dev"]["cer"] == jiwer.cer(references, [example["hypothesis"] for example in found["examples"]])
+
+
+def test_evaluations_of_one_split_stand_side_by_side_in_the_results(tmp_path):
+    path = tmp_path / "two.yaml"
+    mini = (Path(__file__).parents[2] / "launcher/recipes/mini.yaml").read_text()
+    with_beam = "  - {name: with-beam, kind: evaluate, models: [student], search: {kind: joint}}\n\ncluster:"
+    path.write_text(mini.replace("cluster:", with_beam))
+    run = RunFolder(tmp_path / "run")
+    for name, models, cer in (("evaluation", ("teacher", "student"), 0.2), ("with-beam", ("student",), 0.1)):
+        found = {model: {"parameters": 7, "test": {"cer": cer}, "examples": []} for model in models}
+        write_json(run.stage(name).evaluation_file, {"models": found})
+    merge_results(load_recipe(path), run)
+    assert read_json(run.results_file)["models"] == {
+        "teacher": {"parameters": 7, "test": {"cer": 0.2}},
+        "student": {"parameters": 7, "test": {"cer": 0.2}, "test/with-beam": {"cer": 0.1}},
+    }

@@ -75,6 +75,12 @@ def test_a_gzipped_model_reads_the_same(arpa, tmp_path):
     assert read_arpa(packed).entries == read_arpa(arpa).entries
 
 
+def test_without_an_unknown_word_the_rarest_stands_for_it(tmp_path):
+    path = tmp_path / "closed.arpa"
+    path.write_text(ARPA.replace("-2.0\t<unk>\n", "").replace("ngram 1=5", "ngram 1=4"))
+    assert log10(read_arpa(path), ["a", "x"]) == pytest.approx([-0.3, -0.1 - 0.2 - 1.0, -1.0])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
