@@ -92,6 +92,11 @@ class Tokenizer:
         """Number of ids, the four fixed ones included."""
         return self._processor.get_piece_size()
 
+    @property
+    def pieces(self) -> list[str]:
+        """The text of every id; SentencePiece writes the space before a word as U+2581."""
+        return [self._processor.id_to_piece(piece) for piece in range(self.vocabulary_size)]
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without begin and end."""
         return self._processor.encode(text, out_type=int)

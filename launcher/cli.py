@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data.errors import DataError
+from launcher.commands.search import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.stopping import StopRequest
 
@@ -51,6 +52,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_prepare(commands, arguments)
     _add_shards(commands)
+    _add_recognition(commands)
     _add_inspection(commands)
     return parser
 
@@ -134,22 +136,49 @@ def _add_shards_action(
     return action
 
 
-def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("status", help="show how far a run is")
-    parser.add_argument("run", metavar="RUN")
-    _add_json(parser)
-    parser.set_defaults(command=_command("inspect", "status"))
-
+def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
     parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
+    add_search_options(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of an evaluation, such as stages.evaluation.search.beam=20; may be given again",
+    )
     _add_json(parser)
     parser.set_defaults(command=_stoppable_command("run", "evaluate"))
 
     parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
     parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
     parser.add_argument("audio", metavar="AUDIO", nargs="+")
+    add_search_options(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the search, such as ctc_weight=0.4; may be given again",
+    )
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "transcribe"))
+
+    parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
+    parser.add_argument("source", metavar="RUN|TEXT", help="a run, for its training transcripts, or a text file")
+    parser.add_argument("--out", metavar="FILE", required=True, help="ARPA file to write, gzipped if it ends in .gz")
+    parser.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-grams (default: 3)")
+    parser.add_argument("--unit", choices=("word", "token"), default="word", help="what the n-grams are of")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder for tokens (default: that of the run)")
+    _add_json(parser)
+    parser.set_defaults(command=_command("language_model", "language_model"))
+
+
+def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("status", help="show how far a run is")
+    parser.add_argument("run", metavar="RUN")
+    _add_json(parser)
+    parser.set_defaults(command=_command("inspect", "status"))
 
     parser = commands.add_parser("export", help="write the model of a checkpoint, for transcribing or as a teacher")
     parser.add_argument("stage", metavar="RUN/STAGE", help="a training stage with a checkpoint, running or not")

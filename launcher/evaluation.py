@@ -17,10 +17,11 @@ from data.manifest import Clip, Utterance, read_audio
 from data.reader import ShardReader
 from data.shards import read_index
 from launcher.finished_model import FinishedModel
-from launcher.recipe import EvaluateStage, Recipe
+from launcher.recipe import EvaluateStage, Recipe, SearchConfig
 from launcher.run_folder import RunFolder
 from launcher.training.heartbeat import Heartbeat
 from model.accounting import count_parameters
+from model.search import Hypothesis
 
 # Padded audio per batch: enough to keep the cores busy, little enough for any machine.
 BATCH_S = 60.0
@@ -33,7 +34,7 @@ def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: He
     results = {}
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")
-        model = FinishedModel.load(run.stage(name).model)
+        model = FinishedModel.load(run.stage(name).model, stage.search)
         results[name] = evaluate_model(model, folder, stage.split, lambda done: heartbeat.beat(done, "evaluate"))
     return {"models": results}
 
@@ -68,6 +69,7 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
             "seconds": round(audio_s, 3),
             "rtf": busy_s / audio_s,
             "threads": torch.get_num_threads(),
+            "search": model.search.config.model_dump(mode="json"),
         },
         "examples": rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES],
     }
@@ -87,17 +89,51 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
         yield batch
 
 
-def transcribe(model_folder: Path, paths: list[Path]) -> list[str]:
-    """The text of each recording, of any format and sample rate that soundfile reads.
+def transcribe(model_folder: Path, paths: list[Path], search: SearchConfig | None = None) -> list[dict[str, Any]]:
+    """What is said in each recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
 
     Raises DataError naming the file that does not exist or cannot be decoded.
     """
-    model = FinishedModel.load(model_folder)
-    rate_hz = model.features.config.sample_rate_hz
-    texts = []
     for path in paths:
         if not path.is_file():
             raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
+    model = FinishedModel.load(model_folder, search)
+    rate_hz = model.features.config.sample_rate_hz
+    transcripts = []
+    for path in paths:
         waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), rate_hz)
-        texts += model.recognise([waveform])
-    return texts
+        (found,) = model.hypotheses([waveform])
+        transcripts.append({"audio": str(path), **transcript(model, found)})
+    return transcripts
+
+
+def transcript(model: FinishedModel, found: list[Hypothesis]) -> dict[str, Any]:
+    """The best of an utterance's hypotheses as text and tokens, and all of them as `n_best`; docs/search.md has an
+    example. Times are in seconds from the start of the recording, None for tokens that do not fit into it."""
+    rows = [
+        {
+            "text": model.tokenizer.decode(hypothesis.tokens),
+            "score": round(hypothesis.score, 4),
+            "probability": _rounded(hypothesis.probability, 4),
+            "tokens": _tokens(model, hypothesis),
+        }
+        for hypothesis in found
+    ]
+    return {"text": rows[0]["text"], "n_best": rows}
+
+
+def _tokens(model: FinishedModel, hypothesis: Hypothesis) -> list[dict[str, Any]]:
+    frames = hypothesis.frames or [None] * len(hypothesis.tokens)
+    pieces = model.tokenizer.pieces
+    return [
+        {
+            "token": pieces[token],
+            "start_s": _rounded(None if frame is None else frame * model.frame_s, 3),
+            "confidence": round(confidence, 4),
+        }
+        for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True)
+    ]
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    return None if number is None else round(number, digits)

@@ -17,43 +17,65 @@ from torch import Tensor
 from data.features import FeaturesConfig, LogMel
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
+from launcher.recipe import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder, write_json
+from launcher.search import Search
 from model.export import load_model, save_model
-from model.recognizer import Recognizer, RecognizerConfig
-from model.search import greedy
+from model.recognizer import Recognizer, RecognizerConfig, RecognizerOutput
+from model.search import Hypothesis
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 class FinishedModel:
-    """A recogniser with its front-end and tokenizer, on the CPU."""
+    """A recogniser with its front-end and tokenizer, on the CPU, and a way to search."""
 
-    def __init__(self, recognizer: Recognizer, features: LogMel, tokenizer: Tokenizer):
-        self.recognizer, self.features, self.tokenizer = recognizer, features, tokenizer
+    def __init__(self, recognizer: Recognizer, features: LogMel, tokenizer: Tokenizer, search: Search):
+        self.recognizer, self.features, self.tokenizer, self.search = recognizer, features, tokenizer, search
 
     @classmethod
-    def load(cls, folder: Path) -> "FinishedModel":
-        """Open a model folder. CheckpointError when a part is missing or cannot be read."""
+    def load(cls, folder: Path, search: SearchConfig | None = None) -> "FinishedModel":
+        """Open a model folder, to be searched greedily unless another search is given.
+
+        CheckpointError when a part is missing or cannot be read; ConfigError or DataError when the search does not go
+        with the model or lacks a file.
+        """
         try:
             stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
             features = build_features(FeaturesConfig.model_validate(stored["config"]), stored)
-            return cls(load_model(folder), features, Tokenizer.load(folder / "tokenizer"))
+            recognizer, tokenizer = load_model(folder), Tokenizer.load(folder / "tokenizer")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or "
                 "remove the folder and run the recipe again: the stage's last checkpoint makes it anew."
             ) from None
+        searcher = Search(search or GreedyConfig(), recognizer, tokenizer, f"the model in {folder}")
+        return cls(recognizer, features, tokenizer, searcher)
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one encoder frame to the next."""
+        hop_s = self.features.config.hop_samples / self.features.config.sample_rate_hz
+        return hop_s * self.recognizer.encoder.subsampling.factor
+
+    def recognise(self, waveforms: list[np.ndarray]) -> list[str]:
+        """The texts of mono float32 waveforms at the model's sample rate, as one batch."""
+        return [self.tokenizer.decode(found[0].tokens) for found in self.hypotheses(waveforms)]
 
     @torch.inference_mode()
-    def recognise(self, waveforms: list[np.ndarray]) -> list[str]:
-        """The texts of mono float32 waveforms at the model's sample rate, as one batch, by greedy search."""
+    def hypotheses(self, waveforms: list[np.ndarray]) -> list[list[Hypothesis]]:
+        """What the search finds for each waveform, best first."""
+        return self.search(self.encode(waveforms))
+
+    @torch.inference_mode()
+    def encode(self, waveforms: list[np.ndarray]) -> RecognizerOutput:
+        """What the recogniser gives for the waveforms, as one batch, for a search to read."""
         samples_B = torch.tensor([len(waveform) for waveform in waveforms])
         waveforms_BS = torch.zeros(len(waveforms), max(int(samples_B.max()), self.features.config.window_samples))
         for row, waveform in zip(waveforms_BS, waveforms, strict=True):
             row[: len(waveform)] = torch.from_numpy(waveform)
         features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        output = self.recognizer(features_BTF, lengths_B)
-        return [self.tokenizer.decode(h.tokens) for h in greedy(output.ctc_BSV, output.encoder.lengths_B)]
+        return self.recognizer(features_BTF, lengths_B)
 
 
 def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:

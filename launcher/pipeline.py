@@ -18,6 +18,7 @@ from typing import Any
 
 from data.shard_index import read_summary
 from launcher.recipe import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.search import search_files
 from launcher.run_folder import RunFolder, read_json, write_json
 
 STATE_FORMAT = 1
@@ -28,7 +29,8 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 class Node:
     """A stage of the pipeline: its settings and the names of its inputs, as far as they decide its result.
 
-    An input is "corpus/SPLIT", "tokenizer", the name of a training stage, or the folder of a finished model.
+    An input is "corpus/SPLIT", "tokenizer", the name of a training stage, or the path of a finished model's folder or
+    of a search's file.
     """
 
     name: str
@@ -61,8 +63,9 @@ def build_pipeline(recipe: Recipe) -> list[Node]:
     ]
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
-            settings = stage.model_dump(mode="json", include={"kind", "models", "search"})
-            nodes.append(Node(stage.name, "evaluate", settings, (f"corpus/{stage.split}", *stage.models)))
+            files = [str(path) for _, path in search_files(stage.search)]
+            inputs = (f"corpus/{stage.split}", *stage.models, *files)
+            nodes.append(Node(stage.name, "evaluate", _evaluation_settings(stage), inputs))
         else:
             inputs = [
                 "corpus/train",
@@ -77,6 +80,13 @@ def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
     places = {key.removeprefix("corpus.") for key, _ in recipe.corpus_paths()} | {"shards"}
     corpus = recipe.corpus.model_dump(mode="json", exclude=places)
     return {"seed": recipe.seed, "corpus": corpus, "sample_rate_hz": recipe.features.sample_rate_hz}
+
+
+def _evaluation_settings(stage: EvaluateStage) -> dict[str, Any]:
+    # Files count by their content, as inputs.
+    places = {key.removesuffix(".path"): {"path"} for key, _ in search_files(stage.search)}
+    search = stage.search.model_dump(mode="json", exclude=places)
+    return {"kind": stage.kind, "models": list(stage.models), "search": search}
 
 
 def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
@@ -200,7 +210,8 @@ class Pipeline:
             path = dict(self.recipe.corpus_paths())[name]
             return _hash_listing(path) if path.is_dir() else hash_files([path], path.parent)
         if "/" in name:
-            return self._folder_hash(Path(name))
+            path = Path(name)
+            return hash_files([path], path.parent) if path.is_file() else self._folder_hash(path)
         return self.output_hash(next(node for node in self.nodes if node.name == name))
 
     def _split_hash(self, split: str) -> str | None:

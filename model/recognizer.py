@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from model.chunks import Chunk
-from model.decoder import Decoder, DecoderConfig, shift_right
+from model.decoder import Decoder, DecoderConfig, reverse, shift_right
 from model.encoder import Encoder, EncoderConfig, EncoderOutput
 from model.subsampling import valid_mask
 
@@ -42,12 +42,14 @@ class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
 @dataclass
 class RecognizerOutput:
     """encoder its output, ctc_BSV logits, decoder_BUV logits of U + 1 next tokens (none without decoder or tokens),
-    intermediate one [B, S, V] per layer of `intermediate_ctc`, while training."""
+    intermediate one [B, S, V] per layer of `intermediate_ctc`, while training, reverse_BUV logits of the decoder that
+    reads backwards (none without it, tokens or their lengths)."""
 
     encoder: EncoderOutput
     ctc_BSV: Tensor
     decoder_BUV: Tensor | None
     intermediate: list[Tensor]
+    reverse_BUV: Tensor | None = None
 
 
 class Recognizer(nn.Module):
@@ -60,21 +62,29 @@ class Recognizer(nn.Module):
         self.encoder = Encoder(config.encoder, mel_bins)
         self.ctc = nn.Linear(width, vocabulary_size)
         self.decoder = Decoder(config.decoder, width, vocabulary_size) if config.decoder else None
+        self.reverse_decoder = None
+        if config.decoder and config.decoder.right_to_left_layers:
+            backwards = config.decoder.model_copy(update={"layers": config.decoder.right_to_left_layers})
+            self.reverse_decoder = Decoder(backwards, width, vocabulary_size)
 
     def forward(
         self,
         features_BTF: Tensor,
         lengths_B: Tensor,
         tokens_BU: Tensor | None = None,
+        token_lengths_B: Tensor | None = None,
         chunk: Chunk | None = None,
     ) -> RecognizerOutput:
-        """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id. `chunk` is how
-        far the encoder's attention sees, as in `Encoder`."""
+        """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id; for the decoder
+        that reads backwards their lengths [B] too. `chunk` is how far the encoder's attention sees, as in `Encoder`."""
         encoder = self.encoder(features_BTF, lengths_B, chunk)
-        decoder_BUV = None
+        decoder_BUV = reverse_BUV = None
         if self.decoder is not None and tokens_BU is not None:
             valid_BS = valid_mask(encoder.lengths_B, encoder.frames_BSD.shape[1])
             decoder_BUV = self.decoder(encoder.frames_BSD, valid_BS, shift_right(tokens_BU, START))
+            if self.reverse_decoder is not None and token_lengths_B is not None:
+                backwards_BU = shift_right(reverse(tokens_BU, token_lengths_B), START)
+                reverse_BUV = self.reverse_decoder(encoder.frames_BSD, valid_BS, backwards_BU)
         layers = self.config.intermediate_ctc if self.training else ()
         intermediate = [self.ctc(encoder.layers[layer]) for layer in layers]
-        return RecognizerOutput(encoder, self.ctc(encoder.frames_BSD), decoder_BUV, intermediate)
+        return RecognizerOutput(encoder, self.ctc(encoder.frames_BSD), decoder_BUV, intermediate, reverse_BUV)

@@ -28,6 +28,8 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
     student.ctc.load_state_dict(teacher.ctc.state_dict())
     if student.decoder is not None and teacher.decoder is not None:
         student.decoder.load_state_dict(teacher.decoder.state_dict())
+    if student.reverse_decoder is not None and teacher.reverse_decoder is not None:
+        student.reverse_decoder.load_state_dict(teacher.reverse_decoder.state_dict())
     for block in range(student.encoder.config.num_blocks):
         layers = [layer for layer, used in enumerate(student.encoder.config.block_of_layer) if used == block]
         middle = layers[len(layers) // 2]

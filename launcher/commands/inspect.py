@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launcher.commands.search import search_values
 from launcher.errors import CheckpointError
 from launcher.progress import duration
+from launcher.recipe.search import check_search_files, read_search
+from launcher.recipe.text import apply_override
 from launcher.status import open_run, run_status
 
 
@@ -51,10 +54,14 @@ def _number(value: float | None, form: str) -> str:
 
 def transcribe(options: argparse.Namespace) -> int:
     model = _model_folder(Path(options.model).expanduser())
+    values = search_values(options) or {}
+    for override in options.set:
+        apply_override(values, override)
+    search = read_search({"kind": "greedy", **values}, "The search of these options")
+    check_search_files(search, "search")
     from launcher.evaluation import transcribe as recognise
 
-    texts = recognise(model, [Path(path) for path in options.audio])
-    rows = [{"audio": path, "text": text} for path, text in zip(options.audio, texts, strict=True)]
+    rows = recognise(model, [Path(path) for path in options.audio], search)
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return 0

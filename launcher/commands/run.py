@@ -6,11 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.commands.search import search_values
 from launcher.errors import ConfigError
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
 from launcher.progress import Display, PlainDisplay, duration, open_display
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
+from launcher.recipe.search import check_search_files
 from launcher.report import results_table
 from launcher.run_folder import RunFolder, read_json
 from launcher.status import open_run
@@ -57,10 +59,14 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
         folder, stage = _run_and_stage(Path(options.run).expanduser())
         recipe = load_recipe(folder.recipe_file)
         names = _evaluations(recipe, stage)
+        changed = _with_search(recipe, folder, names, options)
     # With --json, standard output is for the results alone.
     display: Display = PlainDisplay(sys.stderr) if options.json else open_display(sys.stdout)
     with folder.locked():
-        Executor(recipe, folder, stop, display).run(only=names)
+        executor = Executor(changed or recipe, folder, stop, display)
+        if changed:
+            executor.write_recipe()
+        executor.run(only=names)
     results = read_json(folder.results_file)
     if options.json:
         shown = {name: found for name, found in results["models"].items() if stage in (None, name, *names)}
@@ -68,6 +74,31 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     else:
         print(results_table(folder.path))
     return 0
+
+
+def _with_search(
+    recipe: Recipe, folder: RunFolder, names: frozenset[str], options: argparse.Namespace
+) -> Recipe | None:
+    """Return the recipe with the options' settings of its evaluations, None without any; ConfigError for others."""
+    overrides = list(options.set)
+    if values := search_values(options):
+        overrides += [f"stages.{name}.search={json.dumps(values, ensure_ascii=False)}" for name in sorted(names)]
+    changed = load_recipe(folder.recipe_file, overrides)
+    for stage in changed.stages:
+        if isinstance(stage, EvaluateStage) and stage.name in names:
+            check_search_files(stage.search, f"stages.{stage.name}.search")
+    if not overrides:
+        return None
+    if _without_evaluations(changed) != _without_evaluations(recipe):
+        raise ConfigError(
+            f"--set {' --set '.join(options.set)} changes more than the evaluations of {folder.path}. `chorus "
+            "evaluate` takes settings of evaluations alone; `chorus run RECIPE --set ...` takes any."
+        )
+    return changed
+
+
+def _without_evaluations(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"stages": tuple(recipe.training_stages())})
 
 
 def _run_and_stage(path: Path) -> tuple[RunFolder, str | None]:

@@ -17,6 +17,7 @@ from launcher.recipe.schema import (
     ShardsCorpus,
     TrainingStage,
 )
+from launcher.recipe.search import GreedyConfig, SearchConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -24,10 +25,12 @@ __all__ = [
     "DistillConfig",
     "DistillStage",
     "EvaluateStage",
+    "GreedyConfig",
     "OptimizerConfig",
     "PretrainStage",
     "Recipe",
     "RecoveryConfig",
+    "SearchConfig",
     "ShardsCorpus",
     "TrainingStage",
     "check_frame_rates",

@@ -11,6 +11,7 @@ from data.shard_index import read_summary
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.schema import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.search import check_search_files, check_search_model
 from launcher.recipe.text import nearest
 from model.encoder import EncoderConfig
 
@@ -24,7 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     for position, stage in enumerate(recipe.stages):
         earlier = [s.name for s in recipe.stages[:position] if s.kind != "evaluate"]
         if stage.kind == "evaluate":
-            _check_models(stage, earlier)
+            _check_models(recipe, stage, earlier)
             continue
         if stage.kind == "distill":
             _check_teacher(recipe, stage, earlier)
@@ -33,7 +34,8 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse a recipe whose corpus (DataError) or teacher (CheckpointError) is not on the disk."""
+    """Refuse a recipe whose corpus, language model, hotwords (DataError) or teacher (CheckpointError) is not on the
+    disk."""
     for key, path in recipe.corpus_paths():
         if not path.exists():
             raise DataError(
@@ -42,6 +44,9 @@ def check_inputs(recipe: Recipe) -> None:
             )
     if recipe.corpus.name == "shards":
         read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
+    for stage in recipe.stages:
+        if isinstance(stage, EvaluateStage):
+            check_search_files(stage.search, f"stages.{stage.name}.search")
     for stage in recipe.training_stages():
         if stage.kind == "distill" and _is_folder(stage.teacher) and not any(Path(stage.teacher).glob("*.safetensors")):
             raise CheckpointError(
@@ -69,13 +74,14 @@ def _check_names(recipe: Recipe) -> None:
             )
 
 
-def _check_models(stage: EvaluateStage, earlier: list[str]) -> None:
+def _check_models(recipe: Recipe, stage: EvaluateStage, earlier: list[str]) -> None:
     for model in stage.models:
         if model not in earlier:
             raise ConfigError(
                 f"Stage {stage.name} evaluates {model!r}, which is not an earlier training "
                 f"stage{nearest(model, earlier)}"
             )
+        check_search_model(stage.search, recipe.training_stage(model).model, f"model {model} of stage {stage.name}")
 
 
 def _check_teacher(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:

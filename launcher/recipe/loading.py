@@ -16,7 +16,8 @@ from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.errors import explain
-from launcher.recipe.schema import DistillStage, Recipe, ShardsCorpus
+from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, Recipe, ShardsCorpus
+from launcher.recipe.search import with_absolute_files
 from launcher.recipe.text import apply_override, nearest, parse_recipe
 
 BUILT_IN_RECIPES = Path(__file__).parents[1] / "recipes"
@@ -38,7 +39,8 @@ def find_recipe(name_or_path: str) -> Path:
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
 
-    Relative paths in the corpus section and of a teacher are taken from the current folder and made absolute.
+    Relative paths in the corpus section, of a teacher and of a search are taken from the current folder and made
+    absolute.
     """
     path = find_recipe(str(name_or_path))
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
@@ -62,13 +64,16 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     }
     if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
         places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
-    stages = tuple(
-        stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})
-        if isinstance(stage, DistillStage) and "/" in stage.teacher
-        else stage
-        for stage in recipe.stages
-    )
+    stages = tuple(_stage_with_absolute_paths(stage) for stage in recipe.stages)
     return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=places), "stages": stages})
+
+
+def _stage_with_absolute_paths(stage: AnyStage) -> AnyStage:
+    if isinstance(stage, DistillStage) and "/" in stage.teacher:
+        return stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})
+    if isinstance(stage, EvaluateStage):
+        return stage.model_copy(update={"search": with_absolute_files(stage.search)})
+    return stage
 
 
 def dump(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from data.shard_index import SUMMARY, is_url, read_summary
 from data.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
 from launcher.recipe.deepspeed_config import find_deepspeed_config
+from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
 from model.objectives import ObjectiveConfig
@@ -142,10 +143,6 @@ class RecoveryConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class SearchConfig(BaseModel, frozen=True, extra="forbid"):
-    kind: Literal["greedy"] = Field(default="greedy", description="greedy: the best CTC token of every frame")
-
-
 class Stage(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="name of the stage and of its folder")
 
@@ -185,7 +182,7 @@ class EvaluateStage(Stage, frozen=True, extra="forbid"):
     kind: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1, description="training stages whose models are compared")
     split: str = Field(default="test", description="split of the corpus to recognise")
-    search: SearchConfig = Field(default_factory=SearchConfig)
+    search: SearchConfig = Field(default_factory=GreedyConfig)
 
 
 AnyStage = Annotated[PretrainStage | DistillStage | EvaluateStage, Field(discriminator="kind")]

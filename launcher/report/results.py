@@ -41,9 +41,10 @@ class ResultRow:
     wer: float | None
     real_time_factor: float | None
     utterances: int | None
+    search: str | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of HEADINGS."""
+        """The row as text, in the order of HEADINGS and, last, the search."""
         return (
             self.model,
             count(self.encoder_parameters),
@@ -53,24 +54,33 @@ class ResultRow:
             percent(self.cer, 2),
             percent(self.wer, 2),
             MISSING if self.real_time_factor is None else f"{self.real_time_factor:.3f}",
+            MISSING if self.search is None else self.search.replace("_", " "),
         )
 
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """All models of a run; `str()` gives an aligned text, `cells()` of the rows what a table widget needs."""
+    """All models of a run; `str()` gives an aligned text, `lines()` what a table widget needs. `others` are the same
+    models on the same split, searched in other ways."""
 
     rows: tuple[ResultRow, ...]
+    others: tuple[ResultRow, ...] = ()
 
     @property
     def headings(self) -> tuple[str, ...]:
-        return HEADINGS
+        """The columns; that of the search is left out where all results are greedy."""
+        searches = {row.search for row in (*self.rows, *self.others)}
+        return HEADINGS if searches <= {None, "greedy"} else (*HEADINGS, "search")
+
+    def lines(self) -> list[tuple[ResultRow, tuple[str, ...]]]:
+        """Every row with its cells, in the order of the headings."""
+        return [(row, row.cells()[: len(self.headings)]) for row in (*self.rows, *self.others)]
 
     def teacher(self) -> ResultRow | None:
         return next((row for row in self.rows if row.is_teacher), None)
 
     def __str__(self) -> str:
-        lines = [self.headings, *(row.cells() for row in self.rows)]
+        lines = [self.headings, *(cells for _, cells in self.lines())]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.headings))]
         return "\n".join(
             "  ".join(
@@ -92,7 +102,13 @@ def tabulate(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> Resul
     """Sets each model beside the teacher: the one the recipe distils from, else the one of that name."""
     teacher = _teacher(models, recipe)
     of_teacher = models[teacher].get("encoder_parameters") if teacher else None
-    return ResultsTable(tuple(_row(name, model, name == teacher, of_teacher) for name, model in models.items()))
+    rows, others = [], []
+    for name, model in models.items():
+        split = _split(model)
+        rows.append(_row(name, model, split, name == teacher, of_teacher))
+        again = [key for key in model if split and key.startswith(f"{split}/")]
+        others += [_row(name, model, key, name == teacher, of_teacher) for key in again]
+    return ResultsTable(tuple(rows), tuple(others))
 
 
 def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str | None:
@@ -101,10 +117,13 @@ def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str |
     return next((name for name in [*named, "teacher"] if name in models), None)
 
 
-def _row(name: str, model: dict[str, Any], is_teacher: bool, of_teacher: int | None) -> ResultRow:
-    splits = {key: value for key, value in model.items() if isinstance(value, dict) and "cer" in value}
-    split = "test" if "test" in splits else next(iter(splits), None)
-    scores = splits[split] if split else {}
+def _split(model: dict[str, Any]) -> str | None:
+    splits = [key for key, value in model.items() if isinstance(value, dict) and "cer" in value]
+    return "test" if "test" in splits else next(iter(splits), None)
+
+
+def _row(name: str, model: dict[str, Any], split: str | None, is_teacher: bool, of_teacher: int | None) -> ResultRow:
+    scores = model[split] if split else {}
     encoder = model.get("encoder_parameters")
     return ResultRow(
         model=name,
@@ -119,4 +138,5 @@ def _row(name: str, model: dict[str, Any], is_teacher: bool, of_teacher: int | N
         wer=scores.get("wer"),
         real_time_factor=scores.get("rtf"),
         utterances=scores.get("utterances"),
+        search=(scores.get("search") or {}).get("kind"),
     )

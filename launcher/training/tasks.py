@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.plan import Totals
 from launcher.recipe import DistillConfig
 from model import objectives
+from model.decoder import reverse
 from model.encoder import EncoderConfig
 from model.objectives import ObjectiveConfig
 from model.recognizer import Recognizer, RecognizerOutput
@@ -44,7 +45,7 @@ class Pretrain:
         self, model: nn.Module, batch: MicroBatch, totals: Totals, progress: float
     ) -> tuple[Parts, RecognizerOutput]:
         """The weighted parts of the loss, which add up to it. `progress` is the share of the stage's steps done."""
-        output = model(batch.features_BTF, batch.lengths_B, batch.tokens_BU)
+        output = model(batch.features_BTF, batch.lengths_B, batch.tokens_BU, batch.token_lengths_B)
         return self.parts(output, batch, totals), output
 
     def parts(self, output: RecognizerOutput, batch: MicroBatch, totals: Totals) -> Parts:
@@ -61,15 +62,7 @@ class Pretrain:
             mean = torch.stack([ctc(logits_BSV) for logits_BSV in output.intermediate]).mean()
             parts["loss/intermediate"] = objective.intermediate_weight * mean
         if output.decoder_BUV is not None:
-            attention = objectives.attention_sum(
-                output.decoder_BUV,
-                batch.tokens_BU,
-                batch.token_lengths_B,
-                lengths_B > 0,
-                objective.label_smoothing,
-            )
-            num_targets = totals.tokens + totals.utterances
-            parts["loss/attention"] = (1 - ctc_weight) * attention / num_targets
+            parts |= self._attention(output, batch, totals, 1 - ctc_weight)
         if self.encoder.experts:
             # A lane's balance counts by its share of the frames: lanes, not processes, make the sum.
             routings = output.encoder.routings
@@ -82,6 +75,26 @@ class Pretrain:
                 sparsity = torch.stack([r.sparsity for r in routings]).sum()
                 parts["loss/sparsity"] = objective.sparsity_weight * share * sparsity
         return parts
+
+    def _attention(self, output: RecognizerOutput, batch: MicroBatch, totals: Totals, weight: float) -> Parts:
+        """The decoder's part of the loss, shared with the decoder that reads backwards where there is one."""
+        assert output.decoder_BUV is not None
+        num_targets = totals.tokens + totals.utterances
+
+        def part(logits_BUV: Tensor, tokens_BU: Tensor, share: float) -> Tensor:
+            valid_B = output.encoder.lengths_B > 0
+            smoothing = self.objective.label_smoothing
+            attention = objectives.attention_sum(logits_BUV, tokens_BU, batch.token_lengths_B, valid_B, smoothing)
+            return share * attention / num_targets
+
+        if output.reverse_BUV is None:
+            return {"loss/attention": part(output.decoder_BUV, batch.tokens_BU, weight)}
+        backwards_BU = reverse(batch.tokens_BU, batch.token_lengths_B)
+        share = self.objective.reverse_weight
+        return {
+            "loss/attention": part(output.decoder_BUV, batch.tokens_BU, weight * (1 - share)),
+            "loss/reverse_attention": part(output.reverse_BUV, backwards_BU, weight * share),
+        }
 
 
 def balance_sum(routings: list[Routing], encoder: EncoderConfig, experts: ExpertsConfig) -> Tensor:

@@ -266,6 +266,33 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
         (["run", "digits", "--set", "corpus.root=/nowhere"], 3, "/nowhere, which does not exist"),
         (["status", "/nowhere"], 2, "is not a run folder"),
         (["evaluate", "/nowhere/student"], 2, "is not a run folder"),
+        (
+            ["run", "mini", "--set", "stages.evaluation.search={kind: prefix_beam, beam: 4, n_best: 9}"],
+            2,
+            "stages.evaluation.search: n_best is 9 and beam 4",
+        ),
+        (["run", "mini", "--set", "stages.evaluation.search={kind: joint, bean: 4}"], 2, "did you mean 'beam'?"),
+        (["run", "mini", "--set", "stages.evaluation.search.kind=jiont"], 2, "did you mean 'joint'?"),
+        (
+            [
+                "run",
+                "mini",
+                *("--set", "stages.evaluation.search.kind=joint"),
+                *("--set", "stages.student.model.decoder=null", "--set", "stages.teacher.model.decoder=null"),
+            ],
+            2,
+            "model teacher of stage evaluation has none",
+        ),
+        (
+            ["run", "mini", "--set", "stages.evaluation.search={kind: rescoring, reverse_weight: 0.3}"],
+            2,
+            "right_to_left_layers is 0",
+        ),
+        (
+            ["run", "mini", "--set", "stages.evaluation.search={kind: joint, language_model: {path: /nowhere/a.arpa}}"],
+            3,
+            "stages.evaluation.search.language_model.path is /nowhere/a.arpa",
+        ),
         (["report", "/nowhere"], 2, "is not a run folder"),
         (["transcribe", "/nowhere/student", "a.wav"], 4, "holds no finished model"),
         (["shards", "verify", "/nowhere"], 3, "no shards at /nowhere"),
@@ -331,3 +358,50 @@ def test_doctor_names_versions_accelerator_and_login(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["deepspeed"].startswith("0.19")
     assert {"accelerator", "processes", "disk", "wandb"} <= found.keys()
+
+
+def test_the_search_options_name_every_search_of_a_recipe():
+    from typing import get_args
+
+    from launcher.commands.search import SEARCH_KINDS
+    from launcher.recipe import SearchConfig
+
+    kinds = [get_args(config.model_fields["kind"].annotation)[0] for config in get_args(get_args(SearchConfig)[0])]
+    assert list(SEARCH_KINDS) == kinds
+
+
+def test_an_evaluation_is_repeated_with_another_search_and_nothing_else_is(start, run):
+    assert start()[0] == 0
+    words = run.path.parent / "words.txt"
+    words.write_text("hello\n")
+    evaluate = ("evaluate", str(run.path))
+    assert "done already" in start(command=evaluate)[1]
+    code, output, _ = start(command=(*evaluate, "--search", "joint", "--beam", "4", "--hotwords", str(words)))
+    assert code == 0
+    assert "search.kind greedy -> joint" in output
+    search = yaml.safe_load(run.recipe_file.read_text())["stages"][2]["search"]
+    assert (search["kind"], search["beam"], search["hotwords"]["path"]) == ("joint", 4, str(words))
+    assert "done already" in start(command=evaluate)[1]
+    code, output, _ = start("stages.evaluation.search.beam=5", command=evaluate)
+    assert (code, "search.beam 4 -> 5" in output) == (0, True)
+    assert started(run).count("evaluation") == 3
+    assert started(run).count("student") == 1
+    code, _, error = start("stages.student.steps=7", command=evaluate)
+    assert (code, "changes more than the evaluations" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (("--beam", "0"), "search.beam is 0"),
+        (("--language-model", "/nowhere/lm.arpa"), "search.language_model.path is /nowhere/lm.arpa"),
+        (("--search", "joint", "--set", "ctc_wait=0.3"), "did you mean 'ctc_weight'?"),
+        (("--language-model-weight", "0.3"), "search.language_model.path is missing"),
+    ],
+)
+def test_search_options_are_checked_before_a_model_is_read(tmp_path, capsys, options, fragment):
+    (tmp_path / "model.safetensors").write_text("no model")
+    assert chorus(["transcribe", str(tmp_path), "a.wav", *options]) in (2, 3)
+    error = capsys.readouterr().err
+    assert fragment in error
+    assert error.count("\n") == 1

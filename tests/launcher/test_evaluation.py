@@ -17,14 +17,26 @@ from data.features import FeaturesConfig
 from data.manifest import Clip, Utterance
 from data.shards import write_split
 from data.tokenizer import TokenizerConfig, train_tokenizer
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, ConfigError
 from launcher.evaluation import evaluate_model, transcribe
 from launcher.finished_model import FinishedModel, write_finished_model
-from launcher.run_folder import RunFolder, write_json
+from launcher.recipe import load_recipe
+from launcher.recipe.search import read_search
+from launcher.results import merge_results
+from launcher.run_folder import RunFolder, read_json, write_json
+from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
 
 CONFIG = RecognizerConfig(encoder=EncoderConfig(layers=2, width=16, heads=2, feedforward_width=16, kernel_size=3))
+DECODER = DecoderConfig(layers=1, heads=2, feedforward_width=16, right_to_left_layers=1)
+SEARCHES = {
+    "greedy": {},
+    "prefix_beam": {},
+    "attention_beam": {"length_power": 0.0},
+    "rescoring": {"reverse_weight": 0.3},
+    "joint": {"ctc_weight": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +47,25 @@ def utterances():
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, utterances) -> Path:
+    return untrained(RunFolder(tmp_path_factory.mktemp("run")), utterances, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def two_way_folder(tmp_path_factory, utterances) -> Path:
+    return untrained(
+        RunFolder(tmp_path_factory.mktemp("two-way")), utterances, CONFIG.model_copy(update={"decoder": DECODER})
+    )
+
+
+def untrained(run: RunFolder, utterances, config: RecognizerConfig) -> Path:
     """An untrained model: what it writes is noise, but always the same."""
-    run = RunFolder(tmp_path_factory.mktemp("run"))
     tokenizer = train_tokenizer([utterance.text for utterance in utterances], TokenizerConfig(), run.tokenizer)
     write_json(run.features_file, {"mean": [-8.0] * 80, "std": [3.0] * 80})
     torch.manual_seed(0)
-    recognizer = Recognizer(CONFIG, 80, tokenizer.vocabulary_size)
+    recognizer = Recognizer(config, 80, tokenizer.vocabulary_size)
     folder = run.stage("student").model
     folder.parent.mkdir()
-    write_finished_model(folder, run, CONFIG, FeaturesConfig(), recognizer.state_dict())
+    write_finished_model(folder, run, config, FeaturesConfig(), recognizer.state_dict())
     return folder
 
 
@@ -69,13 +91,14 @@ def test_a_recording_is_recognised_the_same_alone_and_among_others(model_folder)
 )
 def test_any_format_and_sample_rate_is_transcribed(model_folder, tmp_path, name, rate_hz, channels):
     soundfile.write(tmp_path / name, noise(1.5, rate_hz, channels), rate_hz)
-    (text,) = transcribe(model_folder, [tmp_path / name])
-    assert isinstance(text, str)
+    (found,) = transcribe(model_folder, [tmp_path / name])
+    assert isinstance(found["text"], str)
 
 
 def test_a_recording_shorter_than_a_window_has_no_text(model_folder, tmp_path):
     soundfile.write(tmp_path / "short.wav", noise(0.01, 16000), 16000)
-    assert transcribe(model_folder, [tmp_path / "short.wav"]) == [""]
+    (found,) = transcribe(model_folder, [tmp_path / "short.wav"])
+    assert found["text"] == ""
 
 
 def test_a_missing_or_broken_recording_is_named(model_folder, tmp_path):
@@ -121,3 +144,101 @@ def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, t
         tensor.numel() for tensor in FinishedModel.load(model_folder).recognizer.encoder.parameters()
     )
     json.dumps(found)
+
+
+def unigrams(path: Path, words: dict[str, float]) -> Path:
+    """An ARPA file of words with their log10 probabilities."""
+    lines = [f"{score}\t{word}" for word, score in words.items()]
+    path.write_text(f"\\data\\\nngram 1={len(words)}\n\n\\1-grams:\n" + "\n".join(lines) + "\n\n\\end\\\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_a_model_folder_is_read_with_any_search(two_way_folder, tmp_path, kind):
+    soundfile.write(tmp_path / "a.wav", noise(1.5, 16000), 16000)
+    values = {"kind": kind, **SEARCHES[kind]} | ({"beam": 4, "n_best": 3} if kind != "greedy" else {})
+    (found,) = transcribe(two_way_folder, [tmp_path / "a.wav"], read_search(values, "test"))
+    assert found["text"] == found["n_best"][0]["text"]
+    assert len(found["n_best"]) == (1 if kind == "greedy" else 3)
+    for row in found["n_best"]:
+        starts = [token["start_s"] for token in row["tokens"]]
+        assert starts == sorted(starts)
+        assert all(0.0 <= start < 1.5 for start in starts)
+        assert all(0.0 <= token["confidence"] <= 1.0 for token in row["tokens"])
+    scores = [row["score"] for row in found["n_best"]]
+    assert scores == sorted(scores, reverse=True)
+    json.dumps(found)
+
+
+def test_any_search_finds_the_same_alone_and_among_others(two_way_folder):
+    waves = [noise(seconds, 16000)[:, 0].astype(np.float32) for seconds in (2.0, 0.8, 1.3)]
+    for kind, values in SEARCHES.items():
+        model = FinishedModel.load(two_way_folder, read_search({"kind": kind, **values}, "test"))
+        assert model.recognise(waves) == [model.recognise([wave])[0] for wave in waves], kind
+
+
+def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tmp_path):
+    wave = noise(1.5, 16000)[:, 0].astype(np.float32)
+    tokenizer = FinishedModel.load(two_way_folder).tokenizer
+    letter, other = (piece for piece in tokenizer.pieces if piece in "ао")
+    scores = {"</s>": -1.0, **dict.fromkeys(tokenizer.pieces[4:], -9.0), letter: -0.1}
+    arpa = unigrams(tmp_path / "letters.arpa", scores)
+    model = {"path": arpa, "unit": "token", "weight": 5.0}
+    # An untrained model has no favourites: every token must be a candidate.
+    beam = {"kind": "prefix_beam", "candidates": 100}
+    heard = read_search({**beam, "language_model": model, "length_bonus": 6.0}, "test")
+    assert set(FinishedModel.load(two_way_folder, heard).recognise([wave])[0]) == {letter}
+    words = tmp_path / "hotwords.txt"
+    words.write_text(f"{other}{letter}\n\n")
+    expecting = read_search({**beam, "hotwords": {"path": words, "bonus": 20.0}}, "test")
+    assert f"{other}{letter}" in FinishedModel.load(two_way_folder, expecting).recognise([wave])[0].split()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"kind": "joint"}, ConfigError, "needs an attention decoder"),
+        ({"kind": "prefix_beam", "language_model": {"path": "/nowhere/lm.arpa"}}, DataError, "language_model.path is"),
+        ({"kind": "prefix_beam", "hotwords": {"phrases": ["qqq"]}}, DataError, "hotword 'qqq'"),
+    ],
+)
+def test_a_search_that_does_not_go_with_the_model_is_refused(model_folder, values, error, words):
+    with pytest.raises(error, match=words):
+        FinishedModel.load(model_folder, read_search(values, "test"))
+
+
+def test_files_that_are_no_language_model_of_the_model_are_refused(model_folder, tmp_path):
+    broken = tmp_path / "lm.arpa"
+    broken.write_text("hello")
+    search = {"kind": "prefix_beam", "language_model": {"path": broken}}
+    with pytest.raises(DataError, match="no whole ARPA file"):
+        FinishedModel.load(model_folder, read_search(search, "test"))
+    search["language_model"] = {"path": unigrams(broken, {"word": -1.0}), "unit": "token"}
+    with pytest.raises(DataError, match="knows none of the tokenizer's tokens"):
+        FinishedModel.load(model_folder, read_search(search, "test"))
+
+
+def test_an_evaluation_says_how_it_searched(two_way_folder, utterances, tmp_path):
+    write_split(utterances, tmp_path / "dev", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
+    search = read_search({"kind": "rescoring", "beam": 3}, "test")
+    model = FinishedModel.load(two_way_folder, search)
+    found = evaluate_model(model, tmp_path / "dev", "dev", lambda done: None)
+    assert found["dev"]["search"] == search.model_dump(mode="json")
+    references = [example["reference"] for example in found["examples"]]
+    assert found["dev"]["cer"] == jiwer.cer(references, [example["hypothesis"] for example in found["examples"]])
+
+
+def test_evaluations_of_one_split_stand_side_by_side_in_the_results(tmp_path):
+    path = tmp_path / "two.yaml"
+    mini = (Path(__file__).parents[2] / "launcher/recipes/mini.yaml").read_text()
+    with_beam = "  - {name: with-beam, kind: evaluate, models: [student], search: {kind: joint}}\n\ncluster:"
+    path.write_text(mini.replace("cluster:", with_beam))
+    run = RunFolder(tmp_path / "run")
+    for name, models, cer in (("evaluation", ("teacher", "student"), 0.2), ("with-beam", ("student",), 0.1)):
+        found = {model: {"parameters": 7, "test": {"cer": cer}, "examples": []} for model in models}
+        write_json(run.stage(name).evaluation_file, {"models": found})
+    merge_results(load_recipe(path), run)
+    assert read_json(run.results_file)["models"] == {
+        "teacher": {"parameters": 7, "test": {"cer": 0.2}},
+        "student": {"parameters": 7, "test": {"cer": 0.2}, "test/with-beam": {"cer": 0.1}},
+    }

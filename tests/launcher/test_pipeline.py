@@ -88,6 +88,7 @@ def test_looking_changes_nothing(run, tmp_path):
         ("corpus.span_s=5", ALL),
         ("seed=2", ALL),
         ("stages.evaluation.models=[student]", ["evaluation", "report"]),
+        ("stages.evaluation.search={kind: joint, beam: 4}", ["evaluation", "report"]),
     ],
 )
 def test_a_changed_setting_reruns_what_depends_on_it_and_nothing_else(run, override, expected):
@@ -163,3 +164,15 @@ def test_a_corpus_folder_elsewhere_with_the_same_files_reruns_nothing(tmp_path):
     write(tmp_path / "there" / "recordings" / "1_ann_0.wav", "more audio")
     hashes.append(pipeline.standing(pipeline.nodes[0]).fingerprint)
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_content_of_a_searchs_files_counts_as_an_input(run, tmp_path):
+    path = tmp_path / "lm.arpa"
+    search = f"stages.evaluation.search={{kind: prefix_beam, language_model: {{path: {path}}}}}"
+    assert run.reason("evaluation", search).startswith("waits for")
+    write(path, "a model")
+    run.finish(search)
+    assert run.to_run(search) == []
+    write(path, "another model")
+    assert run.to_run(search) == ["evaluation", "report"]
+    assert run.reason("evaluation", search) == f"changed: input {path}"

@@ -353,6 +353,18 @@ def test_the_table_as_text_is_aligned(finished_run):
     assert re.search(r"student +1\.25 M +32\.7% +5\.40 M +3\.40 M +8\.30% +24\.07% +0\.031", lines[2])
 
 
+def test_the_table_names_the_search_where_one_is_not_greedy():
+    beam = MODELS["student"]["test"] | {"cer": 0.07, "search": {"kind": "prefix_beam", "beam": 4}}
+    greedy = MODELS["student"]["test"] | {"search": {"kind": "greedy"}}
+    student = MODELS["student"] | {"test": greedy, "test/with-beam": beam}
+    table = tabulate({"teacher": MODELS["teacher"], "student": student}, {})
+    assert "search" not in tabulate(MODELS, {}).headings
+    assert table.headings[-1] == "search"
+    assert [cells[-1] for _, cells in table.lines()] == ["–", "greedy", "prefix beam"]
+    assert [row.cer for row in table.others] == [0.07]
+    assert "prefix beam" in str(table)
+
+
 def test_a_headline_without_a_teacher_names_the_best_model():
     table = tabulate({"alone": MODELS["student"]}, {})
     assert headline(table, []) == "Alone gets 8.3% of the test characters wrong."

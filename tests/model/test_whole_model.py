@@ -192,6 +192,19 @@ def test_a_teacher_that_shares_norms_passes_them_to_every_layer():
     assert [layer.final_norm.weight[0].item() for layer in student.encoder.layers] == [1.0] * 3 + [3.0] * 3
 
 
+def test_a_student_takes_over_both_decoders_of_its_teacher():
+    def two_way(recognizer_config: RecognizerConfig) -> RecognizerConfig:
+        decoder = recognizer_config.decoder.model_copy(update={"right_to_left_layers": 1})
+        return recognizer_config.model_copy(update={"decoder": decoder})
+
+    teacher, student = build(two_way(teacher_config()), seed=1), build(two_way(student_config()), seed=2)
+    initialize_from_teacher(student, teacher)
+    for mine, theirs in ((student.decoder, teacher.decoder), (student.reverse_decoder, teacher.reverse_decoder)):
+        assert torch.equal(mine.output.weight, theirs.output.weight)
+    with pytest.raises(ValueError, match="decoders of student and teacher differ"):
+        initialize_from_teacher(build(student_config()), teacher)
+
+
 def test_a_teacher_of_another_width_is_refused_with_both_widths():
     with pytest.raises(ValueError, match=r"width is 16 and the teacher's 32"):
         initialize_from_teacher(build(student_config()), build(teacher_config(width=32)))

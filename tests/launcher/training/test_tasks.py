@@ -122,6 +122,26 @@ def test_a_balance_over_groups_keeps_the_places_of_experts_apart():
     assert balance_sum(routings, encoder, experts).item() == pytest.approx(2 + 2)
 
 
+def test_a_second_decoder_learns_texts_backwards_for_its_share_of_the_attention_part():
+    decoder = gradients.CONFIG.decoder.model_copy(update={"right_to_left_layers": 1})
+    torch.manual_seed(3)
+    recognizer = Recognizer(
+        gradients.CONFIG.model_copy(update={"decoder": decoder}), gradients.MEL_BINS, gradients.VOCABULARY
+    )
+    plain, task = gradients.build()
+    before, _ = task(plain, gradients.micro_batch(0), gradients.totals(), 0.0)
+    parts = {}
+    for share in (0.0, 0.25):
+        weighed = Pretrain(gradients.OBJECTIVE.model_copy(update={"reverse_weight": share}), gradients.CONFIG.encoder)
+        parts[share], _ = weighed(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
+    assert "loss/reverse_attention" not in before
+    torch.testing.assert_close(parts[0.0]["loss/attention"], before["loss/attention"])
+    torch.testing.assert_close(parts[0.25]["loss/attention"], 0.75 * before["loss/attention"])
+    parts[0.25]["loss/reverse_attention"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in recognizer.reverse_decoder.layers.parameters())
+    assert all(parameter.grad is None for parameter in recognizer.decoder.parameters())
+
+
 def test_hidden_states_are_compared_where_groups_end():
     assert last_layers_of_groups(EncoderConfig(layers=12, groups=2)) == (5, 11)
     assert last_layers_of_groups(EncoderConfig(layers=4, groups=2, sharing="cyclic")) == (2, 3)

@@ -1,0 +1,64 @@
+"""`chorus language-model`: an n-gram model of a run's training transcripts, or of any text."""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from data.errors import DataError
+from data.language_model import write_language_model
+from data.shards import read_index
+from data.tokenizer import Tokenizer
+from launcher.errors import ConfigError
+from launcher.recipe import load_recipe
+from launcher.run_folder import RunFolder
+
+
+def language_model(options: argparse.Namespace) -> int:
+    source, out = Path(options.source).expanduser(), Path(options.out).expanduser()
+    if options.order < 1:
+        raise ConfigError(f"--order is {options.order}: an n-gram has 1 word or more.")
+    texts = _words(_texts(source)) if options.unit == "word" else _tokens(_texts(source), _tokenizer(source, options))
+    numbers = write_language_model(texts, options.order, out)
+    if options.json:
+        print(json.dumps({"language_model": str(out), "unit": options.unit, "ngrams": numbers}, ensure_ascii=False))
+    else:
+        print(f"{out}: {', '.join(f'{number:,} {size}-grams' for size, number in numbers.items())}")
+    return 0
+
+
+def _texts(source: Path) -> Iterable[str]:
+    """The training transcripts of a run, or the lines of a text file."""
+    run = RunFolder(source)
+    if run.recipe_file.is_file():
+        return read_index(load_recipe(run.recipe_file).split_folder(run, "train")).transcripts()
+    if not source.is_file():
+        raise ConfigError(f"{source} is neither a run folder nor a text file. Name one of them.")
+    return _lines(source)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise DataError(f"The text in {path} is not UTF-8: {error}. Convert it first.") from None
+
+
+def _words(texts: Iterable[str]) -> Iterator[Sequence[str]]:
+    return (words for text in texts if (words := text.split()))
+
+
+def _tokens(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Sequence[str]]:
+    pieces = tokenizer.pieces
+    return ([pieces[token] for token in tokenizer.encode(text.strip())] for text in texts if text.strip())
+
+
+def _tokenizer(source: Path, options: argparse.Namespace) -> Tokenizer:
+    folder = Path(options.tokenizer).expanduser() if options.tokenizer else RunFolder(source).tokenizer
+    if not folder.is_dir():
+        raise ConfigError(
+            f"There is no tokenizer at {folder}. Name the tokenizer folder of a run or of a finished model with "
+            "--tokenizer, or make a model of words with --unit word."
+        )
+    return Tokenizer.load(folder)

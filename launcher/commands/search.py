@@ -1,0 +1,44 @@
+"""The search options of `chorus evaluate` and `chorus transcribe`."""
+
+import argparse
+from typing import Any
+
+# As in launcher/recipe/search.py, which takes long to import.
+SEARCH_KINDS = ("greedy", "prefix_beam", "attention_beam", "rescoring", "joint")
+# Language models and hotwords need a beam; this one every model has.
+BEAM_BY_DEFAULT = "prefix_beam"
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--search", choices=SEARCH_KINDS, help=f"how to search (default: greedy; {BEAM_BY_DEFAULT} with options below)"
+    )
+    parser.add_argument("--beam", type=int, metavar="N", help="texts that are followed at once")
+    parser.add_argument("--n-best", type=int, metavar="N", help="texts to give, best first")
+    parser.add_argument("--language-model", metavar="FILE", help="n-gram model in ARPA format, .gz or not")
+    parser.add_argument("--language-model-unit", choices=("word", "token"), help="what the n-grams are of: word, token")
+    parser.add_argument("--language-model-weight", type=float, metavar="W", help="weight of the language model")
+    parser.add_argument("--hotwords", metavar="FILE", help="phrases to expect, one a line")
+
+
+def search_values(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What the options say of the search, as in a recipe; None when they say nothing."""
+    model = {
+        "path": options.language_model,
+        "unit": options.language_model_unit,
+        "weight": options.language_model_weight,
+    }
+    values = {
+        "beam": options.beam,
+        "n_best": options.n_best,
+        "language_model": _given(model) or None,
+        "hotwords": _given({"path": options.hotwords}) or None,
+    }
+    values = _given(values)
+    if not values and options.search is None:
+        return None
+    return {"kind": options.search or BEAM_BY_DEFAULT, **values}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

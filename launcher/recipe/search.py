@@ -1,0 +1,154 @@
+"""How an evaluation or a transcription searches: one of five kinds, each with its own keys."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+
+from data.errors import DataError
+from launcher.errors import ConfigError
+from launcher.recipe.errors import explain
+from model.recognizer import RecognizerConfig
+
+
+class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
+    """An n-gram model whose points are added to the recogniser's."""
+
+    path: Path = Field(description="ARPA file, gzipped if its name ends in .gz")
+    unit: Literal["word", "token"] = Field(
+        default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"
+    )
+    weight: float = Field(default=0.5, ge=0, description="weight of its natural-log probabilities")
+
+
+class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
+    """Phrases that are expected."""
+
+    phrases: tuple[str, ...] = Field(default=(), description="as they stand in transcripts")
+    path: Path | None = Field(default=None, description="text file with more of them, one a line")
+    bonus: float = Field(default=1.5, description="natural-log points for each token of a phrase")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "HotwordsConfig":
+        if not self.phrases and self.path is None:
+            raise ValueError("there are no hotwords; give phrases, a path, or leave hotwords out")
+        return self
+
+
+class GreedyConfig(BaseModel, frozen=True, extra="forbid"):
+    """The best CTC token of every frame."""
+
+    kind: Literal["greedy"] = "greedy"
+
+
+class _BeamConfig(BaseModel, frozen=True, extra="forbid"):
+    """What all beam searches have in common."""
+
+    beam: int = Field(default=10, ge=1, description="texts that are followed at once, per utterance")
+    candidates: int = Field(default=20, ge=1, description="tokens that a text is tried to go on with")
+    n_best: int = Field(default=1, ge=1, description="texts that are given, best first; at most `beam`")
+    length_bonus: float = Field(default=0.0, description="natural-log points for every token")
+    language_model: LanguageModelConfig | None = Field(default=None, description="n-gram model to listen to")
+    hotwords: HotwordsConfig | None = Field(default=None, description="phrases that are expected")
+
+    @model_validator(mode="after")
+    def _within_the_beam(self) -> "_BeamConfig":
+        if self.n_best > self.beam:
+            raise ValueError(f"n_best is {self.n_best} and beam {self.beam}: no more texts come out than are followed")
+        return self
+
+
+class PrefixBeamConfig(_BeamConfig, frozen=True, extra="forbid"):
+    """CTC prefix beam search: the most probable text, not the text of the most probable path."""
+
+    kind: Literal["prefix_beam"]
+
+
+class AttentionBeamConfig(_BeamConfig, frozen=True, extra="forbid"):
+    """Beam search with the attention decoder."""
+
+    kind: Literal["attention_beam"]
+    length_power: float = Field(
+        default=0.6, ge=0, description="a text's score is divided by (tokens + 1) to this power; 0 prefers short texts"
+    )
+
+
+class RescoringConfig(_BeamConfig, frozen=True, extra="forbid"):
+    """The decoder chooses among the `beam` texts of CTC prefix beam search."""
+
+    kind: Literal["rescoring"]
+    ctc_weight: float = Field(default=0.5, ge=0, description="weight of the prefix beam's score; the decoders' is 1")
+    reverse_weight: float = Field(
+        default=0.0, ge=0, le=1, description="share of the decoder that reads backwards in the decoders' score"
+    )
+
+
+class JointConfig(AttentionBeamConfig, frozen=True, extra="forbid"):
+    """Beam search with the attention decoder and CTC's prefix probabilities together."""
+
+    kind: Literal["joint"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    ctc_weight: float = Field(default=0.3, ge=0, le=1, description="share of CTC; the rest is the decoder's")
+
+
+SearchConfig = Annotated[
+    GreedyConfig | PrefixBeamConfig | AttentionBeamConfig | RescoringConfig | JointConfig,
+    Field(discriminator="kind"),
+]
+
+
+class _Searching(BaseModel, frozen=True, extra="forbid"):
+    search: SearchConfig
+
+
+def read_search(values: dict[str, Any], source: str) -> SearchConfig:
+    """A search from plain values; ConfigError, which begins with `source`, says what is wrong with them."""
+    try:
+        return TypeAdapter(_Searching).validate_python({"search": values}).search
+    except ValidationError as error:
+        raise ConfigError(explain(error, _Searching, {"search": values}, source)) from None
+
+
+def search_files(search: SearchConfig) -> Iterator[tuple[str, Path]]:
+    """Yield (dotted key, path) of the files that a search reads."""
+    if isinstance(search, GreedyConfig):
+        return
+    if search.language_model:
+        yield "language_model.path", search.language_model.path
+    if search.hotwords and search.hotwords.path:
+        yield "hotwords.path", search.hotwords.path
+
+
+def with_absolute_files(search: SearchConfig) -> SearchConfig:
+    """The same search, its paths taken from the current folder and made absolute."""
+    for key, path in list(search_files(search)):
+        part = key.removesuffix(".path")
+        moved = getattr(search, part).model_copy(update={"path": path.expanduser().absolute()})
+        search = search.model_copy(update={part: moved})
+    return search
+
+
+def check_search_files(search: SearchConfig, where: str) -> None:
+    """Refuse (DataError) a search whose files are not there; `where` is the key of the search, as in a recipe."""
+    for key, path in search_files(search):
+        if not path.is_file():
+            raise DataError(
+                f"{where}.{key} is {path}, and there is no such file. Name one that is there; a relative path counts "
+                "from the folder that chorus is started in."
+            )
+
+
+def check_search_model(search: SearchConfig, model: RecognizerConfig, name: str) -> None:
+    """Refuse (ConfigError) a search that asks for a decoder that the model of that name does not have."""
+    if isinstance(search, GreedyConfig | PrefixBeamConfig):
+        return
+    if model.decoder is None:
+        raise ConfigError(
+            f"The search {search.kind} needs an attention decoder, and {name} has none (model.decoder). Search with "
+            "greedy or prefix_beam, or train a model with a decoder."
+        )
+    if isinstance(search, RescoringConfig) and search.reverse_weight and not model.decoder.right_to_left_layers:
+        raise ConfigError(
+            f"The search's reverse_weight is {search.reverse_weight:g}, and {name} has no decoder that reads backwards "
+            "(model.decoder.right_to_left_layers is 0). Set reverse_weight to 0, or train a model with such a decoder."
+        )

@@ -1,0 +1,121 @@
+"""A search as a recipe describes it, applied to what a recogniser gives: its files read, its scorers built."""
+
+from pathlib import Path
+
+import torch
+
+from data.errors import DataError
+from data.tokenizer import UNKNOWN, Tokenizer
+from launcher.recipe.search import (
+    AttentionBeamConfig,
+    GreedyConfig,
+    HotwordsConfig,
+    JointConfig,
+    LanguageModelConfig,
+    PrefixBeamConfig,
+    RescoringConfig,
+    SearchConfig,
+    check_search_files,
+    check_search_model,
+)
+from model.recognizer import Recognizer, RecognizerOutput
+from model.search import (
+    AttentionOptions,
+    Fusion,
+    Hotwords,
+    Hypothesis,
+    TokenLanguageModel,
+    WordLanguageModel,
+    attention_beam,
+    greedy,
+    joint,
+    prefix_beam,
+    read_arpa,
+    rescore,
+    with_times,
+)
+
+
+class Search:
+    """Finds the texts of a batch that a recogniser has encoded."""
+
+    def __init__(self, config: SearchConfig, recognizer: Recognizer, tokenizer: Tokenizer, name: str = "the model"):
+        """ConfigError when the model called `name` lacks what the search needs, DataError when a file of the search is
+        missing or of no use."""
+        check_search_model(config, recognizer.config, name)
+        check_search_files(config, "search")
+        self.config, self.recognizer = config, recognizer
+        self.fusion = None if isinstance(config, GreedyConfig) else _fusion(config, tokenizer)
+
+    @torch.inference_mode()
+    def __call__(self, output: RecognizerOutput) -> list[list[Hypothesis]]:
+        """The texts of each utterance, best first; one, or as many as `n_best` asks for."""
+        config, logits_BSV, lengths_B = self.config, output.ctc_BSV, output.encoder.lengths_B
+        if isinstance(config, GreedyConfig):
+            return [[hypothesis] for hypothesis in greedy(logits_BSV, lengths_B)]
+        if isinstance(config, PrefixBeamConfig):
+            return prefix_beam(logits_BSV, lengths_B, config.beam, config.candidates, config.n_best, self.fusion)
+        frames_BSD, decoder = output.encoder.frames_BSD, self.recognizer.decoder
+        assert decoder is not None
+        if isinstance(config, RescoringConfig):
+            found = prefix_beam(logits_BSV, lengths_B, config.beam, config.candidates, config.beam, self.fusion)
+            weights = config.ctc_weight, config.reverse_weight
+            found = rescore(self.recognizer, frames_BSD, lengths_B, found, *weights)
+            return [texts[: config.n_best] for texts in found]
+        options = _attention_options(config)
+        if isinstance(config, JointConfig):
+            return joint(decoder, frames_BSD, logits_BSV, lengths_B, options, config.n_best, self.fusion)
+        found = attention_beam(decoder, frames_BSD, lengths_B, options, config.n_best, self.fusion)
+        return with_times(found, logits_BSV, lengths_B)
+
+
+def _attention_options(config: AttentionBeamConfig) -> AttentionOptions:
+    ctc_weight = config.ctc_weight if isinstance(config, JointConfig) else 0.0
+    return AttentionOptions(config.beam, config.candidates, config.length_power, ctc_weight)
+
+
+def _fusion(config: PrefixBeamConfig | AttentionBeamConfig | RescoringConfig, tokenizer: Tokenizer) -> Fusion | None:
+    scorers = []
+    if config.language_model:
+        scorers.append((_language_model(config.language_model, tokenizer), config.language_model.weight))
+    if config.hotwords:
+        scorers.append((_hotwords(config.hotwords, tokenizer), 1.0))
+    if not scorers and not config.length_bonus:
+        return None
+    return Fusion(tokenizer.vocabulary_size, scorers, config.length_bonus)
+
+
+def _language_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> TokenLanguageModel | WordLanguageModel:
+    try:
+        model = read_arpa(config.path)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"The language model of the search cannot be read: {error}. Give an ARPA file.") from None
+    pieces = tokenizer.pieces
+    if config.unit == "word":
+        return WordLanguageModel(model, pieces)
+    if not any((piece,) in model.entries for piece in pieces[UNKNOWN + 1 :] if piece not in ("<s>", "</s>")):
+        raise DataError(
+            f"The language model {config.path} knows none of the tokenizer's tokens. If it is one of words, set "
+            "language_model.unit to word; if it is one of tokens, it must be made with this tokenizer."
+        )
+    return TokenLanguageModel(model, pieces)
+
+
+def _hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
+    phrases = [*config.phrases, *(_lines(config.path) if config.path else ())]
+    tokens = [tokenizer.encode(phrase) for phrase in phrases]
+    for phrase, ids in zip(phrases, tokens, strict=True):
+        if not ids or UNKNOWN in ids:
+            raise DataError(
+                f"The hotword {phrase!r} cannot be written with the model's tokens: the transcripts that the tokenizer "
+                "was trained on lack one of its characters. Spell it as transcripts do, or leave it out."
+            )
+    return Hotwords(tokens, tokenizer.pieces, config.bonus)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The hotwords in {path} cannot be read as UTF-8 text: {error}.") from None
+    return [phrase for line in text.splitlines() if (phrase := " ".join(line.split()))]

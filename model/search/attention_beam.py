@@ -1,0 +1,193 @@
+"""Beam search with the attention decoder, and, joined with it, with CTC (joint.py).
+
+All hypotheses of all utterances take a token together; the decoder keeps the keys and values of what they have read. A
+hypothesis that may end is kept with its score divided by (tokens + 1) ** length_power. An utterance is done when
+`beam` hypotheses have ended and none that goes on is better, as it is now, than the worst of these; or when there are
+as many tokens as frames. Without points from a fusion, and with a length_power of 0, that loses nothing.
+
+Shapes: B batch, S encoder frames, D width, V vocabulary, J hypotheses per utterance, C candidate tokens, U tokens.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.decoder import Decoder, DecoderState
+from model.recognizer import BLANK, END, START
+from model.search.fusion import Fusion, FusionTable
+from model.search.hypothesis import Hypothesis, shares
+from model.subsampling import valid_mask
+
+NEVER = -torch.inf
+
+
+class PrefixScores(Protocol):
+    """Log probabilities that a text begins with certain tokens, as CTC sees it."""
+
+    def extend(self, tokens_BJC: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each hypothesis with each candidate token after it [B, J, C], and of the text ending here [B, J]."""
+        ...
+
+    def select(self, source_BJ: Tensor, candidate_BJ: Tensor) -> None:
+        """Go on with these hypotheses and candidates of the last `extend`."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """beam hypotheses per utterance; candidates tokens tried after each; length_power as above; ctc_weight share of
+    CTC, the decoder's is the rest."""
+
+    beam: int = 10
+    candidates: int = 20
+    length_power: float = 0.6
+    ctc_weight: float = 0.0
+
+
+@dataclass
+class _Live:
+    """Hypotheses that go on: decoder_BJ sum of the decoder's log probabilities, bonus_BJ points of the fusion, row_BJ
+    its states, score_BJ all of it together, tokens_BJU and points_BJU the log probability of each."""
+
+    decoder_BJ: Tensor
+    bonus_BJ: Tensor
+    score_BJ: Tensor
+    row_BJ: Tensor
+    tokens_BJU: Tensor
+    points_BJU: Tensor
+
+
+@dataclass
+class _Ended:
+    """The best hypotheses of an utterance that have ended, best first."""
+
+    found: list[Hypothesis] = field(default_factory=list)
+    done: bool = False
+
+
+class _AttentionBeam:
+    def __init__(
+        self,
+        decoder: Decoder,
+        frames_BSD: Tensor,
+        lengths_B: Tensor,
+        options: AttentionOptions,
+        fusion: Fusion | None,
+        prefix_scores: PrefixScores | None,
+    ):
+        self.decoder, self.options, self.prefix_scores = decoder, options, prefix_scores
+        self.lengths_B, self.device = lengths_B.cpu(), frames_BSD.device
+        self.table = FusionTable(fusion) if fusion else None
+        valid_BS = valid_mask(lengths_B, frames_BSD.shape[1])
+        self.state: DecoderState = decoder.begin(frames_BSD, valid_BS)
+        self.ended = [_Ended() for _ in range(len(frames_BSD))]
+        zeros_B1 = torch.zeros(len(frames_BSD), 1, dtype=torch.float64)
+        nothing = zeros_B1[..., None][..., :0]
+        self.live = _Live(zeros_B1, zeros_B1, zeros_B1, zeros_B1.long(), nothing.long(), nothing)
+
+    def run(self) -> list[list[Hypothesis]]:
+        last_BJ = torch.full((len(self.ended), 1), START)
+        for num_tokens in range(int(self.lengths_B.max()) + 1):
+            logits_BJV = self.decoder.step(self.state, last_BJ.to(self.device))
+            log_probs_BJV = logits_BJV.float().log_softmax(-1).cpu().double()
+            tokens_BJC, grown_BJC, ends_BJ = self._score(log_probs_BJV)
+            self._end(ends_BJ, num_tokens)
+            score_BN = grown_BJC.flatten(1).topk(min(self.options.beam, grown_BJC[0].numel()), -1)
+            self._close(score_BN.values[:, 0], num_tokens)
+            if all(ended.done for ended in self.ended):
+                break
+            last_BJ = self._grow(log_probs_BJV, tokens_BJC, score_BN.values, score_BN.indices)
+        return [ended.found for ended in self.ended]
+
+    def _score(self, log_probs_BJV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidate tokens [B, J, C], the scores of hypotheses with them, and [B, J] of ending here."""
+        live, weight = self.live, self.options.ctc_weight
+        decoder_BJV = live.decoder_BJ[..., None] + log_probs_BJV
+        bonus_BJV = live.bonus_BJ[..., None].expand_as(decoder_BJV)
+        end_bonus_BJ = live.bonus_BJ
+        if self.table:
+            bonus_BJV = bonus_BJV + self.table.all_scores(live.row_BJ)
+            end_bonus_BJ = end_bonus_BJ + self.table.end(live.row_BJ)
+        grown_BJV = (1 - weight) * decoder_BJV + bonus_BJV
+        ends_BJ = (1 - weight) * decoder_BJV[..., END] + end_bonus_BJ
+        grown_BJV[..., [BLANK, START, END]] = NEVER
+        grown = grown_BJV.topk(min(self.options.candidates, grown_BJV.shape[-1] - 3), -1)
+        scores_BJC = grown.values
+        if self.prefix_scores:
+            prefixes_BJC, whole_BJ = self.prefix_scores.extend(grown.indices)
+            scores_BJC, ends_BJ = scores_BJC + weight * prefixes_BJC, ends_BJ + weight * whole_BJ
+        dead_BJ = live.score_BJ == NEVER
+        return grown.indices, scores_BJC.masked_fill(dead_BJ[..., None], NEVER), ends_BJ.masked_fill(dead_BJ, NEVER)
+
+    def _end(self, ends_BJ: Tensor, num_tokens: int) -> None:
+        """Keep what ends here, if it is among the best."""
+        live = self.live
+        for row, (ended, ends) in enumerate(zip(self.ended, ends_BJ.tolist(), strict=True)):
+            if ended.done:
+                continue
+            for number, score in enumerate(ends):
+                if score > NEVER:
+                    tokens, points_U = live.tokens_BJU[row, number].tolist(), live.points_BJU[row, number]
+                    score /= (num_tokens + 1) ** self.options.length_power
+                    ended.found.append(Hypothesis(tokens, [], score, points_U.exp().tolist()))
+            ended.found.sort(key=lambda hypothesis: -hypothesis.score)
+            del ended.found[self.options.beam :]
+
+    def _close(self, best_B: Tensor, num_tokens: int) -> None:
+        """Find the utterances that are done, of which the best hypotheses that go on are `best_B`."""
+        normalised_B = best_B / (num_tokens + 2) ** self.options.length_power
+        for row, ended in enumerate(self.ended):
+            full = len(ended.found) == self.options.beam and float(normalised_B[row]) <= ended.found[-1].score
+            ended.done = ended.done or full or num_tokens >= int(self.lengths_B[row]) or float(best_B[row]) == NEVER
+
+    def _grow(self, log_probs_BJV: Tensor, tokens_BJC: Tensor, score_BJ: Tensor, chosen_BJ: Tensor) -> Tensor:
+        """Go on with the chosen ones of [hypotheses, candidates]; returns their last tokens."""
+        live, num_candidates = self.live, tokens_BJC.shape[-1]
+        source_BJ, candidate_BJ = chosen_BJ // num_candidates, chosen_BJ % num_candidates
+        rows_B1 = torch.arange(len(chosen_BJ))[:, None]
+        token_BJ = tokens_BJC[rows_B1, source_BJ, candidate_BJ]
+        point_BJ = log_probs_BJV[rows_B1, source_BJ, token_BJ]
+        row_BJ, bonus_BJ = live.row_BJ.gather(1, source_BJ), live.bonus_BJ.gather(1, source_BJ)
+        if self.table:
+            bonus_BJ = bonus_BJ + self.table.scores(row_BJ, token_BJ[..., None]).squeeze(-1)
+            row_BJ = self.table.advance(row_BJ, token_BJ, score_BJ > NEVER)
+        self.live = _Live(
+            live.decoder_BJ.gather(1, source_BJ) + point_BJ,
+            bonus_BJ,
+            score_BJ,
+            row_BJ,
+            torch.cat((live.tokens_BJU[rows_B1, source_BJ], token_BJ[..., None]), dim=-1),
+            torch.cat((live.points_BJU[rows_B1, source_BJ], point_BJ[..., None]), dim=-1),
+        )
+        self.state.select(source_BJ.to(self.device))
+        if self.prefix_scores:
+            self.prefix_scores.select(source_BJ, candidate_BJ)
+        return token_BJ
+
+
+@torch.no_grad()
+def attention_beam(
+    decoder: Decoder,
+    frames_BSD: Tensor,
+    lengths_B: Tensor,
+    options: AttentionOptions,
+    n_best: int = 1,
+    fusion: Fusion | None = None,
+    prefix_scores: PrefixScores | None = None,
+) -> list[list[Hypothesis]]:
+    """The best texts of each utterance, best first, without times (see `with_times`).
+
+    A token's confidence is its probability in the decoder; the score is normalised by length.
+    """
+    found = _AttentionBeam(decoder, frames_BSD, lengths_B, options, fusion, prefix_scores).run()
+    return [_with_shares(hypotheses)[:n_best] for hypotheses in found]
+
+
+def _with_shares(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+    probabilities = shares([hypothesis.score for hypothesis in hypotheses])
+    return [
+        Hypothesis(h.tokens, h.frames, h.score, h.confidences, probability)
+        for h, probability in zip(hypotheses, probabilities, strict=True)
+    ]

@@ -1,0 +1,69 @@
+"""Attention rescoring: the decoder chooses among the texts that CTC found (Zhang et al., U2, 2020), with a decoder that
+reads backwards too where there is one (Wu et al., U2++, 2021).
+
+Shapes: B batch, S encoder frames, D width, N texts of all utterances, U tokens, V vocabulary.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from model.decoder import Decoder, append_end, reverse, shift_right
+from model.recognizer import END, START, Recognizer
+from model.search.hypothesis import Hypothesis, shares
+from model.subsampling import valid_mask
+
+
+@torch.no_grad()
+def rescore(
+    recognizer: Recognizer,
+    frames_BSD: Tensor,
+    lengths_B: Tensor,
+    hypotheses: list[list[Hypothesis]],
+    ctc_weight: float,
+    reverse_weight: float = 0.0,
+) -> list[list[Hypothesis]]:
+    """The hypotheses of each utterance by ctc_weight x their score + (1 - reverse_weight) ln p_decoder +
+    reverse_weight ln p_reverse, best first. Times and confidences stay; a reverse_weight above 0 needs a decoder that
+    reads backwards."""
+    flat = [hypothesis for found in hypotheses for hypothesis in found]
+    if not flat:
+        return hypotheses
+    device = frames_BSD.device
+    row_N = torch.tensor([row for row, found in enumerate(hypotheses) for _ in found], device=device)
+    token_lengths_N = torch.tensor([len(hypothesis.tokens) for hypothesis in flat], device=device)
+    tokens_NU = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(hypothesis.tokens, dtype=torch.int64) for hypothesis in flat], batch_first=True
+    ).to(device)
+    memory_NSD = frames_BSD[row_N]
+    valid_NS = valid_mask(lengths_B, frames_BSD.shape[1])[row_N]
+    assert recognizer.decoder is not None
+    scores_N = text_scores(recognizer.decoder, memory_NSD, valid_NS, tokens_NU, token_lengths_N)
+    if reverse_weight:
+        assert recognizer.reverse_decoder is not None
+        backwards_NU = reverse(tokens_NU, token_lengths_N)
+        backwards_N = text_scores(recognizer.reverse_decoder, memory_NSD, valid_NS, backwards_NU, token_lengths_N)
+        scores_N = (1 - reverse_weight) * scores_N + reverse_weight * backwards_N
+    total = iter(
+        replace(hypothesis, score=ctc_weight * hypothesis.score + score)
+        for hypothesis, score in zip(flat, scores_N.tolist(), strict=True)
+    )
+    return [_ranked([next(total) for _ in found]) for found in hypotheses]
+
+
+def text_scores(
+    decoder: Decoder, memory_NSD: Tensor, valid_NS: Tensor, tokens_NU: Tensor, token_lengths_N: Tensor
+) -> Tensor:
+    """ln p [N] of each text and its end, in one pass of the decoder."""
+    log_probs_NUV = decoder(memory_NSD, valid_NS, shift_right(tokens_NU, START)).float().log_softmax(-1)
+    target_NU = append_end(tokens_NU, token_lengths_N, END)
+    points_NU = log_probs_NUV.gather(2, target_NU[..., None]).squeeze(2).double()
+    counts_NU = torch.arange(target_NU.shape[1], device=target_NU.device) <= token_lengths_N[:, None]
+    return torch.where(counts_NU, points_NU, 0.0).sum(1)
+
+
+def _ranked(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+    ordered = sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
+    probabilities = shares([hypothesis.score for hypothesis in ordered])
+    return [replace(h, probability=probability) for h, probability in zip(ordered, probabilities, strict=True)]
