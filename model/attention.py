@@ -1,8 +1,8 @@
 """Multi-head self-attention with rotary positions (Su et al., RoFormer, 2021, equation 34), with relative ones
 (Dai et al., Transformer-XL, 2019, section 3.3), or with none.
 
-Shapes: B batch, H heads, T frames, S frames attended to (more than T where a past is kept), D model width, K head
-width, P = 2 S - 1 offsets between frames.
+Shapes: B batch, H heads, T frames, N packed valid frames, S frames attended to (more than T where a past is kept),
+D model width, K head width, J = K / 2 pairs, P = 2 S - 1 offsets between frames.
 """
 
 import math
@@ -10,8 +10,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from model.packing import Packing
 from model.past import LayerPast
 
 # Rotary (cos, sin), relative encodings [P, D], or none.
@@ -29,9 +31,9 @@ class RotaryPositions(nn.Module):
         self.register_buffer("inverse_frequency", inverse, persistent=False)
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each [num_frames, head_width], fp32."""
+        """(cos, sin), each [num_frames, head_width / 2], fp32."""
         positions = torch.arange(num_frames, device=self.inverse_frequency.device, dtype=torch.float32)
-        angles = torch.outer(positions, self.inverse_frequency).repeat(1, 2)
+        angles = torch.outer(positions, self.inverse_frequency)
         return angles.cos(), angles.sin()
 
 
@@ -52,11 +54,50 @@ class RelativePositions(nn.Module):
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
-def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Turn each pair (k, k + K/2) of a query or key by its position's angle; keeps the dtype of x."""
-    first, second = x_BHTK.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x_BHTK * cos_TK.to(x_BHTK.dtype) + turned * sin_TK.to(x_BHTK.dtype)
+def rotate(x_BHTK: Tensor, cos_TJ: Tensor, sin_TJ: Tensor) -> Tensor:
+    """Turn each pair (k, k + K/2) of a query or key by its position's angle; keeps the dtype of x. J is K / 2."""
+    return _Rotation.apply(x_BHTK, cos_TJ.to(x_BHTK.dtype), sin_TJ.to(x_BHTK.dtype))
+
+
+class _Rotation(torch.autograd.Function):
+    """Passes over a query or key once each way, where autograd would keep and copy every intermediate result."""
+
+    @staticmethod
+    def forward(context, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
+        context.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient: Tensor):  # pyright: ignore
+        cos, sin = context.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    output = torch.empty_like(x)
+    (first, second), (turned_first, turned_second) = x.chunk(2, dim=-1), output.chunk(2, dim=-1)
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
+    return output
+
+
+class _SplitHeads(torch.autograd.Function):
+    """[B, T, 3 H K] to query, key and value [B, H, T, K] as views; their gradients are written side by side once."""
+
+    @staticmethod
+    def forward(context, packed: Tensor, heads: int):  # pyright: ignore
+        batch, frames, width = packed.shape
+        return packed.view(batch, frames, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, *gradients: Tensor):  # pyright: ignore
+        batch, heads, frames, head_width = gradients[0].shape
+        packed = gradients[0].new_empty(batch, frames, 3, heads, head_width)
+        for part, gradient in zip(packed.permute(2, 0, 3, 1, 4), gradients, strict=True):
+            part.copy_(gradient)
+        return packed.view(batch, frames, -1), None
 
 
 class SelfAttention(nn.Module):
@@ -69,25 +110,31 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(
-        self, x_BTD: Tensor, positions: Positions, attend: Tensor | None = None, past: LayerPast | None = None
+        self,
+        x: Tensor,
+        positions: Positions,
+        attend: Tensor | None = None,
+        past: LayerPast | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """Frames [B, T, D] to [B, T, D]. `attend`, [B, 1, 1, S] or [B or 1, 1, T, S], is True at keys that may be
-        attended to, None for all; causal attention takes none. `past` holds the keys and values before these frames;
-        `positions` are those of all keys."""
-        batch, frames, width = x_BTD.shape
-        packed = self.query_key_value(x_BTD).view(batch, frames, 3, self.heads, width // self.heads)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        """Frames [B, T, D] to [B, T, D], or, with `packing`, [N, D] to [N, D].
+
+        `attend`, [B, 1, 1, S] or [B or 1, 1, T, S], is True at keys that may be attended to, None for all; causal
+        attention takes none. `past` holds the keys and values before these frames; `positions` are those of all keys.
+        """
+        packed = self.query_key_value(x)
+        query, key, value = _SplitHeads.apply(packing.pad(packed) if packing else packed, self.heads)
         if past is not None:
             key, value = past.extend(key, value)
-        mixed = self._mix(query, key, value, positions, attend)
-        return self.output(mixed.transpose(1, 2).reshape(batch, frames, width))
+        mixed = self._mix(query, key, value, positions, attend).transpose(1, 2).flatten(2)
+        return self.output(packing.pack(mixed) if packing else mixed)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
         if positions is not None:
-            cos_SK, sin_SK = positions
+            cos_SJ, sin_SJ = positions
             # Queries are the last of the frames that are attended to.
-            query = rotate(query, cos_SK[-query.shape[2] :], sin_SK[-query.shape[2] :])
-            key = rotate(key, cos_SK, sin_SK)
+            query = rotate(query, cos_SJ[-query.shape[2] :], sin_SJ[-query.shape[2] :])
+            key = rotate(key, cos_SJ, sin_SJ)
         return functional.scaled_dot_product_attention(query, key, value, attend, is_causal=self.causal)
 
 

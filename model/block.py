@@ -21,6 +21,7 @@ from model.convolution import ConvolutionModule
 from model.experts import build_experts
 from model.feedforward import FeedForward
 from model.normalization import FrameBatchNorm
+from model.packing import Packing
 from model.past import LayerPast
 from model.router import ExpertsConfig, Router, Routing
 
@@ -38,23 +39,19 @@ NORMS = (
 class Frames:
     """What every layer needs to know about the frames of a batch.
 
-    positions: those of all keys; valid_BT bool; index_N the positions of valid frames in the flattened [B T];
-    padded: False when every frame is valid and masks can be left out; attend: [B, 1, 1, T] or, in chunks,
+    packing: which of them are valid; positions: those of all keys; attend: [B, 1, 1, T] or, in chunks,
     [B or 1, 1, T, T], True at keys that may be attended to, None when all may.
     """
 
+    packing: Packing
     positions: Positions
-    valid_BT: Tensor
-    index_N: Tensor
-    padded: bool
     attend: Tensor | None
 
     @classmethod
     def of(cls, valid_BT: Tensor, positions: Positions, chunk: Chunk | None = None) -> "Frames":
         """Describe a batch whose valid frames are known."""
-        index_N = valid_BT.flatten().nonzero().squeeze(1)
-        padded = len(index_N) < valid_BT.numel()
-        return cls(positions, valid_BT, index_N, padded, _attention_mask(valid_BT, padded, chunk))
+        packing = Packing(valid_BT)
+        return cls(packing, positions, _attention_mask(valid_BT, packing.padded, chunk))
 
 
 def _attention_mask(valid_BT: Tensor, padded: bool, chunk: Chunk | None) -> Tensor | None:
@@ -75,10 +72,10 @@ def _attention_mask(valid_BT: Tensor, padded: bool, chunk: Chunk | None) -> Tens
 
 
 class LayerOutput(NamedTuple):
-    """frames_BTD a layer's output, routings how its routers chose, in the order that frames pass them, moments those of
-    its BatchNorm in training (none with LayerNorm)."""
+    """frames_ND a layer's output, packed, routings how its routers chose, in the order that frames pass them, moments
+    those of its BatchNorm in training (none with LayerNorm)."""
 
-    frames_BTD: Tensor
+    frames_ND: Tensor
     routings: list[Routing]
     moments: Tensor | None
 
@@ -112,49 +109,39 @@ class ConformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BTD: Tensor, layer: "LayerParameters", frames: Frames, past: LayerPast | None = None
+        self, x_ND: Tensor, layer: "LayerParameters", frames: Frames, past: LayerPast | None = None
     ) -> LayerOutput:
-        """One layer's pass through the block: frames [B, T, D] to [B, T, D]. `past` holds what came before them."""
+        """One layer's pass through the block: packed frames [N, D] to [N, D]. `past` holds what came before them."""
         # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, the others weigh more.
-        keep = 1 - layer.skipped if self.training else 1.0
-        kept_B11 = None if keep == 1 else torch.rand(len(x_BTD), 1, 1, device=x_BTD.device) < keep
+        keep, packing, entered_ND = 1 - layer.skipped if self.training else 1.0, frames.packing, x_ND
+        kept_B = None if keep == 1 else torch.rand(packing.shape[0], device=x_ND.device) < keep
 
-        def drop(added_BTD: Tensor) -> Tensor:
-            added_BTD = self.dropout(added_BTD)
-            return added_BTD if keep == 1 else added_BTD / keep
+        def drop(added_ND: Tensor) -> Tensor:
+            added_ND = self.dropout(added_ND)
+            return added_ND if keep == 1 else added_ND / keep
 
-        entered_BTD = x_BTD
-        index_N = frames.index_N if frames.padded else None
-        valid_BT1 = frames.valid_BT[..., None] if frames.padded else None
-        output, first = self._feedforward(
-            self.feedforward1, layer.feedforward1_norm(x_BTD), layer.feedforward1_router, layer, frames
-        )
-        x_BTD = x_BTD + 0.5 * drop(output)
-        attended = self.attention(layer.attention_norm(x_BTD), frames.positions, frames.attend, past)
-        x_BTD = x_BTD + drop(attended)
-        inner_norm = layer.convolution_inner_norm
-        convolved, moments = self.convolution(layer.convolution_norm(x_BTD), valid_BT1, index_N, inner_norm, past)
-        x_BTD = x_BTD + drop(convolved)
-        output, second = self._feedforward(
-            self.feedforward2, layer.feedforward2_norm(x_BTD), layer.router, layer, frames
-        )
-        x_BTD = layer.final_norm(x_BTD + 0.5 * drop(output))
-        if kept_B11 is not None:
-            x_BTD = torch.where(kept_B11, x_BTD, entered_BTD)
-        return LayerOutput(x_BTD, first + second, moments)
+        output, first = _apply(self.feedforward1, layer.feedforward1_norm(x_ND), layer.feedforward1_router, layer)
+        x_ND = torch.add(x_ND, drop(output), alpha=0.5)
+        attended = self.attention(layer.attention_norm(x_ND), frames.positions, frames.attend, past, packing)
+        x_ND = x_ND + drop(attended)
+        convolved, moments = self.convolution(layer.convolution_norm(x_ND), packing, layer.convolution_inner_norm, past)
+        x_ND = x_ND + drop(convolved)
+        output, second = _apply(self.feedforward2, layer.feedforward2_norm(x_ND), layer.router, layer)
+        x_ND = layer.final_norm(torch.add(x_ND, drop(output), alpha=0.5))
+        if kept_B is not None:
+            x_ND = torch.where(kept_B[packing.rows(), None], x_ND, entered_ND)
+        return LayerOutput(x_ND, first + second, moments)
 
-    def _feedforward(
-        self, feedforward: nn.Module, x_BTD: Tensor, router: Router | None, layer: "LayerParameters", frames: Frames
-    ) -> tuple[Tensor, list[Routing]]:
-        if router is None:
-            return feedforward(x_BTD), []
-        x_ND = x_BTD.flatten(0, 1)[frames.index_N]
-        routing = router(x_ND, layer.index)
-        # Experts multiply in the precision of the matrices around them, norms may have left fp32.
-        x_ND = x_ND.to(_matrix_dtype(x_ND))
-        y_ND = feedforward(x_ND, routing)
-        output = y_ND.new_zeros(x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2])
-        return output.index_copy(0, frames.index_N, y_ND).view(x_BTD.shape), [routing]
+
+def _apply(
+    feedforward: nn.Module, x_ND: Tensor, router: Router | None, layer: "LayerParameters"
+) -> tuple[Tensor, list[Routing]]:
+    """A feed-forward layer, or experts by the choice of the layer's router, which is handed out too."""
+    if router is None:
+        return feedforward(x_ND), []
+    routing = router(x_ND, layer.index)
+    # Experts multiply in the precision of the matrices around them, norms may have left fp32.
+    return feedforward(x_ND.to(_matrix_dtype(x_ND)), routing), [routing]
 
 
 class LayerParameters(nn.Module):

@@ -1,12 +1,13 @@
 """The convolution module of a conformer block (Gulati et al., 2020, figure 2).
 
-Shapes: B batch, T frames, D model width, N valid frames.
+Shapes: B batch, T frames, D model width, N packed valid frames.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.normalization import FrameBatchNorm
+from model.packing import Packing
 from model.past import LayerPast
 
 
@@ -29,28 +30,24 @@ class ConvolutionModule(nn.Module):
 
     def forward(
         self,
-        x_BTD: Tensor,
-        valid_BT1: Tensor | None,
-        index_N: Tensor | None,
+        x_ND: Tensor,
+        packing: Packing,
         norm: nn.Module,
         past: LayerPast | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Frames [B, T, D] to [B, T, D] and, of BatchNorm in training, the moments of its valid frames.
+        """Packed frames [N, D] to [N, D] and, of BatchNorm in training, their moments.
 
-        Padded frames (valid_BT1 False, missing from index_N) count as silence for their neighbours. `past`, of a causal
-        convolution, holds the frames before.
+        Padding counts as silence for its neighbours. `past`, of a causal convolution, holds the frames before.
         """
-        x_BTD = functional.glu(self.gated(x_BTD), dim=-1)
-        if valid_BT1 is not None:
-            x_BTD = x_BTD * valid_BT1
+        x_BTD = packing.pad(functional.glu(self.gated(x_ND), dim=-1))
         if past is not None:
             x_BTD = past.precede(x_BTD, self.left_frames)
         elif self.left_frames:
             x_BTD = functional.pad(x_BTD, (0, 0, self.left_frames, 0))
         x_BTD = self.depthwise(x_BTD.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).squeeze(1)
-        moments = None
+        x_ND, moments = packing.pack(x_BTD), None
         if isinstance(norm, FrameBatchNorm):
-            x_BTD, moments = norm(x_BTD, index_N)
+            x_ND, moments = norm(x_ND)
         else:
-            x_BTD = norm(x_BTD)
-        return self.output(functional.silu(x_BTD)), moments
+            x_ND = norm(x_ND)
+        return self.output(functional.silu(x_ND)), moments

@@ -4,7 +4,8 @@ With as many groups as layers nothing is shared and this is the plain conformer;
 floor(l G / N) (`contiguous`) or l mod G (`cyclic`). Layers at either end may have blocks of their own. Norms and
 routers belong to each layer, to its group, or (routers) to the whole encoder; what is shared is stored once.
 
-Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, D model width.
+Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, D model width,
+N packed valid frames.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from model.attention import Positions, RelativePositions, RotaryPositions
 from model.block import ConformerBlock, Frames, LayerOutput, LayerParameters
 from model.chunks import Chunk, ChunksConfig
 from model.normalization import FrameBatchNorm
+from model.packing import Packing
 from model.past import LayerPast
 from model.router import ExpertsConfig, Router, Routing
 from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
@@ -132,7 +134,7 @@ class EncoderOutput:
 
     frames_BSD: Tensor
     lengths_B: Tensor
-    layers: list[Tensor]
+    layers: "PaddedLayers"
     routings: list[Routing]
     moments: list[Tensor]
 
@@ -206,11 +208,12 @@ class Encoder(nn.Module):
         if self.training and self.config.chunks and not chunk:
             chunk = self.config.chunks.draw(num_frames)
         frames = Frames.of(valid_mask(lengths_B, num_frames), self.encode_positions(num_frames), chunk)
-        outputs = self.run_layers(x_BSD, frames)
+        outputs = self.run_layers(frames.packing.pack(x_BSD), frames)
+        layers = PaddedLayers(outputs, frames.packing)
         return EncoderOutput(
-            outputs[-1].frames_BTD,
+            layers[-1],
             lengths_B,
-            [output.frames_BTD for output in outputs],
+            layers,
             [routing for output in outputs for routing in output.routings],
             [output.moments for output in outputs if output.moments is not None],
         )
@@ -219,13 +222,13 @@ class Encoder(nn.Module):
         """The positions of so many keys, for all layers."""
         return self.positions(num_frames) if self.positions else None
 
-    def run_layers(self, x_BSD: Tensor, frames: Frames, pasts: list[LayerPast] | None = None) -> list[LayerOutput]:
-        """What each layer makes of the output of the one before, in order; `pasts` holds one entry per layer."""
+    def run_layers(self, x_ND: Tensor, frames: Frames, pasts: list[LayerPast] | None = None) -> list[LayerOutput]:
+        """What each layer makes of the packed output of the one before; `pasts` holds one entry per layer."""
         outputs = []
         for index, (layer, block) in enumerate(zip(self.layers, self.config.block_of_layer, strict=True)):
-            output = self._run_layer(self.blocks[block], x_BSD, layer, frames, pasts[index] if pasts else None)
+            output = self._run_layer(self.blocks[block], x_ND, layer, frames, pasts[index] if pasts else None)
             outputs.append(output)
-            x_BSD = output.frames_BTD
+            x_ND = output.frames_ND
         return outputs
 
     def update_norms(self, moments: list[Tensor]) -> None:
@@ -253,11 +256,24 @@ class Encoder(nn.Module):
         for router, counts_E in pooled.items():
             router.rebalance(counts_E)
 
-    def _run_layer(self, block, x_BSD: Tensor, layer, frames: Frames, past: LayerPast | None) -> LayerOutput:
+    def _run_layer(self, block, x_ND: Tensor, layer, frames: Frames, past: LayerPast | None) -> LayerOutput:
         if self.config.activation_checkpointing and self.training:
             # Reentrant checkpointing reduces a shared block's gradients twice under ZeRO.
-            return checkpoint(block, x_BSD, layer, frames, past, use_reentrant=False)
-        return block(x_BSD, layer, frames, past)
+            return checkpoint(block, x_ND, layer, frames, past, use_reentrant=False)
+        return block(x_ND, layer, frames, past)
+
+
+class PaddedLayers:
+    """The output of each layer as a padded batch [B, S, D], made when it is asked for: few are."""
+
+    def __init__(self, outputs: list[LayerOutput], packing: Packing):
+        self._outputs, self._packing = outputs, packing
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self._packing.pad(self._outputs[layer].frames_ND)
 
 
 def _positions(config: EncoderConfig) -> RotaryPositions | RelativePositions | None:

@@ -4,7 +4,7 @@ While training, a forward pass normalises by its own valid frames and returns th
 left alone until `update` is given the moments of a step, added up over all its lanes. So they depend neither on how
 lanes are dealt to processes nor on how often a forward pass is run again for the backward one.
 
-Shapes: B batch, T frames, D model width, N valid frames.
+Shapes: D model width, N packed valid frames.
 """
 
 import torch
@@ -27,25 +27,21 @@ class FrameBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x_BTD: Tensor, index_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Frames to normalised frames and, in training, the moments [2 D + 1] that `update` takes.
-
-        `index_N` are the positions of valid frames in the flattened [B T], None when all are valid.
-        """
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            x_BTD = x_BTD.float()
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Packed valid frames to normalised ones and, in training, the moments [2 D + 1] that `update` takes."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            x_ND = x_ND.float()
             if not self.training:
-                return self._normalize(x_BTD, self.running_mean, self.running_var), None
-            x_ND = x_BTD.flatten(0, 1) if index_N is None else x_BTD.flatten(0, 1)[index_N]
+                return self._normalize(x_ND, self.running_mean, self.running_var), None
             if not len(x_ND):
-                moments = torch.zeros(2 * len(self.weight) + 1, dtype=torch.float64, device=x_BTD.device)
-                return self._normalize(x_BTD, self.running_mean, self.running_var), moments
+                moments = torch.zeros(2 * len(self.weight) + 1, dtype=torch.float64, device=x_ND.device)
+                return self._normalize(x_ND, self.running_mean, self.running_var), moments
             variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
-            return self._normalize(x_BTD, mean_D, variance_D), _moments(mean_D, variance_D, len(x_ND))
+            return self._normalize(x_ND, mean_D, variance_D), _moments(mean_D, variance_D, len(x_ND))
 
-    def _normalize(self, x_BTD: Tensor, mean_D: Tensor, variance_D: Tensor) -> Tensor:
+    def _normalize(self, x_ND: Tensor, mean_D: Tensor, variance_D: Tensor) -> Tensor:
         scale_D = self.weight * (variance_D + self.eps).rsqrt()
-        return torch.addcmul(self.bias - mean_D * scale_D, x_BTD, scale_D)
+        return torch.addcmul(self.bias - mean_D * scale_D, x_ND, scale_D)
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:

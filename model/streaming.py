@@ -66,8 +66,8 @@ class StreamingEncoder:
         num_frames = x_BSD.shape[1]
         positions = self.encoder.encode_positions(self._pasts[0].num_frames + num_frames)
         valid_BS = torch.ones(1, num_frames, dtype=torch.bool, device=features.device)
-        outputs = self.encoder.run_layers(x_BSD, Frames.of(valid_BS, positions), self._pasts)
-        return outputs[-1].frames_BTD[0]
+        outputs = self.encoder.run_layers(x_BSD[0], Frames.of(valid_BS, positions), self._pasts)
+        return outputs[-1].frames_ND
 
     def _join(self, pieces: list[Tensor], like: Tensor) -> Tensor:
         return torch.cat(pieces) if pieces else like.new_zeros(0, self.encoder.config.width)

@@ -1,8 +1,8 @@
 """The dense encoder against torchaudio's Conformer: `python -m tests.benchmarks.encoder [--rounds N]`.
 
-Twelve layers of width 256, 4 heads, feed-forward width 1024, kernel 15, on 8 utterances of 5 to 16 s; the layers alone, and
-behind a front-end: ours for both, and for torchaudio also the one that conformers commonly have, two full convolutions of
-256 channels. Training is forward and backward.
+Twelve layers of width 256, 4 heads, feed-forward width 1024, kernel 15, on 8 utterances of 5 to 16 s; the layers
+alone, and behind a front-end: ours for both, and for torchaudio also the one that conformers commonly have, two full
+convolutions of 256 channels. Training is forward and backward.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def build_torchaudio() -> nn.Module:
 def our_layers(encoder: Encoder, frames_BSD: Tensor, lengths_B: Tensor) -> Tensor:
     valid_BS = valid_mask(lengths_B, frames_BSD.shape[1])
     frames = Frames.of(valid_BS, encoder.encode_positions(frames_BSD.shape[1]))
-    return encoder.run_layers(frames_BSD, frames)[-1].frames_BTD
+    return frames.packing.pad(encoder.run_layers(frames.packing.pack(frames_BSD), frames)[-1].frames_ND)
 
 
 def measure(training: bool, precision: str, rounds: int) -> dict[str, float]:

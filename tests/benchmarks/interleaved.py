@@ -1,4 +1,4 @@
-"""Timing of variants against each other on a machine that is not quiet: in turns, so that what disturbs, disturbs all."""
+"""Timing of variants against each other, in turns: what disturbs one of them disturbs all."""
 
 import statistics
 import time

@@ -1,0 +1,67 @@
+"""Valid frames without the padding between them.
+
+What treats every frame by itself, which are most of a layer's operations, works on packed frames; only what looks at
+neighbours needs the padded batch, in which padding is zero.
+
+Shapes: B batch, T frames, D width, N packed valid frames.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Packing:
+    """Where the valid frames of a batch are; `valid_BT` is True at them."""
+
+    def __init__(self, valid_BT: Tensor):
+        self.shape = valid_BT.shape
+        self.index_N = valid_BT.flatten().nonzero().squeeze(1)
+        self.padded = len(self.index_N) < valid_BT.numel()
+
+    def rows(self) -> Tensor:
+        """[N]: the row of the batch that each packed frame comes from."""
+        return self.index_N // self.shape[1]
+
+    def pack(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [N, D]; a view where nothing is padded."""
+        x_MD = x_BTD.flatten(0, 1)
+        return _Pick.apply(x_MD, self.index_N) if self.padded else x_MD
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """[N, D] to [B, T, D], zero at padding; a view where nothing is padded."""
+        batch, frames = self.shape
+        x_MD = _Place.apply(x_ND, self.index_N, batch * frames) if self.padded else x_ND
+        return x_MD.view(batch, frames, -1)
+
+
+class _Pick(torch.autograd.Function):
+    """Rows of a matrix. Every row is picked once, so the gradient is placed where autograd would add it up, one row
+    after the other."""
+
+    @staticmethod
+    def forward(context, x_MD: Tensor, index_N: Tensor) -> Tensor:  # pyright: ignore
+        context.save_for_backward(index_N)
+        context.rows = len(x_MD)
+        return x_MD.index_select(0, index_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient_ND: Tensor):  # pyright: ignore
+        (index_N,) = context.saved_tensors
+        return gradient_ND.new_zeros(context.rows, gradient_ND.shape[1]).index_copy_(0, index_N, gradient_ND), None
+
+
+class _Place(torch.autograd.Function):
+    """Rows at their places among rows of zeros."""
+
+    @staticmethod
+    def forward(context, x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:  # pyright: ignore
+        context.save_for_backward(index_N)
+        return x_ND.new_zeros(rows, x_ND.shape[1]).index_copy_(0, index_N, x_ND)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient_MD: Tensor):  # pyright: ignore
+        (index_N,) = context.saved_tensors
+        return gradient_MD.index_select(0, index_N), None, None

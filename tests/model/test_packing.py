@@ -1,0 +1,40 @@
+"""Packed frames are the valid ones, and come back to their places."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.attention import rotate
+from model.packing import Packing
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_pad_of_pack_is_the_batch_with_silent_padding_and_pack_of_pad_changes_nothing(lengths):
+    """pad(pack(x)) == x where valid, 0 elsewhere; pack(pad(y)) == y; gradients too"""
+    valid_BT = torch.arange(6) < torch.tensor(lengths)[:, None]
+    packing = Packing(valid_BT)
+    x_BTD = torch.randn(*valid_BT.shape, 3, dtype=torch.float64, requires_grad=True)
+    packed = packing.pack(x_BTD)
+    assert torch.equal(packed, x_BTD[valid_BT])
+    assert torch.equal(packing.rows(), valid_BT.nonzero()[:, 0])
+    assert torch.equal(packing.pad(packed), torch.where(valid_BT[..., None], x_BTD, 0.0))
+    assert torch.equal(packing.pack(packing.pad(packed)), packed)
+    weights = torch.randn_like(x_BTD)
+    (packing.pad(packed) * weights).sum().backward()
+    assert torch.equal(x_BTD.grad, torch.where(valid_BT[..., None], weights, 0.0))
+
+
+def test_gradients_of_packing_and_rotation_are_those_of_small_changes():
+    packing = Packing(torch.tensor([[True, True, False], [True, False, False]]))
+    x_BTD = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(packing.pack, x_BTD)
+    assert torch.autograd.gradcheck(packing.pad, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))
+    angles = torch.randn(3, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, angles.cos(), angles.sin()), x_BTD)
+
+
+def test_a_rotation_turns_pairs_and_keeps_their_lengths():
+    x = torch.tensor([[1.0, 0.0, 0.0, 2.0]])  # pairs (1, 0) and (0, 2)
+    quarter = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    torch.testing.assert_close(rotate(x, *quarter), torch.tensor([[0.0, -2.0, 1.0, 0.0]]))
