@@ -70,9 +70,7 @@ class Recognizer(nn.Module):
         if config.decoder and config.decoder.right_to_left_layers:
             backwards = config.decoder.model_copy(update={"layers": config.decoder.right_to_left_layers})
             self.reverse_decoder = Decoder(backwards, width, vocabulary_size)
-        self.transducer = (
-            Transducer(config.transducer, width, vocabulary_size, BLANK) if config.transducer else None
-        )
+        self.transducer = Transducer(config.transducer, width, vocabulary_size, BLANK) if config.transducer else None
 
     def forward(
         self,
