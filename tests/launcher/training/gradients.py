@@ -122,8 +122,6 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
     result = {
         "gradients": gradients,
         "norm": norm,
-        "owned": sum(fragment.values.numel() for fragment in fragments),
-        "kept": sum(replica.values.numel() for replica in parallel.replicas(engine)),
         # AdamW's first moment after one step is a share of the gradient that clipping left.
         "clipped": sum(fragment.state["exp_avg"].square().sum().item() for fragment in fragments)
         / (1 - optimizer.betas[0]) ** 2,
