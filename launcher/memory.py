@@ -2,7 +2,7 @@
 
 weights: what a process computes with. gradients: what it keeps of them until the update. master: a second copy of the
 weights that it updates. moments: AdamW's two. communication: buffers that gradients are reduced in. All are fp32 whatever
-the precision of the products is. Activations, which depend on the batch, are in `launcher.activations`.
+the precision of the products is. Activations, which depend on the batch, are in `model/activations.py`.
 """
 
 from collections import Counter
@@ -119,4 +119,6 @@ def _buckets(zero: dict[str, Any]) -> int:
     """Elements of the buffers that ZeRO copies gradients to; it makes them in full, however small the model is."""
     if not zero.get("contiguous_gradients", True):
         return 0
-    return int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) * (2 if zero.get("overlap_comm") and zero["stage"] < 3 else 1)
+    return int(zero.get("reduce_bucket_size", REDUCE_BUCKET)) * (
+        2 if zero.get("overlap_comm") and zero["stage"] < 3 else 1
+    )

@@ -31,7 +31,11 @@ def test_an_engine_keeps_what_the_plan_says(tmp_path: Path, world, expert_parall
             assert json.loads((tmp_path / f"rank-{rank}.json").read_text())[name] == expected, (name, rank)
 
 
-SIZES = [ParameterSize(4_000_000, True, True), ParameterSize(1_000_000, False, True), ParameterSize(1_000, False, False)]
+SIZES = [
+    ParameterSize(4_000_000, True, True),
+    ParameterSize(1_000_000, False, True),
+    ParameterSize(1_000, False, False),
+]
 
 
 def memory(processes: int, expert_parallel: int, **zero) -> Memory:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 
-
 @cache
 def reference() -> dict[str, torch.Tensor]:
     return gradients.reference()
