@@ -1,8 +1,8 @@
 """The memory of one process, from shapes alone: what the engine keeps under a ZeRO stage, with experts spread or not.
 
 weights: what a process computes with. gradients: what it keeps of them until the update. master: a second copy of the
-weights that it updates. moments: AdamW's two. communication: buffers that gradients are reduced in. All are fp32 whatever
-the precision of the products is. Activations, which depend on the batch, are in `model/activations.py`.
+weights that it updates. moments: AdamW's two. communication: buffers that gradients are reduced in. All are fp32
+whatever the precision of the products is. Activations, which depend on the batch, are in `model/activations.py`.
 """
 
 from collections import Counter

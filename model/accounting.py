@@ -2,8 +2,8 @@
 experts idle.
 
 unique: each tensor once, what is stored and updated. effective: what a model without sharing, of the same depth and
-with the same experts, would hold. activated: what one frame (in the decoder, one token) multiplies with on its way, each
-use counted; of an embedding one row.
+with the same experts, would hold. activated: what one frame (in the decoder, one token) multiplies with on its way,
+each use counted; of an embedding one row.
 
 Operations are those of matrix products, convolutions and attention, a multiplication with its addition as two; norms,
 activations, softmax, positions and the dynamic programs of losses are left out, as torch's FlopCounterMode leaves them

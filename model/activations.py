@@ -1,9 +1,9 @@
 """The memory that a forward pass leaves for its backward pass, from shapes alone.
 
-Counted is every distinct storage that torch saves for a gradient, as its saved-tensor hooks see them, weights aside. What
-follows a matrix product has the precision of the products, routing and losses are fp32 always. Under autocast the weights
-themselves are saved once more, in its precision. Dropout keeps a number per element, as on CPUs; on GPUs it is a byte, and
-what goes into norms stays fp32 there.
+Counted is every distinct storage that torch saves for a gradient, as its saved-tensor hooks see them, weights aside.
+What follows a matrix product has the precision of the products, routing and losses are fp32 always. Under autocast the
+weights themselves are saved once more, in its precision. Dropout keeps a number per element, as on CPUs; on GPUs it
+is a byte, and what goes into norms stays fp32 there.
 
 Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per frame, C channels.
 """
@@ -31,7 +31,7 @@ class MicroBatchSize:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Values of a micro-batch over all utterances: feature frames, encoder frames, decoder positions (tokens and end)."""
+    """A micro-batch with what its numbers take and how wide its ends are."""
 
     batch: MicroBatchSize
     value_bytes: int
@@ -40,18 +40,20 @@ class _Shape:
 
     @property
     def encoder_frames(self) -> int:
+        """Of all utterances."""
         return self.batch.utterances * output_length(self.batch.frames)
 
     @property
     def positions(self) -> int:
+        """Of the decoder: the tokens of all utterances, with one start or end each."""
         return self.batch.utterances * (self.batch.tokens + 1)
 
 
 def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32) -> int:
     """Bytes that a training step's forward pass and loss keep for the backward pass of one micro-batch.
 
-    `value_bytes` are those of a number under autocast: 2, or 4 without. With activation checkpointing it is the inputs of
-    all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors.
+    `value_bytes` are those of a number under autocast: 2, or 4 without. With activation checkpointing it is the inputs
+    of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors.
     """
     config = recognizer.config
     shape = _Shape(batch, value_bytes, recognizer.mel_bins, recognizer.vocabulary_size)

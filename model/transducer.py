@@ -1,9 +1,9 @@
 """The transducer's half beside the encoder: a prediction network over the last few tokens, and a joint network.
 
--log p(tokens | frames) sums over every monotonic path of tokens and blanks (Graves, 2012, equation 2 and following). The
-prediction network is stateless (Ghodsi et al., 2020): it sees a fixed number of tokens and nothing before them, so that
-a search keeps no more than those. The tensor of all pairs of frame and token is made for one utterance at a time and made
-again in the backward pass: what it takes is bounded by the longest utterance, not by the batch.
+-log p(tokens | frames) sums over every monotonic path of tokens and blanks (Graves, 2012). The prediction network is
+stateless (Ghodsi et al., 2020): it sees a fixed number of tokens and nothing before them, so that a search keeps no
+more than those. The tensor of all pairs of frame and token is made for one utterance at a time and made again in the
+backward pass: what it takes is bounded by the longest utterance, not by the batch.
 
 Shapes: B batch, S encoder frames, U tokens, C context tokens, D encoder width, W joint width, V vocabulary.
 """

@@ -143,6 +143,7 @@ def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, t
     assert found["encoder_parameters"] == sum(
         tensor.numel() for tensor in FinishedModel.load(model_folder).recognizer.encoder.parameters()
     )
+    assert 0 < found["encoder_operations_per_s"] < found["operations_per_s"]
     json.dumps(found)
 
 

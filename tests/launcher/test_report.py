@@ -21,7 +21,8 @@ from launcher.report.evidence import read_evidence
 from launcher.report.figures import average_load, smooth
 from launcher.report.page import headline
 from launcher.report.results import tabulate
-from launcher.report.wording import count, duration
+from launcher.report.sizes import tabulate_sizes
+from launcher.report.wording import MISSING, count, duration
 from launcher.tracking import read_metrics
 
 START_TIME_S = 1.79e9
@@ -81,6 +82,8 @@ def model_sizes(encoder: int, effective: int, activated: int, cer: float) -> dic
         "encoder_parameters": encoder,
         "effective_encoder_parameters": effective,
         "activated_encoder_parameters": activated,
+        "encoder_operations_per_s": 2.0 * 25 * activated,
+        "operations_per_s": 2.0 * 25 * (activated + 400_000),
         "test": scores,
     }
 
@@ -226,6 +229,18 @@ def test_the_headline_sets_the_student_beside_its_teacher(page):
         "With 33% of the encoder parameters of teacher, student gets 8.3% of the test characters wrong, "
         "0.4 points more than teacher's 7.9%." in text_of(page).replace("&#39;", "'")
     )
+
+
+def test_each_models_sizes_and_operations_are_in_one_table(page):
+    text = text_of(page)
+    assert "GFLOPs per s of audio, encoder" in text
+    assert "student 1.65 M 1.25 M 5.40 M 3.40 M 0.170 0.190" in text
+
+
+def test_a_model_that_was_evaluated_before_operations_were_counted_has_a_dash_for_them():
+    (row,) = tabulate_sizes({"old": model_sizes(1_000, 2_000, 1_500, 0.1) | {"operations_per_s": None}})
+    assert row.cells()[-1] == MISSING
+    assert row.cells()[:2] == ("old", "401 k")
 
 
 def test_every_section_of_a_finished_run_has_its_content(page):
