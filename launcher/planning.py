@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from data.plan import BatchesConfig
-from launcher.errors import ConfigError
+from launcher.errors import CheckpointError, ConfigError
 from launcher.memory import BYTES_FP32, MOMENTS, memory_per_process, parameter_sizes
 from launcher.operations import TOKENS_PER_S, UTTERANCE_S, operations_per_second
 from launcher.recipe import DistillStage, Recipe, TrainingStage, read_deepspeed_config
@@ -85,8 +85,14 @@ def _teacher(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> Reco
         return None
     if "/" not in stage.teacher:
         return _on_meta(recipe.training_stage(stage.teacher).model, recipe.features.mel_bins, vocabulary_size)
-    description = json.loads((Path(stage.teacher) / "model.json").read_text(encoding="utf-8"))
-    config = RecognizerConfig.model_validate(description["recognizer"])
+    try:
+        description = json.loads((Path(stage.teacher) / "model.json").read_text(encoding="utf-8"))
+        config = RecognizerConfig.model_validate(description["recognizer"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"The teacher of stage {stage.name} is the folder {stage.teacher}, whose model.json cannot be read: "
+            f"{error}. Copy the folder again from where it was trained."
+        ) from None
     return _on_meta(config, description["mel_bins"], description["vocabulary_size"])
 
 

@@ -15,7 +15,7 @@ def transducer_greedy(
 ) -> list[Hypothesis]:
     """The greedy path of each utterance over its valid frames, with at most so many tokens per frame.
 
-    All utterances of the batch move together. A frame that has given its most tokens is left without a blank.
+    All utterances of the batch move together. A token's confidence is its probability where it was chosen. A frame that has given its most tokens is left without a blank.
     """
     frames_BSW = transducer.frames(frames_BSD)
     batch = len(frames_BSW)
@@ -23,6 +23,7 @@ def transducer_greedy(
     scores_B = torch.zeros(batch, device=frames_BSD.device)
     tokens: list[list[int]] = [[] for _ in range(batch)]
     starts: list[list[int]] = [[] for _ in range(batch)]
+    confidences: list[list[float]] = [[] for _ in range(batch)]
     for frame in range(frames_BSD.shape[1]):
         going_B = frame < lengths_B
         for _ in range(symbols_per_frame):
@@ -37,4 +38,5 @@ def transducer_greedy(
             for row in going_B.nonzero().squeeze(1).tolist():
                 tokens[row].append(int(token_B[row]))
                 starts[row].append(frame)
-    return [Hypothesis(*found) for found in zip(tokens, starts, scores_B.tolist(), strict=True)]
+                confidences[row].append(best_B[row].exp().item())
+    return [Hypothesis(*found) for found in zip(tokens, starts, scores_B.tolist(), confidences, strict=True)]

@@ -8,6 +8,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import yaml
@@ -411,6 +412,36 @@ def test_the_marked_pieces_give_back_both_texts(reference, hypothesis):
     assert " ".join(piece.text for piece in pieces if piece.kind != "missing") == hypothesis
     assert (errors == 0) == (reference == hypothesis)
     assert units == len(reference.split())
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+def test_errors_and_units_are_jiwers(pairs):
+    """sum of errors / sum of units = jiwer's error rate over the corpus; each text's errors are its edit distance."""
+    references, hypotheses = (list(texts) for texts in zip(*pairs, strict=True))
+    found = [differences(*pair) for pair in pairs]
+    for (reference, hypothesis), (_, errors, _) in zip(pairs, found, strict=True):
+        assert errors == edit_distance(reference.split(), hypothesis.split())
+    if all(references):  # jiwer refuses an empty reference
+        total = sum(errors for _, errors, _ in found) / sum(units for _, _, units in found)
+        assert total == pytest.approx(jiwer.wer(references, hypotheses))
+
+
+def edit_distance(one: list[str], other: list[str]) -> int:
+    """Fewest substitutions, deletions and insertions, by the plain recursion over prefixes."""
+    distances = list(range(len(other) + 1))
+    for row, left in enumerate(one, start=1):
+        diagonal, distances[0] = distances[0], row
+        for column, right in enumerate(other, start=1):
+            cheapest = min(diagonal + (left != right), distances[column] + 1, distances[column - 1] + 1)
+            diagonal, distances[column] = distances[column], cheapest
+    return distances[-1]
+
+
+def test_the_characters_of_chinese_are_counted_as_jiwer_counts_them():
+    reference, hypothesis = "今天 天气好", "今天天汽很好"
+    _, errors, units = differences(reference, hypothesis)
+    joined = reference.replace(" ", "")
+    assert errors / units == pytest.approx(jiwer.cer(joined, hypothesis))
 
 
 def test_chinese_is_compared_by_character():
