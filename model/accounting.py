@@ -214,6 +214,10 @@ def _operations(module: nn.Module, positions: int, sizes: _Sizes) -> int:
         return 2 * module.weight.numel() * positions
     if isinstance(module, MixtureOfExperts):
         return sizes.per_frame * _expert_operations(module.experts) * positions
+    if isinstance(module, JointNetwork):
+        return 2 * module.weight.numel() * sizes.frames * (sizes.tokens + 1) if sizes.tokens else 0
+    if next(module.parameters(recurse=False), None) is not None:
+        raise TypeError(f"the operations of {type(module).__name__} are not known: add it to model/accounting.py")
     if isinstance(module, ConvolutionSubsampling):
         return _subsampling_operations(module, sizes)
     if isinstance(module, Decoder):
@@ -226,10 +230,6 @@ def _operations(module: nn.Module, positions: int, sizes: _Sizes) -> int:
         by_token = 2 * (module.query.weight.numel() + module.output.weight.numel()) * positions
         by_frame = 2 * module.key_value.weight.numel() * sizes.frames
         return by_token + by_frame + _attention(positions, sizes.frames, module.output.in_features)
-    if isinstance(module, JointNetwork):
-        return 2 * module.weight.numel() * sizes.frames * (sizes.tokens + 1) if sizes.tokens else 0
-    if next(module.parameters(recurse=False), None) is not None:
-        raise TypeError(f"the operations of {type(module).__name__} are not known: add it to model/accounting.py")
     return _children(module, positions, sizes)
 
 

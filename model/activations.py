@@ -151,4 +151,8 @@ def is_known(recognizer: Recognizer) -> bool:
     """Whether the counts above are those of this model: its blocks hold nothing but what they are made for."""
     known = {"feedforward1", "attention", "convolution", "feedforward2", "dropout"}
     blocks = [block for block in recognizer.encoder.blocks if isinstance(block, ConformerBlock)]
-    return all({name for name, _ in block.named_children()} == known for block in blocks)
+    return all(
+        {name for name, _ in block.named_children()} == known
+        and next(block.attention.parameters(recurse=False), None) is None
+        for block in blocks
+    )

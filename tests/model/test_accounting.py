@@ -179,6 +179,10 @@ def test_a_module_that_is_not_known_is_named_rather_than_guessed():
             self.weight = nn.Parameter(torch.ones(3))
 
     recognizer = build()
+    attention = recognizer.encoder.blocks[0].attention
+    attention.register_parameter("bias", nn.Parameter(torch.ones(3)))
+    with pytest.raises(TypeError, match="operations of SelfAttention are not known"):
+        forward_operations(recognizer, 100, 0)
     recognizer.encoder.blocks[0].attention = Unknown()
     with pytest.raises(TypeError, match="operations of Unknown are not known"):
         forward_operations(recognizer, 100, 0)
