@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from model.attention import RotaryPositions, SelfAttention
+from model.attention import RelativePositions, RelativeSelfAttention, RotaryPositions, SelfAttention
 from model.decoder import CrossAttention, Decoder
 from model.encoder import Encoder
 from model.experts import ExpertStack, MixtureOfExperts
+from model.normalization import FrameBatchNorm
 from model.recognizer import Recognizer
 from model.router import Router
 from model.subsampling import ConvolutionSubsampling, output_length
@@ -28,7 +29,7 @@ from model.transducer import JointNetwork, Transducer
 # Parts that the children of a block and of a layer belong to, where that is not their own name.
 PART_OF_CHILD = {"feedforward1": "feedforward", "feedforward2": "feedforward", "router": "routers"}
 # What only passes numbers on, or multiplies each by one other.
-WITHOUT_PRODUCTS = (nn.LayerNorm, nn.Embedding, nn.Dropout, RotaryPositions)
+WITHOUT_PRODUCTS = (nn.LayerNorm, FrameBatchNorm, nn.Embedding, nn.Dropout, RotaryPositions, RelativePositions)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,13 @@ class _Sizes:
 
     @classmethod
     def of(cls, recognizer: Recognizer, num_frames: int, num_tokens: int) -> "_Sizes":
-        return cls(num_frames, output_length(num_frames), recognizer.mel_bins, num_tokens, _per_frame(recognizer))
+        return cls(
+            num_frames,
+            output_length(num_frames, recognizer.encoder.subsampling.factor),
+            recognizer.mel_bins,
+            num_tokens,
+            _per_frame(recognizer),
+        )
 
 
 def _operations(module: nn.Module, positions: int, sizes: _Sizes) -> int:
@@ -216,6 +223,8 @@ def _operations(module: nn.Module, positions: int, sizes: _Sizes) -> int:
         return sizes.per_frame * _expert_operations(module.experts) * positions
     if isinstance(module, JointNetwork):
         return 2 * module.weight.numel() * sizes.frames * (sizes.tokens + 1) if sizes.tokens else 0
+    if isinstance(module, RelativeSelfAttention):
+        return _relative_attention_operations(module, positions)
     if next(module.parameters(recurse=False), None) is not None:
         raise TypeError(f"the operations of {type(module).__name__} are not known: add it to model/accounting.py")
     if isinstance(module, ConvolutionSubsampling):
@@ -242,6 +251,14 @@ def _attention(queries: int, keys: int, width: int) -> int:
     return 2 * 2 * queries * keys * width
 
 
+def _relative_attention_operations(module: RelativeSelfAttention, frames: int) -> int:
+    """Beside plain attention: the encodings of all offsets through a matrix, and a score for each."""
+    width, offsets = module.output.in_features, 2 * frames - 1
+    matrices = 2 * frames * (module.query_key_value.weight.numel() + module.output.weight.numel())
+    offset_scores = 2 * offsets * (module.position.weight.numel() + frames * width)
+    return matrices + offset_scores + _attention(frames, frames, width)
+
+
 def _expert_operations(stack: ExpertStack) -> int:
     """Of one frame and one expert."""
     return 2 * (stack.w1[0].numel() + stack.w2[0].numel())
@@ -250,10 +267,11 @@ def _expert_operations(stack: ExpertStack) -> int:
 def _subsampling_operations(module: ConvolutionSubsampling, sizes: _Sizes) -> int:
     frames, bins = sizes.feature_frames, sizes.mel_bins
     total = 0
-    for convolution in (module.first, module.depthwise):
-        frames, bins = (-(-size // convolution.stride[0]) for size in (frames, bins))
-        total += 2 * convolution.weight.numel() * frames * bins
-    total += 2 * module.pointwise.weight.numel() * frames * bins
+    for convolution in module.modules():
+        # In the order in which features pass them; those of stride 1 keep the size.
+        if isinstance(convolution, nn.Conv2d):
+            frames, bins = (-(-size // convolution.stride[0]) for size in (frames, bins))
+            total += 2 * convolution.weight.numel() * frames * bins
     return total + 2 * module.projection.weight.numel() * frames
 
 

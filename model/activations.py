@@ -11,7 +11,6 @@ Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per fr
 from collections import Counter
 from dataclasses import dataclass
 
-from model.block import ConformerBlock
 from model.encoder import EncoderConfig
 from model.experts import ExpertStack
 from model.recognizer import Recognizer, RecognizerConfig
@@ -37,11 +36,12 @@ class _Shape:
     value_bytes: int
     mel_bins: int
     vocabulary: int
+    factor: int  # of subsampling
 
     @property
     def encoder_frames(self) -> int:
         """Of all utterances."""
-        return self.batch.utterances * output_length(self.batch.frames)
+        return self.batch.utterances * output_length(self.batch.frames, self.factor)
 
     @property
     def positions(self) -> int:
@@ -56,7 +56,13 @@ def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes:
     of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors.
     """
     config = recognizer.config
-    shape = _Shape(batch, value_bytes, recognizer.mel_bins, recognizer.vocabulary_size)
+    shape = _Shape(
+        batch,
+        value_bytes,
+        recognizer.mel_bins,
+        recognizer.vocabulary_size,
+        config.encoder.subsampling.factor,
+    )
     total = _subsampling(config.encoder, shape) + _layers(config.encoder, shape)
     total += (1 + len(config.intermediate_ctc)) * _ctc(shape)
     total += shape.encoder_frames * config.encoder.width * value_bytes  # the last layer's output, read by all heads
@@ -103,7 +109,7 @@ def _subsampling(encoder: EncoderConfig, shape: _Shape) -> int:
     halved_frames, halved_bins = -(-shape.batch.frames // 2), -(-shape.mel_bins // 2)
     features = shape.batch.utterances * shape.batch.frames * shape.mel_bins
     first = shape.batch.utterances * halved_frames * halved_bins * encoder.subsampling.channels
-    second = shape.encoder_frames * output_length(shape.mel_bins) * encoder.subsampling.channels
+    second = shape.encoder_frames * output_length(shape.mel_bins, shape.factor) * encoder.subsampling.channels
     dropped = shape.encoder_frames * encoder.width if encoder.dropout else 0
     return shape.value_bytes * (features + 2 * first + 3 * second + dropped)
 
@@ -132,7 +138,7 @@ def _transducer(config: RecognizerConfig, shape: _Shape) -> int:
     assert config.transducer is not None
     width = config.transducer.width
     kept = shape.value_bytes * width * (shape.encoder_frames + 3 * shape.positions)
-    pairs = output_length(shape.batch.frames) * (shape.batch.tokens + 1)
+    pairs = output_length(shape.batch.frames, shape.factor) * (shape.batch.tokens + 1)
     return kept + pairs * (shape.value_bytes * 2 * width + FP32 * 2 * shape.vocabulary)
 
 
@@ -148,11 +154,10 @@ def _multiplied_parameters(recognizer: Recognizer) -> int:
 
 
 def is_known(recognizer: Recognizer) -> bool:
-    """Whether the counts above are those of this model: its blocks hold nothing but what they are made for."""
+    """Whether the counts above are those of this model: its blocks hold the standard modules, and no option of the
+    encoder makes them keep something else."""
+    encoder = recognizer.config.encoder
+    plain = encoder.positions == "rotary" and encoder.convolution_norm == "layer" and not encoder.stochastic_depth
+    plain = plain and not encoder.causal_convolution and encoder.subsampling.factor < 8
     known = {"feedforward1", "attention", "convolution", "feedforward2", "dropout"}
-    blocks = [block for block in recognizer.encoder.blocks if isinstance(block, ConformerBlock)]
-    return all(
-        {name for name, _ in block.named_children()} == known
-        and next(block.attention.parameters(recurse=False), None) is None
-        for block in blocks
-    )
+    return plain and all({name for name, _ in block.named_children()} == known for block in recognizer.encoder.blocks)

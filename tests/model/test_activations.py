@@ -81,6 +81,7 @@ def experts(count: int, per_frame: int, **router) -> dict:
     ("model", "size"),
     [
         (config(dropout=0.0), MicroBatchSize(3, 200, 8)),
+        (config(dropout=0.0, subsampling={"channels": 8, "factor": 6}), MicroBatchSize(2, 500, 8)),
         (config(dropout=0.2, intermediate=(0, 1)), MicroBatchSize(2, 401, 20)),
         (config(DecoderConfig(layers=2, heads=2, feedforward_width=48), kernel_size=15), MicroBatchSize(2, 400, 40)),
         (config(groups=1, experts=experts(4, 1), dropout=0.0), MicroBatchSize(2, 400, 10)),
@@ -131,3 +132,6 @@ def test_a_model_with_more_in_its_blocks_is_not_guessed_at():
     assert is_known(recognizer)
     recognizer.encoder.blocks[1].add_module("adapter", nn.Linear(32, 32))
     assert not is_known(recognizer)
+    for option in ({"positions": "relative"}, {"convolution_norm": "batch"}, {"causal_convolution": True}):
+        assert not is_known(build(config(**option)))
+    assert not is_known(build(config(stochastic_depth=0.1)))
