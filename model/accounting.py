@@ -13,10 +13,12 @@ out. They follow from shapes: a model on the meta device will do.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from torch import nn
 
 from model.attention import RelativePositions, RelativeSelfAttention, RotaryPositions, SelfAttention
+from model.block import LayerParameters
 from model.decoder import CrossAttention, Decoder
 from model.encoder import Encoder
 from model.experts import ExpertStack, MixtureOfExperts
@@ -26,8 +28,8 @@ from model.router import Router
 from model.subsampling import ConvolutionSubsampling, output_length
 from model.transducer import JointNetwork, Transducer
 
-# Parts that the children of a block and of a layer belong to, where that is not their own name.
-PART_OF_CHILD = {"feedforward1": "feedforward", "feedforward2": "feedforward", "router": "routers"}
+# Parts that the children of a block belong to, where that is not their own name.
+PART_OF_CHILD = {"feedforward1": "feedforward", "feedforward2": "feedforward"}
 # What only passes numbers on, or multiplies each by one other.
 WITHOUT_PRODUCTS = (nn.LayerNorm, FrameBatchNorm, nn.Embedding, nn.Dropout, RotaryPositions, RelativePositions)
 
@@ -138,11 +140,13 @@ def _encoder_parts(encoder: Encoder) -> Iterator[tuple[str, nn.Module, int]]:
         for name, child in block.named_children():
             part = "experts" if _has_experts(child) else PART_OF_CHILD.get(name, name)
             yield part, child, uses[index]
-    for layer in encoder.layers:
-        for name, child in layer.named_children():
-            yield "norms" if name.endswith("norm") else PART_OF_CHILD.get(name, name), child, 1
+    layers = [cast(LayerParameters, layer) for layer in encoder.layers]
+    for norm, used in Counter(norm for layer in layers for norm in layer.norms().values()).items():
+        yield "norms", norm, used
+    for router, used in Counter(router for layer in layers for router in layer.routers()).items():
+        yield "routers", router, used
     for name, child in encoder.named_children():
-        if child not in (encoder.blocks, encoder.layers):
+        if child not in (encoder.blocks, encoder.layers, encoder.groups, encoder.common):
             yield name, child, 1
 
 
@@ -151,7 +155,10 @@ def _by_part(parts: Iterator[tuple[str, nn.Module, int]], per_frame: int) -> dic
     for part, module, uses in parts:
         unique = _unique(module)
         if unique:
-            own = PartCounts(unique, uses * unique, uses * _activated(module, per_frame))
+            once = _used_once(module)
+            effective = uses * (unique - once) + once
+            activated = uses * (_activated(module, per_frame) - once) + once
+            own = PartCounts(unique, effective, activated)
             counts[part] = _add((counts.get(part, PartCounts(0, 0, 0)), own))
     return counts
 
@@ -172,6 +179,12 @@ def _per_frame(recognizer: Recognizer) -> int:
 
 def _unique(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _used_once(module: nn.Module) -> int:
+    """Of a router's embeddings every layer uses its own."""
+    once = module.embedding if isinstance(module, Router) else None
+    return 0 if once is None else once.numel()
 
 
 def _activated(module: nn.Module, per_frame: int) -> int:

@@ -159,5 +159,8 @@ def is_known(recognizer: Recognizer) -> bool:
     encoder = recognizer.config.encoder
     plain = encoder.positions == "rotary" and encoder.convolution_norm == "layer" and not encoder.stochastic_depth
     plain = plain and not encoder.causal_convolution and encoder.subsampling.factor < 8
+    if encoder.experts:
+        experts = encoder.experts
+        plain = plain and experts.placement == "second" and not experts.residual and not experts.capacity_factor
     known = {"feedforward1", "attention", "convolution", "feedforward2", "dropout"}
     return plain and all({name for name, _ in block.named_children()} == known for block in recognizer.encoder.blocks)

@@ -62,10 +62,23 @@ def count_operations(compute) -> int:
     return counter.get_total_flops()
 
 
+EXPERTS = st.builds(
+    lambda sizes, scope, placement, residual: {
+        "count": sizes[0],
+        "placement": placement,
+        "residual": residual,
+        "router": {"per_frame": sizes[1], "scope": scope},
+    },
+    st.sampled_from([(4, 1), (3, 2)]),
+    st.sampled_from(["layer", "group", "global", "conditioned"]),
+    st.sampled_from(["first", "second", "both"]),
+    st.booleans(),
+)
 MODELS = st.fixed_dictionaries(
     {
         "layers": st.sampled_from([2, 4]),
         "groups": st.sampled_from([1, 2]),
+        "norms": st.sampled_from(["layer", "group"]),
         "sharing": st.sampled_from(["contiguous", "cyclic"]),
         "width": st.sampled_from([16, 40]),
         "kernel_size": st.sampled_from([3, 15]),
@@ -73,7 +86,7 @@ MODELS = st.fixed_dictionaries(
         "convolution_norm": st.sampled_from(["layer", "batch"]),
         "causal_convolution": st.booleans(),
         "subsampling": st.sampled_from([{"channels": 8, "factor": factor} for factor in (4, 6, 8)]),
-        "experts": st.sampled_from([None, experts(4, 1), experts(3, 2)]),
+        "experts": st.none() | EXPERTS,
         "decoder": st.sampled_from([0, 1, 3]),
         "transducer": st.booleans(),
     }
@@ -135,18 +148,28 @@ def test_the_parts_are_the_whole_and_each_tensor_is_in_one_of_them(model):
     parts = count_parts(recognizer)
     assert sum(part.unique for part in parts.values()) == sum(p.numel() for p in recognizer.parameters())
     encoder = recognizer.encoder
-    effective = activated = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("blocks."))
-    for block in encoder.config.block_of_layer:
+    shared = ("blocks.", "layers.", "groups.", "common.")
+    effective = activated = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith(shared))
+    for layer, block in zip(encoder.layers, encoder.config.block_of_layer, strict=True):
+        owned = [p for module in (*layer.norms().values(), *layer.routers()) for p in module.parameters()]
+        rows = sum(p.numel() * (encoder.config.layers - 1) // encoder.config.layers for p in embeddings(layer))
+        effective += sum(p.numel() for p in owned) - rows
+        activated += sum(p.numel() for p in owned) - rows
         for name, parameter in encoder.blocks[block].named_parameters():
             effective += parameter.numel()
-            of_expert = ".experts." in name
-            activated += (
-                parameter[0].numel() * model["experts"]["router"]["per_frame"] if of_expert else parameter.numel()
-            )
+            if ".experts." in name:
+                activated += parameter[0].numel() * model["experts"]["router"]["per_frame"]
+            else:
+                activated += parameter.numel()
     counts = count_parameters(recognizer)
     assert counts.effective_encoder_parameters == effective
     assert counts.activated_encoder_parameters == activated
     assert counts.encoder_parameters == sum(p.numel() for p in encoder.parameters())
+
+
+def embeddings(layer) -> list[torch.Tensor]:
+    """Of which a layer uses one row."""
+    return [router.embedding for router in layer.routers() if router.embedding is not None]
 
 
 def test_each_part_holds_what_its_name_says():

@@ -135,3 +135,5 @@ def test_a_model_with_more_in_its_blocks_is_not_guessed_at():
     for option in ({"positions": "relative"}, {"convolution_norm": "batch"}, {"causal_convolution": True}):
         assert not is_known(build(config(**option)))
     assert not is_known(build(config(stochastic_depth=0.1)))
+    for option in ({"placement": "both"}, {"residual": True}, {"capacity_factor": 1.5}):
+        assert not is_known(build(config(experts={"count": 2, **option})))
