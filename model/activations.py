@@ -67,7 +67,9 @@ def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes:
     total += (1 + len(config.intermediate_ctc)) * _ctc(shape)
     total += shape.encoder_frames * config.encoder.width * value_bytes  # the last layer's output, read by all heads
     if config.decoder:
-        total += _decoder(config, shape)
+        total += _decoder(config, shape, config.decoder.layers)
+        if config.decoder.right_to_left_layers:
+            total += _decoder(config, shape, config.decoder.right_to_left_layers)
     if config.transducer:
         total += _transducer(config, shape)
     if value_bytes < FP32:
@@ -119,7 +121,7 @@ def _ctc(shape: _Shape) -> int:
     return FP32 * shape.encoder_frames * (shape.vocabulary + 2 * shape.batch.tokens + 1)
 
 
-def _decoder(config: RecognizerConfig, shape: _Shape) -> int:
+def _decoder(config: RecognizerConfig, shape: _Shape, num_layers: int) -> int:
     decoder, width = config.decoder, config.encoder.width
     assert decoder is not None
     # Norms; queries, keys, values and mixed tokens of both attentions; feed-forward.
@@ -128,7 +130,7 @@ def _decoder(config: RecognizerConfig, shape: _Shape) -> int:
         values += 3 * width
     by_position = shape.value_bytes * values + FP32 * (3 * 2 + 2 * decoder.heads)
     by_frame = shape.value_bytes * 2 * width
-    layers = decoder.layers * (shape.positions * by_position + shape.encoder_frames * by_frame)
+    layers = num_layers * (shape.positions * by_position + shape.encoder_frames * by_frame)
     output = shape.positions * (2 * width * shape.value_bytes + FP32 * (shape.vocabulary + 2) + INT64)
     return layers + output
 

@@ -15,7 +15,8 @@ def transducer_greedy(
 ) -> list[Hypothesis]:
     """The greedy path of each utterance over its valid frames, with at most so many tokens per frame.
 
-    All utterances of the batch move together. A token's confidence is its probability where it was chosen. A frame that has given its most tokens is left without a blank.
+    All utterances of the batch move together. A token's confidence is its probability where it was chosen. A frame that
+    has given its most tokens is left without a blank.
     """
     frames_BSW = transducer.frames(frames_BSD)
     batch = len(frames_BSW)

@@ -92,7 +92,8 @@ def test_the_transducer_of_a_model_writes_the_text_when_the_search_asks_for_it(u
 
     model = search(symbols_per_frame=2)
     encoded = model.encode([wave]).encoder
-    (expected,) = transducer_greedy(model.recognizer.transducer, encoded.frames_BSD, encoded.lengths_B, 2)
+    with torch.inference_mode():
+        (expected,) = transducer_greedy(model.recognizer.transducer, encoded.frames_BSD, encoded.lengths_B, 2)
     assert model.recognise([wave]) == [model.tokenizer.decode(expected.tokens)] != [""]
     assert model.recognise([wave]) != FinishedModel.load(folder).recognise([wave])
     assert all(0 < confidence <= 1 for confidence in expected.confidences)

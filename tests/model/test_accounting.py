@@ -30,7 +30,11 @@ def build(transducer: bool = False, decoder: int = 0, intermediate: tuple[int, .
     values = {"layers": 4, "width": 32, "heads": 2, "feedforward_width": 64, "kernel_size": 5, "dropout": 0.0}
     config = RecognizerConfig(
         encoder=EncoderConfig.model_validate({**values, "subsampling": {"channels": 8}, **encoder}),
-        decoder=DecoderConfig(layers=decoder, heads=2, feedforward_width=48, dropout=0.0) if decoder else None,
+        decoder=DecoderConfig(
+            layers=decoder, heads=2, feedforward_width=48, dropout=0.0, right_to_left_layers=decoder // 2
+        )
+        if decoder
+        else None,
         transducer=TransducerConfig(width=24) if transducer else None,
         intermediate_ctc=intermediate,
     )
@@ -121,7 +125,7 @@ def test_a_training_step_costs_three_forward_passes_and_one_more_of_what_is_comp
 
     def step() -> None:
         output = recognizer(*inputs)
-        parts = [output.ctc_BSV, output.decoder_BUV, output.transducer_B, *output.intermediate]
+        parts = [output.ctc_BSV, output.decoder_BUV, output.reverse_BUV, output.transducer_B, *output.intermediate]
         torch.stack([part.sum() for part in parts if part is not None]).sum().backward()
 
     # The first convolution hands no gradient to the features: its backward pass costs one forward, not two.

@@ -84,6 +84,10 @@ def experts(count: int, per_frame: int, **router) -> dict:
         (config(dropout=0.0, subsampling={"channels": 8, "factor": 6}), MicroBatchSize(2, 500, 8)),
         (config(dropout=0.2, intermediate=(0, 1)), MicroBatchSize(2, 401, 20)),
         (config(DecoderConfig(layers=2, heads=2, feedforward_width=48), kernel_size=15), MicroBatchSize(2, 400, 40)),
+        (
+            config(DecoderConfig(layers=1, heads=2, feedforward_width=48, right_to_left_layers=2)),
+            MicroBatchSize(2, 400, 40),
+        ),
         (config(groups=1, experts=experts(4, 1), dropout=0.0), MicroBatchSize(2, 400, 10)),
         (config(groups=2, experts=experts(3, 2, jitter=0.1), sharing="cyclic"), MicroBatchSize(1, 800, 30)),
         (
