@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ Count = TypeVar("Count", int, np.ndarray, Tensor)
 
 # A bin without signal (speech recorded at a lower rate has such) must not have its rounding noise blown up.
 MIN_STANDARD_DEVIATION = 0.2
+PREEMPHASIS = 0.97  # Kaldi's
 
 
 class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
@@ -37,13 +38,23 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
 
     sample_rate_hz: int = Field(default=16000, gt=0, description="rate of the shards and of the features, in Hz")
     mel_bins: int = Field(default=80, ge=1, description="number of mel filters")
-    window_ms: float = Field(default=25.0, gt=0, description="length of the Hann window, in milliseconds")
+    kind: Literal["log_mel", "kaldi"] = Field(
+        default="log_mel",
+        description="log_mel: Hann window, filters that are triangles over frequency; kaldi: the numbers of Kaldi's "
+        "fbank without dither (Povey window, preemphasis, offset removed, triangles over the mel scale)",
+    )
+    window_ms: float = Field(default=25.0, gt=0, description="length of the window, in milliseconds")
     hop_ms: float = Field(default=10.0, gt=0, description="distance between frames, in milliseconds")
     low_hz: float = Field(default=20.0, ge=0, description="lower edge of the lowest filter, in Hz")
     high_hz: float | None = Field(
         default=None, gt=0, description="upper edge of the highest filter, in Hz; half the rate if unset"
     )
-    floor: float = Field(default=1e-6, gt=0, description="power added before the logarithm (full scale is 1)")
+    floor: float = Field(
+        default=1e-6,
+        gt=0,
+        description="power added before the logarithm; of kaldi the least power, Kaldi's own being 1.1920929e-07 "
+        "(full scale is 1)",
+    )
 
     @model_validator(mode="after")
     def _check_band(self) -> FeaturesConfig:
@@ -75,7 +86,9 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
         return 2 ** (self.window_samples - 1).bit_length()
 
     def mel_filters(self) -> Tensor:
-        """Triangular filters on the HTK mel scale, float32 [fft_size // 2 + 1, F]."""
+        """Triangular filters between equal steps of the HTK mel scale, float32 [fft_size // 2 + 1, F]."""
+        if self.kind == "kaldi":
+            return self._kaldi_filters()
         with warnings.catch_warnings():
             # Of empty filters it warns; they are refused when the configuration is read.
             warnings.simplefilter("ignore", UserWarning)
@@ -87,10 +100,32 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
                 sample_rate=self.sample_rate_hz,
             )
 
+    def window(self) -> Tensor:
+        """float32 [window_samples]; Povey's is a symmetric Hann window to the power of 0.85."""
+        if self.kind == "kaldi":
+            return torch.hann_window(self.window_samples, periodic=False, dtype=torch.float64).pow(0.85).float()
+        return torch.hann_window(self.window_samples)
+
+    def _kaldi_filters(self) -> Tensor:
+        """Triangles over the mel scale; the highest frequency of the spectrum belongs to none."""
+        ends_hz = torch.tensor([self.low_hz, self.high_hz or self.sample_rate_hz / 2], dtype=torch.float64)
+        low, high = _mel(ends_hz).tolist()
+        step = (high - low) / (self.mel_bins + 1)
+        left_F = low + step * torch.arange(self.mel_bins, dtype=torch.float64)
+        bins_hz = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64) * self.sample_rate_hz / self.fft_size
+        above_NF = (_mel(bins_hz)[:, None] - left_F) / step
+        filters_NF = torch.minimum(above_NF, 2 - above_NF).clamp_min(0)
+        filters_NF[-1] = 0
+        return filters_NF.float()
+
     def num_frames(self, samples: Count) -> Count:
         """Frames of so many samples: an int, or integers in a numpy array or a tensor."""
         frames = (samples - self.window_samples) // self.hop_samples + 1
         return frames * (frames > 0)
+
+
+def _mel(hertz: Tensor) -> Tensor:
+    return 1127 * torch.log1p(hertz / 700)
 
 
 class LogMel(nn.Module):
@@ -110,7 +145,7 @@ class LogMel(nn.Module):
         self.config = config
         # Derived from the configuration, so not part of the saved weights.
         self.register_buffer("filters", config.mel_filters(), persistent=False)
-        self.register_buffer("window", torch.hann_window(config.window_samples), persistent=False)
+        self.register_buffer("window", config.window(), persistent=False)
         self.register_buffer("mean_F", torch.zeros(config.mel_bins))
         self.register_buffer("std_F", torch.ones(config.mel_bins))
 
@@ -140,10 +175,20 @@ class LogMel(nn.Module):
         batch, samples = waveforms_BS.shape
         if batch == 0 or samples < self.config.window_samples:
             return waveforms_BS.new_zeros(batch, 0, self.config.mel_bins)
-        frames = waveforms_BS.unfold(-1, self.config.window_samples, self.config.hop_samples) * self.window
-        spectrum = torch.view_as_real(torch.fft.rfft(frames, self.config.fft_size))
-        power = spectrum.square_().sum(-1)
-        return (power @ self.filters).add_(self.config.floor).log_()
+        frames = waveforms_BS.unfold(-1, self.config.window_samples, self.config.hop_samples)
+        kaldi = self.config.kind == "kaldi"
+        if kaldi:
+            frames = _preemphasise(frames - frames.mean(-1, keepdim=True))
+        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, self.config.fft_size))
+        power = spectrum.square_().sum(-1) @ self.filters
+        power = power.clamp_(min=self.config.floor) if kaldi else power.add_(self.config.floor)
+        return power.log_()
+
+
+def _preemphasise(frames: Tensor) -> Tensor:
+    """Each sample less PREEMPHASIS of the one before it in its frame; the first one less that of itself."""
+    before = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+    return frames - PREEMPHASIS * before
 
 
 def measure_statistics(

@@ -17,6 +17,7 @@ from data.manifest import Clip, Utterance, read_audio
 from data.reader import ShardReader
 from data.shards import read_index
 from launcher.finished_model import FinishedModel
+from launcher.operations import operations_per_second
 from launcher.recipe import EvaluateStage, Recipe, SearchConfig
 from launcher.run_folder import RunFolder
 from launcher.training.heartbeat import Heartbeat
@@ -60,8 +61,11 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
         {"key": key, "reference": reference, "hypothesis": hypothesis}
         for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True))
     ]
+    operations = operations_per_second(model.recognizer, model.features.config)
     return {
         **count_parameters(model.recognizer).as_dict(),
+        "encoder_operations_per_s": operations.encoder,
+        "operations_per_s": operations.forward,
         split: {
             "cer": jiwer.cer(references, hypotheses),
             "wer": jiwer.wer(references, hypotheses),

@@ -1,44 +1,36 @@
-"""What a run will take, before anything is started: parameters, memory per process, steps, disk.
+"""What a run will take, before anything is started: parameters, operations, memory per process, steps, disk.
 
-Memory is what is known from shapes: weights, gradients and AdamW's moments in fp32, as the ZeRO stage and the expert
-groups leave them on the fullest process. Activations depend on the batch and are not part of it.
+Memory is what an engine keeps for weights, gradients and optimizer under a ZeRO stage (`launcher.memory`), a teacher's
+weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (`model.activations`).
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from launcher.recipe import Recipe, TrainingStage, read_deepspeed_config, zero_stage
+from data.plan import BatchesConfig
+from launcher.errors import CheckpointError, ConfigError
+from launcher.memory import BYTES_FP32, MOMENTS, memory_per_process, parameter_sizes
+from launcher.operations import TOKENS_PER_S, UTTERANCE_S, operations_per_second
+from launcher.recipe import DistillStage, Recipe, TrainingStage, read_deepspeed_config
+from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, check_deepspeed_config, zero_stage
 from launcher.run_folder import RunFolder
-from model.accounting import count_parameters
-from model.experts import MixtureOfExperts
-from model.recognizer import Recognizer
-
-BYTES_FP32 = 4
-MOMENTS = 2
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on the fullest process: weights to compute with, gradients, its share of master weights and moments."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer
+from model.accounting import count_parameters, count_parts
+from model.activations import MicroBatchSize, activation_bytes, is_known
+from model.recognizer import Recognizer, RecognizerConfig
 
 
 def plan_table(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Per training stage: parameter counts, bytes of memory and checkpoints, steps. Models have no storage."""
+    """Per training stage: parameters, operations, bytes of memory and checkpoints, steps. Models have no storage."""
     vocabulary_size, known = _vocabulary_size(recipe, run)
     return {
         "vocabulary_size": vocabulary_size,
         "vocabulary_known": known,
+        "utterance_s": UTTERANCE_S,
+        "tokens_per_s": TOKENS_PER_S,
         "stages": {stage.name: _stage_row(recipe, stage, vocabulary_size) for stage in recipe.training_stages()},
     }
 
@@ -52,51 +44,97 @@ def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
 
 
 def _stage_row(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> dict[str, Any]:
-    with torch.device("meta"):
-        recognizer = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
-    processes, expert_parallel = recipe.cluster.processes, recipe.expert_parallel_of(stage)
-    level = zero_stage(read_deepspeed_config(recipe.deepspeed_of(stage)))
-    memory = memory_per_process(recognizer, processes, expert_parallel, level)
-    batches = recipe.batches_of(stage)
-    counts = count_parameters(recognizer)
+    recognizer = _on_meta(stage.model, recipe.features.mel_bins, vocabulary_size)
+    teacher = _teacher(recipe, stage, vocabulary_size)
+    batches, counts = recipe.batches_of(stage), count_parameters(recognizer)
+    operations = operations_per_second(recognizer, recipe.features, teacher)
+    per_process = {
+        "teacher": _stored_bytes(teacher) if teacher else 0,
+        "activations": _activations(recipe, recognizer, batches),
+    }
+    expert_parallel, deepspeed = recipe.expert_parallel_of(stage), recipe.deepspeed_of(stage)
     return {
         **counts.as_dict(),
-        "processes": processes,
+        "parts": {
+            name: {**asdict(part), "operations_per_s": operations.parts.get(name, 0.0)}
+            for name, part in count_parts(recognizer).items()
+        },
+        "encoder_operations_per_s": operations.encoder,
+        "operations_per_s": operations.forward,
+        "training_operations_per_s": operations.training,
+        "processes": recipe.cluster.processes,
         "expert_parallel": expert_parallel,
-        "zero_stage": level,
-        "memory_bytes": {**vars(memory), "total": memory.total},
+        "zero_stage": zero_stage(read_deepspeed_config(deepspeed)),
+        "memory_bytes": _memory(recipe, recognizer, deepspeed, expert_parallel, per_process),
+        "memory_choices": _choices(recipe, stage, recognizer, per_process),
         "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + MOMENTS),
         "steps": stage.steps,
         "lanes": batches.lanes,
-        "accumulation": batches.lanes // processes,
+        "accumulation": batches.lanes // recipe.cluster.processes,
     }
 
 
-def memory_per_process(recognizer: Recognizer, processes: int, expert_parallel: int, zero_stage: int) -> Memory:
-    """Memory of weights, gradients and optimizer on the fullest process.
+def _on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> Recognizer:
+    with torch.device("meta"):
+        return Recognizer(config, mel_bins, vocabulary_size)
 
-    Dense parameters are sharded over all processes, experts over the processes / expert_parallel that hold the same
-    ones: ZeRO 1 shards master weights and moments, ZeRO 2 gradients too, ZeRO 3 the weights as well. What ZeRO 3
-    gathers to compute with is, like activations, not part of it: up to stage3_max_live_parameters of its configuration.
-    """
-    experts = {
-        id(parameter)
-        for module in recognizer.modules()
-        if isinstance(module, MixtureOfExperts)
-        for parameter in module.parameters()
-    }
-    local = {
-        parameter: parameter.numel() // (expert_parallel if id(parameter) in experts else 1)
-        for parameter in recognizer.parameters()
-    }
-    num_local = sum(local.values())
-    # Each parameter is cut over the processes that hold the same values: its experts' group, or all.
-    num_owned = sum(
-        -(-numel // (processes // expert_parallel if id(parameter) in experts else processes))
-        for parameter, numel in local.items()
-    )
-    weights = num_owned if zero_stage >= 3 else num_local
-    gradients = num_owned if zero_stage >= 2 else num_local
-    # Without ZeRO the weights are the master weights; with it each process keeps its share of them beside.
-    optimizer = num_owned * (1 + MOMENTS) if zero_stage else num_local * MOMENTS
-    return Memory(weights * BYTES_FP32, gradients * BYTES_FP32, optimizer * BYTES_FP32)
+
+def _teacher(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> Recognizer | None:
+    """The teacher of a stage that has one: an earlier stage's model, or the one that a model folder describes."""
+    if not isinstance(stage, DistillStage):
+        return None
+    if "/" not in stage.teacher:
+        return _on_meta(recipe.training_stage(stage.teacher).model, recipe.features.mel_bins, vocabulary_size)
+    try:
+        description = json.loads((Path(stage.teacher) / "model.json").read_text(encoding="utf-8"))
+        config = RecognizerConfig.model_validate(description["recognizer"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"The teacher of stage {stage.name} is the folder {stage.teacher}, whose model.json cannot be read: "
+            f"{error}. Copy the folder again from where it was trained."
+        ) from None
+    return _on_meta(config, description["mel_bins"], description["vocabulary_size"])
+
+
+def _stored_bytes(recognizer: Recognizer) -> int:
+    return BYTES_FP32 * sum(parameter.numel() for parameter in recognizer.parameters())
+
+
+def _activations(recipe: Recipe, recognizer: Recognizer, batches: BatchesConfig) -> int | None:
+    """Bytes of the activations of a full micro-batch; None for a model whose blocks hold what is not counted."""
+    if not is_known(recognizer):
+        return None
+    length_s = min(UTTERANCE_S, batches.max_utterance_s)
+    utterances = max(1, int(batches.seconds // (length_s * (1 + length_s / batches.attention_s))))
+    num_frames = recipe.features.num_frames(round(length_s * recipe.features.sample_rate_hz))
+    size = MicroBatchSize(utterances, num_frames, round(length_s * TOKENS_PER_S))
+    return activation_bytes(recognizer, size, value_bytes=2 if recipe.cluster.precision == "bf16" else BYTES_FP32)
+
+
+def _memory(
+    recipe: Recipe, recognizer: Recognizer, deepspeed: Path, expert_parallel: int, per_process: dict[str, int | None]
+) -> dict[str, int | None]:
+    zero = read_deepspeed_config(deepspeed).get("zero_optimization", {})
+    kept = memory_per_process(parameter_sizes(recognizer), recipe.cluster.processes, expert_parallel, zero)
+    parts = {**asdict(kept), **per_process}
+    return {**parts, "total": sum(size or 0 for size in parts.values())}
+
+
+def _choices(
+    recipe: Recipe, stage: TrainingStage, recognizer: Recognizer, per_process: dict[str, int | None]
+) -> list[dict[str, Any]]:
+    """The memory under each configuration in ds_configs/ and each way to spread the experts that it allows."""
+    experts, processes = stage.model.encoder.experts, recipe.cluster.processes
+    sizes = [
+        n for n in range(1, processes + 1) if processes % n == 0 and (n == 1 or (experts and experts.count % n == 0))
+    ]
+    rows = []
+    for file in sorted(DEEPSPEED_CONFIGS.glob("*.json")):
+        for size in sizes:
+            try:
+                check_deepspeed_config(file, stage.name, size)
+            except ConfigError:
+                continue  # a run with it would be refused
+            memory = _memory(recipe, recognizer, file, size, per_process)
+            rows.append({"deepspeed": file.stem, "expert_parallel": size, "memory_bytes": memory})
+    return rows

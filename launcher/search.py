@@ -15,6 +15,7 @@ from launcher.recipe.search import (
     PrefixBeamConfig,
     RescoringConfig,
     SearchConfig,
+    TransducerSearchConfig,
     check_search_files,
     check_search_model,
 )
@@ -32,6 +33,7 @@ from model.search import (
     prefix_beam,
     read_arpa,
     rescore,
+    transducer_greedy,
     with_times,
 )
 
@@ -45,7 +47,8 @@ class Search:
         check_search_model(config, recognizer.config, name)
         check_search_files(config, "search")
         self.config, self.recognizer = config, recognizer
-        self.fusion = None if isinstance(config, GreedyConfig) else _fusion(config, tokenizer)
+        unaided = isinstance(config, GreedyConfig | TransducerSearchConfig)
+        self.fusion = None if unaided else _fusion(config, tokenizer)
 
     @torch.inference_mode()
     def __call__(self, output: RecognizerOutput) -> list[list[Hypothesis]]:
@@ -53,6 +56,8 @@ class Search:
         config, logits_BSV, lengths_B = self.config, output.ctc_BSV, output.encoder.lengths_B
         if isinstance(config, GreedyConfig):
             return [[hypothesis] for hypothesis in greedy(logits_BSV, lengths_B)]
+        if isinstance(config, TransducerSearchConfig):
+            return self._transducer(output, config.symbols_per_frame)
         if isinstance(config, PrefixBeamConfig):
             return prefix_beam(logits_BSV, lengths_B, config.beam, config.candidates, config.n_best, self.fusion)
         frames_BSD, decoder = output.encoder.frames_BSD, self.recognizer.decoder
@@ -67,6 +72,12 @@ class Search:
             return joint(decoder, frames_BSD, logits_BSV, lengths_B, options, config.n_best, self.fusion)
         found = attention_beam(decoder, frames_BSD, lengths_B, options, config.n_best, self.fusion)
         return with_times(found, logits_BSV, lengths_B)
+
+    def _transducer(self, output: RecognizerOutput, symbols_per_frame: int) -> list[list[Hypothesis]]:
+        transducer, encoder = self.recognizer.transducer, output.encoder
+        assert transducer is not None
+        found = transducer_greedy(transducer, encoder.frames_BSD, encoder.lengths_B, symbols_per_frame)
+        return [[hypothesis] for hypothesis in found]
 
 
 def _attention_options(config: AttentionBeamConfig) -> AttentionOptions:

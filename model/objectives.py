@@ -26,6 +26,9 @@ class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
         le=1,
         description="share of the decoder that reads backwards in the attention part, in a model that has one",
     )
+    transducer_weight: float = Field(
+        default=1.0, ge=0, description="of the transducer's loss, added to the others in a model that has one"
+    )
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
     balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
     z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")

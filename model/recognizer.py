@@ -1,4 +1,4 @@
-"""The whole recogniser: encoder, CTC output and, for the joint objective, an attention decoder.
+"""The whole recogniser: encoder, CTC output and, where the objective has them, an attention decoder and a transducer.
 
 Shapes: B batch, T feature frames, S encoder frames, F mel bins, D width, U tokens, V vocabulary.
 """
@@ -12,6 +12,7 @@ from model.chunks import Chunk
 from model.decoder import Decoder, DecoderConfig, reverse, shift_right
 from model.encoder import Encoder, EncoderConfig, EncoderOutput
 from model.subsampling import valid_mask
+from model.transducer import Transducer, TransducerConfig
 
 # The first ids of every vocabulary.
 BLANK, UNKNOWN, START, END = range(4)
@@ -20,6 +21,7 @@ BLANK, UNKNOWN, START, END = range(4)
 class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig | None = Field(default=None, description="attention decoder; none: CTC alone")
+    transducer: TransducerConfig | None = Field(default=None, description="transducer beside CTC; none: without it")
     intermediate_ctc: tuple[int, ...] = Field(
         default=(), description="layers, counted from 0, whose output the CTC output reads too while training"
     )
@@ -43,13 +45,15 @@ class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
 class RecognizerOutput:
     """encoder its output, ctc_BSV logits, decoder_BUV logits of U + 1 next tokens (none without decoder or tokens),
     intermediate one [B, S, V] per layer of `intermediate_ctc`, while training, reverse_BUV logits of the decoder that
-    reads backwards (none without it, tokens or their lengths)."""
+    reads backwards, transducer_B the transducer's -log p(tokens | frames) (none without the one or the other, tokens or
+    their lengths)."""
 
     encoder: EncoderOutput
     ctc_BSV: Tensor
     decoder_BUV: Tensor | None
     intermediate: list[Tensor]
     reverse_BUV: Tensor | None = None
+    transducer_B: Tensor | None = None
 
 
 class Recognizer(nn.Module):
@@ -66,6 +70,7 @@ class Recognizer(nn.Module):
         if config.decoder and config.decoder.right_to_left_layers:
             backwards = config.decoder.model_copy(update={"layers": config.decoder.right_to_left_layers})
             self.reverse_decoder = Decoder(backwards, width, vocabulary_size)
+        self.transducer = Transducer(config.transducer, width, vocabulary_size, BLANK) if config.transducer else None
 
     def forward(
         self,
@@ -76,7 +81,8 @@ class Recognizer(nn.Module):
         chunk: Chunk | None = None,
     ) -> RecognizerOutput:
         """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id; for the decoder
-        that reads backwards their lengths [B] too. `chunk` is how far the encoder's attention sees, as in `Encoder`."""
+        that reads backwards, and for the transducer, which gives its loss, their lengths [B] too. `chunk` is how far
+        the encoder's attention sees, as in `Encoder`."""
         encoder = self.encoder(features_BTF, lengths_B, chunk)
         decoder_BUV = reverse_BUV = None
         if self.decoder is not None and tokens_BU is not None:
@@ -87,4 +93,8 @@ class Recognizer(nn.Module):
                 reverse_BUV = self.reverse_decoder(encoder.frames_BSD, valid_BS, backwards_BU)
         layers = self.config.intermediate_ctc if self.training else ()
         intermediate = [self.ctc(encoder.layers[layer]) for layer in layers]
-        return RecognizerOutput(encoder, self.ctc(encoder.frames_BSD), decoder_BUV, intermediate, reverse_BUV)
+        transducer_B = None
+        if self.transducer is not None and tokens_BU is not None and token_lengths_B is not None:
+            transducer_B = self.transducer(encoder.frames_BSD, encoder.lengths_B, tokens_BU, token_lengths_B)
+        ctc_BSV = self.ctc(encoder.frames_BSD)
+        return RecognizerOutput(encoder, ctc_BSV, decoder_BUV, intermediate, reverse_BUV, transducer_B)

@@ -30,6 +30,8 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
         student.decoder.load_state_dict(teacher.decoder.state_dict())
     if student.reverse_decoder is not None and teacher.reverse_decoder is not None:
         student.reverse_decoder.load_state_dict(teacher.reverse_decoder.state_dict())
+    if student.transducer is not None and teacher.transducer is not None:
+        student.transducer.load_state_dict(teacher.transducer.state_dict())
     for block in range(student.encoder.config.num_blocks):
         layers = [layer for layer, used in enumerate(student.encoder.config.block_of_layer) if used == block]
         middle = layers[len(layers) // 2]
@@ -109,5 +111,7 @@ def _check_same_shape(student: Recognizer, teacher: Recognizer) -> None:
             )
     if theirs.experts is not None:
         raise ValueError("the teacher has experts itself: only a dense teacher can be upcycled")
+    if student.config.transducer and teacher.config.transducer not in (None, student.config.transducer):
+        raise ValueError("the transducers of student and teacher differ: to start from the teacher they must be equal")
     if student.config.decoder and teacher.config.decoder and student.config.decoder != teacher.config.decoder:
         raise ValueError("the decoders of student and teacher differ: to start from the teacher they must be equal")

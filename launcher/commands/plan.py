@@ -56,10 +56,20 @@ def _show(found: dict[str, Any]) -> None:
     console = Console()
     print(f"{found['recipe']} in {found['run']}\n")
     console.print(_states(found["stages"]))
-    console.print(_sizes([stage for stage in found["stages"] if "parameters" in stage]))
+    training = [stage for stage in found["stages"] if "parameters" in stage]
+    console.print(_sizes(training))
+    for stage in training:
+        print(f"\n{stage['name']}: parameters of its parts, and their share of a forward pass")
+        console.print(_parts(stage))
+        print(f"\n{stage['name']}: memory per process in MiB, by DeepSpeed configuration and expert parallelism (ep)")
+        console.print(_memory(stage))
+    print()
     if not found["vocabulary_known"]:
         print(f"Before there is a tokenizer, {found['vocabulary_size']} pieces stand for its vocabulary.")
-    print("Memory is that of weights, gradients and optimizer; activations come on top of it.\n")
+    print(
+        f"Operations and activations are those of utterances of {found['utterance_s']:g} s with "
+        f"{found['tokens_per_s']:g} tokens a second. Buffers are DeepSpeed's, of reduce_bucket_size elements.\n"
+    )
     for stage in found["stages"]:
         if stage["command"] and not stage["done"]:
             print(f"{stage['name']}: {stage['command']}")
@@ -83,6 +93,9 @@ def _sizes(stages: list[dict[str, Any]]) -> Any:
         "  of the encoder": lambda stage: f"{stage['encoder_parameters']:,}",
         "  effective": lambda stage: f"{stage['effective_encoder_parameters']:,}",
         "  activated": lambda stage: f"{stage['activated_encoder_parameters']:,}",
+        "GFLOPs per s of audio": lambda stage: _giga(stage["operations_per_s"]),
+        "  of the encoder's": lambda stage: _giga(stage["encoder_operations_per_s"]),
+        "  in training": lambda stage: _giga(stage["training_operations_per_s"]),
         "memory per process": lambda stage: _mebibytes(stage["memory_bytes"]["total"]),
         "checkpoint": lambda stage: _mebibytes(stage["checkpoint_bytes"]),
         "steps": lambda stage: f"{stage['steps']:,}",
@@ -96,6 +109,41 @@ def _sizes(stages: list[dict[str, Any]]) -> Any:
     for label, cell in rows.items():
         table.add_row(label, *(cell(stage) for stage in stages))
     return table
+
+
+def _parts(stage: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("", box=None, pad_edge=False)
+    for heading in ("unique", "effective", "activated", "GFLOPs per s"):
+        table.add_column(heading, justify="right")
+    for name, part in stage["parts"].items():
+        numbers = (f"{part[key]:,}" for key in ("unique", "effective", "activated"))
+        table.add_row(name, *numbers, _giga(part["operations_per_s"]))
+    return table
+
+
+def _memory(stage: dict[str, Any]) -> Any:
+    """Return a table with a row per configuration and expert-parallel size, and a column per kind of memory."""
+    from rich.table import Table
+
+    table = Table("", "ep", box=None, pad_edge=False)
+    for heading in ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "total"):
+        table.add_column(heading, justify="right")
+    for choice in stage["memory_choices"]:
+        memory = choice["memory_bytes"]
+        optimizer = memory["master"] + memory["moments"]
+        numbers = (memory["weights"], memory["gradients"], optimizer, memory["communication"], memory["teacher"])
+        cells = (
+            "unknown" if number is None else f"{number / 2**20:,.1f}"
+            for number in (*numbers, memory["activations"], memory["total"])
+        )
+        table.add_row(choice["deepspeed"], str(choice["expert_parallel"]), *cells)
+    return table
+
+
+def _giga(operations: float) -> str:
+    return f"{operations / 1e9:.3f}"
 
 
 def _mebibytes(size_bytes: int) -> str:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 # As in launcher/recipe/search.py, which takes long to import.
-SEARCH_KINDS = ("greedy", "prefix_beam", "attention_beam", "rescoring", "joint")
+SEARCH_KINDS = ("greedy", "transducer", "prefix_beam", "attention_beam", "rescoring", "joint")
 # Language models and hotwords need a beam; this one every model has.
 BEAM_BY_DEFAULT = "prefix_beam"
 

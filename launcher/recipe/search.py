@@ -1,4 +1,4 @@
-"""How an evaluation or a transcription searches: one of five kinds, each with its own keys."""
+"""How an evaluation or a transcription searches: one of six kinds, each with its own keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +40,13 @@ class GreedyConfig(BaseModel, frozen=True, extra="forbid"):
     """The best CTC token of every frame."""
 
     kind: Literal["greedy"] = "greedy"
+
+
+class TransducerSearchConfig(BaseModel, frozen=True, extra="forbid"):
+    """The transducer's best tokens of every frame, one after the other until a blank."""
+
+    kind: Literal["transducer"]
+    symbols_per_frame: int = Field(default=5, ge=1, description="most tokens of a frame")
 
 
 class _BeamConfig(BaseModel, frozen=True, extra="forbid"):
@@ -92,7 +99,7 @@ class JointConfig(AttentionBeamConfig, frozen=True, extra="forbid"):
 
 
 SearchConfig = Annotated[
-    GreedyConfig | PrefixBeamConfig | AttentionBeamConfig | RescoringConfig | JointConfig,
+    GreedyConfig | TransducerSearchConfig | PrefixBeamConfig | AttentionBeamConfig | RescoringConfig | JointConfig,
     Field(discriminator="kind"),
 ]
 
@@ -111,7 +118,7 @@ def read_search(values: dict[str, Any], source: str) -> SearchConfig:
 
 def search_files(search: SearchConfig) -> Iterator[tuple[str, Path]]:
     """Yield (dotted key, path) of the files that a search reads."""
-    if isinstance(search, GreedyConfig):
+    if isinstance(search, GreedyConfig | TransducerSearchConfig):
         return
     if search.language_model:
         yield "language_model.path", search.language_model.path
@@ -139,8 +146,15 @@ def check_search_files(search: SearchConfig, where: str) -> None:
 
 
 def check_search_model(search: SearchConfig, model: RecognizerConfig, name: str) -> None:
-    """Refuse (ConfigError) a search that asks for a decoder that the model of that name does not have."""
+    """Refuse (ConfigError) a search that asks for a decoder or a transducer that the model of that name lacks."""
     if isinstance(search, GreedyConfig | PrefixBeamConfig):
+        return
+    if isinstance(search, TransducerSearchConfig):
+        if model.transducer is None:
+            raise ConfigError(
+                f"The search transducer needs a transducer, and {name} has none (model.transducer). Search with greedy "
+                "or prefix_beam, or train a model with a transducer."
+            )
         return
     if model.decoder is None:
         raise ConfigError(

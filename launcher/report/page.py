@@ -14,6 +14,8 @@ from launcher.report.alignment import differences
 from launcher.report.evidence import Evidence, StageEvidence, read_evidence
 from launcher.report.figures import Drawing
 from launcher.report.results import ResultRow, ResultsTable, tabulate
+from launcher.report.sizes import HEADINGS as SIZE_HEADINGS
+from launcher.report.sizes import tabulate_sizes
 from launcher.run_folder import RunFolder, write_text
 
 MOST_EXAMPLES = 12
@@ -48,6 +50,8 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "gaps": evidence.gaps,
         "stages": [_stage_summary(stage) for stage in evidence.stages],
         "table": table,
+        "size_headings": SIZE_HEADINGS,
+        "size_rows": tabulate_sizes(evidence.models),
         "sizes": figures.draw_sizes(table),
         "learning": [(stage.name, _learning(stage)) for stage in training if stage.rows],
         "experts": _drawings(with_experts, figures.draw_load, figures.draw_entropy),

@@ -14,6 +14,11 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def giga(operations: float | None) -> str:
+    """Operations (per second of audio) in 10^9 of them, in three digits: 0.087, 12.4."""
+    return MISSING if operations is None else f"{operations / 1e9:#.3g}"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     return MISSING if share is None else f"{100 * share:.{digits}f}%"
 

@@ -42,6 +42,7 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import Tensor, nn
 
+from launcher.memory import is_matrix
 from launcher.recipe import OptimizerConfig
 from model.experts import ExpertStack, LocalExchange, MixtureOfExperts
 from model.recognizer import Recognizer
@@ -206,7 +207,7 @@ def build_engine(
 
 
 def _parameter_groups(recognizer: Recognizer, weight_decay: float) -> list[dict]:
-    matrices = [p for p in recognizer.parameters() if p.ndim > 1 and p.shape[-2] > 1]
+    matrices = [p for p in recognizer.parameters() if is_matrix(p)]
     known = {id(p) for p in matrices}
     vectors = [p for p in recognizer.parameters() if id(p) not in known]
     groups = [

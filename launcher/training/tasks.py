@@ -36,7 +36,7 @@ Parts = dict[str, Tensor]
 
 
 class Pretrain:
-    """Joint CTC/attention with the experts' balance losses."""
+    """Joint CTC/attention, a transducer where the model has one, and the experts' balance losses."""
 
     def __init__(self, objective: ObjectiveConfig, encoder: EncoderConfig):
         self.objective, self.encoder = objective, encoder
@@ -63,6 +63,8 @@ class Pretrain:
             parts["loss/intermediate"] = objective.intermediate_weight * mean
         if output.decoder_BUV is not None:
             parts |= self._attention(output, batch, totals, 1 - ctc_weight)
+        if output.transducer_B is not None:
+            parts["loss/transducer"] = objective.transducer_weight * output.transducer_B.sum() / totals.tokens
         if self.encoder.experts:
             # A lane's balance counts by its share of the frames: lanes, not processes, make the sum.
             routings = output.encoder.routings

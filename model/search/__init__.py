@@ -10,6 +10,7 @@ from model.search.joint import CtcPrefixScores, joint
 from model.search.ngram import NgramModel, TokenLanguageModel, WordLanguageModel, read_arpa
 from model.search.prefix_beam import PrefixBeamSearch, prefix_beam
 from model.search.rescoring import rescore
+from model.search.transducer import transducer_greedy
 
 __all__ = [
     "AttentionOptions",
@@ -29,5 +30,6 @@ __all__ = [
     "prefix_beam",
     "read_arpa",
     "rescore",
+    "transducer_greedy",
     "with_times",
 ]

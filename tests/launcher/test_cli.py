@@ -255,7 +255,28 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     assert "launcher.worker" in teacher["command"]
     assert not any(stage["done"] for stage in plan["stages"])
     assert chorus(["plan", "mini", *run_dir]) == 0
-    assert "memory per process" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("memory per process", "GFLOPs per s of audio", "experts", "zero3"))
+
+
+def test_a_plan_adds_up(run, capsys):
+    changes = ["--set", "cluster.processes=2", "--set", "cluster.expert_parallel=2"]
+    assert chorus(["plan", "mini", "--run-dir", str(run.path), "--json", *changes]) == 0
+    teacher, student = json.loads(capsys.readouterr().out)["stages"][2:4]
+    for stage in (teacher, student):
+        parts = stage["parts"].values()
+        assert sum(part["unique"] for part in parts) == stage["parameters"]
+        assert sum(part["operations_per_s"] for part in parts) == pytest.approx(stage["operations_per_s"])
+        memory = stage["memory_bytes"]
+        assert sum(size for kind, size in memory.items() if kind != "total") == memory["total"]
+        assert memory["activations"] > 0
+    assert student["memory_bytes"]["teacher"] == 4 * teacher["parameters"]
+    more = student["training_operations_per_s"] - 3 * student["operations_per_s"]
+    assert more == pytest.approx(teacher["operations_per_s"], rel=0.1)  # and CTC once more, at a layer before the last
+    choices = {(row["deepspeed"], row["expert_parallel"]): row["memory_bytes"] for row in student["memory_choices"]}
+    assert choices["zero2", 2] == student["memory_bytes"]
+    assert set(choices) == {("zero0", 1), *((f"zero{stage}", size) for stage in (1, 2, 3) for size in (1, 2))}
+    assert choices["zero2", 2]["weights"] < choices["zero2", 1]["weights"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from launcher.run_folder import RunFolder, read_json, write_json
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
+from model.search import transducer_greedy
+from model.transducer import TransducerConfig
 
 CONFIG = RecognizerConfig(encoder=EncoderConfig(layers=2, width=16, heads=2, feedforward_width=16, kernel_size=3))
 DECODER = DecoderConfig(layers=1, heads=2, feedforward_width=16, right_to_left_layers=1)
@@ -78,6 +80,25 @@ def test_a_model_folder_needs_nothing_of_its_run(model_folder, tmp_path):
     shutil.copytree(model_folder, moved)
     wave = noise(2.0, 16000)[:, 0].astype(np.float32)
     assert FinishedModel.load(moved).recognise([wave]) == FinishedModel.load(model_folder).recognise([wave])
+
+
+def test_the_transducer_of_a_model_writes_the_text_when_the_search_asks_for_it(utterances, tmp_path):
+    config = CONFIG.model_copy(update={"transducer": TransducerConfig(width=16)})
+    folder = untrained(RunFolder(tmp_path), utterances, config)
+    wave = noise(1.0, 16000)[:, 0].astype(np.float32)
+
+    def search(**values) -> FinishedModel:
+        return FinishedModel.load(folder, read_search({"kind": "transducer", **values}, "test"))
+
+    model = search(symbols_per_frame=2)
+    encoded = model.encode([wave]).encoder
+    with torch.inference_mode():
+        (expected,) = transducer_greedy(model.recognizer.transducer, encoded.frames_BSD, encoded.lengths_B, 2)
+    assert model.recognise([wave]) == [model.tokenizer.decode(expected.tokens)] != [""]
+    assert model.recognise([wave]) != FinishedModel.load(folder).recognise([wave])
+    assert all(0 < confidence <= 1 for confidence in expected.confidences)
+    assert len(expected.confidences) == len(expected.tokens)
+    assert len(search(symbols_per_frame=1).recognise([wave])[0]) < len(model.recognise([wave])[0])
 
 
 def test_a_recording_is_recognised_the_same_alone_and_among_others(model_folder):
@@ -143,6 +164,7 @@ def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, t
     assert found["encoder_parameters"] == sum(
         tensor.numel() for tensor in FinishedModel.load(model_folder).recognizer.encoder.parameters()
     )
+    assert 0 < found["encoder_operations_per_s"] < found["operations_per_s"]
     json.dumps(found)
 
 

@@ -132,6 +132,7 @@ def test_digits_asks_for_the_corpus_folder(refuse):
         (["stages.student.teacher=techer"], "did you mean 'teacher'?"),
         (["stages.student.teacher=student"], "not an earlier training stage"),
         (["stages.evaluation.models=[teacher, pupil]"], "evaluates 'pupil'"),
+        (["stages.evaluation.search.kind=transducer"], "model teacher of stage evaluation has none (model.transducer)"),
         (["stages.teacher.name=corpus"], "a name that the run folder uses itself"),
         (["stages.teacher.name=student"], "2 stages named 'student'"),
         (["stages.student.model.encoder.layers=4"], "encoder.layers is 4 and its teacher's is 6"),

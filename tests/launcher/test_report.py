@@ -8,6 +8,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import yaml
@@ -21,7 +22,8 @@ from launcher.report.evidence import read_evidence
 from launcher.report.figures import average_load, smooth
 from launcher.report.page import headline
 from launcher.report.results import tabulate
-from launcher.report.wording import count, duration
+from launcher.report.sizes import tabulate_sizes
+from launcher.report.wording import MISSING, count, duration
 from launcher.tracking import read_metrics
 
 START_TIME_S = 1.79e9
@@ -81,6 +83,8 @@ def model_sizes(encoder: int, effective: int, activated: int, cer: float) -> dic
         "encoder_parameters": encoder,
         "effective_encoder_parameters": effective,
         "activated_encoder_parameters": activated,
+        "encoder_operations_per_s": 2.0 * 25 * activated,
+        "operations_per_s": 2.0 * 25 * (activated + 400_000),
         "test": scores,
     }
 
@@ -226,6 +230,18 @@ def test_the_headline_sets_the_student_beside_its_teacher(page):
         "With 33% of the encoder parameters of teacher, student gets 8.3% of the test characters wrong, "
         "0.4 points more than teacher's 7.9%." in text_of(page).replace("&#39;", "'")
     )
+
+
+def test_each_models_sizes_and_operations_are_in_one_table(page):
+    text = text_of(page)
+    assert "GFLOPs per s of audio, encoder" in text
+    assert "student 1.65 M 1.25 M 5.40 M 3.40 M 0.170 0.190" in text
+
+
+def test_a_model_that_was_evaluated_before_operations_were_counted_has_a_dash_for_them():
+    (row,) = tabulate_sizes({"old": model_sizes(1_000, 2_000, 1_500, 0.1) | {"operations_per_s": None}})
+    assert row.cells()[-1] == MISSING
+    assert row.cells()[:2] == ("old", "401 k")
 
 
 def test_every_section_of_a_finished_run_has_its_content(page):
@@ -396,6 +412,36 @@ def test_the_marked_pieces_give_back_both_texts(reference, hypothesis):
     assert " ".join(piece.text for piece in pieces if piece.kind != "missing") == hypothesis
     assert (errors == 0) == (reference == hypothesis)
     assert units == len(reference.split())
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+def test_errors_and_units_are_jiwers(pairs):
+    """sum of errors / sum of units = jiwer's error rate over the corpus; each text's errors are its edit distance."""
+    references, hypotheses = (list(texts) for texts in zip(*pairs, strict=True))
+    found = [differences(*pair) for pair in pairs]
+    for (reference, hypothesis), (_, errors, _) in zip(pairs, found, strict=True):
+        assert errors == edit_distance(reference.split(), hypothesis.split())
+    if all(references):  # jiwer refuses an empty reference
+        total = sum(errors for _, errors, _ in found) / sum(units for _, _, units in found)
+        assert total == pytest.approx(jiwer.wer(references, hypotheses))
+
+
+def edit_distance(one: list[str], other: list[str]) -> int:
+    """Fewest substitutions, deletions and insertions, by the plain recursion over prefixes."""
+    distances = list(range(len(other) + 1))
+    for row, left in enumerate(one, start=1):
+        diagonal, distances[0] = distances[0], row
+        for column, right in enumerate(other, start=1):
+            cheapest = min(diagonal + (left != right), distances[column] + 1, distances[column - 1] + 1)
+            diagonal, distances[column] = distances[column], cheapest
+    return distances[-1]
+
+
+def test_the_characters_of_chinese_are_counted_as_jiwer_counts_them():
+    reference, hypothesis = "今天 天气好", "今天天汽很好"
+    _, errors, units = differences(reference, hypothesis)
+    joined = reference.replace(" ", "")
+    assert errors / units == pytest.approx(jiwer.cer(joined, hypothesis))
 
 
 def test_chinese_is_compared_by_character():

@@ -17,6 +17,7 @@ from model.objectives import ObjectiveConfig
 from model.recognizer import Recognizer, RecognizerConfig
 from model.router import ExpertsConfig, RouterConfig
 from model.subsampling import SubsamplingConfig, output_length
+from model.transducer import TransducerConfig
 
 LANES, MEL_BINS, VOCABULARY = 4, 20, 9
 CLIP_NORM = 0.5
@@ -33,6 +34,7 @@ CONFIG = RecognizerConfig(
         subsampling=SubsamplingConfig(channels=4),
     ),
     decoder=DecoderConfig(layers=1, heads=2, feedforward_width=24, dropout=0.0),
+    transducer=TransducerConfig(width=12),
 )
 # The balance loss weighs as much as recognition, so that a mistake in it cannot hide.
 OBJECTIVE = ObjectiveConfig(balance_weight=1.0, z_weight=0.1)
@@ -120,8 +122,6 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
     result = {
         "gradients": gradients,
         "norm": norm,
-        "owned": sum(fragment.values.numel() for fragment in fragments),
-        "kept": sum(replica.values.numel() for replica in parallel.replicas(engine)),
         # AdamW's first moment after one step is a share of the gradient that clipping left.
         "clipped": sum(fragment.state["exp_avg"].square().sum().item() for fragment in fragments)
         / (1 - optimizer.betas[0]) ** 2,

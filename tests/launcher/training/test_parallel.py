@@ -9,9 +9,6 @@ import processes
 import pytest
 import torch
 
-from launcher.planning import BYTES_FP32, MOMENTS, memory_per_process
-from launcher.recipe import find_deepspeed_config, read_deepspeed_config, zero_stage
-
 
 @cache
 def reference() -> dict[str, torch.Tensor]:
@@ -47,7 +44,6 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
     script = Path(gradients.__file__)
     processes.run([str(script), str(tmp_path), str(expert_parallel), deepspeed], world, tmp_path / "log")
     norm = torch.cat([gradient.flatten() for gradient in reference().values()]).norm().item()
-    level = zero_stage(read_deepspeed_config(find_deepspeed_config(deepspeed)))
     seen: dict[str, set[int]] = {}
     clipped = 0.0
     for rank in range(world):
@@ -55,11 +51,6 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
         assert_equal_gradients(result["gradients"], reference(), norm)
         assert result["norm"] == pytest.approx(norm, rel=1e-5)
         clipped += result["clipped"]
-        memory = memory_per_process(gradients.build()[0], world, expert_parallel, level)
-        # ZeRO pads its partitions, and deals parameters whole where it can.
-        assert result["owned"] * BYTES_FP32 * (1 + MOMENTS) == pytest.approx(memory.optimizer, rel=0.02)
-        if level == 3:
-            assert result["kept"] * BYTES_FP32 == pytest.approx(memory.weights, rel=0.02)
         for name, (start, _) in result["gradients"].items():
             seen.setdefault(name, set()).add(start)
     assert clipped**0.5 == pytest.approx(gradients.CLIP_NORM, rel=1e-4)

@@ -142,6 +142,16 @@ def test_a_second_decoder_learns_texts_backwards_for_its_share_of_the_attention_
     assert all(parameter.grad is None for parameter in recognizer.decoder.parameters())
 
 
+def test_the_transducers_weight_scales_its_loss_and_no_other():
+    recognizer, task = gradients.build()
+    parts, _ = task(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
+    halved = Pretrain(gradients.OBJECTIVE.model_copy(update={"transducer_weight": 0.5}), gradients.CONFIG.encoder)
+    other, _ = halved(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
+    assert parts["loss/transducer"].item() > 0
+    for name, part in parts.items():
+        torch.testing.assert_close(other[name], part * (0.5 if name == "loss/transducer" else 1.0))
+
+
 def test_hidden_states_are_compared_where_groups_end():
     assert last_layers_of_groups(EncoderConfig(layers=12, groups=2)) == (5, 11)
     assert last_layers_of_groups(EncoderConfig(layers=4, groups=2, sharing="cyclic")) == (2, 3)

@@ -1,0 +1,39 @@
+"""What a model computes per second of audio, at one length of utterance, so that models compare.
+
+Attention grows with the square of an utterance, so a rate needs a length. Ten seconds are usual in corpora of read
+speech; five tokens a second are more than words and fewer than the characters of fast speech.
+"""
+
+from dataclasses import dataclass
+
+from data.features import FeaturesConfig
+from model.accounting import encoder_operations, forward_operations, training_operations
+from model.recognizer import Recognizer
+
+UTTERANCE_S, TOKENS_PER_S = 10.0, 5.0
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations per second of audio: of the forward pass of the encoder, of the whole model (decoder
+    and transducer over the text included) and of each of its parts, and of a training step with its teacher."""
+
+    encoder: float
+    forward: float
+    parts: dict[str, float]
+    training: float
+
+
+def operations_per_second(
+    recognizer: Recognizer, features: FeaturesConfig, teacher: Recognizer | None = None
+) -> Operations:
+    """The operations of one utterance of UTTERANCE_S, divided by its length; the models may be on the meta device."""
+    num_frames = features.num_frames(round(UTTERANCE_S * features.sample_rate_hz))
+    num_tokens = round(UTTERANCE_S * TOKENS_PER_S)
+    parts = forward_operations(recognizer, num_frames, num_tokens)
+    return Operations(
+        encoder=encoder_operations(recognizer, num_frames) / UTTERANCE_S,
+        forward=sum(parts.values()) / UTTERANCE_S,
+        parts={part: count / UTTERANCE_S for part, count in parts.items()},
+        training=training_operations(recognizer, num_frames, num_tokens, teacher) / UTTERANCE_S,
+    )

@@ -1,0 +1,95 @@
+"""The transducer's half beside the encoder: a prediction network over the last few tokens, and a joint network.
+
+-log p(tokens | frames) sums over every monotonic path of tokens and blanks (Graves, 2012). The prediction network is
+stateless (Ghodsi et al., 2020): it sees a fixed number of tokens and nothing before them, so that a search keeps no
+more than those. The tensor of all pairs of frame and token is made for one utterance at a time and made again in the
+backward pass: what it takes is bounded by the longest utterance, not by the batch.
+
+Shapes: B batch, S encoder frames, U tokens, C context tokens, D encoder width, W joint width, V vocabulary.
+"""
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torchaudio.functional import rnnt_loss
+
+
+class TransducerConfig(BaseModel, frozen=True, extra="forbid"):
+    width: int = Field(default=256, ge=1, description="width of the prediction network and of the joint network")
+    context: int = Field(default=2, ge=1, description="tokens that the prediction network sees before the next one")
+
+
+class PredictionNetwork(nn.Module):
+    """Embeds tokens and mixes each with those before it, channel by channel."""
+
+    def __init__(self, width: int, context: int, vocabulary_size: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        self.mixing = nn.Conv1d(width, width, context, groups=width)
+
+    def forward(self, tokens_BU: Tensor) -> Tensor:
+        """Tokens [B, C - 1 + U], of which the first C - 1 are context only, to [B, U, W]."""
+        return torch.relu(self.mixing(self.embedding(tokens_BU).transpose(1, 2))).transpose(1, 2)
+
+
+class JointNetwork(nn.Module):
+    """Token logits of a frame and a prediction: linear(tanh(frame + prediction)).
+
+    Its matrix is used once per utterance, inside one call: what shards weights over processes gathers it once, however
+    many utterances a process has.
+    """
+
+    def __init__(self, width: int, vocabulary_size: int, blank: int):
+        super().__init__()
+        self.blank = blank
+        self.weight = nn.Parameter(torch.empty(vocabulary_size, width))
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
+        nn.init.uniform_(self.weight, -(width**-0.5), width**-0.5)
+
+    def logits(self, joint: Tensor) -> Tensor:
+        """Sums of frames and predictions [..., W] to fp32 logits [..., V]."""
+        return functional.linear(joint.tanh(), self.weight, self.bias).float()
+
+    def forward(
+        self, frames_BSW: Tensor, predictions_BUW: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor
+    ) -> Tensor:
+        """-log p(tokens | frames) of each utterance, fp32 [B]; 0, with a gradient of 0, for those without frames."""
+        num_frames, num_tokens = lengths_B.clamp(min=1).tolist(), token_lengths_B.tolist()
+        losses = [
+            checkpoint(
+                self._loss,
+                frames_BSW[row, :frames],
+                predictions_BUW[row, : tokens + 1],
+                tokens_BU[row, :tokens],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for row, (frames, tokens) in enumerate(zip(num_frames, num_tokens, strict=True))
+        ]
+        return torch.where(lengths_B > 0, torch.cat(losses), 0.0)
+
+    def _loss(self, frames_SW: Tensor, predictions_UW: Tensor, tokens_U: Tensor) -> Tensor:
+        logits_1SUV = self.logits(frames_SW[:, None] + predictions_UW)[None]
+        num_frames, num_tokens = (
+            torch.tensor([size], dtype=torch.int32, device=tokens_U.device) for size in (len(frames_SW), len(tokens_U))
+        )
+        targets_1U = tokens_U.to(torch.int32)[None].contiguous()
+        return rnnt_loss(logits_1SUV, targets_1U, num_frames, num_tokens, blank=self.blank, reduction="none")
+
+
+class Transducer(nn.Module):
+    """Prediction and joint network over the encoder's frames. Before the first token stand blanks."""
+
+    def __init__(self, config: TransducerConfig, width: int, vocabulary_size: int, blank: int):
+        super().__init__()
+        self.config, self.blank = config, blank
+        self.prediction = PredictionNetwork(config.width, config.context, vocabulary_size)
+        self.frames = nn.Linear(width, config.width)
+        self.joint = JointNetwork(config.width, vocabulary_size, blank)
+
+    def forward(self, frames_BSD: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
+        """-log p(tokens | frames) of each utterance, fp32 [B], from frames [B, S, D] and tokens [B, U]."""
+        predictions_BUW = self.prediction(functional.pad(tokens_BU, (self.config.context, 0), value=self.blank))
+        return self.joint(self.frames(frames_BSD), predictions_BUW, lengths_B, tokens_BU, token_lengths_B)
