@@ -103,6 +103,8 @@ class _SplitHeads(torch.autograd.Function):
 class SelfAttention(nn.Module):
     """Self-attention over the valid frames of each utterance, or, `causal`, over each position and those before it."""
 
+    splits_utterances = True
+
     def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
         self.heads, self.causal = heads, causal
@@ -123,11 +125,30 @@ class SelfAttention(nn.Module):
         attention takes none. `past` holds the keys and values before these frames; `positions` are those of all keys.
         """
         packed = self.query_key_value(x)
+        if packing and self._by_utterance(packing, attend, past, x.device):
+            return self.output(self._mix_by_utterance(packed, positions, packing))
         query, key, value = _SplitHeads.apply(packing.pad(packed) if packing else packed, self.heads)
         if past is not None:
             key, value = past.extend(key, value)
         mixed = self._mix(query, key, value, positions, attend).transpose(1, 2).flatten(2)
         return self.output(packing.pack(mixed) if packing else mixed)
+
+    def _by_utterance(
+        self, packing: Packing, attend: Tensor | None, past: LayerPast | None, device: torch.device
+    ) -> bool:
+        """Whether to mix one utterance after the other: fewer pairs of frames, but calls that GPUs would wait for."""
+        only_padding = attend is not None and attend.shape[2] == 1
+        return self.splits_utterances and device.type == "cpu" and only_padding and past is None and packing.uneven
+
+    def _mix_by_utterance(self, packed_NC: Tensor, positions: Positions, packing: Packing) -> Tensor:
+        """[N, 3 D] to the mixed values [N, D]."""
+        query, key, value = _SplitHeads.apply(packed_NC[None], self.heads)
+        if positions is not None:
+            cos_NJ, sin_NJ = (angles_SJ[packing.columns()] for angles_SJ in positions)
+            query, key = rotate(query, cos_NJ, sin_NJ), rotate(key, cos_NJ, sin_NJ)
+        utterances = zip(*(part.split(packing.lengths, dim=2) for part in (query, key, value)), strict=True)
+        mixed = [functional.scaled_dot_product_attention(*parts) for parts in utterances if parts[0].shape[2]]
+        return torch.cat(mixed, dim=2).transpose(1, 2).flatten(2)[0]
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
         if positions is not None:
@@ -140,6 +161,8 @@ class SelfAttention(nn.Module):
 
 class RelativeSelfAttention(SelfAttention):
     """Scores ((q + u) k + (q + v) W r) / sqrt(K): u and v weigh content and offset r for themselves."""
+
+    splits_utterances = False  # offsets would have to be encoded for every length
 
     def __init__(self, width: int, heads: int):
         super().__init__(width, heads)

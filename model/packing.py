@@ -6,6 +6,8 @@ neighbours needs the padded batch, in which padding is zero.
 Shapes: B batch, T frames, D width, N packed valid frames.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -15,13 +17,27 @@ class Packing:
     """Where the valid frames of a batch are; `valid_BT` is True at them."""
 
     def __init__(self, valid_BT: Tensor):
-        self.shape = valid_BT.shape
+        self.shape, self._valid_BT = valid_BT.shape, valid_BT
         self.index_N = valid_BT.flatten().nonzero().squeeze(1)
         self.padded = len(self.index_N) < valid_BT.numel()
 
     def rows(self) -> Tensor:
         """[N]: the row of the batch that each packed frame comes from."""
         return self.index_N // self.shape[1]
+
+    def columns(self) -> Tensor:
+        """[N]: the frame of its row that each packed frame is."""
+        return self.index_N % self.shape[1]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The valid frames of each row."""
+        return self._valid_BT.sum(1).tolist()
+
+    @cached_property
+    def uneven(self) -> bool:
+        """Whether pairs of frames, as attention compares them, are to a fifth or more padding."""
+        return 0 < sum(length**2 for length in self.lengths) < 0.8 * self.shape[0] * self.shape[1] ** 2
 
     def pack(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [N, D]; a view where nothing is padded."""

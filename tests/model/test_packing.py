@@ -1,11 +1,14 @@
 """Packed frames are the valid ones, and come back to their places."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_encoder import MEL_BINS, build
 
 from model.attention import rotate
 from model.packing import Packing
+from model.subsampling import valid_mask
 
 
 @settings(deadline=None, max_examples=50)
@@ -38,3 +41,26 @@ def test_a_rotation_turns_pairs_and_keeps_their_lengths():
     x = torch.tensor([[1.0, 0.0, 0.0, 2.0]])  # pairs (1, 0) and (0, 2)
     quarter = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])
     torch.testing.assert_close(rotate(x, *quarter), torch.tensor([[0.0, -2.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+def test_utterances_attended_to_one_by_one_give_what_the_padded_batch_gives(positions, monkeypatch):
+    encoder = build(positions=positions, groups=1)
+    features, lengths = torch.randn(4, 80, MEL_BINS), torch.tensor([80, 20, 0, 33])
+    for row, length in enumerate(lengths):
+        features[row, length:] = 0.0
+    gradients, outputs = [], []
+    for uneven in (True, False):
+        monkeypatch.setattr(Packing, "uneven", uneven)
+        encoder.zero_grad()
+        output = encoder(features, lengths).frames_BSD
+        output.square().sum().backward()
+        outputs.append(output.detach())
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_is_uneven_when_a_fifth_of_its_pairs_of_frames_is_padding():
+    assert not Packing(valid_mask(torch.tensor([10, 9, 9, 10]), 10)).uneven
+    assert Packing(valid_mask(torch.tensor([10, 7, 9, 8]), 10)).uneven
