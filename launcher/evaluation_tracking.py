@@ -41,7 +41,8 @@ def track_evaluation(recipe: Recipe, run: RunFolder, stage: EvaluateStage, found
     tracker.artifacts(lambda: made_artifacts(recipe, run, stage.name), used=False)
     tracker.close(TIMEOUT_S)
     if tracker.unmirrored:
-        logger.warning("%d records of the evaluation were not shown; the files in %s say why", tracker.unmirrored, "logs")
+        logs = run.stage(stage.name).logs
+        logger.warning("%d records of the evaluation were not shown; the logs in %s say why", tracker.unmirrored, logs)
 
 
 def _numbers(name: str, model: dict[str, Any]) -> dict[str, float]:
