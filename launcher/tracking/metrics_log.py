@@ -54,7 +54,7 @@ class MetricsLog:
 def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
     """Yields the rows of a metrics file; none when it is missing. A torn line is no row.
 
-    With `thin_to`, about that many rows of a longer file, evenly chosen, and all validations and saves.
+    With `thin_to`, about that many rows of a longer file, evenly chosen, and all validations, saves and goodputs.
     """
     if not path.exists():
         return

@@ -17,7 +17,9 @@ COLUMNS = 256
 CELL_PIXELS, COLUMN_PIXELS, ROW_PIXELS = 24, 2, 12
 RECENT_COLUMNS = 8
 # Load, then red, green and blue there.
-_SCALE = np.array([[0.0, 33, 102, 172], [0.5, 146, 197, 222], [1, 247, 247, 247], [1.5, 244, 165, 130], [2, 178, 24, 43]])
+_SCALE = np.array(
+    [[0.0, 33, 102, 172], [0.5, 146, 197, 222], [1, 247, 247, 247], [1.5, 244, 165, 130], [2, 178, 24, 43]]
+)
 
 
 class RouterMaps:
@@ -53,7 +55,7 @@ class RouterMaps:
         load_LE = np.stack([np.pad(load_E, (0, widest - len(load_E)), constant_values=np.nan) for load_E in recent])
         images = {"router/load": paint(load_LE, CELL_PIXELS, CELL_PIXELS)}
         for name, history in sorted(self._layers.items()):
-            images[f"router/{name}/load"] = paint(history.columns_EC(), ROW_PIXELS, COLUMN_PIXELS)
+            images[f"router/{name}/load"] = paint(history.columns(), ROW_PIXELS, COLUMN_PIXELS)
         return images
 
 
@@ -61,26 +63,27 @@ class _History:
     """The loads of one layer, in columns that are each the mean of `stride` rows."""
 
     def __init__(self) -> None:
-        self._columns: list[np.ndarray] = []
+        self._closed: list[np.ndarray] = []
         self._open: list[np.ndarray] = []
         self._stride = 1
 
     def add(self, load_E: np.ndarray) -> None:
         self._open.append(load_E)
         if len(self._open) == self._stride:
-            self._columns.append(np.mean(self._open, axis=0))
+            self._closed.append(np.mean(self._open, axis=0))
             self._open = []
-        if len(self._columns) == COLUMNS:
-            self._columns = [np.mean(pair, axis=0) for pair in zip(self._columns[::2], self._columns[1::2], strict=True)]
+        if len(self._closed) == COLUMNS:
+            self._closed = [np.mean(pair, axis=0) for pair in zip(self._closed[::2], self._closed[1::2], strict=True)]
             self._stride *= 2
 
-    def columns_EC(self) -> np.ndarray:
+    def columns(self) -> np.ndarray:
+        """Mean loads [E, C]."""
         rest = [np.mean(self._open, axis=0)] if self._open else []
-        return np.stack([*self._columns, *rest], axis=1)
+        return np.stack([*self._closed, *rest], axis=1)
 
     def recent(self) -> np.ndarray:
         """Mean load [E] over the last columns."""
-        return self.columns_EC()[:, -RECENT_COLUMNS:].mean(axis=1)
+        return self.columns()[:, -RECENT_COLUMNS:].mean(axis=1)
 
 
 def paint(load: np.ndarray, height: int, width: int) -> np.ndarray:

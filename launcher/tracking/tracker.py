@@ -1,7 +1,8 @@
 """The one object the training loop of rank 0, and an evaluation, report to."""
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,17 @@ class Tracker:
         stage = StageFolder(stage_folder)
         self._metrics = None if resume_step is None else MetricsLog(stage.metrics_file, resume_step)
         backends: list[Backend] = []
+        if config.tensorboard:
+            backends.append(TensorboardBackend(stage.tensorboard, resume_step or 0))
         mode, reason = choose_mode(config.wandb.mode, os.environ)
         if mode != "disabled":
             backends.append(WandbBackend(stage_folder, config.wandb, mode, reason, run_name, recipe))
-        if config.tensorboard:
-            backends.append(TensorboardBackend(stage.tensorboard, resume_step or 0))
-        self._mirrors = [
-            Mirror(backend, stage.logs, lambda: read_metrics(stage.metrics_file, thin_to=COLUMNS))
-            for backend in backends
-        ]
+
+        def past() -> Iterator[dict[str, Any]]:
+            rows = read_metrics(stage.metrics_file, thin_to=COLUMNS)
+            return (row for row in rows if row["step"] <= (resume_step or 0))
+
+        self._mirrors = [Mirror(backend, stage.logs, past) for backend in backends]
 
     def log(self, row: dict[str, Any]) -> None:
         """Records one row: `step` and metrics (numbers, or lists of numbers such as the load per expert)."""
@@ -98,8 +101,9 @@ class Tracker:
         return sum(mirror.dropped for mirror in self._mirrors)
 
     def close(self, timeout_s: float) -> None:
-        """Ends the mirrors, helper processes included, each within `timeout_s`; a second call does nothing."""
+        """Ends the mirrors, helper processes included, within `timeout_s` altogether; a second call does nothing."""
         if self._metrics is not None:
             self._metrics.close()
-        for mirror in self._mirrors:
-            mirror.close(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        for number, mirror in enumerate(self._mirrors):
+            mirror.close(max(0.0, deadline_s - time.monotonic()) / (len(self._mirrors) - number))

@@ -28,7 +28,7 @@ from launcher.tracking.login import Mode
 
 logger = logging.getLogger(__name__)
 
-INIT_TIMEOUT_S = 60.0
+INIT_TIMEOUT_S = 30.0
 _HELPER_NAME = "wandb-core"
 # The mark that `wandb sync` leaves beside the record of a run that it has sent.
 SENT_SUFFIX = ".wandb.synced"

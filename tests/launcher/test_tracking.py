@@ -18,8 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.tracking import Tracker, TrackingConfig, WandbConfig, choose_mode, read_metrics
-from launcher.tracking import mirror, wandb_backend
+from launcher.tracking import Tracker, TrackingConfig, WandbConfig, choose_mode, mirror, read_metrics, wandb_backend
 
 DISABLED = TrackingConfig(wandb=WandbConfig(mode="disabled"))
 OFFLINE = TrackingConfig(wandb=WandbConfig(mode="offline"))
