@@ -98,7 +98,12 @@ def _train(
     device = parallel.start_processes(recipe.cluster.longest_deadline_s)
     folder = run.stage(stage.name)
     trainer = build_trainer(recipe, run, stage, heartbeat, device, stop)
-    status = trainer.run()
+    try:
+        status = trainer.run()
+    except Exception:
+        if trainer.tracker:
+            trainer.tracker.close(timeout_s=3)  # the alerts that say what went wrong
+        raise
     if dist.get_rank() == 0:
         if status == "done":
             write_model(recipe, run, stage)

@@ -1,6 +1,11 @@
 """A layer that stops using its experts is reported once, and again only after it had recovered."""
 
+import json
+from pathlib import Path
+
+import processes
 import pytest
+from conftest import STAGE
 
 from launcher.training.collapse import ROWS, CollapseDetector
 
@@ -50,3 +55,26 @@ def test_a_resumed_training_does_not_report_what_was_reported_before():
     rows = [row(layer=IDLE, other=EVEN)] * (2 * ROWS)
     assert CollapseDetector(rows).look(rows[0]) == []
     assert look(CollapseDetector(rows), EVEN, 2 * ROWS)[0]["event"] == "routing_recovered"
+
+
+def test_a_training_whose_routers_collapse_says_so_once_in_its_events_and_to_its_mirrors(make_run):
+    steps = ROWS + 6
+    topology = ("cluster.processes=1", "cluster.expert_parallel=1", "tracking.tensorboard=true")
+    length = (f"stages.{STAGE}.steps={steps}", f"stages.{STAGE}.validate_every={steps}", f"stages.{STAGE}.log_every=1")
+    run = make_run("collapse", (*topology, *length))
+    poison = str(Path(__file__).with_name("poison.py"))
+    processes.run([poison, json.dumps({2: "routing"}), str(run.path), STAGE], 1, run.path / "log")
+    found = [event for event in run.events() if event["event"].startswith("routing_")]
+    assert sorted((event["event"], event["layer"]) for event in found) == [
+        ("routing_collapsed", "layer-00"),
+        ("routing_collapsed", "layer-01"),
+    ]
+    assert all(ROWS <= event["step"] < steps for event in found)
+    assert all("expert 0 takes" in event["reason"] for event in found)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.stage(STAGE).tensorboard)).Reload()
+    alerts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("alerts/text_summary")]
+    assert [f"layer-{layer:02d}" in alert for layer, alert in enumerate(alerts)] == [True, True]
+    assert [event.step for event in events.Images("router/load")] == [steps]
