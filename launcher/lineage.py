@@ -18,7 +18,7 @@ from launcher.tracking import Artifact
 def used_artifacts(recipe: Recipe, run: RunFolder, stage: str) -> Iterator[Artifact]:
     """The inputs of a stage as its record in state.json names them; none where there is no record.
 
-    Trained shards count as an input of the tokenizer, which says so in its content. DataError when shards are gone.
+    A teacher from elsewhere and a file of a search go by their fingerprint. DataError when shards are gone.
     """
     pipeline = Pipeline(recipe, run)
     for name, fingerprint in pipeline.record(stage).get("inputs", {}).items():
@@ -34,7 +34,8 @@ def used_artifacts(recipe: Recipe, run: RunFolder, stage: str) -> Iterator[Artif
                 {"folder": str(run.tokenizer)},
             )
         elif "/" in name:
-            yield Artifact(f"model-{fingerprint[:12]}", "model", fingerprint, {}, {"folder": name})
+            kind = "search" if Path(name).is_file() else "model"
+            yield Artifact(f"{kind}-{fingerprint[:12]}", kind, fingerprint, {}, {"path": name})
         else:
             yield _model(pipeline, name, fingerprint)
 
