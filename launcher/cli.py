@@ -192,6 +192,14 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "report"))
 
+    parser = commands.add_parser("sync", help="send to W&B what a run recorded without a server")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "--timeout-s", type=float, default=600.0, metavar="S", help="longest time for a stage, in s (default: 600)"
+    )
+    _add_json(parser)
+    parser.set_defaults(command=_command("sync", "sync"))
+
     parser = commands.add_parser("doctor", help="show what this machine can do")
     _add_json(parser)
     parser.set_defaults(command=_command("doctor", "doctor"))

@@ -9,6 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from launcher.run_folder import RunFolder
+from launcher.tracking import read_metrics
+
+# More rows of a stage than these are thinned out.
+MOST_ROWS = 10_000
 ENDS = ("stage_done", "stage_stopped", "stage_failed")
 
 
@@ -61,6 +66,11 @@ class _Session:
     started: float
     ended: float
     attempts: list[_Attempt] = field(default_factory=list)
+
+
+def stage_goodput(run: RunFolder, stage: str, events: Iterable[dict[str, Any]]) -> Goodput | None:
+    """Account for a stage's wall time so far, from its metrics and the events of its run."""
+    return measure_goodput(events, read_metrics(run.stage(stage).metrics_file, thin_to=MOST_ROWS), stage)
 
 
 def measure_goodput(events: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]], stage: str) -> Goodput | None:

@@ -85,6 +85,8 @@ class StageFolder:
         self.stop_file = path / "stop"
         self.done_file = path / "done.json"
         self.wandb_file = path / "wandb.json"
+        self.wandb = path / "wandb"
+        self.tensorboard = path / "tensorboard"
         self.evaluation_file = path / "evaluation.json"
 
     def checkpoint(self, step: int) -> Path:

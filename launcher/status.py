@@ -8,14 +8,12 @@ from typing import Any
 import yaml
 
 from launcher.errors import ConfigError
-from launcher.goodput import measure_goodput
+from launcher.goodput import stage_goodput
 from launcher.progress import PACE_ROWS, Pace, parse_row
 from launcher.run_folder import RunFolder, StageFolder, read_json
-from launcher.tracking import read_metrics
 
 # Enough of metrics.jsonl's end for the rows that a pace is measured over, with their losses per expert layer.
 TAIL_BYTES = 1 << 20
-GOODPUT_ROWS = 10_000
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -58,16 +56,11 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         entry = {"name": name, "kind": record.get("kind") or planned[name]["kind"], "status": status}
         if "steps" in planned.get(name, {}):
             entry |= _training_status(run.stage(name), planned[name]["steps"], status)
-            entry["goodput"] = _shares(run, name, events)
+            goodput = stage_goodput(run, name, events)
+            entry["goodput"] = None if goodput is None else goodput.shares()
             entry["restarts"] = sum(event["event"] == "restart" and event["stage"] == name for event in events)
         stages.append(entry)
     return {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
-
-
-def _shares(run: RunFolder, stage: str, events: list[dict[str, Any]]) -> dict[str, float] | None:
-    """What the stage's wall time went to, as fractions; None before its processes have started."""
-    goodput = measure_goodput(events, read_metrics(run.stage(stage).metrics_file, thin_to=GOODPUT_ROWS), stage)
-    return None if goodput is None else goodput.shares()
 
 
 def _training_status(folder: StageFolder, steps: int, status: str) -> dict[str, Any]:

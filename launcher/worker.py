@@ -74,8 +74,11 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
 
 def _evaluate(recipe: "Recipe", run: RunFolder, stage: "EvaluateStage", heartbeat: "Heartbeat") -> None:
     from launcher.evaluation import evaluate
+    from launcher.evaluation_tracking import track_evaluation
 
-    write_json(run.stage(stage.name).evaluation_file, evaluate(recipe, run, stage, heartbeat))
+    found = evaluate(recipe, run, stage, heartbeat)
+    write_json(run.stage(stage.name).evaluation_file, found)
+    track_evaluation(recipe, run, stage, found)
     write_json(run.stage(stage.name).done_file, {"status": "done", "step": 0})
 
 
@@ -88,17 +91,25 @@ def _train(
 ) -> None:
     import torch.distributed as dist
 
+    from launcher.lineage import made_artifacts
     from launcher.training import parallel
     from launcher.training.setup import build_trainer, write_model
 
     device = parallel.start_processes(recipe.cluster.longest_deadline_s)
     folder = run.stage(stage.name)
     trainer = build_trainer(recipe, run, stage, heartbeat, device, stop)
-    status = trainer.run()
+    try:
+        status = trainer.run()
+    except Exception:
+        if trainer.tracker:
+            trainer.tracker.close(timeout_s=3)  # the alerts that say what went wrong
+        raise
     if dist.get_rank() == 0:
         if status == "done":
             write_model(recipe, run, stage)
         if trainer.tracker:
+            if status == "done":
+                trainer.tracker.artifacts(lambda: made_artifacts(recipe, run, stage.name), used=False)
             trainer.tracker.close(timeout_s=20)
         write_json(folder.done_file, {"status": status, "step": trainer.step})
     dist.barrier()

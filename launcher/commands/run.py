@@ -17,6 +17,7 @@ from launcher.report import results_table
 from launcher.run_folder import RunFolder, read_json
 from launcher.status import open_run
 from launcher.stopping import StopRequest
+from launcher.tracking import check_tracking
 
 
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
@@ -35,6 +36,7 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         recipe, folder = read_recipe(options)
         check_inputs(recipe)
         check_machine(recipe.cluster)
+        check_tracking(recipe.tracking)
         if folder.path.exists():
             claim_folder(recipe, folder)
     display = open_display(sys.stdout)

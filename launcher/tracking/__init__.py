@@ -1,8 +1,22 @@
-"""What a training stage tells the outside: `metrics.jsonl`, the truth, and its mirror in Weights & Biases."""
+"""What a stage tells the outside: `metrics.jsonl`, the truth, and its mirrors in Weights & Biases and TensorBoard."""
 
-from launcher.tracking.config import TrackingConfig, WandbConfig
+from launcher.tracking.backend import Alert, Artifact, Sound, Table
+from launcher.tracking.config import TrackingConfig, WandbConfig, check_tracking
+from launcher.tracking.login import choose_mode, find_login
 from launcher.tracking.metrics_log import MetricsLog, read_metrics
-from launcher.tracking.mirror import choose_mode
 from launcher.tracking.tracker import Tracker
 
-__all__ = ["MetricsLog", "Tracker", "TrackingConfig", "WandbConfig", "choose_mode", "read_metrics"]
+__all__ = [
+    "Alert",
+    "Artifact",
+    "MetricsLog",
+    "Sound",
+    "Table",
+    "Tracker",
+    "TrackingConfig",
+    "WandbConfig",
+    "check_tracking",
+    "choose_mode",
+    "find_login",
+    "read_metrics",
+]

@@ -1,8 +1,12 @@
 """The `tracking:` section of a recipe."""
 
+import importlib.util
+import sys
 from typing import Literal
 
 from pydantic import BaseModel, Field
+
+from launcher.errors import ConfigError
 
 
 class WandbConfig(BaseModel, frozen=True, extra="forbid"):
@@ -22,3 +26,15 @@ class TrackingConfig(BaseModel, frozen=True, extra="forbid"):
     """Where the measurements of a run go besides `metrics.jsonl`, which is always written."""
 
     wandb: WandbConfig = Field(default=WandbConfig(), description="Weights & Biases")
+    tensorboard: bool = Field(
+        default=False, description="event files for TensorBoard in the folder tensorboard of every stage"
+    )
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Refuse (ConfigError) a backend whose package is not installed."""
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            f"tracking.tensorboard is true, but {sys.executable} has no package tensorboard. Install it with "
+            "pip install 'chorus-asr[tensorboard]', or pass --set tracking.tensorboard=false."
+        )

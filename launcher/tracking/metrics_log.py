@@ -14,6 +14,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+_ALWAYS_READ = (b'"validation/', b'"save_stall_s"', b'"goodput/')
+
 
 class MetricsLog:
     """Appends rows to one file; once opened, it never raises into the training loop.
@@ -52,14 +54,14 @@ class MetricsLog:
 def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
     """Yields the rows of a metrics file; none when it is missing. A torn line is no row.
 
-    With `thin_to`, about that many rows of a longer file, evenly chosen, and all validations and saves.
+    With `thin_to`, about that many rows of a longer file, evenly chosen, and all validations, saves and goodputs.
     """
     if not path.exists():
         return
     stride = 1 if thin_to is None else -(-_num_lines(path) // thin_to)
     with path.open("rb") as file:
         for index, line in enumerate(file):
-            if index % max(1, stride) == 0 or b'"validation/' in line or b'"save_stall_s"' in line:
+            if index % max(1, stride) == 0 or any(name in line for name in _ALWAYS_READ):
                 row = _decode(line)
                 if row is not None:
                     yield row

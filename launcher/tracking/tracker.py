@@ -1,20 +1,30 @@
-"""The one object the training loop of rank 0 reports to."""
+"""The one object the training loop of rank 0, and an evaluation, report to."""
 
 import os
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from launcher.run_folder import StageFolder
+from launcher.tracking.alerts import Event, alert_of, untold_restarts
+from launcher.tracking.backend import Artifact, Backend, Table
 from launcher.tracking.config import TrackingConfig
-from launcher.tracking.metrics_log import MetricsLog
-from launcher.tracking.mirror import WandbMirror, choose_mode
+from launcher.tracking.login import choose_mode
+from launcher.tracking.metrics_log import MetricsLog, read_metrics
+from launcher.tracking.mirror import Mirror, Record
+from launcher.tracking.router_maps import COLUMNS
+from launcher.tracking.tensorboard_backend import TensorboardBackend
+from launcher.tracking.wandb_backend import WandbBackend
 
 
 class Tracker:
-    """Writes every row to `metrics.jsonl` and offers it to the Weights & Biases mirror.
+    """Writes every row to `metrics.jsonl`, and offers it and everything else to the mirrors.
 
-    `log` neither waits nor raises: a mirror that is slow, broken or absent costs rows of the mirror only.
-    With `resume_step`, rows of later steps (written by an attempt that was lost) are cut off first; a new
-    stage passes 0. Raises OSError from the constructor when `metrics.jsonl` cannot be opened.
+    No method but `close` waits, and none raises: a mirror that is slow, broken or absent costs only what it would have
+    shown. With `resume_step`, rows of later steps (written by an attempt that was lost) are cut off first; a new stage
+    passes 0, one that has no steps and no metrics passes None. Raises OSError from the constructor when
+    `metrics.jsonl` cannot be opened.
     """
 
     def __init__(
@@ -23,34 +33,77 @@ class Tracker:
         config: TrackingConfig,
         *,
         run_name: str,
-        stage_name: str,
-        recipe: dict,
-        resume_step: int,
+        recipe: dict[str, Any],
+        resume_step: int | None,
     ) -> None:
-        self._metrics = MetricsLog(StageFolder(stage_folder).metrics_file, resume_step)
+        stage = StageFolder(stage_folder)
+        self._metrics = None if resume_step is None else MetricsLog(stage.metrics_file, resume_step)
+        backends: list[Backend] = []
+        if config.tensorboard:
+            backends.append(TensorboardBackend(stage.tensorboard, resume_step or 0))
         mode, reason = choose_mode(config.wandb.mode, os.environ)
-        self._mirror: WandbMirror | None = None
         if mode != "disabled":
-            self._mirror = WandbMirror(stage_folder, config.wandb, mode, reason, run_name, stage_name, recipe)
+            backends.append(WandbBackend(stage_folder, config.wandb, mode, reason, run_name, recipe))
 
-    def log(self, row: dict) -> None:
+        def past() -> Iterator[dict[str, Any]]:
+            rows = read_metrics(stage.metrics_file, thin_to=COLUMNS)
+            return (row for row in rows if row["step"] <= (resume_step or 0))
+
+        self._mirrors = [Mirror(backend, stage.logs, past) for backend in backends]
+
+    def log(self, row: dict[str, Any]) -> None:
         """Records one row: `step` and metrics (numbers, or lists of numbers such as the load per expert)."""
-        self._metrics.append(row)
-        if self._mirror is not None:
-            self._mirror.offer(row)
+        if self._metrics is not None:
+            self._metrics.append(row)
+        for mirror in self._mirrors:
+            mirror.offer(row)
+
+    def summarize(self, values: dict[str, float]) -> None:
+        """Tells the mirrors numbers that hold for the stage as a whole."""
+        self._offer(lambda backend: backend.summarize(values))
+
+    def event(self, event: Event) -> None:
+        """Raises an alert about an event of the run if it is worth one."""
+        alert = alert_of(event)
+        if alert is not None:
+            self._offer(lambda backend: backend.alert(alert))
+
+    def tell_restarts(self, events: Iterable[Event], stage: str) -> None:
+        """Raises the alerts about restarts of a stage since it last trained."""
+        for event in untold_restarts(events, stage):
+            self.event(event)
+
+    def table(self, build: Callable[[], Table]) -> None:
+        """Shows a table; it is built in the mirror's thread."""
+        self._offer(lambda backend: backend.table(build()))
+
+    def artifacts(self, build: Callable[[], Iterable[Artifact]], used: bool) -> None:
+        """Declares what the stage used, or made; built in the mirror's thread."""
+
+        def declare(backend: Backend) -> None:
+            for artifact in build():
+                backend.artifact(artifact, used)
+
+        self._offer(declare)
+
+    def _offer(self, record: Record) -> None:
+        for mirror in self._mirrors:
+            mirror.offer(record)
 
     @property
     def lost_rows(self) -> int:
         """Rows that `metrics.jsonl` could not take, for instance because the disk was full."""
-        return self._metrics.lost_rows
+        return 0 if self._metrics is None else self._metrics.lost_rows
 
     @property
-    def unmirrored_rows(self) -> int:
-        """Rows that were written but never reached the mirror."""
-        return 0 if self._mirror is None else self._mirror.dropped_rows
+    def unmirrored(self) -> int:
+        """Rows and other records that never reached a mirror."""
+        return sum(mirror.dropped for mirror in self._mirrors)
 
     def close(self, timeout_s: float) -> None:
-        """Ends the mirror, its helper processes included, within `timeout_s`; a second call does nothing."""
-        self._metrics.close()
-        if self._mirror is not None:
-            self._mirror.close(timeout_s)
+        """Ends the mirrors, helper processes included, within `timeout_s` altogether; a second call does nothing."""
+        if self._metrics is not None:
+            self._metrics.close()
+        deadline_s = time.monotonic() + timeout_s
+        for number, mirror in enumerate(self._mirrors):
+            mirror.close(max(0.0, deadline_s - time.monotonic()) / (len(self._mirrors) - number))

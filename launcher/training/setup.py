@@ -9,12 +9,14 @@ from data.plan import derive_seed
 from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
+from launcher.lineage import used_artifacts
 from launcher.recipe import DistillStage, PretrainStage, Recipe, check_frame_rates
 from launcher.run_folder import RunFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker, read_metrics
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
+from launcher.training.collapse import CollapseDetector
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
 from launcher.training.spikes import SpikeDetector
@@ -66,13 +68,15 @@ def build_trainer(
             folder.path,
             recipe.tracking,
             run_name=recipe.name,
-            stage_name=stage.name,
             recipe=recipe.model_dump(mode="json"),
             resume_step=trainer.step,
         )
-        # What the loss usually is, as far as it was measured before.
-        rows = read_metrics(folder.metrics_file)
+        trainer.tracker.tell_restarts(run.events(), stage.name)
+        trainer.tracker.artifacts(lambda: used_artifacts(recipe, run, stage.name), used=True)
+        # What the loss and the routing usually are, as far as they were measured before.
+        rows = list(read_metrics(folder.metrics_file))
         trainer.spikes = SpikeDetector(row["loss"] for row in rows if row.get("loss") is not None)
+        trainer.collapses = CollapseDetector(rows)
     return trainer
 
 

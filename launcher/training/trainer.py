@@ -20,11 +20,13 @@ from data.loader import Batch
 from data.plan import Totals, derive_seed
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError, DivergedError
+from launcher.goodput import stage_goodput
 from launcher.recipe import DistillStage, PretrainStage
 from launcher.run_folder import RunFolder, StageFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker
 from launcher.training import checkpoint, parallel
+from launcher.training.collapse import CollapseDetector
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import Inputs
 from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures, norm_measures
@@ -56,6 +58,7 @@ class Trainer:
     window: Window = field(default_factory=Window)
     recovery: Recovery = field(default_factory=Recovery)
     spikes: SpikeDetector = field(default_factory=SpikeDetector)
+    collapses: CollapseDetector = field(default_factory=CollapseDetector)
     saver: checkpoint.Saver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ class Trainer:
                 break
             waiting = time.perf_counter()
         self._event("training_ended")
+        self._log_goodput()
         return "done" if self.step == self.stage.steps else "stopped"
 
     def _step(self, batches: list[Batch], data_wait_s: float) -> bool:
@@ -178,7 +182,10 @@ class Trainer:
     def _event(self, name: str, **details: Any) -> None:
         """Leave a record among the run's events, once for all processes."""
         if dist.get_rank() == 0:
-            RunFolder(self.folder.path.parent).append_event(name, stage=self.stage.name, step=self.step, **details)
+            event = {"event": name, "stage": self.stage.name, "step": self.step, **details}
+            RunFolder(self.folder.path.parent).append_event(**event)
+            if self.tracker:
+                self.tracker.event(event)
 
     def _rebalance(self, agreed: Agreed) -> None:
         loads = [agreed.loads[f"experts/{name}/load"] for name in self.stage.model.encoder.routing_names]
@@ -199,6 +206,21 @@ class Trainer:
             if usual := self.spikes.look(row["loss"]):
                 logger.warning("step %d: the loss jumped to %.3g, usual was %.3g", self.step, row["loss"], usual)
                 self._event("loss_spike", loss=row["loss"], usual=usual)
+            for change in self.collapses.look(row):
+                logger.warning("step %d: %s", self.step, change)
+                self._event(change.pop("event"), **change)
+
+    def _log_goodput(self) -> None:
+        """What the stage's wall time went to until now, as fractions of it."""
+        if self.tracker is None:
+            return
+        run = RunFolder(self.folder.path.parent)
+        goodput = stage_goodput(run, self.stage.name, run.events())
+        if goodput is not None:
+            measured = {f"goodput/{name}": share for name, share in goodput.shares().items()}
+            measured["goodput/wall_s"] = goodput.wall_s
+            self.tracker.log({"step": self.step, **measured, "time": time.time()})
+            self.tracker.summarize(measured)
 
     @torch.no_grad()
     def _validate(self) -> float | None:

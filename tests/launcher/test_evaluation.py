@@ -1,8 +1,13 @@
 """Finished models: stored, opened, and asked for text and error rates."""
 
+import io
 import json
 import shutil
+import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jiwer
 import numpy as np
@@ -15,10 +20,14 @@ from data.corpora.aelita import AelitaConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
 from data.manifest import Clip, Utterance
+from data.reader import ShardReader
+from data.shard_index import read_index
 from data.shards import write_split
 from data.tokenizer import TokenizerConfig, train_tokenizer
+from launcher import evaluation_tracking
 from launcher.errors import CheckpointError, ConfigError
 from launcher.evaluation import evaluate_model, transcribe
+from launcher.evaluation_tracking import examples_table, track_evaluation
 from launcher.finished_model import FinishedModel, write_finished_model
 from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
@@ -264,3 +273,45 @@ def test_evaluations_of_one_split_stand_side_by_side_in_the_results(tmp_path):
         "teacher": {"parameters": 7, "test": {"cer": 0.2}},
         "student": {"parameters": 7, "test": {"cer": 0.2}, "test/with-beam": {"cer": 0.1}},
     }
+
+
+def test_examples_are_shown_with_their_audio_and_their_errors(utterances, tmp_path):
+    write_split(utterances, tmp_path / "dev", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
+    reader = ShardReader(read_index(tmp_path / "dev"))
+    spoken = [reader.read(position) for position in (3, 0)]
+    examples = [{"key": one.key, "reference": "раз два", "hypothesis": "раз да"} for one in spoken]
+    table = examples_table("examples/student", examples, tmp_path / "dev")
+    assert table.columns[-4:] == ("word_errors", "words", "character_errors", "characters")
+    for row, example in zip(table.rows, spoken, strict=True):
+        waveform, rate_hz = soundfile.read(io.BytesIO(row[1].flac), dtype="float32")
+        assert (row[0], rate_hz) == (example.key, 16000)
+        assert np.abs(waveform - example.waveform).max() < 2**-15
+        assert row[4:] == [1, 2, 1, 7]
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "raises", "shards are gone"])
+def test_an_evaluation_waits_for_its_tracking_no_longer_than_stated_and_never_fails_of_it(
+    tmp_path, monkeypatch, trouble
+):
+    released = threading.Event()
+
+    def init(**_):
+        if trouble == "raises":
+            raise RuntimeError("the W&B library broke")
+        released.wait(30)
+
+    if trouble != "shards are gone":
+        nothing = lambda **_: None  # noqa: E731
+        fake = SimpleNamespace(Settings=nothing, setup=nothing, init=init, teardown=lambda: None)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(evaluation_tracking, "TIMEOUT_S", 2.0 if trouble == "hangs" else 30.0)
+    recipe, run = load_recipe("mini"), RunFolder(tmp_path / "run")
+    stage = recipe.stage("evaluation")
+    model = {"parameters": 9, "test": {"wer": 0.5}, "examples": [{"key": "a", "reference": "б", "hypothesis": "в"}]}
+    start_s = time.perf_counter()
+    track_evaluation(recipe, run, stage, {"models": {"student": model}})
+    assert time.perf_counter() - start_s < (3 if trouble == "hangs" else 30)
+    log = (run.stage("evaluation").logs / "wandb.log").read_text()
+    assert {"hangs": "did not finish", "raises": "library broke", "shards are gone": "DataError"}[trouble] in log
+    released.set()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.tracking import Tracker, TrackingConfig, WandbConfig, choose_mode, mirror, read_metrics
+from launcher.tracking import Tracker, TrackingConfig, WandbConfig, choose_mode, mirror, read_metrics, wandb_backend
 
 DISABLED = TrackingConfig(wandb=WandbConfig(mode="disabled"))
 OFFLINE = TrackingConfig(wandb=WandbConfig(mode="offline"))
@@ -33,7 +33,7 @@ def _no_settings_from_outside(monkeypatch, tmp_path):
 
 
 def open_tracker(stage: Path, config: TrackingConfig, resume_step: int = 0) -> Tracker:
-    return Tracker(stage, config, run_name="mini", stage_name="teacher", recipe={"seed": 1}, resume_step=resume_step)
+    return Tracker(stage, config, run_name="mini", recipe={"seed": 1}, resume_step=resume_step)
 
 
 def training_row(step: int) -> dict:
@@ -192,7 +192,7 @@ def test_a_disabled_mirror_never_imports_wandb(tmp_path, monkeypatch):
 def test_rows_reach_wandb_under_the_run_as_group_and_the_stage_as_name(tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    tracker = open_tracker(tmp_path, OFFLINE)
+    tracker = open_tracker(tmp_path / "teacher", OFFLINE)
     tracker.log({"step": 1, "loss": 2.0, "experts/layer-00/load": [0.25, 0.75]})
     tracker.close(5)
     assert fake.rows == [{"step": 1, "loss": 2.0, "experts/layer-00/load/00": 0.25, "experts/layer-00/load/01": 0.75}]
@@ -217,7 +217,7 @@ def test_a_hanging_wandb_costs_no_step_and_close_keeps_its_deadline(tmp_path, mo
     released = threading.Event()
     fake = FakeWandb(**{place: lambda *_, **__: released.wait(30)})
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(mirror, "QUEUE_ROWS", 100)
+    monkeypatch.setattr(mirror, "QUEUE_RECORDS", 100)
     tracker = open_tracker(tmp_path, OFFLINE)
     start_s = time.perf_counter()
     for step in range(1, 501):
@@ -230,7 +230,7 @@ def test_a_hanging_wandb_costs_no_step_and_close_keeps_its_deadline(tmp_path, mo
     assert sum(1 for _ in read_metrics(tmp_path / "metrics.jsonl")) == 500
     assert any("did not finish" in line for line in wandb_log(tmp_path))
     if place != "finish":
-        assert tracker.unmirrored_rows >= 399
+        assert tracker.unmirrored >= 399
 
 
 @pytest.mark.parametrize("place", ["init", "log", "finish"])
@@ -251,7 +251,7 @@ def test_a_missing_wandb_is_named_in_its_log_and_costs_no_step(tmp_path, monkeyp
     tracker.log({"step": 1})
     tracker.close(5)
     assert any("ModuleNotFoundError" in line for line in wandb_log(tmp_path))
-    assert tracker.unmirrored_rows == 1
+    assert tracker.unmirrored == 1
 
 
 def test_a_resumed_stage_continues_one_offline_run_and_leaves_no_process_behind(tmp_path, capfd):
@@ -261,7 +261,7 @@ def test_a_resumed_stage_continues_one_offline_run_and_leaves_no_process_behind(
         for step in range(resume_step + 1, resume_step + 31):
             tracker.log(training_row(step))
         tracker.close(20)
-        assert tracker.unmirrored_rows == 0
+        assert tracker.unmirrored == 0
         assert helper_processes() == []
     run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
     runs = sorted(tmp_path.glob("wandb/offline-run-*"))
@@ -274,15 +274,15 @@ def test_a_resumed_stage_continues_one_offline_run_and_leaves_no_process_behind(
 
 
 def test_an_online_run_whose_server_refuses_goes_on_offline(tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "INIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(wandb_backend, "INIT_TIMEOUT_S", 2.0)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     tracker = open_tracker(tmp_path, TrackingConfig())
     tracker.log(training_row(1))
     tracker.close(20)
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
-    assert any("offline" in line and "wandb sync" in line for line in wandb_log(tmp_path))
-    assert tracker.unmirrored_rows == 0
+    assert any("offline" in line and "chorus sync" in line for line in wandb_log(tmp_path))
+    assert tracker.unmirrored == 0
     assert helper_processes() == []
 
 
@@ -290,7 +290,7 @@ HANGING_SERVER_SCRIPT = """
 import sys, time
 from pathlib import Path
 from launcher.tracking import Tracker, TrackingConfig
-tracker = Tracker(Path(sys.argv[1]), TrackingConfig(), run_name="r", stage_name="s", recipe={}, resume_step=0)
+tracker = Tracker(Path(sys.argv[1]), TrackingConfig(), run_name="r", recipe={}, resume_step=0)
 tracker.log({"step": 1, "loss": 1.0})
 time.sleep(2)
 if sys.argv[2] == "raise":

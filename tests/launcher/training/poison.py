@@ -2,7 +2,7 @@
 
 FAULTS is JSON: for a step (counted from 0), what goes wrong with it. "features": the features of its lane 1 are not
 finite. "gradient": that lane's loss is finite and its gradient is not. "omitted": the step does not take place, as if
-its batch were not there.
+its batch were not there. "routing": from this step on every router sends every frame to expert 0.
 """
 
 import json
@@ -37,6 +37,9 @@ def install(faults: dict[int, str]) -> None:
         return made
 
     def omitted(self, batches, data_wait_s):
+        if faults.get(self.step) == "routing":
+            for layer in self.engine.module.encoder.layers:
+                layer.router.bias[0] = 100.0
         if faults.get(self.step) != "omitted":
             return step(self, batches, data_wait_s)
         self.step += 1

@@ -13,10 +13,12 @@ import psutil
 import pytest
 import yaml
 from conftest import recipe_values
+from wandb_records import artifacts, stage_records
 
 from launcher.run_folder import RunFolder, read_json
 from launcher.status import run_status
 from launcher.tracking import read_metrics
+from launcher.tracking.sync import unsent_records
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,40 @@ def wait_for_step(launcher: subprocess.Popen, run: RunFolder, stage: str, step: 
         time.sleep(0.05)
 
 
+def check_tracking(run: RunFolder) -> None:
+    """What W&B would receive: lineage from shards to evaluation, the restart, the goodput and the examples."""
+    shards, tokenizer = ("whole-shards-train", "shards", True), ("whole-tokenizer", "tokenizer", True)
+    teacher, student = "whole-teacher-model", "whole-student-model"
+    assert list(unsent_records(run)) == ["teacher", "student", "evaluation"]
+    declared = {  # every attempt declares its inputs, if it lives to do so
+        "teacher": [shards, tokenizer, (teacher, "model", False)],
+        "student": [shards, (teacher, "model", True), tokenizer, (student, "model", False)],
+        "evaluation": [
+            ("whole-shards-dev", "shards", True),
+            (student, "model", True),
+            (teacher, "model", True),
+            ("whole-evaluation", "evaluation", False),
+        ],
+    }
+    for stage, expected in declared.items():
+        assert sorted(set(artifacts(run.stage(stage).path))) == sorted(expected)
+    every = [record for name in ("teacher", "student", "evaluation") for record in stage_records(run.stage(name).path)]
+    digests = {(record.artifact.name, record.artifact.digest) for record in every if record.HasField("artifact")}
+    assert len({name for name, _ in digests}) == len(digests), "an artifact of one name has two contents"
+    assert [record.alert.title for record in every if record.HasField("alert")] == ["teacher was restarted"]
+
+    last = list(read_metrics(run.stage("teacher").metrics_file))[-1]
+    assert sum(value for name, value in last.items() if name.startswith("goodput/") and name != "goodput/wall_s") == (
+        pytest.approx(1.0)
+    )
+    tables = run.stage("evaluation").path.glob("wandb/*/files/media/table/examples/*.json")
+    table = json.loads(next(file for file in tables if file.name.startswith("student")).read_text())
+    examples = read_json(run.stage("evaluation").evaluation_file)["models"]["student"]["examples"]
+    assert [row[0] for row in table["data"]] == [example["key"] for example in examples]
+    staged = (run.stage("evaluation").wandb / "artifacts" / "staging").iterdir()
+    assert sum(file.read_bytes().startswith(b"fLaC") for file in staged) >= len(examples)
+
+
 def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp_path):
     run = RunFolder(tmp_path / "run")
     launcher = start(recipe_file, run)
@@ -79,7 +115,8 @@ def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp
     assert {"cer", "wer", "utterances", "rtf"} <= models["student"]["dev"].keys()
     assert "<svg" in run.report_file.read_text()
     one_run = {json.loads(file.read_text())["id"] for file in run.path.glob("*/wandb.json")}
-    assert len(one_run) == 2  # one W&B run per training stage, the resumed one included
+    assert len(one_run) == 3  # one W&B run per stage, the resumed ones included
+    check_tracking(run)
 
     for stage in run_status(run)["stages"]:
         if "goodput" in stage:

@@ -1,0 +1,109 @@
+"""Sends what W&B recorded without a server, stage by stage, in the order in which the stages ran.
+
+A stage that was resumed has a record for each attempt, all under the id in its `wandb.json`; one `wandb sync` of them
+together appends them to one W&B run in the order of their starts. `wandb sync` leaves with 0 whether or not it could
+send; what counts is the mark that it puts beside a record once all of it has arrived.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import ConfigError
+from launcher.run_folder import RunFolder, read_json
+from launcher.tracking.login import find_login
+from launcher.tracking.wandb_backend import SENT_SUFFIX
+
+LINES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What became of one record: the folder under `wandb` of a stage, its W&B run, and why it failed if it did."""
+
+    stage: str
+    record: str
+    wandb_run: str
+    sent: bool
+    reason: str | None = None
+
+
+def unsent_records(run: RunFolder) -> dict[str, list[Path]]:
+    """Folders of what has not been sent, by stage in the order of the recipe, oldest first.
+
+    Records of runs that were online are among them when their processes did not live to send the rest.
+    """
+    order = list((read_json(run.state_file) or {}).get("stages", {}))
+    stages = sorted(
+        (folder.parent for folder in run.path.glob("*/wandb/")),
+        key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name),
+    )
+    found = {
+        stage.name: sorted(
+            (file.parent for file in stage.glob("wandb/*run-*/*.wandb") if not file.with_suffix(SENT_SUFFIX).exists()),
+            key=lambda folder: folder.name.removeprefix("offline-"),
+        )
+        for stage in stages
+    }
+    return {stage: records for stage, records in found.items() if records}
+
+
+def sync_run(run: RunFolder, timeout_s: float, on_stage: Callable[[str, int], None]) -> list[SyncResult]:
+    """Send all of a run's unsent records, at most `timeout_s` for each stage. ConfigError without a login.
+
+    `on_stage` is told each stage and its number of records before they are sent.
+    """
+    records = unsent_records(run)
+    if records and find_login(os.environ) is None:
+        raise ConfigError(
+            f"{run.path} has {sum(map(len, records.values()))} records to send, but there is no login for W&B in the "
+            "environment (WANDB_API_KEY) or netrc. Run `wandb login`, and the same command again."
+        )
+    results = []
+    for stage, folders in records.items():
+        on_stage(stage, len(folders))
+        reason = _sync(folders, timeout_s)
+        for folder in folders:
+            (file,) = folder.glob("*.wandb")
+            sent = file.with_suffix(SENT_SUFFIX).exists()
+            wandb_run = file.stem.removeprefix("run-")
+            results.append(SyncResult(stage, folder.name, wandb_run, sent, None if sent else reason))
+    return results
+
+
+def _sync(folders: list[Path], timeout_s: float) -> str:
+    """Call `wandb sync`; return how it ended, in words that explain what is then still unsent."""
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
+    environment["WANDB_ERROR_REPORTING"] = "false"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, folders)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+        ending = f"wandb sync left with exit code {process.returncode} and did not mark it as sent"
+    except subprocess.TimeoutExpired:
+        _kill_group(process.pid)
+        output, _ = process.communicate()
+        ending = f"wandb sync was not done after {timeout_s:g} s; is the server reachable? --timeout-s allows more"
+    finally:
+        _kill_group(process.pid)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return "; ".join([ending, *lines[-LINES_SHOWN:]])
+
+
+def _kill_group(group: int) -> None:
+    """End `wandb sync` and its helper, which would outlive it."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
