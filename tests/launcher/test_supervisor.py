@@ -91,7 +91,7 @@ def test_a_stage_that_works_runs_once_and_shows_its_progress(supervision):
 def test_a_killed_process_is_named_and_the_stage_goes_on_from_its_checkpoint(supervision):
     supervision([{"at": 3, "do": "die", "rank": 1}])
     assert supervision.events() == [("process_lost", 1), ("restart", None)]
-    restart = supervision.run.events()[1]
+    restart = next(event for event in supervision.run.events() if event["event"] == "restart")
     assert restart["restart"] == 1
     assert 2 <= restart["from_step"] <= 4
     assert re.search(r"rank 1 on \S+ was lost at step 3, in train", supervision.lines.text)
@@ -146,7 +146,7 @@ def test_an_error_that_a_restart_cannot_mend_is_not_tried_again(supervision):
 
 def test_a_hung_process_is_named_with_its_step_and_section_and_the_stage_is_restarted(supervision):
     supervision([{"at": 2, "do": "hang", "rank": 1}])
-    lost = supervision.run.events()[0]
+    lost = next(event for event in supervision.run.events() if event["event"] == "process_lost")
     assert lost["rank"] == 1
     assert re.search(r"rank 1 on \S+ was silent for", lost["reason"])
     assert "at step 2, in train" in lost["reason"]
