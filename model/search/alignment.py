@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.recognizer import BLANK
-from model.search.hypothesis import Hypothesis
+from model.search.hypothesis import Hypothesis, stack_texts
 
 NEVER = -torch.inf
 
@@ -66,11 +66,7 @@ def with_times(hypotheses: list[list[Hypothesis]], logits_BSV: Tensor, lengths_B
     flat = [hypothesis for found in hypotheses for hypothesis in found]
     if not flat:
         return hypotheses
-    row_N = torch.tensor([row for row, found in enumerate(hypotheses) for _ in found])
-    token_lengths_N = torch.tensor([len(hypothesis.tokens) for hypothesis in flat])
-    tokens_NU = torch.zeros(len(flat), max(1, int(token_lengths_N.max())), dtype=torch.int64)
-    for tokens_U, hypothesis in zip(tokens_NU, flat, strict=True):
-        tokens_U[: len(hypothesis.tokens)] = torch.tensor(hypothesis.tokens, dtype=torch.int64)
+    row_N, tokens_NU, token_lengths_N = stack_texts(hypotheses)
     log_probs_BSV = logits_BSV.float().log_softmax(-1).cpu()
     token_NS, scores_N = align(log_probs_BSV, lengths_B.cpu()[row_N], tokens_NU, token_lengths_N, row_N)
     timed = iter(

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.decoder import Decoder, DecoderState
 from model.recognizer import BLANK, END, START
 from model.search.fusion import Fusion, FusionTable
-from model.search.hypothesis import Hypothesis, shares
+from model.search.hypothesis import Hypothesis, ranked
 from model.subsampling import valid_mask
 
 NEVER = -torch.inf
@@ -182,12 +182,4 @@ def attention_beam(
     A token's confidence is its probability in the decoder; the score is normalised by length.
     """
     found = _AttentionBeam(decoder, frames_BSD, lengths_B, options, fusion, prefix_scores).run()
-    return [_with_shares(hypotheses)[:n_best] for hypotheses in found]
-
-
-def _with_shares(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-    probabilities = shares([hypothesis.score for hypothesis in hypotheses])
-    return [
-        Hypothesis(h.tokens, h.frames, h.score, h.confidences, probability)
-        for h, probability in zip(hypotheses, probabilities, strict=True)
-    ]
+    return [ranked(hypotheses)[:n_best] for hypotheses in found]

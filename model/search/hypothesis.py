@@ -1,8 +1,14 @@
-"""What every search gives: a text as tokens, where they are, and how sure the search is of them."""
+"""What every search gives: a text as tokens, where they are, and how sure the search is of them.
+
+Shapes: N hypotheses of all utterances, U tokens.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,3 +32,21 @@ def shares(scores: Sequence[float]) -> list[float]:
     highest = max(scores, default=0.0)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]
+
+
+def ranked(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """All that a search ended with for one utterance, best first, each with its share as its probability."""
+    ordered = sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
+    probabilities = shares([hypothesis.score for hypothesis in ordered])
+    return [replace(h, probability=probability) for h, probability in zip(ordered, probabilities, strict=True)]
+
+
+def stack_texts(
+    hypotheses: Sequence[Sequence[Hypothesis]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The texts of all utterances, one utterance after the other: the utterance [N] of each, its tokens [N, U] padded
+    with zeros, and their number [N]. There must be at least one."""
+    row_N = torch.tensor([row for row, found in enumerate(hypotheses) for _ in found], device=device)
+    texts = [torch.tensor(hypothesis.tokens, dtype=torch.int64) for found in hypotheses for hypothesis in found]
+    token_lengths_N = torch.tensor([len(text) for text in texts], device=device)
+    return row_N, torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device), token_lengths_N

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.decoder import Decoder, append_end, reverse, shift_right
 from model.recognizer import END, START, Recognizer
-from model.search.hypothesis import Hypothesis, shares
+from model.search.hypothesis import Hypothesis, ranked, stack_texts
 from model.subsampling import valid_mask
 
 
@@ -30,12 +30,7 @@ def rescore(
     flat = [hypothesis for found in hypotheses for hypothesis in found]
     if not flat:
         return hypotheses
-    device = frames_BSD.device
-    row_N = torch.tensor([row for row, found in enumerate(hypotheses) for _ in found], device=device)
-    token_lengths_N = torch.tensor([len(hypothesis.tokens) for hypothesis in flat], device=device)
-    tokens_NU = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(hypothesis.tokens, dtype=torch.int64) for hypothesis in flat], batch_first=True
-    ).to(device)
+    row_N, tokens_NU, token_lengths_N = stack_texts(hypotheses, frames_BSD.device)
     memory_NSD = frames_BSD[row_N]
     valid_NS = valid_mask(lengths_B, frames_BSD.shape[1])[row_N]
     assert recognizer.decoder is not None
@@ -49,7 +44,7 @@ def rescore(
         replace(hypothesis, score=ctc_weight * hypothesis.score + score)
         for hypothesis, score in zip(flat, scores_N.tolist(), strict=True)
     )
-    return [_ranked([next(total) for _ in found]) for found in hypotheses]
+    return [ranked([next(total) for _ in found]) for found in hypotheses]
 
 
 def text_scores(
@@ -61,9 +56,3 @@ def text_scores(
     points_NU = log_probs_NUV.gather(2, target_NU[..., None]).squeeze(2).double()
     counts_NU = torch.arange(target_NU.shape[1], device=target_NU.device) <= token_lengths_N[:, None]
     return torch.where(counts_NU, points_NU, 0.0).sum(1)
-
-
-def _ranked(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-    ordered = sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
-    probabilities = shares([hypothesis.score for hypothesis in ordered])
-    return [replace(h, probability=probability) for h, probability in zip(ordered, probabilities, strict=True)]
