@@ -82,8 +82,21 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return output
 
 
+def attend_to_valid(valid_BS: Tensor) -> Tensor:
+    """[B, 1, 1, S], True at keys that may be attended to: valid frames, and of an utterance without any the first,
+    silent one, as a row without a key would be undefined."""
+    attend_BS = valid_BS.clone()
+    attend_BS[:, 0] = True
+    return attend_BS[:, None, None, :]
+
+
+def split_heads(packed_BTC: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, 3 H K] to query, key and value [B, H, T, K]."""
+    return _SplitHeads.apply(packed_BTC, heads)
+
+
 class _SplitHeads(torch.autograd.Function):
-    """[B, T, 3 H K] to query, key and value [B, H, T, K] as views; their gradients are written side by side once."""
+    """The parts are views; their gradients are written side by side once."""
 
     @staticmethod
     def forward(context, packed: Tensor, heads: int):  # pyright: ignore
@@ -127,7 +140,7 @@ class SelfAttention(nn.Module):
         packed = self.query_key_value(x)
         if packing and self._by_utterance(packing, attend, past, x.device):
             return self.output(self._mix_by_utterance(packed, positions, packing))
-        query, key, value = _SplitHeads.apply(packing.pad(packed) if packing else packed, self.heads)
+        query, key, value = split_heads(packing.pad(packed) if packing else packed, self.heads)
         if past is not None:
             key, value = past.extend(key, value)
         mixed = self._mix(query, key, value, positions, attend).transpose(1, 2).flatten(2)
@@ -142,9 +155,9 @@ class SelfAttention(nn.Module):
 
     def _mix_by_utterance(self, packed_NC: Tensor, positions: Positions, packing: Packing) -> Tensor:
         """[N, 3 D] to the mixed values [N, D]."""
-        query, key, value = _SplitHeads.apply(packed_NC[None], self.heads)
+        query, key, value = split_heads(packed_NC[None], self.heads)
         if positions is not None:
-            cos_NJ, sin_NJ = (angles_SJ[packing.columns()] for angles_SJ in positions)
+            cos_NJ, sin_NJ = (angles_SJ[packing.columns] for angles_SJ in positions)
             query, key = rotate(query, cos_NJ, sin_NJ), rotate(key, cos_NJ, sin_NJ)
         utterances = zip(*(part.split(packing.lengths, dim=2) for part in (query, key, value)), strict=True)
         mixed = [functional.scaled_dot_product_attention(*parts) for parts in utterances if parts[0].shape[2]]

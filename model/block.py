@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.attention import Positions, RelativeSelfAttention, SelfAttention
+from model.attention import Positions, RelativeSelfAttention, SelfAttention, attend_to_valid
 from model.chunks import Chunk
 from model.convolution import ConvolutionModule
 from model.experts import build_experts
@@ -58,10 +58,7 @@ def _attention_mask(valid_BT: Tensor, padded: bool, chunk: Chunk | None) -> Tens
     if chunk is None:
         if not padded:
             return None
-        # An empty utterance attends to its first (silent) frame: a row without any key would be undefined.
-        attend_BT = valid_BT.clone()
-        attend_BT[:, 0] = True
-        return attend_BT[:, None, None, :]
+        return attend_to_valid(valid_BT)
     num_frames = valid_BT.shape[1]
     within_TT = chunk.mask(num_frames, valid_BT.device)
     if not padded:
@@ -129,7 +126,7 @@ class ConformerBlock(nn.Module):
         output, second = _apply(self.feedforward2, layer.feedforward2_norm(x_ND), layer.router, layer)
         x_ND = layer.final_norm(torch.add(x_ND, drop(output), alpha=0.5))
         if kept_B is not None:
-            x_ND = torch.where(kept_B[packing.rows(), None], x_ND, entered_ND)
+            x_ND = torch.where(kept_B[packing.rows, None], x_ND, entered_ND)
         return LayerOutput(x_ND, first + second, moments)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.attention import RotaryPositions, SelfAttention, rotate
+from model.attention import RotaryPositions, SelfAttention, attend_to_valid, rotate, split_heads
 from model.feedforward import FeedForward
 
 
@@ -88,8 +88,7 @@ class DecoderLayer(nn.Module):
         self, x_BJD: Tensor, position: tuple[Tensor, Tensor], read: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         rows, heads = x_BJD.shape[0] * x_BJD.shape[1], self.attention.heads
-        packed = self.attention.query_key_value(x_BJD).view(rows, 1, 3, heads, -1)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = split_heads(self.attention.query_key_value(x_BJD).view(rows, 1, -1), heads)
         query, key = rotate(query, *position), rotate(key, *position)
         if read is not None:
             key, value = torch.cat((read[0], key), dim=2), torch.cat((read[1], value), dim=2)
@@ -135,16 +134,16 @@ class Decoder(nn.Module):
 
     def forward(self, memory_BSD: Tensor, valid_BS: Tensor, tokens_BU: Tensor) -> Tensor:
         """Logits [B, U, V] of the token after each of `tokens_BU`; `valid_BS` is True at real encoder frames."""
-        x_BUD = self._embed(tokens_BU)
+        x_BUD, attend_B11S = self._embed(tokens_BU), attend_to_valid(valid_BS)
         positions = self.positions(tokens_BU.shape[1])
         for layer in self.layers:
-            x_BUD = layer(x_BUD, positions, memory_BSD, _attend(valid_BS))
+            x_BUD = layer(x_BUD, positions, memory_BSD, attend_B11S)
         return self.output(self.norm(x_BUD))
 
     def begin(self, memory_BSD: Tensor, valid_BS: Tensor) -> DecoderState:
         """The state before the first token."""
         memory = [layer.cross.memory(memory_BSD) for layer in self._layers()]
-        return DecoderState(_attend(valid_BS), memory, read=[])
+        return DecoderState(attend_to_valid(valid_BS), memory, read=[])
 
     def step(self, state: DecoderState, tokens_BJ: Tensor) -> Tensor:
         """Read one more token of each hypothesis into the state: logits [B, J, V] of the token after it."""
@@ -163,13 +162,6 @@ class Decoder(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * self.embedding.embedding_dim**0.5
-
-
-def _attend(valid_BS: Tensor) -> Tensor:
-    """[B, 1, 1, S], True at keys that may be attended to."""
-    attend_BS = valid_BS.clone()
-    attend_BS[:, 0] = True  # an empty utterance still needs one key
-    return attend_BS[:, None, None, :]
 
 
 def shift_right(tokens_BU: Tensor, start: int) -> Tensor:

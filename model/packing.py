@@ -21,10 +21,12 @@ class Packing:
         self.index_N = valid_BT.flatten().nonzero().squeeze(1)
         self.padded = len(self.index_N) < valid_BT.numel()
 
+    @cached_property
     def rows(self) -> Tensor:
         """[N]: the row of the batch that each packed frame comes from."""
         return self.index_N // self.shape[1]
 
+    @cached_property
     def columns(self) -> Tensor:
         """[N]: the frame of its row that each packed frame is."""
         return self.index_N % self.shape[1]

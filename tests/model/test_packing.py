@@ -20,7 +20,7 @@ def test_pad_of_pack_is_the_batch_with_silent_padding_and_pack_of_pad_changes_no
     x_BTD = torch.randn(*valid_BT.shape, 3, dtype=torch.float64, requires_grad=True)
     packed = packing.pack(x_BTD)
     assert torch.equal(packed, x_BTD[valid_BT])
-    assert torch.equal(packing.rows(), valid_BT.nonzero()[:, 0])
+    assert torch.equal(packing.rows, valid_BT.nonzero()[:, 0])
     assert torch.equal(packing.pad(packed), torch.where(valid_BT[..., None], x_BTD, 0.0))
     assert torch.equal(packing.pack(packing.pad(packed)), packed)
     weights = torch.randn_like(x_BTD)
