@@ -53,10 +53,14 @@ class _Attempt:
 
     started: float
     training: float | None = None
-    first_step: int = 0
     trained: float | None = None
     lost: float | None = None
     ended: float = 0.0
+
+    @property
+    def over(self) -> float:
+        """When nothing came of it any more: its loss, or its last record."""
+        return self.ended if self.lost is None else self.lost
 
 
 @dataclass
@@ -121,7 +125,7 @@ def _sessions(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[
 def _follow(attempt: _Attempt, name: str, event: dict[str, Any]) -> None:
     time = attempt.ended = event["time"]
     if name == "training_started":
-        attempt.training, attempt.first_step = time, event["step"]
+        attempt.training = time
     elif name == "training_ended":
         attempt.trained = time
     elif name == "process_lost":
@@ -145,7 +149,7 @@ def _account(session: _Session, found: Goodput) -> None:
         else:
             found.start += attempt.started - before
         found.start += (attempt.ended if attempt.training is None else attempt.training) - attempt.started
-        before = attempt.ended if attempt.lost is None else attempt.lost
+        before = attempt.over
     last = session.attempts[-1]
     if last.trained is not None:
         found.finish += session.ended - last.trained
@@ -155,11 +159,8 @@ def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], last: bool) -> float:
     """Time of an attempt that nothing came of: from the checkpoint that is gone on from until its loss was noticed."""
     if attempt.training is None or attempt.trained is not None or (attempt.lost is None and last):
         return 0.0
-    ended = attempt.ended if attempt.lost is None else attempt.lost
-    kept_until = max(
-        (row["time"] for row in rows if attempt.training <= row["time"] <= ended), default=attempt.training
-    )
-    return ended - kept_until
+    times = (row["time"] for row in rows if attempt.training <= row["time"] <= attempt.over)
+    return attempt.over - max(times, default=attempt.training)
 
 
 def _unkept(events: Iterable[dict[str, Any]], stage: str) -> Iterator[tuple[int, int]]:

@@ -172,10 +172,8 @@ class Trainer:
                 f"{self.stage.recovery.max_rollbacks}), and there is none left to try. events.jsonl names the "
                 "utterances: listen to them, or lower optimizer.peak_learning_rate, and run the same command again."
             )
-        self._load(saved)
-        skipped_then = Recovery(**saved.trainer.get("recovery", {})).skipped
-        self.recovery.taken_back(self.step, saved.step, skipped_then)
-        parallel.set_optimizer_step(self.engine, saved.step - skipped_then)
+        then = self._load(saved)
+        self.recovery.taken_back(self.step, saved.step, then.skipped)
         logger.warning("step %d: weights taken back to those of step %d", self.step, saved.step)
         self._event("weights_taken_back", to_step=saved.step)
 
@@ -292,21 +290,22 @@ class Trainer:
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, moments, buffers, step, and the open row of metrics."""
-        self._load(saved)
+        self.recovery = self._load(saved)
         self.step = saved.step
         self.window = Window(**saved.trainer["window"])
-        self.recovery = Recovery(**saved.trainer.get("recovery", {}))
-        parallel.set_optimizer_step(self.engine, self.step - self.recovery.skipped)
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, saved.step)
 
-    def _load(self, saved: checkpoint.Checkpoint) -> None:
-        """Copy weights, moments and buffers from a checkpoint."""
+    def _load(self, saved: checkpoint.Checkpoint) -> Recovery:
+        """Copy weights, moments and buffers from a checkpoint; returns its record of bad steps."""
         for replica in parallel.replicas(self.engine):
             saved.fill(replica)
         for fragment in parallel.fragments(self.engine):
             saved.fill(fragment)
         for name, buffer in _buffers(self.engine.module):
             buffer.copy_(saved.whole(checkpoint.BUFFER, name))
+        recovery = Recovery(**saved.trainer.get("recovery", {}))
+        parallel.set_optimizer_step(self.engine, saved.step - recovery.skipped)
+        return recovery
 
 
 def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
