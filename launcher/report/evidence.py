@@ -3,7 +3,6 @@
 Nothing here fails because a part is missing or torn: what cannot be read is named in `Evidence.gaps`.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import yaml
 
 from launcher.errors import ConfigError
 from launcher.run_folder import RunFolder, StageFolder, read_json
-from launcher.tracking import read_metrics
+from launcher.tracking import EXPERT_LOAD, read_metrics
 
-_LOAD = re.compile(r"experts/(.+)/load")
 _MOST_ROWS = 20_000
 
 
@@ -57,7 +55,7 @@ class StageEvidence:
         return sorted({key for row in self.rows for key in row if key.startswith(prefix)})
 
     def expert_layers(self) -> list[str]:
-        return [match[1] for key in self.keys("experts/") if (match := _LOAD.fullmatch(key))]
+        return [match[1] for key in self.keys("experts/") if (match := EXPERT_LOAD.fullmatch(key))]
 
 
 @dataclass

@@ -3,10 +3,11 @@
 from launcher.tracking.backend import Alert, Artifact, Sound, Table
 from launcher.tracking.config import TrackingConfig, WandbConfig, check_tracking
 from launcher.tracking.login import choose_mode, find_login
-from launcher.tracking.metrics_log import MetricsLog, read_metrics
+from launcher.tracking.metrics_log import EXPERT_LOAD, MetricsLog, expert_loads, read_metrics
 from launcher.tracking.tracker import Tracker
 
 __all__ = [
+    "EXPERT_LOAD",
     "Alert",
     "Artifact",
     "MetricsLog",
@@ -17,6 +18,7 @@ __all__ = [
     "WandbConfig",
     "check_tracking",
     "choose_mode",
+    "expert_loads",
     "find_login",
     "read_metrics",
 ]

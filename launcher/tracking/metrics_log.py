@@ -9,10 +9,14 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+# The metric of a layer's experts; the group is the layer's name.
+EXPERT_LOAD = re.compile(r"experts/(.+)/load")
 
 _ALWAYS_READ = (b'"validation/', b'"save_stall_s"', b'"goodput/')
 
@@ -65,6 +69,14 @@ def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
                 row = _decode(line)
                 if row is not None:
                     yield row
+
+
+def expert_loads(row: dict) -> Iterator[tuple[str, list[float]]]:
+    """Yields each layer's name and its experts' shares of the choices; those that were not finite are left out."""
+    for key, load in row.items():
+        match = EXPERT_LOAD.fullmatch(key)
+        if match and load and None not in load:
+            yield match[1], load
 
 
 def _num_lines(path: Path) -> int:

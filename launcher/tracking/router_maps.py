@@ -6,13 +6,13 @@ even, red more; the scale ends at 0 and 2. Memory is bounded: the longer a stage
 Shapes: L layers, E experts, C columns of time.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-_LOAD = re.compile(r"experts/(.+)/load")
+from launcher.tracking.metrics_log import expert_loads
+
 COLUMNS = 256
 CELL_PIXELS, COLUMN_PIXELS, ROW_PIXELS = 24, 2, 12
 RECENT_COLUMNS = 8
@@ -36,10 +36,9 @@ class RouterMaps:
     def look(self, row: dict[str, Any]) -> bool:
         """Take a row; True when it is a validation and there are loads since the last images."""
         if row["step"] > self.step:
-            for key, load in row.items():
-                if (match := _LOAD.fullmatch(key)) and load and None not in load:
-                    self._layers.setdefault(match[1], _History()).add(np.asarray(load, np.float32) * len(load))
-                    self._fresh, self.step = True, row["step"]
+            for layer, load in expert_loads(row):
+                self._layers.setdefault(layer, _History()).add(np.asarray(load, np.float32) * len(load))
+                self._fresh, self.step = True, row["step"]
         return "validation/loss" in row and self.rest()
 
     def rest(self) -> bool:

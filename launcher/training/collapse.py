@@ -3,14 +3,14 @@
 A layer has collapsed when over the last rows one expert took nearly all choices, or some took nearly none.
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-_LOAD = re.compile(r"experts/(.+)/load")
+from launcher.tracking import expert_loads
+
 ROWS = 20
 # An expert's share of all choices, and its share times the number of experts; beyond the first the layer has
 # collapsed, within the second it has recovered.
@@ -30,13 +30,11 @@ class CollapseDetector:
     def look(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what changed with a row: `event` routing_collapsed or routing_recovered, `layer`, `reason`, `load`."""
         changes = []
-        for key, share in row.items():
-            match = _LOAD.fullmatch(key)
-            if match and share and None not in share:
-                recent = self._recent.setdefault(match[1], deque(maxlen=ROWS))
-                recent.append(share)
-                if len(recent) == ROWS:
-                    changes += self._change(match[1], np.mean(recent, axis=0))
+        for layer, share in expert_loads(row):
+            recent = self._recent.setdefault(layer, deque(maxlen=ROWS))
+            recent.append(share)
+            if len(recent) == ROWS:
+                changes += self._change(layer, np.mean(recent, axis=0))
         return changes
 
     def _change(self, layer: str, share_E: np.ndarray) -> list[dict[str, Any]]:
