@@ -13,6 +13,7 @@ import soundfile
 
 from data.reader import ShardReader
 from data.shard_index import read_index
+from launcher.error_counts import count_errors
 from launcher.lineage import made_artifacts, used_artifacts
 from launcher.recipe import EvaluateStage, Recipe
 from launcher.run_folder import RunFolder
@@ -66,19 +67,8 @@ def examples_table(name: str, examples: list[dict[str, str]], folder: Path | str
         waveform = reader.read(positions[example["key"]]).waveform
         flac = io.BytesIO()
         soundfile.write(flac, waveform, index.sample_rate_hz, format="FLAC")
-        errors = _errors(example["reference"], example["hypothesis"])
+        pair = example["reference"], example["hypothesis"]
+        errors = *count_errors(jiwer.process_words(*pair)), *count_errors(jiwer.process_characters(*pair))
         sound = Sound(flac.getvalue(), index.sample_rate_hz)
-        rows.append([example["key"], sound, example["reference"], example["hypothesis"], *errors])
+        rows.append([example["key"], sound, *pair, *errors])
     return Table(name, COLUMNS, rows)
-
-
-def _errors(reference: str, hypothesis: str) -> list[int]:
-    """Word errors, words, character errors, characters."""
-    counted = []
-    for count in (jiwer.process_words, jiwer.process_characters):
-        found = count(reference, hypothesis)
-        counted += [
-            found.substitutions + found.deletions + found.insertions,
-            found.hits + found.substitutions + found.deletions,
-        ]
-    return counted

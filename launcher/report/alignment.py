@@ -6,6 +6,8 @@ from typing import Literal
 
 import jiwer
 
+from launcher.error_counts import count_errors
+
 _CHINESE_OR_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
@@ -38,7 +40,8 @@ def differences(reference: str, hypothesis: str) -> tuple[list[Piece], int, int]
             continue
         pieces += [Piece("missing", missed)] if missed else []
         pieces += [Piece("added", found)] if found else []
-    return pieces, aligned.substitutions + aligned.deletions + aligned.insertions, len(wanted)
+    errors, units = count_errors(aligned)
+    return pieces, errors, units
 
 
 def _units(text: str, joint: str) -> list[str]:

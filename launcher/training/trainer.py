@@ -19,6 +19,7 @@ from torch import Tensor
 from data.loader import Batch
 from data.plan import Totals, derive_seed
 from data.tokenizer import Tokenizer
+from launcher.error_counts import count_errors
 from launcher.errors import CheckpointError, DivergedError
 from launcher.goodput import stage_goodput
 from launcher.recipe import DistillStage, PretrainStage
@@ -255,9 +256,7 @@ class Trainer:
         hypotheses = [
             self.tokenizer.decode(hypothesis.tokens) for hypothesis in greedy(output.ctc_BSV, output.encoder.lengths_B)
         ]
-        counts = jiwer.process_characters(batch.texts, hypotheses)
-        edits = counts.substitutions + counts.deletions + counts.insertions
-        return edits, counts.hits + counts.substitutions + counts.deletions
+        return count_errors(jiwer.process_characters(batch.texts, hypotheses))
 
     def _save(self, validation_cer: float | None, last: bool) -> None:
         """Begin a checkpoint of this step; the last one of a stage is waited for, and CheckpointError if it fails.

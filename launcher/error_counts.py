@@ -1,0 +1,9 @@
+"""What jiwer's alignments say in two numbers."""
+
+import jiwer
+
+
+def count_errors(aligned: jiwer.WordOutput | jiwer.CharacterOutput) -> tuple[int, int]:
+    """The errors (substitutions, deletions, insertions) and the words or characters of the references."""
+    errors = aligned.substitutions + aligned.deletions + aligned.insertions
+    return errors, aligned.hits + aligned.substitutions + aligned.deletions
