@@ -81,15 +81,13 @@ def _stoppable_command(module: str, function: str) -> Callable[[argparse.Namespa
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/NAME)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting, such as stages.teacher.steps=30; may be given again",
-    )
+    _add_set(parser, "change a setting, such as stages.teacher.steps=30")
     parser.add_argument("--processes", metavar="N", help="short for --set cluster.processes=N")
     parser.add_argument("--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local")
+
+
+def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; may be given again")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -140,13 +138,7 @@ def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
     parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
     add_search_options(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of an evaluation, such as stages.evaluation.search.beam=20; may be given again",
-    )
+    _add_set(parser, "change a setting of an evaluation, such as stages.evaluation.search.beam=20")
     _add_json(parser)
     parser.set_defaults(command=_stoppable_command("run", "evaluate"))
 
@@ -154,13 +146,7 @@ def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
     parser.add_argument("audio", metavar="AUDIO", nargs="+")
     add_search_options(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of the search, such as ctc_weight=0.4; may be given again",
-    )
+    _add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "transcribe"))
 
