@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from runs import Victim, write_recipe, write_shards
+from runs import Victim, write_recipe
+from small_runs import write_shards
 
 STEPS = 24
 

@@ -17,23 +17,13 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trackers import _no_settings_from_outside, open_tracker  # noqa: F401  a fixture for all tests here
 
-from launcher.tracking import Tracker, TrackingConfig, WandbConfig, choose_mode, mirror, read_metrics, wandb_backend
+from launcher.tracking import TrackingConfig, WandbConfig, choose_mode, mirror, read_metrics, wandb_backend
 
 DISABLED = TrackingConfig(wandb=WandbConfig(mode="disabled"))
 OFFLINE = TrackingConfig(wandb=WandbConfig(mode="offline"))
 ONLINE = TrackingConfig(wandb=WandbConfig(mode="online"))
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
-def open_tracker(stage: Path, config: TrackingConfig, resume_step: int = 0) -> Tracker:
-    return Tracker(stage, config, run_name="mini", recipe={"seed": 1}, resume_step=resume_step)
 
 
 def training_row(step: int) -> dict:

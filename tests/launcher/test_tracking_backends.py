@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from trackers import _no_settings_from_outside, open_tracker  # noqa: F401  a fixture for all tests here
 from wandb_records import artifacts, stage_records
 
 from launcher.errors import ConfigError
@@ -16,17 +16,6 @@ from launcher.tracking import Artifact, Sound, Table, Tracker, TrackingConfig, W
 
 OFFLINE = TrackingConfig(wandb=WandbConfig(mode="offline"))
 TENSORBOARD = TrackingConfig(wandb=WandbConfig(mode="disabled"), tensorboard=True)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
-def open_tracker(stage: Path, config: TrackingConfig, resume_step: int = 0) -> Tracker:
-    return Tracker(stage, config, run_name="mini", recipe={"seed": 1}, resume_step=resume_step)
 
 
 def row(step: int) -> dict:

@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
+from test_encoder import MEL_BINS, build, encoder_config
 from torch import Tensor
 
-from model.encoder import Encoder, EncoderConfig, EncoderOutput
+from model.encoder import Encoder, EncoderOutput
 from model.experts import ResidualMixture
 from model.router import Router, RouterConfig
-from model.subsampling import SubsamplingConfig
 
-MEL_BINS = 20
 EVERYTHING = {
     "private_head": 1,
     "private_tail": 1,
@@ -19,25 +18,6 @@ EVERYTHING = {
     "norms": "group",
     "experts": {"count": 3, "placement": "both", "residual": True, "router": {"scope": "conditioned"}},
 }
-
-
-def encoder_config(**changes) -> EncoderConfig:
-    values = {
-        "layers": 4,
-        "groups": 2,
-        "width": 32,
-        "heads": 2,
-        "feedforward_width": 48,
-        "kernel_size": 5,
-        "subsampling": SubsamplingConfig(channels=4),
-        "dropout": 0.0,
-    }
-    return EncoderConfig.model_validate(values | changes)
-
-
-def build(**changes) -> Encoder:
-    torch.manual_seed(0)
-    return Encoder(encoder_config(**changes), MEL_BINS)
 
 
 def experts(placement: str = "second", scope: str = "layer", **changes) -> dict:

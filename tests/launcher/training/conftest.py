@@ -5,29 +5,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_runs import recipe_values, write_shards
 
-from data.corpora import CORPORA
-from data.corpora.aelita import AelitaConfig
 from data.features import measure_statistics
 from data.reader import ShardReader
-from data.shards import read_index, write_split
+from data.shards import read_index
 from data.tokenizer import train_tokenizer
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
-
-STAGE = "student"
-SPLITS = {"train": 60, "dev": 4}
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
     """Some phrases of the embedded corpus as shards."""
-    folder = tmp_path_factory.mktemp("shards")
-    selected = CORPORA["aelita"].select(AelitaConfig(cuts=("phrases",)), seed=1).utterances
-    for split, number in SPLITS.items():
-        utterances = [utterance for utterance in selected if utterance.split == split][:number]
-        write_split(utterances, folder / split, sample_rate_hz=16000, shard_seconds=20, seed=1, workers=1)
-    return folder
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="session")
@@ -54,34 +45,3 @@ def write_recipe(run: RunFolder, changes: tuple[str, ...]) -> None:
     from launcher.recipe import dump
 
     run.recipe_file.write_text(dump(load_recipe(run.path / "start.yaml", list(changes))))
-
-
-def recipe_values(shards: Path) -> dict:
-    encoder = {
-        "layers": 2,
-        "groups": 1,
-        "width": 32,
-        "heads": 2,
-        "feedforward_width": 48,
-        "kernel_size": 5,
-        "subsampling": {"channels": 4},
-        "experts": {"count": 2, "router": {"jitter": 0.01, "bias_rate": 0.001}},
-    }
-    return {
-        "name": "small",
-        "corpus": {"shards": str(shards)},
-        "batches": {"lanes": 4, "seconds": 6},
-        "stages": [
-            {
-                "name": STAGE,
-                "kind": "pretrain",
-                "model": {"encoder": encoder, "decoder": {"layers": 1, "heads": 2, "feedforward_width": 32}},
-                "optimizer": {"peak_learning_rate": 2e-3, "warmup_steps": 4},
-                "steps": 16,
-                "log_every": 3,
-                "validate_every": 8,
-                "checkpoint": {"every_steps": 4},
-            }
-        ],
-        "cluster": {"processes": 2, "expert_parallel": 2, "precision": "fp32"},
-    }

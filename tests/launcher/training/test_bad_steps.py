@@ -5,8 +5,8 @@ from pathlib import Path
 
 import processes
 import pytest
-from conftest import STAGE
 from safetensors.torch import load_file
+from small_runs import STAGE
 
 from launcher.errors import DivergedError, exit_code
 from launcher.run_folder import RunFolder, read_json

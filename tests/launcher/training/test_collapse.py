@@ -5,7 +5,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from conftest import STAGE
+from small_runs import STAGE
 
 from launcher.training.collapse import ROWS, CollapseDetector
 

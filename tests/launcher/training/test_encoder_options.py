@@ -5,8 +5,9 @@ import time
 import processes
 import pytest
 import torch
-from conftest import STAGE, write_recipe
+from conftest import write_recipe
 from safetensors.torch import load_file
+from small_runs import STAGE
 
 from data.shards import read_index
 from data.token_counts import token_counts

@@ -5,7 +5,7 @@ import json
 import processes
 import pytest
 import torch
-from conftest import STAGE
+from small_runs import STAGE
 
 from launcher.cli import main
 from launcher.finished_model import FinishedModel

@@ -8,8 +8,8 @@ import processes
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import STAGE
 from saves import state
+from small_runs import STAGE
 
 from launcher.recipe import CheckpointConfig
 from launcher.run_folder import StageFolder, read_json

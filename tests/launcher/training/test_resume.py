@@ -6,8 +6,9 @@ import time
 
 import processes
 import pytest
-from conftest import STAGE, write_recipe
+from conftest import write_recipe
 from safetensors.torch import load_file
+from small_runs import STAGE
 
 from launcher.run_folder import RunFolder, read_json
 from launcher.tracking import read_metrics

@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from conftest import recipe_values
+from small_runs import kill_everything, recipe_values
 from wandb_records import artifacts, stage_records
 
 from launcher.run_folder import RunFolder, read_json
@@ -39,15 +38,6 @@ def start(recipe_file: Path, run: RunFolder) -> subprocess.Popen:
     command = [sys.executable, "-m", "launcher.cli", "run", str(recipe_file), "--run-dir", str(run.path)]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def kill_everything(launcher: subprocess.Popen) -> None:
-    """SIGKILL to the launcher and all it has started, as when a machine goes down."""
-    tree = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
-    for process in tree:
-        process.send_signal(signal.SIGKILL)
-    launcher.wait()
-    psutil.wait_procs(tree, timeout=10)
 
 
 def wait_for_step(launcher: subprocess.Popen, run: RunFolder, stage: str, step: int) -> None:

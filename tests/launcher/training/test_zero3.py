@@ -5,7 +5,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from conftest import STAGE
+from small_runs import STAGE
 
 from launcher.run_folder import read_json
 from launcher.tracking import read_metrics

@@ -1,0 +1,63 @@
+"""Little real speech, and a recipe that trains a small shared-expert student on it."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from data.corpora import CORPORA
+from data.corpora.aelita import AelitaConfig
+from data.shards import write_split
+
+STAGE = "student"
+SPLITS = {"train": 60, "dev": 4}
+
+
+def write_shards(folder: Path) -> Path:
+    """Some phrases of the embedded corpus as shards."""
+    selected = CORPORA["aelita"].select(AelitaConfig(cuts=("phrases",)), seed=1).utterances
+    for split, number in SPLITS.items():
+        utterances = [utterance for utterance in selected if utterance.split == split][:number]
+        write_split(utterances, folder / split, sample_rate_hz=16000, shard_seconds=20, seed=1, workers=1)
+    return folder
+
+
+def recipe_values(shards: Path) -> dict:
+    encoder = {
+        "layers": 2,
+        "groups": 1,
+        "width": 32,
+        "heads": 2,
+        "feedforward_width": 48,
+        "kernel_size": 5,
+        "subsampling": {"channels": 4},
+        "experts": {"count": 2, "router": {"jitter": 0.01, "bias_rate": 0.001}},
+    }
+    return {
+        "name": "small",
+        "corpus": {"shards": str(shards)},
+        "batches": {"lanes": 4, "seconds": 6},
+        "stages": [
+            {
+                "name": STAGE,
+                "kind": "pretrain",
+                "model": {"encoder": encoder, "decoder": {"layers": 1, "heads": 2, "feedforward_width": 32}},
+                "optimizer": {"peak_learning_rate": 2e-3, "warmup_steps": 4},
+                "steps": 16,
+                "log_every": 3,
+                "validate_every": 8,
+                "checkpoint": {"every_steps": 4},
+            }
+        ],
+        "cluster": {"processes": 2, "expert_parallel": 2, "precision": "fp32"},
+    }
+
+
+def kill_everything(launcher: subprocess.Popen) -> None:
+    """SIGKILL to the launcher and all it has started, as when a machine goes down."""
+    tree = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    for process in tree:
+        process.send_signal(signal.SIGKILL)
+    launcher.wait()
+    psutil.wait_procs(tree, timeout=10)
