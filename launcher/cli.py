@@ -89,7 +89,10 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         help="change a setting, such as stages.teacher.steps=30; may be given again",
     )
     parser.add_argument("--processes", metavar="N", help="short for --set cluster.processes=N")
-    parser.add_argument("--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local")
+    parser.add_argument("--hostfile", metavar="F", help="short for --set cluster.hostfile=F: `NAME slots=N` lines")
+    parser.add_argument(
+        "--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local, ssh, no_ssh or slurm"
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher import launch
 from launcher.errors import ConfigError, Preempted
+from launcher.launching.kinds import launcher_of
 from launcher.pipeline import Node, Pipeline, Standing
 from launcher.preparation import make_tokenizer, prepare_corpus
 from launcher.progress import Display, duration
@@ -48,6 +49,7 @@ class Executor:
     def __init__(self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display) -> None:
         self._recipe, self._run, self._stop, self._display = recipe, run, stop, display
         self._pipeline = Pipeline(recipe, run)
+        self._launcher = launcher_of(recipe.cluster)
 
     def run(self, only: frozenset[str] | None = None) -> list[str]:
         """Run what is not done, or of that only the stages named; return the names of the stages that ran."""
@@ -122,28 +124,26 @@ class Executor:
     def _train(self, name: str) -> None:
         stage, cluster = self._recipe.training_stage(name), self._recipe.cluster
         folder = self._run.stage(name)
-
-        def start() -> tuple[list[str], dict[str, str]]:
-            port = launch.free_port()
-            command = launch.training_command(cluster.processes, self._run, name, port)
-            return command, launch.worker_environment(cluster, cluster.processes, port)
-
         job = Job(
             folder,
-            start,
+            lambda: self._launcher.training(self._run, name),
             processes=cluster.processes,
             succeeded=lambda: (read_json(folder.done_file) or {}).get("status") == "done",
             steps=stage.steps,
             later_steps=self._later_steps(name),
             restarts=cluster.max_restarts,
             deadlines=_deadlines(cluster),
+            end_elsewhere=lambda terminate_s: self._launcher.end_elsewhere(self._run, name, terminate_s),
         )
         what = f"learns from {stage.teacher}" if isinstance(stage, DistillStage) else "learns from transcripts"
         self._display.say(
             f"{name}: {what} for {stage.steps} steps, from step {max(folder.checkpoint_steps(), default=0)}; starting "
-            f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({launch.accelerator()})"
+            f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({self._where()})"
         )
         supervise(job, self._run, self._stop, self._display)
+
+    def _where(self) -> str:
+        return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self._launcher.topology)
 
     def _later_steps(self, name: str) -> int:
         training = self._recipe.training_stages()
@@ -153,20 +153,16 @@ class Executor:
     def _evaluate(self, name: str) -> None:
         cluster, folder = self._recipe.cluster, self._run.stage(name)
         folder.evaluation_file.unlink(missing_ok=True)
-
-        def start() -> tuple[list[str], dict[str, str]]:
-            environment = launch.worker_environment(cluster, 1, launch.free_port())
-            return launch.evaluation_command(self._run, name), environment
-
         job = Job(
             folder,
-            start,
+            lambda: self._launcher.evaluation(self._run, name),
             processes=0,
             succeeded=folder.evaluation_file.is_file,
             steps=1,
             restarts=cluster.max_restarts,
             # There is nothing to save halfway through an evaluation.
             deadlines=replace(_deadlines(cluster), stop_s=0.0),
+            end_elsewhere=lambda terminate_s: self._launcher.end_elsewhere(self._run, name, terminate_s),
         )
         stage = self._recipe.stage(name)
         assert isinstance(stage, EvaluateStage)

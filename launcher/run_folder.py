@@ -84,6 +84,8 @@ class StageFolder:
         self.heartbeats = path / "heartbeats"
         self.stop_file = path / "stop"
         self.done_file = path / "done.json"
+        self.launch_file = path / "launch.json"
+        self.hostfile = path / "hostfile"
         self.wandb_file = path / "wandb.json"
         self.wandb = path / "wandb"
         self.tensorboard = path / "tensorboard"
@@ -101,6 +103,21 @@ class StageFolder:
 
     def heartbeat_file(self, rank: int) -> Path:
         return self.heartbeats / f"rank-{rank:02d}.json"
+
+    def names(self) -> set[str]:
+        """Return the names of what is in the folder, read anew.
+
+        Listing it matters: a network file system remembers for a while that a file was not there.
+        """
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def loss_file(self, rank: int) -> Path:
+        """What the agent of another host leaves when a process there is gone."""
+        return self.heartbeats / f"lost-{rank:02d}"
+
+    def read_losses(self) -> set[int]:
+        """Return the ranks whose hosts say that they are gone."""
+        return {int(path.name.partition("-")[2]) for path in self.heartbeats.glob("lost-*")}
 
     def checkpoint_steps(self) -> list[int]:
         """Return the steps of the checkpoints in place, oldest first, whether intact or not."""

@@ -23,11 +23,10 @@ from launcher.tracking import check_tracking
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
     """Return the recipe that the options describe, and its run folder, which need not exist."""
     overrides = list(options.set)
-    if options.processes is not None:
-        overrides.append(f"cluster.processes={options.processes}")
-    if options.launcher is not None:
-        overrides.append(f"cluster.launcher={options.launcher}")
-    recipe = load_recipe(options.recipe, overrides)
+    for key in ("processes", "hostfile", "launcher"):
+        if (value := getattr(options, key)) is not None:
+            overrides.append(f"cluster.{key}={value}")
+    recipe = load_recipe(options.recipe, overrides, count_slots=True)
     return recipe, RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
 
 
@@ -59,7 +58,8 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
 def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         folder, stage = _run_and_stage(Path(options.run).expanduser())
-        recipe = load_recipe(folder.recipe_file)
+        # One process, which needs none of the hosts that the run was trained on.
+        recipe = load_recipe(folder.recipe_file, ["cluster.launcher=local", "cluster.hostfile=null"])
         names = _evaluations(recipe, stage)
         changed = _with_search(recipe, folder, names, options)
     # With --json, standard output is for the results alone.

@@ -252,7 +252,7 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     assert not run.path.exists()
     teacher, student = plan["stages"][2:4]
     assert teacher["effective_encoder_parameters"] == teacher["encoder_parameters"] > student["encoder_parameters"]
-    assert "launcher.worker" in teacher["command"]
+    assert "launcher.worker" in teacher["commands"][0]["command"]
     assert not any(stage["done"] for stage in plan["stages"])
     assert chorus(["plan", "mini", *run_dir]) == 0
     shown = capsys.readouterr().out
