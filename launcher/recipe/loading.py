@@ -41,8 +41,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
     """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
 
     Relative paths in the corpus section, of a teacher, a search and the hostfile are taken from the current folder and
-    made absolute. With `count_slots` the hostfile is read, and its slots are the number of processes; without, as on the
-    hosts that it names, it need not be there.
+    made absolute. With `count_slots` the hostfile is read, and its slots are the number of processes; without, as on
+    the hosts that it names, it need not be there.
     """
     path = find_recipe(str(name_or_path))
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
