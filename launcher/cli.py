@@ -203,7 +203,14 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("sync", "sync"))
 
-    parser = commands.add_parser("doctor", help="show what this machine can do")
+    parser = commands.add_parser("doctor", help="show what this machine can do, or the hosts of a hostfile")
+    parser.add_argument(
+        "--hostfile", metavar="F", help="examine these hosts, over ssh; exit code 2 if something is wrong"
+    )
+    parser.add_argument("--run-dir", metavar="DIR", default="runs", help="folder that the hosts share (default: runs)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of `run`: cluster.ssh_options and others"
+    )
     _add_json(parser)
     parser.set_defaults(command=_command("doctor", "doctor"))
 
