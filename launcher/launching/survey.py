@@ -88,17 +88,19 @@ def _num_gpus() -> int:
 
 
 def exchange() -> dict[str, Any]:
-    """Join the other hosts and exchange with all of them; return how far that went, and bytes per s sent by this one."""
+    """Join the other hosts and exchange with all; return how far that went, and bytes per s sent by this one."""
     import torch
     import torch.distributed as dist
 
     from launcher.launch import accelerator
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    step = "port"
+    step, right, took_s = "port", False, 0.0
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=TIMEOUT)
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            address, port, world, is_master=rank == 0, timeout=TIMEOUT
+        )
         step = "exchange"
         cuda = accelerator() == "cuda"
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
