@@ -22,7 +22,7 @@ FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, DivergedE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser(arguments).parse_args(arguments)
+    options = build_parser(arguments).parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     try:
         return options.command(options)
     except Preempted as stopped:
@@ -102,6 +102,9 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("run", help="run a recipe, or go on with it: what is done is not repeated")
     _add_recipe_options(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --launcher slurm: write the batch script, and do not submit it"
+    )
     parser.set_defaults(command=_stoppable_command("run", "run"))
 
 

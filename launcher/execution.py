@@ -5,6 +5,7 @@ A stage whose settings or inputs changed since it was worked on starts anew; its
 model carries its own.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,14 +24,17 @@ from launcher.stopping import StopRequest
 from launcher.supervisor import Job, supervise
 from launcher.watch import Deadlines
 
+SLURM_LOG = re.compile(r"slurm-\d+\.log")
+
 
 def claim_folder(recipe: Recipe, run: RunFolder) -> None:
     """Refuse (ConfigError) a folder that holds something else than a run of this recipe."""
     state = read_json(run.state_file)
     if state is None:
         # A launcher that was killed before its first stage has left these.
-        ours = {run.lock_file.name, run.recipe_file.name, run.events_file.name}
+        ours = {run.lock_file.name, run.recipe_file.name, run.events_file.name, run.batch_script.name}
         foreign = [path.name for path in run.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
+        foreign = [name for name in foreign if not SLURM_LOG.fullmatch(name)]
         if foreign:
             raise ConfigError(
                 f"The folder {run.path} is not a run folder: it holds {foreign[0]} and no state.json. "

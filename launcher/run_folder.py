@@ -141,6 +141,7 @@ class RunFolder:
         self.events_file = self.path / "events.jsonl"
         self.results_file = self.path / "results.json"
         self.report_file = self.path / "report.html"
+        self.batch_script = self.path / "job.sbatch"
         self.lock_file = self.path / "run.lock"
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"

@@ -159,7 +159,7 @@ class _Attempt:
             "processes_started",
             stage=self._stage.name,
             processes=self._job.processes,
-            hosts={command.host: list(command.ranks) for command in launch.commands},
+            hosts=launch.ranks,
         )
         self._display.begin(self._stage.name, self._job.steps, self._job.later_steps)
         self._processes = Processes(launch.commands, self._stage.launcher_log)

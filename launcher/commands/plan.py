@@ -50,9 +50,9 @@ def plan(options: argparse.Namespace) -> int:
 def _commands(node: Node, launcher: Launcher, run: RunFolder) -> list[dict[str, Any]]:
     """Return the commands that a stage would start, one for each host; none for what runs in the launcher itself."""
     if node.kind in ("pretrain", "distill"):
-        return launcher.training(run, node.name, PORT_SHOWN).record()["hosts"]
+        return launcher.training(run, node.name, PORT_SHOWN).record()["commands"]
     if node.kind == "evaluate":
-        return launcher.evaluation(run, node.name).record()["hosts"]
+        return launcher.evaluation(run, node.name).record()["commands"]
     return []
 
 

@@ -10,11 +10,12 @@ from launcher.commands.search import search_values
 from launcher.errors import ConfigError
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
+from launcher.launching import slurm
 from launcher.progress import Display, PlainDisplay, duration, open_display
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.recipe.search import check_search_files
 from launcher.report import results_table
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_folder import RunFolder, read_json, write_text
 from launcher.status import open_run
 from launcher.stopping import StopRequest
 from launcher.tracking import check_tracking
@@ -38,6 +39,13 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         check_tracking(recipe.tracking)
         if folder.path.exists():
             claim_folder(recipe, folder)
+        if recipe.cluster.kind == "slurm" and not slurm.inside_job():
+            return _queue(recipe, folder, options)
+        if options.dry_run:
+            raise ConfigError(
+                "--dry-run belongs to --launcher slurm, outside a job. `chorus plan` with the same options shows what "
+                "would be started."
+            )
     display = open_display(sys.stdout)
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
@@ -52,6 +60,18 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     if folder.results_file.exists():
         display.say(f"\n{results_table(folder.path)}\n")
     display.say(f"Report: {folder.report_file}")
+    return 0
+
+
+def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> int:
+    """Write the batch script of a run into its folder, show it, and submit it unless it is a dry run."""
+    arguments = [argument for argument in options.arguments if argument != "--dry-run"]
+    script = slurm.batch_script(recipe, folder, arguments)
+    write_text(folder.batch_script, script)
+    print(f"{folder.batch_script}:\n\n{script}")
+    if not options.dry_run:
+        job = slurm.submit(str(folder.batch_script))
+        print(f"Job {job} is queued; it writes to {folder.path}/slurm-{job}.log. `scancel {job}` stops it.")
     return 0
 
 

@@ -4,7 +4,6 @@ DeepSpeed's own ways over several hosts are not used: pdsh forwards little of th
 every DeepSpeed job of that interpreter on the hosts.
 """
 
-import os
 import random
 import re
 import sys
@@ -69,8 +68,3 @@ def passed_environment(cluster: ClusterConfig, environment: Mapping[str, str]) -
 def choose_port(cluster: ClusterConfig) -> int:
     """Return the port of the first process; a drawn one that is taken there costs a restart with another."""
     return cluster.master_port or random.choice(PORTS)
-
-
-def here() -> dict[str, str]:
-    """Return the environment of a command that is started here and leads to other hosts."""
-    return dict(os.environ)

@@ -40,6 +40,10 @@ class Topology:
         ends = list(accumulate(len(host.slots) for host in self.hosts))
         return [range(end - len(host.slots), end) for host, end in zip(self.hosts, ends, strict=True)]
 
+    def placement(self) -> dict[str, list[int]]:
+        """Return the ranks of each host by its name."""
+        return {host.name: list(ranks) for host, ranks in zip(self.hosts, self.ranks(), strict=True)}
+
     def hostfile(self) -> str:
         """Return the hosts in use as a hostfile."""
         return "".join(f"{host.name} slots={host.total_slots}\n" for host in self.hosts)

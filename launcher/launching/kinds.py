@@ -5,6 +5,7 @@ from typing import Protocol
 from launcher.launching.hosts import Topology, read_topology
 from launcher.launching.local import LocalLauncher
 from launcher.launching.processes import Launch
+from launcher.launching.slurm import SlurmLauncher
 from launcher.launching.ssh import SshLauncher
 from launcher.recipe import ClusterConfig
 from launcher.run_folder import RunFolder
@@ -26,5 +27,7 @@ def launcher_of(cluster: ClusterConfig) -> Launcher:
     """Return the launcher of a resolved recipe; ConfigError when its hostfile cannot be used."""
     if cluster.kind == "local":
         return LocalLauncher(cluster)
+    if cluster.kind == "slurm":
+        return SlurmLauncher(cluster)
     assert cluster.hostfile
     return SshLauncher(cluster, read_topology(cluster.hostfile, cluster.include, cluster.exclude))

@@ -20,9 +20,8 @@ class LocalLauncher:
         processes, port = self._cluster.processes, port or self._cluster.master_port or launch.free_port()
         arguments = launch.training_command(processes, run, stage, port)
         environment = launch.worker_environment(self._cluster, processes, port)
-        return Launch(
-            "local", f"127.0.0.1:{port}", [Command("localhost", tuple(range(processes)), arguments, environment)]
-        )
+        command = Command("localhost", arguments, environment)
+        return Launch("local", f"127.0.0.1:{port}", self.topology.placement(), [command])
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process."""

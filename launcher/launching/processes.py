@@ -26,7 +26,6 @@ class Command:
     """What is started here for the processes of a host. `secrets` is None where no agent listens."""
 
     host: str
-    ranks: tuple[int, ...]
     arguments: list[str]
     environment: dict[str, str]
     secrets: dict[str, str] | None = None
@@ -34,25 +33,26 @@ class Command:
 
 @dataclass(frozen=True)
 class Launch:
-    """One attempt at a stage: where its first process is found, its commands, and files that those read."""
+    """One attempt at a stage: where its first process is found, the ranks of each host, its commands, and files that
+    those read."""
 
     kind: str
     master: str
+    ranks: dict[str, list[int]]
     commands: list[Command]
     files: dict[Path, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return what launch.json says; of secret variables only the names."""
-        hosts = [
+        commands = [
             {
                 "host": command.host,
-                "ranks": list(command.ranks),
                 "command": command.arguments,
                 "secret_variables": sorted(command.secrets or ()),
             }
             for command in self.commands
         ]
-        return {"launcher": self.kind, "master": self.master, "hosts": hosts}
+        return {"launcher": self.kind, "master": self.master, "ranks": self.ranks, "commands": commands}
 
 
 class Processes:

@@ -50,15 +50,17 @@ class SshLauncher:
         port = port or agents.choose_port(self._cluster)
         master = self._cluster.master_address or self.topology.hosts[0].name
         commands = []
-        for node, (host, ranks) in enumerate(zip(self.topology.hosts, self.topology.ranks(), strict=True)):
+        for node, host in enumerate(self.topology.hosts):
             command = agents.deepspeed_command(self.topology, node, run, stage, master, port)
-            commands.append(self._command(host.name, command, tuple(ranks)))
-        return Launch("ssh", f"{master}:{port}", commands, {run.stage(stage).hostfile: self.topology.hostfile()})
+            commands.append(self._command(host.name, command, len(host.slots)))
+        files = {run.stage(stage).hostfile: self.topology.hostfile()}
+        return Launch("ssh", f"{master}:{port}", self.topology.placement(), commands, files)
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process on the first host."""
         host = self.topology.hosts[0].name
-        return Launch("ssh", host, [self._command(host, launch.evaluation_command(run, stage), (0,))])
+        command = self._command(host, launch.evaluation_command(run, stage), processes=1)
+        return Launch("ssh", host, {host: [0]}, [command])
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """End what an earlier launcher, or an agent that is gone, left of a stage; return how many processes."""
@@ -97,8 +99,8 @@ class SshLauncher:
             )
         return output.strip()
 
-    def _command(self, host: str, command: list[str], ranks: tuple[int, ...]) -> Command:
+    def _command(self, host: str, command: list[str], processes: int) -> Command:
         environment, secrets = agents.passed_environment(self._cluster, os.environ)
-        agent = agents.agent_command(command, len(ranks), self._cluster.threads)
+        agent = agents.agent_command(command, processes, self._cluster.threads)
         line = remote_line(agent, environment)
-        return Command(host, ranks, ssh_command(self._cluster, host, line), agents.here(), secrets)
+        return Command(host, ssh_command(self._cluster, host, line), dict(os.environ), secrets)

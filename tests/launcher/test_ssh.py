@@ -121,8 +121,11 @@ def test_a_stage_runs_over_two_hosts_and_leaves_its_commands(supervision, run):
     assert run.events()[0]["hosts"] == {"node-a": [0], "node-b": [1, 2]}
     launched = read_json(run.stage(STAGE).launch_file)
     assert launched["launcher"] == "ssh"
-    assert [host["command"][0] for host in launched["hosts"]] == ["ssh", "ssh"]
-    assert [host["ranks"] for host in launched["hosts"]] == [[0], [1, 2]]
+    assert [(command["host"], command["command"][0]) for command in launched["commands"]] == [
+        ("node-a", "ssh"),
+        ("node-b", "ssh"),
+    ]
+    assert launched["ranks"] == {"node-a": [0], "node-b": [1, 2]}
 
 
 def test_a_process_lost_on_another_host_is_named_and_the_stage_goes_on(supervision):
@@ -252,7 +255,7 @@ def test_the_environment_arrives_whole_and_secrets_are_on_no_command_line(run, t
     told = (tmp_path / "ssh.log").read_text() + json.dumps(launched.record())
     assert "s3cret" not in told
     assert "t0ken" not in told
-    assert launched.record()["hosts"][0]["secret_variables"] == ["MY_TOKEN", "WANDB_API_KEY"]
+    assert launched.record()["commands"][0]["secret_variables"] == ["MY_TOKEN", "WANDB_API_KEY"]
 
 
 def test_the_lines_for_ssh_are_these(run, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def run(tmp_path):
 
 def launch_of(command: list[str]) -> Launch:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return Launch("local", "127.0.0.1:1", [Command("localhost", (0, 1), command, environment)])
+    return Launch("local", "127.0.0.1:1", {"localhost": [0, 1]}, [Command("localhost", command, environment)])
 
 
 class Supervision:
