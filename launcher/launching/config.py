@@ -7,10 +7,8 @@ class SlurmConfig(BaseModel, frozen=True, extra="forbid"):
     """The job that `chorus run --launcher slurm` submits."""
 
     nodes: int = Field(default=1, ge=1, description="nodes of the job; they share cluster.processes evenly")
-    time: str = Field(
-        default="24:00:00",
-        pattern=r"^(\d+-)?\d+(:\d+){0,2}$",
-        description="time limit, as sbatch writes it; at its end the run saves and is queued again",
+    time_limit_min: int = Field(
+        default=1440, ge=2, description="time limit, in minutes; at its end the run saves and is queued again"
     )
     partition: str | None = Field(default=None, description="partition; none: the cluster's default")
     account: str | None = Field(default=None, description="account to charge; none: the user's default")

@@ -26,9 +26,8 @@ class LocalLauncher:
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process."""
         environment = launch.worker_environment(self._cluster, 1, launch.free_port())
-        return Launch(
-            "local", "localhost", [Command("localhost", (0,), launch.evaluation_command(run, stage), environment)]
-        )
+        command = Command("localhost", launch.evaluation_command(run, stage), environment)
+        return Launch("local", "localhost", {"localhost": [0]}, [command])
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """There is no elsewhere."""

@@ -1,7 +1,7 @@
 """A run as a SLURM job: the batch script and its submission outside a job, one `srun` for each attempt inside.
 
-The script runs the same `chorus run` on the job's first node. SLURM sends it SIGUSR1 before the time limit: the run saves,
-leaves with 75, and the job is queued again, as often as needed. A job that was cancelled is not.
+The script runs the same `chorus run` on the job's first node. SLURM sends it SIGUSR1 before the time limit: the run
+saves, leaves with 75, and the job is queued again, as often as needed. A job that was cancelled is not.
 """
 
 import os
@@ -61,7 +61,7 @@ def batch_script(recipe: Recipe, run: RunFolder, arguments: list[str]) -> str:
         "ntasks-per-node": 1,
         "cpus-per-task": per_node * slurm.cpus_per_process,
         "gpus-per-node": slurm.gpus_per_node,
-        "time": slurm.time,
+        "time": slurm.time_limit_min,
         "partition": slurm.partition,
         "account": slurm.account,
         "signal": f"B:USR1@{slurm.signal_s}",
@@ -90,8 +90,8 @@ def submit(script: str) -> str:
         ) from None
     if done.returncode:
         raise ConfigError(
-            f"sbatch does not take the script {script}: {' '.join(done.stderr.split())}. Mend cluster.slurm and run the "
-            "same command again."
+            f"sbatch does not take the script {script}: {' '.join(done.stderr.split())}. Mend cluster.slurm and run "
+            "the same command again."
         )
     return done.stdout.strip().partition(";")[0]
 

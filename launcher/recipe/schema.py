@@ -253,6 +253,11 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
                 f"processes is {self.processes}, which slurm.nodes, {self.slurm.nodes}, does not divide; every node "
                 "gets the same number"
             )
+        if self.kind == "slurm" and self.slurm.signal_s <= self.stop_deadline_s:
+            raise ValueError(
+                f"stop_deadline_s is {self.stop_deadline_s:g}, and slurm.signal_s, {self.slurm.signal_s}, is when the "
+                "job is told of its end; make it longer"
+            )
         return self
 
     @property
