@@ -89,12 +89,10 @@ class Cluster:
         }
         for folder in ("state", "spool-n1", "spool-n2"):
             (self.folder / folder).mkdir()
-        node = (
-            f"NodeName=n[1-2] NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port=[{ports[2]}-{ports[2] + 1}]"
-        )
+        nodes = f"NodeName=n[1-2] NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port=[{ports[2]}-{ports[3]}]"
         (self.folder / "slurm.conf").write_text(
             "".join(f"{name}={value}\n" for name, value in lines.items())
-            + f"{nodes} Port=[{ports[2]}-{ports[3]}] CPUs=2 RealMemory=1000\nPartitionName=all Nodes=ALL Default=YES State=UP\n"
+            + f"{nodes} CPUs=2 RealMemory=1000\nPartitionName=all Nodes=ALL Default=YES State=UP\n"
         )
 
     def _start(self, program: str, *options: str) -> None:
