@@ -105,6 +105,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument(
         "--dry-run", action="store_true", help="with --launcher slurm: write the batch script, and do not submit it"
     )
+    parser.add_argument(
+        "--node-rank", type=int, metavar="I", help="with --launcher no_ssh: this is host I of the hostfile, from 0"
+    )
     parser.set_defaults(command=_stoppable_command("run", "run"))
 
 

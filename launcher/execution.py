@@ -32,7 +32,8 @@ def claim_folder(recipe: Recipe, run: RunFolder) -> None:
     state = read_json(run.state_file)
     if state is None:
         # A launcher that was killed before its first stage has left these.
-        ours = {run.lock_file.name, run.recipe_file.name, run.events_file.name, run.batch_script.name}
+        files = (run.lock_file, run.recipe_file, run.events_file, run.batch_script, run.node_commands_file)
+        ours = {*(file.name for file in files), run.order_file(1).parent.name}
         foreign = [path.name for path in run.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
         foreign = [name for name in foreign if not SLURM_LOG.fullmatch(name)]
         if foreign:
@@ -53,7 +54,7 @@ class Executor:
     def __init__(self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display) -> None:
         self._recipe, self._run, self._stop, self._display = recipe, run, stop, display
         self._pipeline = Pipeline(recipe, run)
-        self._launcher = launcher_of(recipe.cluster)
+        self.launcher = launcher_of(recipe.cluster)
 
     def run(self, only: frozenset[str] | None = None) -> list[str]:
         """Run what is not done, or of that only the stages named; return the names of the stages that ran."""
@@ -130,14 +131,14 @@ class Executor:
         folder = self._run.stage(name)
         job = Job(
             folder,
-            lambda: self._launcher.training(self._run, name),
+            lambda: self.launcher.training(self._run, name),
             processes=cluster.processes,
             succeeded=lambda: (read_json(folder.done_file) or {}).get("status") == "done",
             steps=stage.steps,
             later_steps=self._later_steps(name),
             restarts=cluster.max_restarts,
             deadlines=_deadlines(cluster),
-            end_elsewhere=lambda terminate_s: self._launcher.end_elsewhere(self._run, name, terminate_s),
+            end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
         what = f"learns from {stage.teacher}" if isinstance(stage, DistillStage) else "learns from transcripts"
         self._display.say(
@@ -147,7 +148,7 @@ class Executor:
         supervise(job, self._run, self._stop, self._display)
 
     def _where(self) -> str:
-        return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self._launcher.topology)
+        return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self.launcher.topology)
 
     def _later_steps(self, name: str) -> int:
         training = self._recipe.training_stages()
@@ -159,14 +160,14 @@ class Executor:
         folder.evaluation_file.unlink(missing_ok=True)
         job = Job(
             folder,
-            lambda: self._launcher.evaluation(self._run, name),
+            lambda: self.launcher.evaluation(self._run, name),
             processes=0,
             succeeded=folder.evaluation_file.is_file,
             steps=1,
             restarts=cluster.max_restarts,
             # There is nothing to save halfway through an evaluation.
             deadlines=replace(_deadlines(cluster), stop_s=0.0),
-            end_elsewhere=lambda terminate_s: self._launcher.end_elsewhere(self._run, name, terminate_s),
+            end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
         stage = self._recipe.stage(name)
         assert isinstance(stage, EvaluateStage)

@@ -142,10 +142,15 @@ class RunFolder:
         self.results_file = self.path / "results.json"
         self.report_file = self.path / "report.html"
         self.batch_script = self.path / "job.sbatch"
+        self.node_commands_file = self.path / "nodes.txt"
         self.lock_file = self.path / "run.lock"
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
         self.corpus = self.path / "corpus"
+
+    def order_file(self, node: int) -> Path:
+        """What a host is to do that nobody can log in to (launching/relay.py)."""
+        return self.path / "nodes" / f"node-{node:02d}.json"
 
     def token_counts_file(self, split: str) -> Path:
         """What the tokenizer makes of a split's transcripts, counted (data/token_counts.py)."""

@@ -10,7 +10,8 @@ from launcher.commands.search import search_values
 from launcher.errors import ConfigError
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
-from launcher.launching import slurm
+from launcher.launching import relay, slurm
+from launcher.launching.kinds import launcher_of
 from launcher.progress import Display, PlainDisplay, duration, open_display
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.recipe.search import check_search_files
@@ -41,18 +42,17 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
             claim_folder(recipe, folder)
         if recipe.cluster.kind == "slurm" and not slurm.inside_job():
             return _queue(recipe, folder, options)
-        if options.dry_run:
-            raise ConfigError(
-                "--dry-run belongs to --launcher slurm, outside a job. `chorus plan` with the same options shows what "
-                "would be started."
-            )
+        _check_options(recipe, options)
     display = open_display(sys.stdout)
+    if recipe.cluster.kind == "no_ssh" and options.node_rank != 0:
+        return _join(recipe, folder, options, stop, display)
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
     with folder.locked():
         executor = Executor(recipe, folder, stop, display)
         executor.write_recipe()
-        ran = executor.run()
+        with executor.launcher.dismissing(folder):
+            ran = executor.run()
     if ran:
         display.say(f"Everything is done, in {duration(time.monotonic() - started)}.")
     else:
@@ -60,6 +60,30 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     if folder.results_file.exists():
         display.say(f"\n{results_table(folder.path)}\n")
     display.say(f"Report: {folder.report_file}")
+    return 0
+
+
+def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
+    if options.dry_run:
+        raise ConfigError(
+            "--dry-run belongs to --launcher slurm, outside a job. `chorus plan` with the same options shows what "
+            "would be started."
+        )
+    if options.node_rank is None:
+        return
+    if recipe.cluster.kind != "no_ssh":
+        raise ConfigError(f"--node-rank belongs to --launcher no_ssh; the launcher is {recipe.cluster.kind}.")
+    hosts = len(launcher_of(recipe.cluster).topology.hosts)
+    if not 0 <= options.node_rank < hosts:
+        raise ConfigError(f"--node-rank is {options.node_rank}, but the hosts in use are 0 to {hosts - 1}.")
+
+
+def _join(recipe: Recipe, folder: RunFolder, options: argparse.Namespace, stop: StopRequest, display: Display) -> int:
+    """Follow the first host of a run without ssh; without a number, say what to start on each host."""
+    if options.node_rank is None:
+        relay.show_commands(launcher_of(recipe.cluster).topology, folder, options.arguments)
+    else:
+        relay.Follower(folder, options.node_rank, stop, display).follow()
     return 0
 
 

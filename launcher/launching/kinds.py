@@ -1,10 +1,12 @@
 """Which launcher a recipe asks for."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from launcher.launching.hosts import Topology, read_topology
 from launcher.launching.local import LocalLauncher
 from launcher.launching.processes import Launch
+from launcher.launching.relay import RelayLauncher
 from launcher.launching.slurm import SlurmLauncher
 from launcher.launching.ssh import SshLauncher
 from launcher.recipe import ClusterConfig
@@ -22,6 +24,8 @@ class Launcher(Protocol):
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int: ...
 
+    def dismissing(self, run: RunFolder) -> AbstractContextManager[None]: ...
+
 
 def launcher_of(cluster: ClusterConfig) -> Launcher:
     """Return the launcher of a resolved recipe; ConfigError when its hostfile cannot be used."""
@@ -30,4 +34,5 @@ def launcher_of(cluster: ClusterConfig) -> Launcher:
     if cluster.kind == "slurm":
         return SlurmLauncher(cluster)
     assert cluster.hostfile
-    return SshLauncher(cluster, read_topology(cluster.hostfile, cluster.include, cluster.exclude))
+    topology = read_topology(cluster.hostfile, cluster.include, cluster.exclude)
+    return RelayLauncher(cluster, topology) if cluster.kind == "no_ssh" else SshLauncher(cluster, topology)

@@ -1,5 +1,7 @@
 """All processes on this machine, through the `deepspeed` command."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from launcher import launch
 from launcher.launching.hosts import Host, Topology
 from launcher.launching.processes import Command, Launch
@@ -32,3 +34,7 @@ class LocalLauncher:
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """There is no elsewhere."""
         return 0
+
+    def dismissing(self, run: RunFolder) -> AbstractContextManager[None]:
+        """Nobody waits elsewhere for the end of the run."""
+        return nullcontext()

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 from launcher import launch
 from launcher.errors import ConfigError
@@ -66,6 +67,10 @@ class SshLauncher:
         """End what an earlier launcher, or an agent that is gone, left of a stage; return how many processes."""
         command = [sys.executable, "-m", "launcher.watch", "end", str(run.path), stage, f"--terminate-s={terminate_s}"]
         return sum(int(answer or 0) for answer in self.ask(command).values())
+
+    def dismissing(self, run: RunFolder) -> AbstractContextManager[None]:
+        """Nobody waits elsewhere for the end of the run."""
+        return nullcontext()
 
     def ask(self, command: list[str]) -> dict[str, str]:
         """Run a short command on every host at once and return what each printed; ConfigError where that fails."""
