@@ -10,7 +10,6 @@ hour as the recipe allows. Stopping is a file that the processes agree on at a s
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,14 +63,16 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
         display.say(f"{job.stage.name}: ended {left_over} processes that an earlier launcher had left behind")
         run.append_event("leftovers_ended", stage=job.stage.name, processes=left_over)
     restarts = _Restarts(job, stop)
+    clean = True
     while True:
         stop.check()
-        failure = _Attempt(job, run, stop, display).run()
+        attempt = _Attempt(job, run, stop, display, clean)
+        failure, clean = attempt.run(), attempt.clean
         if failure is None:
             return
         newest = max(job.stage.checkpoint_steps(), default=0)
         run.append_event(
-            "process_lost",
+            "process_lost" if attempt.started else "host_out_of_reach",
             stage=job.stage.name,
             rank=failure.rank,
             reason=failure.reason,
@@ -142,15 +143,19 @@ def last_lines(path: Path, number: int) -> str:
 class _Attempt:
     """One start of a stage's processes."""
 
-    def __init__(self, job: Job, run: RunFolder, stop: StopRequest, display: Display) -> None:
+    def __init__(self, job: Job, run: RunFolder, stop: StopRequest, display: Display, clean: bool) -> None:
+        """`clean` says, before and after, whether it is certain that no process of an attempt is left anywhere."""
         self._job, self._run, self._stop, self._display = job, run, stop, display
-        self._stage = job.stage
+        self._stage, self.clean, self.started = job.stage, clean, False
         self._watch = Watch(job.stage, job.processes, job.deadlines)
         self._tail = MetricsTail(job.stage.metrics_file)
 
     def run(self) -> Failure | None:
         """Start, watch and end the processes; None when the stage is done."""
+        if not self.clean and (failure := self._end_elsewhere()):
+            return failure
         self._clear()
+        self.started = True
         launch = self._job.start()
         for path, text in launch.files.items():
             write_text(path, text)
@@ -223,7 +228,16 @@ class _Attempt:
 
     def _end(self) -> None:
         """Kill every process of the attempt, in the command's group or out of it; what they had to save is saved."""
-        if not self._processes.end():
-            with suppress(ConfigError):  # a host that is out of reach is looked at again before the next start
-                self._job.end_elsewhere(0)
+        self.clean = self._processes.end()
+        if not self.clean:
+            self._end_elsewhere()
         end_processes(self._run, self._stage.name, terminate_s=0)
+
+    def _end_elsewhere(self) -> Failure | None:
+        """End what may be left on other hosts, whose processes would write into the folder of the next attempt's."""
+        try:
+            self._job.end_elsewhere(0)
+        except ConfigError as error:
+            return Failure(str(error))
+        self.clean = True
+        return None

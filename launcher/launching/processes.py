@@ -120,7 +120,8 @@ class Processes:
             if command.secrets is not None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, until - time.monotonic()))
-                confirmed &= process.returncode not in (None, 255)
+                # 255 is what ssh says of itself; without a code, or killed, the way there says nothing of the host.
+                confirmed &= process.returncode is not None and 0 <= process.returncode < 255
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,5 +1,6 @@
 """A run over two hosts, each with its own network and sshd: to the end, harmed on the second, taken up again."""
 
+import json
 import os
 import signal
 import subprocess
@@ -131,6 +132,37 @@ def test_a_run_that_is_stopped_saves_and_goes_on(spread, one_host):
     spread.start()
     spread.finish()
     assert_same_weights(spread, one_host)
+
+
+def test_a_cable_that_is_pulled_ends_the_attempt_and_the_run_goes_on_when_it_is_back(spread, one_host):
+    """The other host's processes know nothing of each other then: nothing new starts before they are ended."""
+    spread.start()
+    assert spread.wait(at_step(spread, 5)), spread.output()
+    spread.hosts.cut(1)
+    assert spread.wait(lambda: bool(spread.events("process_lost"))), spread.output()
+    spread.wait(lambda: bool(spread.events("host_out_of_reach")))
+    spread.hosts.mend(1)
+    spread.finish()
+    assert len(spread.events("processes_started")) == 3  # two attempts, and the evaluation
+    assert_same_weights(spread, one_host)
+
+
+def test_doctor_finds_the_hosts_in_order_and_names_the_interface_that_is_not_given(hosts, tmp_path):
+    (tmp_path / "hosts").write_text("".join(f"{address} slots=2\n" for address in hosts.ADDRESSES))
+    command = [sys.executable, "-m", "launcher.cli", "doctor", "--hostfile", str(tmp_path / "hosts"), "--json"]
+    command += ["--run-dir", str(tmp_path / "runs"), "--set", f"cluster.ssh_options=[-F, {hosts.config}]"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+
+    def doctor(**variables: str) -> tuple[int, dict]:
+        done = subprocess.run(hosts.on(0, command), env={**environment, **variables}, capture_output=True, text=True)
+        return done.returncode, json.loads(done.stdout)
+
+    code, found = doctor(GLOO_SOCKET_IFNAME=INTERFACE)
+    assert (code, found["problems"]) == (0, [])
+    assert [facts["host"] for facts in found["hosts"].values()] == ["chorus-a", "chorus-b"]
+    code, found = doctor()
+    assert code == 2
+    assert "Set GLOO_SOCKET_IFNAME" in found["problems"][0]
 
 
 def wait_for_end(victim: Victim) -> None:

@@ -67,6 +67,10 @@ class TwoHosts:
         """Pull the cable out of a host."""
         _run("ip", "-n", self.spaces[number], "link", "set", INTERFACE, "down")
 
+    def mend(self, number: int) -> None:
+        """Put it back."""
+        _run("ip", "-n", self.spaces[number], "link", "set", INTERFACE, "up")
+
     def _cable(self) -> None:
         a, b = self.spaces
         _run("ip", "netns", "add", a)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Stands in for ssh: runs the command on this machine in an almost empty environment, as a login elsewhere would.
-# "unreachable" refuses; every call is noted in FAKE_SSH_LOG, where that is set.
+# "unreachable" refuses, as does a host that has a file of its name in FAKE_SSH_DOWN; calls are noted in FAKE_SSH_LOG.
 while [ "${1#-}" != "$1" ]; do
     case "$1" in
     -o | -p | -l | -i | -F) shift 2 ;;
@@ -10,8 +10,8 @@ done
 host=$1
 shift
 [ -n "$FAKE_SSH_LOG" ] && echo "$host $*" >> "$FAKE_SSH_LOG"
-if [ "$host" = unreachable ]; then
-    echo "ssh: connect to host unreachable port 22: No route to host" >&2
+if [ "$host" = unreachable ] || [ -e "$FAKE_SSH_DOWN/$host" ]; then
+    echo "ssh: connect to host $host port 22: No route to host" >&2
     exit 255
 fi
 cd /

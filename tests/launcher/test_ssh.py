@@ -169,6 +169,34 @@ def test_a_host_out_of_reach_is_a_configuration_error_before_anything_starts(sup
     assert run.events() == []
 
 
+def test_nothing_is_started_anew_while_a_host_that_may_still_work_is_out_of_reach(
+    supervision, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 1.0)
+    monkeypatch.setenv("FAKE_SSH_DOWN", str(tmp_path / "down"))
+    (tmp_path / "down").mkdir()
+
+    def cut():
+        wait_until(lambda: run.stage(STAGE).checkpoint_steps())
+        (tmp_path / "down" / "node-b").touch()
+        agents = [process for process in processes_of(run) if "launcher.launching.node" in process.cmdline()]
+        next(agent for agent in agents if agent.environ()["FAKE_HOST"] == "node-b").kill()
+        wait_until(lambda: any(event["event"] == "host_out_of_reach" for event in run.events()))
+        (tmp_path / "down" / "node-b").unlink()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    supervision(steps=60, restarts=5)
+    thread.join()
+    names = [event["event"] for event in run.events()]
+    first_out_of_reach, last_start = (
+        names.index("host_out_of_reach"),
+        len(names) - 1 - names[::-1].index("processes_started"),
+    )
+    assert names.count("processes_started") == 2
+    assert first_out_of_reach < last_start
+
+
 def test_a_host_that_does_not_see_the_run_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_BEHAVIOUR", "{}")
     launcher = launcher_of(cluster_of(tmp_path))
