@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launcher import launch
 from launcher.errors import ConfigError, Preempted
-from launcher.launching.kinds import launcher_of
+from launcher.launching.kinds import Launcher, launcher_of
 from launcher.pipeline import Node, Pipeline, Standing
 from launcher.preparation import make_tokenizer, prepare_corpus
 from launcher.progress import Display, duration
@@ -49,12 +49,14 @@ def claim_folder(recipe: Recipe, run: RunFolder) -> None:
 
 
 class Executor:
-    """Brings a run to its end; `run` may be called again at any time."""
+    """Brings a run to its end, with the recipe's launcher or another; `run` may be called again at any time."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display, launcher: Launcher | None = None
+    ) -> None:
         self._recipe, self._run, self._stop, self._display = recipe, run, stop, display
         self._pipeline = Pipeline(recipe, run)
-        self.launcher = launcher_of(recipe.cluster)
+        self.launcher = launcher or launcher_of(recipe.cluster)
 
     def run(self, only: frozenset[str] | None = None) -> list[str]:
         """Run what is not done, or of that only the stages named; return the names of the stages that ran."""

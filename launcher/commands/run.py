@@ -12,6 +12,7 @@ from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
 from launcher.launching import relay, slurm
 from launcher.launching.kinds import launcher_of
+from launcher.launching.local import LocalLauncher
 from launcher.progress import Display, PlainDisplay, duration, open_display
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.recipe.search import check_search_files
@@ -102,14 +103,14 @@ def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> in
 def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         folder, stage = _run_and_stage(Path(options.run).expanduser())
-        # One process, which needs none of the hosts that the run was trained on.
-        recipe = load_recipe(folder.recipe_file, ["cluster.launcher=local", "cluster.hostfile=null"])
+        recipe = load_recipe(folder.recipe_file)
         names = _evaluations(recipe, stage)
         changed = _with_search(recipe, folder, names, options)
     # With --json, standard output is for the results alone.
     display: Display = PlainDisplay(sys.stderr) if options.json else open_display(sys.stdout)
     with folder.locked():
-        executor = Executor(changed or recipe, folder, stop, display)
+        # One process, which needs none of the hosts that the run was trained on.
+        executor = Executor(changed or recipe, folder, stop, display, LocalLauncher(recipe.cluster))
         if changed:
             executor.write_recipe()
         executor.run(only=names)

@@ -391,6 +391,17 @@ def test_the_search_options_name_every_search_of_a_recipe():
     assert list(SEARCH_KINDS) == kinds
 
 
+def test_a_run_over_many_hosts_is_evaluated_again_without_them(start, run):
+    assert start()[0] == 0
+    values = yaml.safe_load(run.recipe_file.read_text())
+    values["cluster"] |= {"launcher": "ssh", "hostfile": "/nowhere/hosts"}
+    run.recipe_file.write_text(yaml.safe_dump(values))
+    run.stage("evaluation").evaluation_file.unlink()
+    assert start(command=("evaluate", str(run.path)))[0] == 0
+    assert read_json(run.stage("evaluation").launch_file)["launcher"] == "local"
+    assert yaml.safe_load(run.recipe_file.read_text()) == values
+
+
 def test_an_evaluation_is_repeated_with_another_search_and_nothing_else_is(start, run):
     assert start()[0] == 0
     words = run.path.parent / "words.txt"
