@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow faults bench lint format clean distclean
+.PHONY: demo test slow faults two-hosts slurm bench lint format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -18,6 +18,18 @@ slow: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m pytest -q -m fault $(ARGS)
+
+# These two install Debian packages where something is missing, and need root.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+INSTALL := $(SUDO) apt-get install -y --no-install-recommends
+
+two-hosts: $(READY)
+	test -x /usr/sbin/sshd && command -v ip || $(INSTALL) openssh-server openssh-client iproute2
+	$(SUDO) $(BIN)/python -m pytest -q -m fault tests/faults/test_two_hosts.py $(ARGS)
+
+slurm: $(READY)
+	test -x /usr/sbin/slurmctld && test -x /usr/sbin/slurmd || $(INSTALL) slurmctld slurmd slurm-client munge
+	$(SUDO) $(BIN)/python -m pytest -q -m fault tests/faults/test_slurm.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.data_plan

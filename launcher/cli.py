@@ -22,7 +22,7 @@ FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, DivergedE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser(arguments).parse_args(arguments)
+    options = build_parser(arguments).parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     try:
         return options.command(options)
     except Preempted as stopped:
@@ -83,7 +83,10 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/NAME)")
     _add_set(parser, "change a setting, such as stages.teacher.steps=30")
     parser.add_argument("--processes", metavar="N", help="short for --set cluster.processes=N")
-    parser.add_argument("--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local")
+    parser.add_argument("--hostfile", metavar="F", help="short for --set cluster.hostfile=F: `NAME slots=N` lines")
+    parser.add_argument(
+        "--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local, ssh, no_ssh or slurm"
+    )
 
 
 def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
@@ -97,6 +100,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("run", help="run a recipe, or go on with it: what is done is not repeated")
     _add_recipe_options(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --launcher slurm: write the batch script, and do not submit it"
+    )
+    parser.add_argument(
+        "--node-rank", type=int, metavar="I", help="with --launcher no_ssh: this is host I of the hostfile, from 0"
+    )
     parser.set_defaults(command=_stoppable_command("run", "run"))
 
 
@@ -186,7 +195,14 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("sync", "sync"))
 
-    parser = commands.add_parser("doctor", help="show what this machine can do")
+    parser = commands.add_parser("doctor", help="show what this machine can do, or the hosts of a hostfile")
+    parser.add_argument(
+        "--hostfile", metavar="F", help="examine these hosts, over ssh; exit code 2 if something is wrong"
+    )
+    parser.add_argument("--run-dir", metavar="DIR", default="runs", help="folder that the hosts share (default: runs)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of `run`: cluster.ssh_options and others"
+    )
     _add_json(parser)
     parser.set_defaults(command=_command("doctor", "doctor"))
 

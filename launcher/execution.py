@@ -5,6 +5,7 @@ A stage whose settings or inputs changed since it was worked on starts anew; its
 model carries its own.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from launcher import launch
 from launcher.errors import ConfigError, Preempted
+from launcher.launching.kinds import Launcher, launcher_of
 from launcher.pipeline import Node, Pipeline, Standing
 from launcher.preparation import make_tokenizer, prepare_corpus
 from launcher.progress import Display, duration
@@ -22,14 +24,18 @@ from launcher.stopping import StopRequest
 from launcher.supervisor import Job, supervise
 from launcher.watch import Deadlines
 
+SLURM_LOG = re.compile(r"slurm-\d+\.log")
+
 
 def claim_folder(recipe: Recipe, run: RunFolder) -> None:
     """Refuse (ConfigError) a folder that holds something else than a run of this recipe."""
     state = read_json(run.state_file)
     if state is None:
         # A launcher that was killed before its first stage has left these.
-        ours = {run.lock_file.name, run.recipe_file.name, run.events_file.name}
+        files = (run.lock_file, run.recipe_file, run.events_file, run.batch_script, run.node_commands_file)
+        ours = {*(file.name for file in files), run.order_file(1).parent.name}
         foreign = [path.name for path in run.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
+        foreign = [name for name in foreign if not SLURM_LOG.fullmatch(name)]
         if foreign:
             raise ConfigError(
                 f"The folder {run.path} is not a run folder: it holds {foreign[0]} and no state.json. "
@@ -43,11 +49,14 @@ def claim_folder(recipe: Recipe, run: RunFolder) -> None:
 
 
 class Executor:
-    """Brings a run to its end; `run` may be called again at any time."""
+    """Brings a run to its end, with the recipe's launcher or another; `run` may be called again at any time."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display, launcher: Launcher | None = None
+    ) -> None:
         self._recipe, self._run, self._stop, self._display = recipe, run, stop, display
         self._pipeline = Pipeline(recipe, run)
+        self.launcher = launcher or launcher_of(recipe.cluster)
 
     def run(self, only: frozenset[str] | None = None) -> list[str]:
         """Run what is not done, or of that only the stages named; return the names of the stages that ran."""
@@ -122,28 +131,26 @@ class Executor:
     def _train(self, name: str) -> None:
         stage, cluster = self._recipe.training_stage(name), self._recipe.cluster
         folder = self._run.stage(name)
-
-        def start() -> tuple[list[str], dict[str, str]]:
-            port = launch.free_port()
-            command = launch.training_command(cluster.processes, self._run, name, port)
-            return command, launch.worker_environment(cluster, cluster.processes, port)
-
         job = Job(
             folder,
-            start,
+            lambda: self.launcher.training(self._run, name),
             processes=cluster.processes,
             succeeded=lambda: (read_json(folder.done_file) or {}).get("status") == "done",
             steps=stage.steps,
             later_steps=self._later_steps(name),
             restarts=cluster.max_restarts,
             deadlines=_deadlines(cluster),
+            end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
         what = f"learns from {stage.teacher}" if isinstance(stage, DistillStage) else "learns from transcripts"
         self._display.say(
             f"{name}: {what} for {stage.steps} steps, from step {max(folder.checkpoint_steps(), default=0)}; starting "
-            f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({launch.accelerator()})"
+            f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({self._where()})"
         )
         supervise(job, self._run, self._stop, self._display)
+
+    def _where(self) -> str:
+        return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self.launcher.topology)
 
     def _later_steps(self, name: str) -> int:
         training = self._recipe.training_stages()
@@ -153,20 +160,16 @@ class Executor:
     def _evaluate(self, name: str) -> None:
         cluster, folder = self._recipe.cluster, self._run.stage(name)
         folder.evaluation_file.unlink(missing_ok=True)
-
-        def start() -> tuple[list[str], dict[str, str]]:
-            environment = launch.worker_environment(cluster, 1, launch.free_port())
-            return launch.evaluation_command(self._run, name), environment
-
         job = Job(
             folder,
-            start,
+            lambda: self.launcher.evaluation(self._run, name),
             processes=0,
             succeeded=folder.evaluation_file.is_file,
             steps=1,
             restarts=cluster.max_restarts,
             # There is nothing to save halfway through an evaluation.
             deadlines=replace(_deadlines(cluster), stop_s=0.0),
+            end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
         stage = self._recipe.stage(name)
         assert isinstance(stage, EvaluateStage)

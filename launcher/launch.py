@@ -1,8 +1,7 @@
-"""How a stage's processes are started: the command line and the environment of each.
+"""How a stage's processes are started on this machine: the command line and the environment of each.
 
-Training goes through the `deepspeed` command, evaluation is one plain process. What differs between places to
-run (one machine now; hosts over ssh or SLURM) is confined to `training_command` and `worker_environment`.
-Refused: more processes than there are GPUs.
+Training goes through the `deepspeed` command, evaluation is one plain process. What differs between one host and many
+is in `launching/`. Refused: more processes than there are GPUs.
 """
 
 import os
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.errors import ConfigError
+from launcher.launching.node import num_cores
 from launcher.recipe import ClusterConfig
 from launcher.run_folder import RunFolder
 
@@ -33,8 +33,8 @@ def accelerator() -> str:
 
 def check_machine(cluster: ClusterConfig) -> None:
     """Refuse more processes than there are GPUs (ConfigError); processors may hold any number."""
-    if accelerator() != "cuda":
-        return
+    if cluster.kind != "local" or accelerator() != "cuda":
+        return  # `chorus doctor --hostfile` looks at other hosts
     import torch
 
     gpus = torch.cuda.device_count()
@@ -47,11 +47,6 @@ def check_machine(cluster: ClusterConfig) -> None:
         )
 
 
-def num_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def free_port() -> int:
     """Return a TCP port that nothing listens on at the moment."""
     with socket.socket() as listener:
@@ -62,7 +57,7 @@ def free_port() -> int:
 def training_command(processes: int, run: RunFolder, stage: str, port: int) -> list[str]:
     """Return the command that starts the processes of a training stage on this machine."""
     return [
-        _deepspeed_executable(),
+        deepspeed_executable(),
         "--hostfile=/dev/null",  # DeepSpeed would otherwise read /job/hostfile where there is one
         *_devices(processes, os.environ),
         "--no_local_rank",
@@ -82,12 +77,7 @@ def evaluation_command(run: RunFolder, stage: str) -> list[str]:
 def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dict[str, str]:
     """Return the environment of a stage's processes, derived from this one's."""
     environment = dict(os.environ)
-    search_path = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(search_path),
-        # `python -m` would put the current folder first, where a user may keep a package named data or model.
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
+    environment |= python_environment(environment) | {
         "OMP_NUM_THREADS": str(cluster.threads or max(1, num_cores() // processes)),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -96,6 +86,17 @@ def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dic
     if accelerator() == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
+
+
+def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which `python -m` finds Chorus from any folder."""
+    search_path = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(search_path),
+        # `python -m` would put the current folder first, where a user may keep a package named data or model.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def shown(command: list[str]) -> str:
@@ -117,7 +118,8 @@ def _devices(processes: int, environment: Mapping[str, str]) -> list[str]:
     return [f"--include=localhost:{','.join(device.strip() for device in visible[:processes])}"]
 
 
-def _deepspeed_executable() -> str:
+def deepspeed_executable() -> str:
+    """Return the path of the `deepspeed` command; ConfigError when there is none."""
     beside_python = Path(sys.executable).with_name("deepspeed")
     found = str(beside_python) if beside_python.is_file() else shutil.which("deepspeed")
     if not found:

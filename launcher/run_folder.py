@@ -84,6 +84,8 @@ class StageFolder:
         self.heartbeats = path / "heartbeats"
         self.stop_file = path / "stop"
         self.done_file = path / "done.json"
+        self.launch_file = path / "launch.json"
+        self.hostfile = path / "hostfile"
         self.wandb_file = path / "wandb.json"
         self.wandb = path / "wandb"
         self.tensorboard = path / "tensorboard"
@@ -101,6 +103,21 @@ class StageFolder:
 
     def heartbeat_file(self, rank: int) -> Path:
         return self.heartbeats / f"rank-{rank:02d}.json"
+
+    def names(self) -> set[str]:
+        """Return the names of what is in the folder, read anew.
+
+        Listing it matters: a network file system remembers for a while that a file was not there.
+        """
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def loss_file(self, rank: int) -> Path:
+        """What the agent of another host leaves when a process there is gone."""
+        return self.heartbeats / f"lost-{rank:02d}"
+
+    def read_losses(self) -> set[int]:
+        """Return the ranks whose hosts say that they are gone."""
+        return {int(path.name.partition("-")[2]) for path in self.heartbeats.glob("lost-*")}
 
     def checkpoint_steps(self) -> list[int]:
         """Return the steps of the checkpoints in place, oldest first, whether intact or not."""
@@ -124,10 +141,16 @@ class RunFolder:
         self.events_file = self.path / "events.jsonl"
         self.results_file = self.path / "results.json"
         self.report_file = self.path / "report.html"
+        self.batch_script = self.path / "job.sbatch"
+        self.node_commands_file = self.path / "nodes.txt"
         self.lock_file = self.path / "run.lock"
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
         self.corpus = self.path / "corpus"
+
+    def order_file(self, node: int) -> Path:
+        """What a host is to do that nobody can log in to (launching/relay.py)."""
+        return self.path / "nodes" / f"node-{node:02d}.json"
 
     def token_counts_file(self, split: str) -> Path:
         """What the tokenizer makes of a split's transcripts, counted (data/token_counts.py)."""

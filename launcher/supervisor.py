@@ -7,20 +7,18 @@ doing to their logs, everything is ended, and the stage starts again from its ne
 hour as the recipe allows. Stopping is a file that the processes agree on at a step; then a kill.
 """
 
-import os
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import DataError
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
+from launcher.launching.node import ABORT, STOP
+from launcher.launching.processes import Launch, Processes
 from launcher.progress import Display, MetricsTail
-from launcher.run_folder import RunFolder, StageFolder, read_json
+from launcher.run_folder import RunFolder, StageFolder, read_json, write_json, write_text
 from launcher.stopping import StopRequest
 from launcher.watch import Deadlines, Failure, Watch, end_processes
 
@@ -36,19 +34,21 @@ LASTING_ERRORS = {exit_code(kind()): kind for kind in (ConfigError, DataError, C
 class Job:
     """The processes of one stage.
 
-    start returns command and environment, made anew for every attempt because a port found free may be taken
+    start returns the commands of an attempt, made anew for every one because a port found free may be taken
     later. processes is how many must report; 0 when the stage keeps no heartbeats. succeeded looks at the
-    stage's record.
+    stage's record. end_elsewhere ends the stage's processes on other hosts, after so many seconds by a kill, and
+    returns how many there were.
     """
 
     stage: StageFolder
-    start: Callable[[], tuple[list[str], dict[str, str]]]
+    start: Callable[[], Launch]
     processes: int
     succeeded: Callable[[], bool]
     steps: int
     later_steps: int = 0
     restarts: int = 3
     deadlines: Deadlines = field(default_factory=Deadlines)
+    end_elsewhere: Callable[[float], int] = lambda terminate_s: 0
 
 
 def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> None:
@@ -57,19 +57,22 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
     Raises Preempted when it was stopped, DistributedError when the restarts are used up, and the worker's own
     ConfigError, DataError, CheckpointError or DivergedError, which no restart can mend.
     """
-    left_over = end_processes(run, job.stage.name, job.deadlines.terminate_s)
+    left_over = job.end_elsewhere(job.deadlines.terminate_s)
+    left_over += end_processes(run, job.stage.name, job.deadlines.terminate_s)
     if left_over:
         display.say(f"{job.stage.name}: ended {left_over} processes that an earlier launcher had left behind")
         run.append_event("leftovers_ended", stage=job.stage.name, processes=left_over)
     restarts = _Restarts(job, stop)
+    clean = True
     while True:
         stop.check()
-        failure = _Attempt(job, run, stop, display).run()
+        attempt = _Attempt(job, run, stop, display, clean)
+        failure, clean = attempt.run(), attempt.clean
         if failure is None:
             return
         newest = max(job.stage.checkpoint_steps(), default=0)
         run.append_event(
-            "process_lost",
+            "process_lost" if attempt.started else "host_out_of_reach",
             stage=job.stage.name,
             rank=failure.rank,
             reason=failure.reason,
@@ -119,8 +122,10 @@ def _used_up(job: Job, failure: Failure, newest: int) -> str:
 
 
 def _log_end(stage: StageFolder, failure: Failure) -> str:
-    """Return the end of the log of the rank that failed first, or of the first log that says anything."""
-    logs = [stage.rank_log(failure.rank or 0), stage.launcher_log]
+    """Return the end of the log of the rank that failed first; without one, of what the commands said."""
+    logs = [stage.launcher_log, stage.rank_log(0)]
+    if failure.rank is not None:
+        logs.insert(0, stage.rank_log(failure.rank))
     log = next((path for path in logs if path.exists() and path.stat().st_size), None)
     if log is None:
         return f"Nothing was written to {stage.logs}."
@@ -138,27 +143,31 @@ def last_lines(path: Path, number: int) -> str:
 class _Attempt:
     """One start of a stage's processes."""
 
-    def __init__(self, job: Job, run: RunFolder, stop: StopRequest, display: Display) -> None:
+    def __init__(self, job: Job, run: RunFolder, stop: StopRequest, display: Display, clean: bool) -> None:
+        """`clean` says, before and after, whether it is certain that no process of an attempt is left anywhere."""
         self._job, self._run, self._stop, self._display = job, run, stop, display
-        self._stage = job.stage
+        self._stage, self.clean, self.started = job.stage, clean, False
         self._watch = Watch(job.stage, job.processes, job.deadlines)
         self._tail = MetricsTail(job.stage.metrics_file)
 
     def run(self) -> Failure | None:
         """Start, watch and end the processes; None when the stage is done."""
+        if not self.clean and (failure := self._end_elsewhere()):
+            return failure
         self._clear()
-        command, environment = self._job.start()
-        self._run.append_event("processes_started", stage=self._stage.name, processes=self._job.processes)
+        self.started = True
+        launch = self._job.start()
+        for path, text in launch.files.items():
+            write_text(path, text)
+        write_json(self._stage.launch_file, launch.record())
+        self._run.append_event(
+            "processes_started",
+            stage=self._stage.name,
+            processes=self._job.processes,
+            hosts=launch.ranks,
+        )
         self._display.begin(self._stage.name, self._job.steps, self._job.later_steps)
-        with self._stage.launcher_log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._processes = Processes(launch.commands, self._stage.launcher_log)
         try:
             return self._follow()
         finally:
@@ -174,11 +183,12 @@ class _Attempt:
         self._stage.done_file.unlink(missing_ok=True)
 
     def _follow(self) -> Failure | None:
-        while self._process.poll() is None:
+        while self._processes.poll() is None:
             time.sleep(POLL_S)
             self._display.update(self._tail.new_rows())
             failure = self._watch.look()
             if failure and not self._stop.count:
+                self._processes.tell(ABORT)
                 self._watch.abort()
                 return failure
             if self._stop.count:
@@ -191,17 +201,18 @@ class _Attempt:
         signals, deadlines = self._stop.count, self._job.deadlines
         until = time.monotonic() + deadlines.stop_s
         self._stage.stop_file.touch()
+        self._processes.tell(STOP)
         if deadlines.stop_s:
             self._display.say(
                 f"{self._stage.name}: stopping; up to {deadlines.stop_s:g} s to save, at once if asked again"
             )
-        while self._process.poll() is None and time.monotonic() < until and self._stop.count == signals:
+        while self._processes.poll() is None and time.monotonic() < until and self._stop.count == signals:
             time.sleep(POLL_S)
             self._display.update(self._tail.new_rows())
-        self._end()
 
     def _verdict(self) -> Failure | None:
-        code = self._process.wait()
+        code = self._processes.poll()
+        self._stage.names()  # what other hosts wrote is seen from here on
         if code == 0 and self._job.succeeded():
             return None
         record = read_json(self._stage.done_file) or {}
@@ -213,23 +224,20 @@ class _Attempt:
         if self._watch.lost and code:
             first = self._watch.lost[0]
             return Failure(self._watch.describe_lost(first), first, self._watch.exit_code(first) or code)
-        return Failure(_reason(code), None, code)
+        return Failure(self._processes.reason(), None, code)
 
     def _end(self) -> None:
         """Kill every process of the attempt, in the command's group or out of it; what they had to save is saved."""
-        _signal_group(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.clean = self._processes.end()
+        if not self.clean:
+            self._end_elsewhere()
         end_processes(self._run, self._stage.name, terminate_s=0)
 
-
-def _reason(code: int) -> str:
-    if code == 0:
-        return "its processes left with exit code 0 before the stage was recorded as done"
-    if code < 0:
-        return f"its processes were ended by {signal.Signals(-code).name}"
-    return f"its processes left with exit code {code}"
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # raised when all of the group are gone
-        os.killpg(group, number)
+    def _end_elsewhere(self) -> Failure | None:
+        """End what may be left on other hosts, whose processes would write into the folder of the next attempt's."""
+        try:
+            self._job.end_elsewhere(0)
+        except ConfigError as error:
+            return Failure(str(error))
+        self.clean = True
+        return None

@@ -1,11 +1,15 @@
 """The processes that work for a run: finding them, telling the hung and the lost from the slow, ending them.
 
-Every process keeps a heartbeat file with its rank, step and section. Silence is judged here and nowhere else.
+Every process keeps a heartbeat file with its rank, step and section. Silence is judged here and nowhere else. Whether a
+process of another host is gone, only the agent there can tell, by a note beside the heartbeats.
+`python -m launcher.watch end RUN_DIR STAGE` ends a stage's processes on the host that it is called on.
 """
 
+import argparse
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -109,12 +113,12 @@ class Watch:
     def look(self) -> Failure | None:
         """Read the heartbeats; a Failure when a process is silent, does not appear, or was lost."""
         now = time.monotonic()
-        gone = []
+        gone, noted = [], self._stage.read_losses()
         for beat in self._stage.read_heartbeats():
             rank = beat["rank"]
             if rank not in self._changed or self._changed[rank][1] != beat:
                 self._changed[rank] = now, beat
-            if rank not in self.lost and not _runs(beat):
+            if rank not in self.lost and (rank in noted or not _runs(beat)):
                 gone.append(rank)
         if gone and not self.lost:
             self._lost_since = now
@@ -156,7 +160,7 @@ class Watch:
 
     def _gone(self, now: float) -> Failure | None:
         """The loss of a process that its command does not act on: the others wait for it in vain."""
-        ended = self._stage.done_file.exists()  # the first process writes it, then all leave
+        ended = self._stage.done_file.name in self._stage.names()  # the first process writes it, then all leave
         if not self.lost or ended or now - self._lost_since <= LINGER_S:
             return None
         return Failure(self.describe_lost(self.lost[0]), self.lost[0], self.exit_code(self.lost[0]))
@@ -182,7 +186,7 @@ def _is_here(beat: dict[str, Any]) -> bool:
 
 def _runs(beat: dict[str, Any]) -> bool:
     if not _is_here(beat):
-        return True  # only that host can tell; a lost process there falls silent
+        return True  # its agent says when it is not; without an agent it falls silent
     try:
         return is_running(psutil.Process(beat["pid"]))
     except psutil.NoSuchProcess:
@@ -190,7 +194,26 @@ def _runs(beat: dict[str, Any]) -> bool:
 
 
 def _is_stopped(beat: dict[str, Any]) -> bool:
+    if not _is_here(beat):
+        return False
     try:
         return psutil.Process(beat["pid"]).status() == psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return False
+
+
+def main(arguments: list[str]) -> int:
+    """End a stage's processes on this host, and print how many there were."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.watch")
+    parser.add_argument("action", choices=["end"])
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("stage")
+    # Last on the command line too, or this process would look like one that works for the stage.
+    parser.add_argument("--terminate-s", type=float, default=10.0, help="time between SIGTERM and SIGKILL")
+    options = parser.parse_args(arguments)
+    print(end_processes(RunFolder(options.run), options.stage, options.terminate_s))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

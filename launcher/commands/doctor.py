@@ -1,4 +1,4 @@
-"""`chorus doctor`: what this machine can do for a run."""
+"""`chorus doctor`: what this machine, or with a hostfile every host of a run, can do for a run."""
 
 import argparse
 import importlib.metadata
@@ -6,17 +6,26 @@ import json
 import os
 import platform
 import shutil
+from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import ValidationError
 
+from launcher.errors import ConfigError, exit_code
 from launcher.launch import accelerator, num_cores
+from launcher.launching.examination import Examination
+from launcher.launching.hosts import read_topology
+from launcher.recipe import ClusterConfig, explain
+from launcher.recipe.text import apply_override
 from launcher.tracking import choose_mode
 
 PACKAGES = ("chorus-asr", "torch", "torchaudio", "deepspeed", "webdataset", "sentencepiece", "wandb")
 
 
 def doctor(options: argparse.Namespace) -> int:
+    if options.hostfile:
+        return examine_hosts(options)
     found = examine()
     if options.json:
         print(json.dumps(found, indent=2))
@@ -25,6 +34,49 @@ def doctor(options: argparse.Namespace) -> int:
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{name:12} {text}")
     return 0
+
+
+def examine_hosts(options: argparse.Namespace) -> int:
+    """Examine the hosts of a hostfile; return 2 when something is in the way of a run."""
+    values: dict[str, Any] = {"cluster": {"hostfile": options.hostfile}}
+    for override in options.set:
+        apply_override(values, override)
+    try:
+        cluster = ClusterConfig.model_validate(values.pop("cluster"))
+    except ValidationError as error:
+        raise ConfigError(explain(error, ClusterConfig, values, "The options of chorus doctor")) from None
+    topology = read_topology(options.hostfile, cluster.include, cluster.exclude)
+    examination = Examination(cluster, topology, Path(options.run_dir).expanduser().absolute())
+    examination.run()
+    if options.json:
+        print(json.dumps(examination.record(), indent=2))
+    else:
+        _show_hosts(examination, str(topology))
+    return exit_code(ConfigError()) if examination.problems else 0
+
+
+def _show_hosts(examination: Examination, topology: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    print(f"Hosts: {topology}\n")
+    table = Table("", *examination.hosts, box=None, pad_edge=False)
+    for name in next(iter(examination.hosts.values()), {}):
+        table.add_row(name, *(_shown(name, facts.get(name)) for facts in examination.hosts.values()))
+    Console().print(table)
+    print()
+    for problem in examination.problems:
+        print(f"- {problem}")
+    if not examination.problems:
+        print("Nothing is in the way of a run.")
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name == "free_bytes":
+        return f"{value / 2**30:.1f} GiB"
+    return f"{value / 2**20:.0f} MiB/s" if name == "exchange_bytes_per_s" else str(value)
 
 
 def examine() -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from launcher.commands.run import read_recipe
 from launcher.execution import claim_folder
-from launcher.launch import evaluation_command, shown, training_command
+from launcher.launch import shown
+from launcher.launching.kinds import Launcher, launcher_of
 from launcher.pipeline import Node, Pipeline
 from launcher.planning import plan_table
-from launcher.recipe import Recipe
 from launcher.run_folder import RunFolder
 
 # The port is chosen when the processes start.
@@ -21,19 +21,25 @@ def plan(options: argparse.Namespace) -> int:
     recipe, run = read_recipe(options)
     if run.path.exists():
         claim_folder(recipe, run)
-    numbers = plan_table(recipe, run)
+    numbers, launcher = plan_table(recipe, run), launcher_of(recipe.cluster)
     stages = [
         {
             "name": node.name,
             "kind": node.kind,
             "done": standing.done,
             "reason": standing.reason,
-            "command": _command(node, recipe, run),
+            "commands": _commands(node, launcher, run),
             **numbers["stages"].get(node.name, {}),
         }
         for node, standing in Pipeline(recipe, run).standings()
     ]
-    found = {"recipe": recipe.name, "run": str(run.path), **numbers, "stages": stages}
+    found = {
+        "recipe": recipe.name,
+        "run": str(run.path),
+        **numbers,
+        "hosts": str(launcher.topology),
+        "stages": stages,
+    }
     if options.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
@@ -41,13 +47,13 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def _command(node: Node, recipe: Recipe, run: RunFolder) -> str | None:
-    """Return the command that a stage would start; None for what runs in the launcher itself."""
+def _commands(node: Node, launcher: Launcher, run: RunFolder) -> list[dict[str, Any]]:
+    """Return the commands that a stage would start, one for each host; none for what runs in the launcher itself."""
     if node.kind in ("pretrain", "distill"):
-        return shown(training_command(recipe.cluster.processes, run, node.name, PORT_SHOWN))
+        return launcher.training(run, node.name, PORT_SHOWN).record()["commands"]
     if node.kind == "evaluate":
-        return shown(evaluation_command(run, node.name))
-    return None
+        return launcher.evaluation(run, node.name).record()["commands"]
+    return []
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -70,9 +76,10 @@ def _show(found: dict[str, Any]) -> None:
         f"Operations and activations are those of utterances of {found['utterance_s']:g} s with "
         f"{found['tokens_per_s']:g} tokens a second. Buffers are DeepSpeed's, of reduce_bucket_size elements.\n"
     )
+    print(f"Hosts: {found['hosts']}\n")
     for stage in found["stages"]:
-        if stage["command"] and not stage["done"]:
-            print(f"{stage['name']}: {stage['command']}")
+        for command in stage["commands"] if not stage["done"] else ():
+            print(f"{stage['name']} on {command['host']}: {shown(command['command'])}")
 
 
 def _states(stages: list[dict[str, Any]]) -> Any:

@@ -10,11 +10,14 @@ from launcher.commands.search import search_values
 from launcher.errors import ConfigError
 from launcher.execution import Executor, claim_folder
 from launcher.launch import check_machine
+from launcher.launching import relay, slurm
+from launcher.launching.kinds import launcher_of
+from launcher.launching.local import LocalLauncher
 from launcher.progress import Display, PlainDisplay, duration, open_display
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.recipe.search import check_search_files
 from launcher.report import results_table
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_folder import RunFolder, read_json, write_text
 from launcher.status import open_run
 from launcher.stopping import StopRequest
 from launcher.tracking import check_tracking
@@ -23,11 +26,10 @@ from launcher.tracking import check_tracking
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
     """Return the recipe that the options describe, and its run folder, which need not exist."""
     overrides = list(options.set)
-    if options.processes is not None:
-        overrides.append(f"cluster.processes={options.processes}")
-    if options.launcher is not None:
-        overrides.append(f"cluster.launcher={options.launcher}")
-    recipe = load_recipe(options.recipe, overrides)
+    for key in ("processes", "hostfile", "launcher"):
+        if (value := getattr(options, key)) is not None:
+            overrides.append(f"cluster.{key}={value}")
+    recipe = load_recipe(options.recipe, overrides, count_slots=True)
     return recipe, RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
 
 
@@ -39,13 +41,19 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         check_tracking(recipe.tracking)
         if folder.path.exists():
             claim_folder(recipe, folder)
+        if recipe.cluster.kind == "slurm" and not slurm.inside_job():
+            return _queue(recipe, folder, options)
+        _check_options(recipe, options)
     display = open_display(sys.stdout)
+    if recipe.cluster.kind == "no_ssh" and options.node_rank != 0:
+        return _join(recipe, folder, options, stop, display)
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
     with folder.locked():
         executor = Executor(recipe, folder, stop, display)
         executor.write_recipe()
-        ran = executor.run()
+        with executor.launcher.dismissing(folder):
+            ran = executor.run()
     if ran:
         display.say(f"Everything is done, in {duration(time.monotonic() - started)}.")
     else:
@@ -53,6 +61,42 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     if folder.results_file.exists():
         display.say(f"\n{results_table(folder.path)}\n")
     display.say(f"Report: {folder.report_file}")
+    return 0
+
+
+def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
+    if options.dry_run:
+        raise ConfigError(
+            "--dry-run belongs to --launcher slurm, outside a job. `chorus plan` with the same options shows what "
+            "would be started."
+        )
+    if options.node_rank is None:
+        return
+    if recipe.cluster.kind != "no_ssh":
+        raise ConfigError(f"--node-rank belongs to --launcher no_ssh; the launcher is {recipe.cluster.kind}.")
+    hosts = len(launcher_of(recipe.cluster).topology.hosts)
+    if not 0 <= options.node_rank < hosts:
+        raise ConfigError(f"--node-rank is {options.node_rank}, but the hosts in use are 0 to {hosts - 1}.")
+
+
+def _join(recipe: Recipe, folder: RunFolder, options: argparse.Namespace, stop: StopRequest, display: Display) -> int:
+    """Follow the first host of a run without ssh; without a number, say what to start on each host."""
+    if options.node_rank is None:
+        relay.show_commands(launcher_of(recipe.cluster).topology, folder, options.arguments)
+    else:
+        relay.Follower(folder, options.node_rank, stop, display).follow()
+    return 0
+
+
+def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> int:
+    """Write the batch script of a run into its folder, show it, and submit it unless it is a dry run."""
+    arguments = [argument for argument in options.arguments if argument != "--dry-run"]
+    script = slurm.batch_script(recipe, folder, arguments)
+    write_text(folder.batch_script, script)
+    print(f"{folder.batch_script}:\n\n{script}")
+    if not options.dry_run:
+        job = slurm.submit(str(folder.batch_script))
+        print(f"Job {job} is queued; it writes to {folder.path}/slurm-{job}.log. `scancel {job}` stops it.")
     return 0
 
 
@@ -65,7 +109,8 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     # With --json, standard output is for the results alone.
     display: Display = PlainDisplay(sys.stderr) if options.json else open_display(sys.stdout)
     with folder.locked():
-        executor = Executor(changed or recipe, folder, stop, display)
+        # One process, which needs none of the hosts that the run was trained on.
+        executor = Executor(changed or recipe, folder, stop, display, LocalLauncher(recipe.cluster))
         if changed:
             executor.write_recipe()
         executor.run(only=names)

@@ -16,7 +16,7 @@ from launcher.recipe.text import nearest
 from model.encoder import EncoderConfig
 
 # Names inside a run folder that a stage of the same name would collide with.
-RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb")
+RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb", "nodes")
 
 
 def check_recipe(recipe: Recipe) -> None:

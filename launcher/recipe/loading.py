@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from data.shard_index import is_url
 from launcher.errors import ConfigError
+from launcher.launching.hosts import read_topology
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.errors import explain
 from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, Recipe, ShardsCorpus
@@ -36,11 +37,12 @@ def find_recipe(name_or_path: str) -> Path:
     )
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_slots: bool = False) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
 
-    Relative paths in the corpus section, of a teacher and of a search are taken from the current folder and made
-    absolute.
+    Relative paths in the corpus section, of a teacher, a search and the hostfile are taken from the current folder and
+    made absolute. With `count_slots` the hostfile is read, and its slots are the number of processes; without, as on
+    the hosts that it names, it need not be there.
     """
     path = find_recipe(str(name_or_path))
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
@@ -54,6 +56,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     except ValidationError as error:
         raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
     recipe = _with_absolute_paths(recipe)
+    if count_slots and recipe.cluster.hostfile:
+        recipe = _with_slots(recipe, recipe.cluster.hostfile)
     check_recipe(recipe)
     return recipe
 
@@ -65,7 +69,24 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
         places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
     stages = tuple(_stage_with_absolute_paths(stage) for stage in recipe.stages)
-    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=places), "stages": stages})
+    cluster = recipe.cluster
+    if cluster.hostfile:
+        cluster = cluster.model_copy(update={"hostfile": cluster.hostfile.expanduser().absolute()})
+    corpus = recipe.corpus.model_copy(update=places)
+    return recipe.model_copy(update={"corpus": corpus, "stages": stages, "cluster": cluster})
+
+
+def _with_slots(recipe: Recipe, hostfile: Path) -> Recipe:
+    """Make the slots of the hostfile the number of processes; ConfigError when the recipe gives another one."""
+    cluster = recipe.cluster
+    slots = read_topology(hostfile, cluster.include, cluster.exclude).processes
+    if "processes" in cluster.model_fields_set and cluster.processes != slots:
+        raise ConfigError(
+            f"cluster.processes is {cluster.processes}, but the hosts of {hostfile} that are used have {slots} slots "
+            f"together, one for each process. Pass --processes {slots}, leave the number out of the recipe, or choose "
+            "other hosts with cluster.include and cluster.exclude."
+        )
+    return recipe.model_copy(update={"cluster": cluster.model_copy(update={"processes": slots})})
 
 
 def _stage_with_absolute_paths(stage: AnyStage) -> AnyStage:

@@ -18,6 +18,7 @@ from data.plan import BatchesConfig
 from data.shard_index import SUMMARY, is_url, read_summary
 from data.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
+from launcher.launching.config import SlurmConfig
 from launcher.recipe.deepspeed_config import find_deepspeed_config
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder
@@ -201,7 +202,25 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per process; none: cores // processes")
     data_workers: int = Field(default=2, ge=1, description="threads per process that read and decode audio")
-    launcher: Literal["local"] = Field(default="local", description="local: all processes on this machine")
+    launcher: Literal["local", "ssh", "no_ssh", "slurm"] | None = Field(
+        default=None,
+        description="local: all processes on this machine; ssh: one connection to each host of the hostfile; no_ssh: "
+        "the same command is started on every host by hand; slurm: a batch job; none: ssh with a hostfile, else local",
+    )
+    hostfile: Path | None = Field(default=None, description="hosts to train on, one `NAME slots=N` a line")
+    include: str | None = Field(default=None, description="only these of the hostfile: NAME[:SLOT,...], joined by @")
+    exclude: str | None = Field(default=None, description="not these of the hostfile: NAME[:SLOT,...], joined by @")
+    master_address: str | None = Field(
+        default=None, description="where the processes find the first one; none: the name of the first host"
+    )
+    master_port: int | None = Field(
+        default=None, ge=1, le=65535, description="port of the first process; none: a free one, new at every start"
+    )
+    environment: tuple[str, ...] = Field(
+        default=(), description="names of further environment variables that processes on other hosts get"
+    )
+    ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-F, ssh_config]")
+    slurm: SlurmConfig = Field(default_factory=SlurmConfig)
     max_restarts: int = Field(
         default=3, ge=0, description="restarts of a stage within an hour, after a lost or hung process"
     )
@@ -218,6 +237,33 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         default=600, gt=0, description="longest silence of a process that saves a checkpoint or the model, in s"
     )
     stop_deadline_s: float = Field(default=30, gt=0, description="time to save and leave when the run is stopped, in s")
+
+    @model_validator(mode="after")
+    def _hosts_have_a_launcher(self) -> "ClusterConfig":
+        if self.kind in ("ssh", "no_ssh") and not self.hostfile:
+            raise ValueError(f"the launcher {self.kind} needs a hostfile; pass --hostfile FILE")
+        if self.kind in ("local", "slurm") and self.hostfile:
+            raise ValueError(
+                f"the launcher {self.kind} does not use a hostfile, which is {self.hostfile}; leave out one of both"
+            )
+        if not self.hostfile and (self.include or self.exclude):
+            raise ValueError("include and exclude choose from a hostfile, and there is none; pass --hostfile FILE")
+        if self.kind == "slurm" and self.processes % self.slurm.nodes:
+            raise ValueError(
+                f"processes is {self.processes}, which slurm.nodes, {self.slurm.nodes}, does not divide; every node "
+                "gets the same number"
+            )
+        if self.kind == "slurm" and self.slurm.signal_s <= self.stop_deadline_s:
+            raise ValueError(
+                f"stop_deadline_s is {self.stop_deadline_s:g}, and slurm.signal_s, {self.slurm.signal_s}, is when the "
+                "job is told of its end; make it longer"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """How processes are started: the launcher, or what follows from the hostfile."""
+        return self.launcher or ("ssh" if self.hostfile else "local")
 
     @property
     def longest_deadline_s(self) -> float:

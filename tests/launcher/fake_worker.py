@@ -62,7 +62,8 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
     if deaf:
         faulthandler.enable(folder.rank_log(rank).with_suffix(".stacks").open("w"))
     while True:
-        beat = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step}
+        host = os.environ.get("FAKE_HOST") or socket.gethostname()
+        beat = {"rank": rank, "pid": os.getpid(), "host": host, "step": step}
         write_json(folder.heartbeat_file(rank), {**beat, "section": "train", "time": time.time()})
         if plan and plan["at"] == step and plan["rank"] == rank:
             misbehave(plan, folder)

@@ -252,7 +252,7 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     assert not run.path.exists()
     teacher, student = plan["stages"][2:4]
     assert teacher["effective_encoder_parameters"] == teacher["encoder_parameters"] > student["encoder_parameters"]
-    assert "launcher.worker" in teacher["command"]
+    assert "launcher.worker" in teacher["commands"][0]["command"]
     assert not any(stage["done"] for stage in plan["stages"])
     assert chorus(["plan", "mini", *run_dir]) == 0
     shown = capsys.readouterr().out
@@ -389,6 +389,17 @@ def test_the_search_options_name_every_search_of_a_recipe():
 
     kinds = [get_args(config.model_fields["kind"].annotation)[0] for config in get_args(get_args(SearchConfig)[0])]
     assert list(SEARCH_KINDS) == kinds
+
+
+def test_a_run_over_many_hosts_is_evaluated_again_without_them(start, run):
+    assert start()[0] == 0
+    values = yaml.safe_load(run.recipe_file.read_text())
+    values["cluster"] |= {"launcher": "ssh", "hostfile": "/nowhere/hosts"}
+    run.recipe_file.write_text(yaml.safe_dump(values))
+    run.stage("evaluation").evaluation_file.unlink()
+    assert start(command=("evaluate", str(run.path)))[0] == 0
+    assert read_json(run.stage("evaluation").launch_file)["launcher"] == "local"
+    assert yaml.safe_load(run.recipe_file.read_text()) == values
 
 
 def test_an_evaluation_is_repeated_with_another_search_and_nothing_else_is(start, run):

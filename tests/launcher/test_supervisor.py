@@ -15,6 +15,7 @@ import pytest
 from data.errors import DataError
 from launcher import supervisor, watch
 from launcher.errors import DistributedError, Preempted
+from launcher.launching.processes import Command, Launch
 from launcher.progress import PlainDisplay
 from launcher.run_folder import RunFolder, read_json
 from launcher.stopping import StopRequest
@@ -46,6 +47,11 @@ def run(tmp_path):
         process.kill()
 
 
+def launch_of(command: list[str]) -> Launch:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return Launch("local", "127.0.0.1:1", {"localhost": [0, 1]}, [Command("localhost", command, environment)])
+
+
 class Supervision:
     def __init__(self, run: RunFolder):
         self.run, self.stop, self.lines = run, StopRequest(), Lines()
@@ -61,7 +67,7 @@ class Supervision:
         command = [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(self.run.path), "teacher"]
         return Job(
             stage,
-            lambda: (command, {**os.environ, "PYTHONPATH": str(ROOT)}),
+            lambda: launch_of(command),
             processes=ranks,
             succeeded=lambda: (read_json(stage.done_file) or {}).get("status") == "done",
             steps=steps,
@@ -173,7 +179,7 @@ def test_a_process_that_never_reports_is_named(supervision):
     late = Deadlines(startup_s=1, stall_s=5, stop_s=5, terminate_s=1)
     command = [sys.executable, "-c", "import time; time.sleep(60)", str(supervision.run.path), "teacher"]
     stage = supervision.run.stage("teacher")
-    job = Job(stage, lambda: (command, dict(os.environ)), 2, lambda: False, 6, restarts=0, deadlines=late)
+    job = Job(stage, lambda: launch_of(command), 2, lambda: False, 6, restarts=0, deadlines=late)
     with pytest.raises(DistributedError, match="rank 0, 1 did not report within 1 s"):
         supervise(job, supervision.run, supervision.stop, PlainDisplay(supervision.lines))
     assert processes_of(supervision.run) == []
