@@ -29,7 +29,7 @@ two-hosts: $(READY)
 
 slurm: $(READY)
 	test -x /usr/sbin/slurmctld && test -x /usr/sbin/slurmd || $(INSTALL) slurmctld slurmd slurm-client munge
-	$(SUDO) $(BIN)/python -m pytest -q -m fault tests/faults/test_slurm.py $(ARGS)
+	$(SUDO) $(BIN)/python -m pytest -q -m fault tests/faults/test_one_slurm.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.data_plan
