@@ -12,7 +12,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,8 +63,6 @@ class WandbBackend:
         """Opens or continues the run; when the server does not answer, opens it offline."""
         # W&B's own telemetry waits for its server when the process exits.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        # Artifacts wait here for `chorus sync`, not in the home folder of this machine.
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._stage.wandb))
         import wandb
 
         self._wandb = wandb
@@ -140,7 +138,7 @@ class WandbBackend:
         self._run.alert(title=alert.title, text=alert.text, level=alert.level)
 
     def table(self, table: Table) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with self._staging(), tempfile.TemporaryDirectory() as folder:
             rows = [[self._cell(cell, Path(folder)) for cell in row] for row in table.rows]
             self._run.log({table.name: self._wandb.Table(columns=list(table.columns), data=rows)})
 
@@ -157,13 +155,29 @@ class WandbBackend:
         `use_artifact` refuses without a server. The call that it makes for an artifact of one's own is recorded offline
         too, and takes effect when the run is sent.
         """
-        made = self._wandb.Artifact(artifact.name, type=artifact.kind, metadata=artifact.note)
-        with made.new_file("lineage.json") as file:
-            json.dump({"sha256": artifact.fingerprint, **artifact.content}, file, indent=2, sort_keys=True)
-        if used:
-            self._run._log_artifact(made, is_user_created=True, use_after_commit=True)
-        else:
-            self._run.log_artifact(made)
+        with self._staging():
+            made = self._wandb.Artifact(artifact.name, type=artifact.kind, metadata=artifact.note)
+            with made.new_file("lineage.json") as file:
+                json.dump({"sha256": artifact.fingerprint, **artifact.content}, file, indent=2, sort_keys=True)
+            if used:
+                self._run._log_artifact(made, is_user_created=True, use_after_commit=True)
+            else:
+                self._run.log_artifact(made)
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[None]:
+        """Artifacts wait for `chorus sync` in the stage's folder, not in the home folder of this machine.
+
+        W&B has no setting for it but the environment, which other stages of this process must not inherit.
+        """
+        if "WANDB_DATA_DIR" in os.environ:
+            yield
+            return
+        os.environ["WANDB_DATA_DIR"] = str(self._stage.wandb)
+        try:
+            yield
+        finally:
+            del os.environ["WANDB_DATA_DIR"]
 
     def close(self) -> None:
         self._run.finish()

@@ -1,4 +1,4 @@
-"""The batch script and the commands of a SLURM job, as texts; `tests/faults/test_one_slurm.py` runs them on a cluster."""
+"""The batch script and the commands of a SLURM job, as texts; `tests/faults/test_one_slurm.py` runs them for real."""
 
 import os
 import shlex

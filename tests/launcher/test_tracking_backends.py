@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_what_waits_to_be_sent_lies_in_the_run_folder_only(tmp_path):
     assert any(b"ab12" in content for content in staged)
     assert any(content.startswith(b"fLaC") for content in staged)
     assert not (tmp_path / ".local" / "share" / "wandb" / "artifacts").exists()
+    assert "WANDB_DATA_DIR" not in os.environ, "the next stage of this process would stage into this one's folder"
 
 
 def test_the_same_artifact_declared_by_another_stage_is_the_same_version(tmp_path):

@@ -77,3 +77,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    dist.destroy_process_group()  # gloo's threads may abort a process that ends with them

@@ -48,3 +48,4 @@ def main(out: Path, expert_parallel: int, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    dist.destroy_process_group()  # gloo's threads may abort a process that ends with them

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from data.plan import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
@@ -132,3 +133,4 @@ def main(out: Path, expert_parallel: int, deepspeed: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    dist.destroy_process_group()  # gloo's threads may abort a process that ends with them

@@ -41,3 +41,4 @@ def main(out: Path, deepspeed: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    dist.destroy_process_group()  # gloo's threads may abort a process that ends with them

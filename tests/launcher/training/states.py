@@ -51,3 +51,4 @@ def save(engine, stage: StageFolder, step: int, losses: list[float]) -> None:
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    dist.destroy_process_group()  # gloo's threads may abort a process that ends with them

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from deepspeed.moe.layer import MoE
 
 from launcher.training import parallel
@@ -74,3 +75,4 @@ if __name__ == "__main__":
     parallel.start_processes(60)
     kinds = [(per_frame, residual) for per_frame in (1, 2) for residual in (False, True)]
     torch.save({kind: compare(*kind) for kind in kinds}, Path(sys.argv[1]) / "compared.pt")
+    dist.destroy_process_group()  # gloo's threads may abort a process that ends with them
