@@ -36,10 +36,10 @@ class Victim:
         self.recipe, self.run, self.stage = recipe, RunFolder(folder), RunFolder(folder).stage(STAGE)
         self.launcher: subprocess.Popen | None = None
 
-    def start(self) -> None:
+    def start(self, **environment: str) -> None:
         command = [sys.executable, "-m", "launcher.cli", "run", str(self.recipe), "--run-dir", str(self.run.path)]
         self.run.path.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "WANDB_MODE": "disabled"}
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "WANDB_MODE": "disabled", **environment}
         with (self.run.path / ".output").open("ab") as output:
             self.launcher = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
@@ -71,6 +71,19 @@ class Victim:
     def weights(self) -> dict[str, Tensor]:
         return load_file(self.stage.model / "model.safetensors")
 
+    def interrupt(self, step: int) -> None:
+        """Start, and kill everything once a checkpoint of `step` or later is there."""
+        self.start()
+        assert self.wait(lambda: max(self.stage.checkpoint_steps(), default=0) >= step)
+        self.kill_everything()
+
     def kill_everything(self) -> None:
         assert self.launcher is not None
         kill_everything(self.launcher)
+
+
+def assert_same_weights(victim: Victim, undisturbed: Victim) -> None:
+    expected, found = undisturbed.weights(), victim.weights()
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        assert values.equal(found[name]), name

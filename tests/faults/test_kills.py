@@ -6,19 +6,12 @@ import signal
 import time
 
 import pytest
-from runs import Victim
+from runs import Victim, assert_same_weights
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(3600)]
 
 KILLS = 50
 SEED = 1
-
-
-def assert_same_weights(victim: Victim, undisturbed: Victim) -> None:
-    expected, found = undisturbed.weights(), victim.weights()
-    assert expected.keys() == found.keys()
-    for name, values in expected.items():
-        assert values.equal(found[name]), name
 
 
 class Killer:

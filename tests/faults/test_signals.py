@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from test_kills import assert_same_weights
+from runs import assert_same_weights
 
 from launcher.run_folder import read_json
 

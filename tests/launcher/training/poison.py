@@ -1,8 +1,9 @@
 """A training worker in which some steps go wrong: `poison.py FAULTS RUN_DIR STAGE`.
 
 FAULTS is JSON: for a step (counted from 0), what goes wrong with it. "features": the features of its lane 1 are not
-finite. "gradient": that lane's loss is finite and its gradient is not. "omitted": the step does not take place, as if
-its batch were not there. "routing": from this step on every router sends every frame to expert 0.
+finite; of its lane 3 where it says "features:3". "gradient": that lane's loss is finite and its gradient is not.
+"omitted": the step does not take place, as if its batch were not there. "routing": from this step on every router sends
+every frame to expert 0.
 """
 
 import json
@@ -23,16 +24,19 @@ micro_batch, step, parts = Inputs.micro_batch, Trainer._step, Pretrain.parts
 def install(faults: dict[int, str]) -> None:
     current = {}
 
+    def goes_wrong(kind: str, step: int, lane: int) -> bool:
+        return faults.get(step) in ([kind, f"{kind}:{lane}"] if lane == LANE else [f"{kind}:{lane}"])
+
     def bad_features(self, batch):
         current.update(step=batch.step, lane=batch.lane)
         made = micro_batch(self, batch)
-        if batch.lane == LANE and faults.get(batch.step) == "features":
+        if goes_wrong("features", batch.step, batch.lane):
             made.features_BTF[0, 3] = float("nan")
         return made
 
     def bad_gradient(self, output, batch, totals):
         made = parts(self, output, batch, totals)
-        if current["lane"] == LANE and faults.get(current["step"]) == "gradient":
+        if goes_wrong("gradient", current["step"], current["lane"]):
             made["loss/ctc"] = made["loss/ctc"] + (0 * output.ctc_BSV.sum()).sqrt()
         return made
 
