@@ -154,6 +154,9 @@ def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
     parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
     parser.add_argument("audio", metavar="AUDIO", nargs="+")
+    parser.add_argument(
+        "--stream", action="store_true", help="read chunk by chunk, and show the text as it grows; needs --chunk"
+    )
     add_search_options(parser)
     _add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
     _add_json(parser)

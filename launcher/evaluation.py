@@ -4,7 +4,7 @@ Character error rates count spaces, as jiwer does; rates are sums over the corpu
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from launcher.finished_model import FinishedModel
 from launcher.operations import operations_per_second
 from launcher.recipe import EvaluateStage, Recipe, SearchConfig
 from launcher.run_folder import RunFolder
+from launcher.streaming import StreamingRecognizer
 from launcher.training.heartbeat import Heartbeat
 from model.accounting import count_parameters
 from model.search import Hypothesis
@@ -93,10 +94,17 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
         yield batch
 
 
-def transcribe(model_folder: Path, paths: list[Path], search: SearchConfig | None = None) -> list[dict[str, Any]]:
+def transcribe(
+    model_folder: Path,
+    paths: list[Path],
+    search: SearchConfig | None = None,
+    on_text: Callable[[float, str], None] | None = None,
+) -> list[dict[str, Any]]:
     """What is said in each recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
 
-    Raises DataError naming the file that does not exist or cannot be decoded.
+    With `on_text`, a recording is read chunk by chunk, and the seconds heard and the text so far are handed over after
+    each. Raises DataError naming the file that does not exist or cannot be decoded, and ConfigError for a search that
+    cannot read chunk by chunk.
     """
     for path in paths:
         if not path.is_file():
@@ -106,9 +114,18 @@ def transcribe(model_folder: Path, paths: list[Path], search: SearchConfig | Non
     transcripts = []
     for path in paths:
         waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), rate_hz)
-        (found,) = model.hypotheses([waveform])
+        found = _in_chunks(model, waveform, on_text) if on_text else model.hypotheses([waveform])[0]
         transcripts.append({"audio": str(path), **transcript(model, found)})
     return transcripts
+
+
+def _in_chunks(model: FinishedModel, waveform: np.ndarray, on_text: Callable[[float, str], None]) -> list[Hypothesis]:
+    stream = StreamingRecognizer(model)
+    for start in range(0, len(waveform), stream.chunk_samples):
+        piece = waveform[start : start + stream.chunk_samples]
+        tokens = stream.push(piece).tokens
+        on_text((start + len(piece)) / model.features.config.sample_rate_hz, model.tokenizer.decode(tokens))
+    return stream.finish()
 
 
 def transcript(model: FinishedModel, found: list[Hypothesis]) -> dict[str, Any]:

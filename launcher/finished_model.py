@@ -75,7 +75,8 @@ class FinishedModel:
         for row, waveform in zip(waveforms_BS, waveforms, strict=True):
             row[: len(waveform)] = torch.from_numpy(waveform)
         features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        return self.recognizer(features_BTF, lengths_B)
+        chunk = self.search.config.chunk
+        return self.recognizer(features_BTF, lengths_B, chunk=chunk.chunk if chunk else None)
 
 
 def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,20 @@ def transcribe(options: argparse.Namespace) -> int:
     check_search_files(search, "search")
     from launcher.evaluation import transcribe as recognise
 
-    rows = recognise(model, [Path(path) for path in options.audio], search)
+    on_text = _show_growing if options.stream else None
+    rows = recognise(model, [Path(path) for path in options.audio], search, on_text)
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return 0
     for row in rows:
         print(f"{row['audio']}\t{row['text']}" if len(rows) > 1 else row["text"])
     return 0
+
+
+def _show_growing(heard_s: float, text: str) -> None:
+    """The text so far on standard error, over the one before it where somebody is looking."""
+    before, after = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
+    print(f"{before}{heard_s:7.2f} s  {text}", end=after, file=sys.stderr, flush=True)
 
 
 def _model_folder(path: Path) -> Path:

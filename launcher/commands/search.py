@@ -11,7 +11,9 @@ BEAM_BY_DEFAULT = "prefix_beam"
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--search", choices=SEARCH_KINDS, help=f"how to search (default: greedy; {BEAM_BY_DEFAULT} with options below)"
+        "--search",
+        choices=SEARCH_KINDS,
+        help=f"how to search (default: greedy, or {BEAM_BY_DEFAULT} where a beam is needed)",
     )
     parser.add_argument("--beam", type=int, metavar="N", help="texts that are followed at once")
     parser.add_argument("--n-best", type=int, metavar="N", help="texts to give, best first")
@@ -19,6 +21,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language-model-unit", choices=("word", "token"), help="what the n-grams are of: word, token")
     parser.add_argument("--language-model-weight", type=float, metavar="W", help="weight of the language model")
     parser.add_argument("--hotwords", metavar="FILE", help="phrases to expect, one a line")
+    parser.add_argument(
+        "--chunk", type=int, metavar="N", help="encoder frames that attention sees at once, as while audio arrives"
+    )
+    parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks that it sees before those (default: all)")
 
 
 def search_values(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -35,9 +41,11 @@ def search_values(options: argparse.Namespace) -> dict[str, Any] | None:
         "hotwords": _given({"path": options.hotwords}) or None,
     }
     values = _given(values)
-    if not values and options.search is None:
+    chunk = _given({"frames": options.chunk, "left_chunks": options.left_chunks})
+    if not values and not chunk and options.search is None:
         return None
-    return {"kind": options.search or BEAM_BY_DEFAULT, **values}
+    kind = options.search or (BEAM_BY_DEFAULT if values else "greedy")
+    return {"kind": kind, **values, **({"chunk": chunk} if chunk else {})}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from data.errors import DataError
 from launcher.errors import ConfigError
 from launcher.recipe.errors import explain
+from model.chunks import Chunk
 from model.recognizer import RecognizerConfig
 
 
@@ -36,20 +37,39 @@ class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class GreedyConfig(BaseModel, frozen=True, extra="forbid"):
+class ChunkConfig(BaseModel, frozen=True, extra="forbid"):
+    """How far the encoder's attention sees: a frame's own chunk and some before it, as while audio still arrives."""
+
+    frames: int = Field(ge=1, description="encoder frames of a chunk")
+    left_chunks: int | None = Field(default=None, ge=0, description="chunks before a frame's own; none: all of them")
+
+    @property
+    def chunk(self) -> Chunk:
+        return Chunk(self.frames, self.left_chunks)
+
+
+class _AnySearch(BaseModel, frozen=True, extra="forbid"):
+    """What all searches have in common."""
+
+    chunk: ChunkConfig | None = Field(
+        default=None, description="what the encoder's attention sees; none: the whole recording"
+    )
+
+
+class GreedyConfig(_AnySearch, frozen=True, extra="forbid"):
     """The best CTC token of every frame."""
 
     kind: Literal["greedy"] = "greedy"
 
 
-class TransducerSearchConfig(BaseModel, frozen=True, extra="forbid"):
+class TransducerSearchConfig(_AnySearch, frozen=True, extra="forbid"):
     """The transducer's best tokens of every frame, one after the other until a blank."""
 
     kind: Literal["transducer"]
     symbols_per_frame: int = Field(default=5, ge=1, description="most tokens of a frame")
 
 
-class _BeamConfig(BaseModel, frozen=True, extra="forbid"):
+class _BeamConfig(_AnySearch, frozen=True, extra="forbid"):
     """What all beam searches have in common."""
 
     beam: int = Field(default=10, ge=1, description="texts that are followed at once, per utterance")
@@ -146,7 +166,13 @@ def check_search_files(search: SearchConfig, where: str) -> None:
 
 
 def check_search_model(search: SearchConfig, model: RecognizerConfig, name: str) -> None:
-    """Refuse (ConfigError) a search that asks for a decoder or a transducer that the model of that name lacks."""
+    """Refuse (ConfigError) a search that asks the model of that name for a decoder, a transducer or chunks it lacks."""
+    if search.chunk and not model.encoder.causal_convolution:
+        raise ConfigError(
+            f"The search's chunk is of {search.chunk.frames} frames, and the convolutions of {name} see later ones "
+            "(model.encoder.causal_convolution is false). Leave chunk out, or train a model with causal_convolution "
+            "and chunks."
+        )
     if isinstance(search, GreedyConfig | PrefixBeamConfig):
         return
     if isinstance(search, TransducerSearchConfig):

@@ -208,6 +208,53 @@ def test_any_search_finds_the_same_alone_and_among_others(two_way_folder):
         assert model.recognise(waves) == [model.recognise([wave])[0] for wave in waves], kind
 
 
+@pytest.fixture(scope="module")
+def streaming_folder(tmp_path_factory, utterances) -> Path:
+    causal = CONFIG.encoder.model_copy(update={"causal_convolution": True})
+    run = RunFolder(tmp_path_factory.mktemp("streaming"))
+    return untrained(run, utterances, CONFIG.model_copy(update={"encoder": causal, "decoder": DECODER}))
+
+
+def test_a_chunk_changes_what_the_encoder_sees_and_so_what_is_found(streaming_folder):
+    wave = noise(2.0, 16000)[:, 0].astype(np.float32)
+    found = {}
+    for name, chunk in {"all": None, "8": {"frames": 8}, "2": {"frames": 2, "left_chunks": 1}}.items():
+        search = read_search({"kind": "greedy", "chunk": chunk}, "test")
+        ((found[name],),) = FinishedModel.load(streaming_folder, search).hypotheses([wave])
+    assert len({hypothesis.score for hypothesis in found.values()}) == 3
+
+
+@pytest.mark.parametrize("kind", ["greedy", "prefix_beam"])
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 2.03])
+def test_a_recording_that_arrives_in_pieces_is_recognised_as_the_whole(streaming_folder, tmp_path, kind, seconds):
+    recording = tmp_path / "a.wav"
+    soundfile.write(recording, noise(seconds, 16000), 16000)
+    search = read_search({"kind": kind, "chunk": {"frames": 3, "left_chunks": 2}}, "test")
+    texts = []
+    (whole,) = transcribe(streaming_folder, [recording], search)
+    (pieces,) = transcribe(streaming_folder, [recording], search, lambda heard_s, text: texts.append((heard_s, text)))
+    assert pieces["text"] == whole["text"]
+    for one, other in zip(pieces["n_best"], whole["n_best"], strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+        assert [token["start_s"] for token in one["tokens"]] == [token["start_s"] for token in other["tokens"]]
+    assert [round(heard_s, 2) for heard_s, _ in texts] == [
+        round(min(seconds, 0.12 * n), 2) for n in range(1, len(texts) + 1)
+    ]
+    if seconds == 2.03:
+        assert texts[3][1], "there was no text before the end"
+        assert len(texts) == 17
+
+
+def test_a_search_that_needs_the_whole_recording_does_not_read_chunk_by_chunk(streaming_folder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(0.5, 16000), 16000)
+    for values, words in (
+        ({"kind": "greedy"}, "the search has none"),
+        ({"kind": "joint", "chunk": {"frames": 4}}, "needs the whole recording"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            transcribe(streaming_folder, [tmp_path / "a.wav"], read_search(values, "test"), lambda *_: None)
+
+
 def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tmp_path):
     wave = noise(1.5, 16000)[:, 0].astype(np.float32)
     tokenizer = FinishedModel.load(two_way_folder).tokenizer
@@ -229,6 +276,7 @@ def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tm
     ("values", "error", "words"),
     [
         ({"kind": "joint"}, ConfigError, "needs an attention decoder"),
+        ({"kind": "greedy", "chunk": {"frames": 4}}, ConfigError, "chunk is of 4 frames"),
         ({"kind": "prefix_beam", "language_model": {"path": "/nowhere/lm.arpa"}}, DataError, "language_model.path is"),
         ({"kind": "prefix_beam", "hotwords": {"phrases": ["qqq"]}}, DataError, "hotword 'qqq'"),
     ],
