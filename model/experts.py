@@ -63,24 +63,29 @@ class ExpertStack(nn.Module):
         # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel.
         if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
             return self._grouped(x_MD, counts)
+        w1, w2, biases_EH = self._weights(x_MD.dtype)
         # unbind, not indexing: its backward stacks the gradients once instead of filling a whole stack per expert.
-        bias1_EF, bias2_ED = self.w3.squeeze(1).split((self.hidden, self.w2.shape[1]), dim=-1)
-        experts = zip(self.w1.unbind(), bias1_EF.unbind(), self.w2.unbind(), bias2_ED.unbind(), strict=True)
+        bias1_EF, bias2_ED = biases_EH.split((self.hidden, w2.shape[1]), dim=-1)
+        experts = zip(w1.unbind(), bias1_EF.unbind(), w2.unbind(), bias2_ED.unbind(), strict=True)
         outputs = []
         for x, (w1, bias1, w2, bias2) in zip(x_MD.split(counts), experts, strict=True):
             hidden = functional.silu(functional.linear(x, w1, bias1))
             outputs.append(functional.linear(hidden, w2, bias2))
         return torch.cat(outputs)
 
+    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """w1, w2 and both biases [E, F + D]: converted as whole stacks, so that their gradients are too, and not expert
+        by expert, as autocast would."""
+        return self.w1.to(dtype), self.w2.to(dtype), self.w3.squeeze(1).to(dtype)
+
     def _grouped(self, x_MD: Tensor, counts: list[int]) -> Tensor:
+        w1, w2, biases_EH = self._weights(x_MD.dtype)
         counts_E = torch.tensor(counts, device=x_MD.device)
         ends_E = counts_E.cumsum(0).to(torch.int32)
-        bias_MH = self.w3[:, 0].repeat_interleave(counts_E, dim=0, output_size=len(x_MD)).to(x_MD.dtype)
-        bias1_MF, bias2_MD = bias_MH.split((self.hidden, self.w2.shape[1]), dim=-1)
-        hidden_MF = functional.grouped_mm(x_MD, self.w1.to(x_MD.dtype).transpose(1, 2), offs=ends_E) + bias1_MF
-        output_MD = functional.grouped_mm(
-            functional.silu(hidden_MF), self.w2.to(x_MD.dtype).transpose(1, 2), offs=ends_E
-        )
+        biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=len(x_MD))
+        bias1_MF, bias2_MD = biases_MH.split((self.hidden, w2.shape[1]), dim=-1)
+        hidden_MF = functional.grouped_mm(x_MD, w1.transpose(1, 2), offs=ends_E) + bias1_MF
+        output_MD = functional.grouped_mm(functional.silu(hidden_MF), w2.transpose(1, 2), offs=ends_E)
         return output_MD + bias2_MD
 
 

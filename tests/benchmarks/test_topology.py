@@ -19,7 +19,7 @@ def test_ten_steps_are_the_same_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_fifty_steps_are_the_same_on_every_topology(tmp_path):
     assert_same_run(tmp_path, [topology for topology in all_topologies() if refusal(topology) is None], steps=50)
 
