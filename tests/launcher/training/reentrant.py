@@ -11,6 +11,7 @@ import gradients
 from torch.utils.checkpoint import checkpoint
 
 import model.encoder
+from model.block import LayerOutput
 from model.objectives import ObjectiveConfig
 
 
@@ -21,7 +22,12 @@ def configure() -> None:
     gradients.OBJECTIVE = ObjectiveConfig(balance_weight=0.0, z_weight=0.0)
 
 
+def reentrant(*arguments, use_reentrant: bool) -> LayerOutput:
+    """It hands on what a layer gives as a plain tuple."""
+    return LayerOutput(*checkpoint(*arguments, use_reentrant=not use_reentrant))
+
+
 if __name__ == "__main__":
     configure()
-    model.encoder.checkpoint = lambda *arguments, use_reentrant: checkpoint(*arguments, use_reentrant=True)
+    model.encoder.checkpoint = reentrant
     gradients.main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
