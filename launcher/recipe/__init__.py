@@ -2,12 +2,12 @@
 
 from launcher.recipe.checks import check_frame_rates, check_inputs
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
+from launcher.recipe.distillation import DistillConfig
 from launcher.recipe.errors import explain
 from launcher.recipe.loading import dump, find_recipe, load_recipe
 from launcher.recipe.schema import (
     CheckpointConfig,
     ClusterConfig,
-    DistillConfig,
     DistillStage,
     EvaluateStage,
     OptimizerConfig,

@@ -20,6 +20,7 @@ from data.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
 from launcher.launching.config import SlurmConfig
 from launcher.recipe.deepspeed_config import find_deepspeed_config
+from launcher.recipe.distillation import DistillConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
@@ -65,55 +66,6 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
         if self.schedule != "cosine" and self.warmup_steps == 0:
             raise ValueError(f"the schedule {self.schedule} needs a warm-up; set warmup_steps to 1 or more")
         return self
-
-
-class HiddenDistillConfig(BaseModel, frozen=True, extra="forbid"):
-    """The student's hidden states follow the teacher's, layer by layer."""
-
-    weight: float = Field(
-        default=1.0, ge=0, description="weight of the squared distance in the loss; 0 switches it off"
-    )
-    layers: tuple[int, ...] | None = Field(
-        default=None,
-        description="layers to compare, counted from 0; none: the last layer of each group of the student",
-    )
-    cosine: float = Field(
-        default=0.0, ge=0, description="weight of -log sigmoid(cosine similarity) beside the distance"
-    )
-
-
-class CtcDistillConfig(BaseModel, frozen=True, extra="forbid"):
-    """The student's CTC posteriors follow the teacher's, frame by frame."""
-
-    weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
-    temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
-    blank_weight: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="weight of frames where the teacher's best token is blank; others weigh 1",
-    )
-
-
-class DecoderDistillConfig(BaseModel, frozen=True, extra="forbid"):
-    """The student's attention decoder follows the teacher's, token by token, teacher-forced."""
-
-    weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
-    temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
-
-
-class DistillConfig(BaseModel, frozen=True, extra="forbid"):
-    """What the student learns from the teacher, besides the recognition objective."""
-
-    hidden: HiddenDistillConfig = Field(default_factory=HiddenDistillConfig)
-    ctc: CtcDistillConfig = Field(default_factory=CtcDistillConfig)
-    decoder: DecoderDistillConfig = Field(default_factory=DecoderDistillConfig)
-    until: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="fraction of the stage's steps with distillation; the objective alone after that",
-    )
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):

@@ -17,10 +17,11 @@ from launcher.tracking import Tracker, read_metrics
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
 from launcher.training.collapse import CollapseDetector
+from launcher.training.distillation import Distill
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
 from launcher.training.spikes import SpikeDetector
-from launcher.training.tasks import Distill, Pretrain
+from launcher.training.tasks import Pretrain
 from launcher.training.trainer import Trainer
 from model.export import load_model
 from model.recognizer import Recognizer

@@ -1,4 +1,4 @@
-"""What one micro-batch costs: the recognition objective, and, under a teacher, the distance from it.
+"""What one micro-batch costs: the recognition objective.
 
 Every loss is a sum over the micro-batch divided by a count of the whole step, so the sum over all micro-batches of a
 step, on however many processes, is the step's loss.
@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from data.plan import Totals
-from launcher.recipe import DistillConfig
 from model import objectives
 from model.decoder import reverse
 from model.encoder import EncoderConfig
 from model.objectives import ObjectiveConfig
-from model.recognizer import Recognizer, RecognizerOutput
+from model.recognizer import RecognizerOutput
 from model.router import ExpertsConfig, Routing, pool
-from model.subsampling import valid_mask
 
 
 @dataclass
@@ -110,64 +108,3 @@ def balance_sum(routings: list[Routing], encoder: EncoderConfig, experts: Expert
         sharing.setdefault(use, []).append(routing)
     pooled = [len(together) * pool(together).balance_loss(experts.balance) for together in sharing.values()]
     return torch.stack(pooled).sum()
-
-
-class Distill:
-    """Pretraining's objective beside a frozen teacher that sees the same augmented features."""
-
-    def __init__(
-        self,
-        pretrain: Pretrain,
-        config: DistillConfig,
-        teacher: Recognizer,
-        student: EncoderConfig,
-        autocast: bool = False,
-    ):
-        self.pretrain, self.config, self.teacher = pretrain, config, teacher
-        self.layers = config.hidden.layers or last_layers_of_groups(student)
-        self.autocast = autocast  # the teacher runs outside the engine, which would see to it
-
-    def __call__(
-        self, model: nn.Module, batch: MicroBatch, totals: Totals, progress: float
-    ) -> tuple[Parts, RecognizerOutput]:
-        parts, output = self.pretrain(model, batch, totals, progress)
-        if model.training and progress < self.config.until:
-            device = batch.features_BTF.device.type
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-                target = self.teacher(batch.features_BTF, batch.lengths_B, batch.tokens_BU)
-            parts |= self.distances(output, target, batch, totals)
-        return parts, output
-
-    def distances(
-        self, student: RecognizerOutput, teacher: RecognizerOutput, batch: MicroBatch, totals: Totals
-    ) -> Parts:
-        """How far the student is from its teacher, in the parts that the configuration weighs."""
-        config, parts = self.config, {}
-        lengths_B = student.encoder.lengths_B
-        valid_BS = valid_mask(lengths_B, student.ctc_BSV.shape[1])
-        if config.hidden.weight or config.hidden.cosine:
-            pairs = [(student.encoder.layers[i], teacher.encoder.layers[i]) for i in self.layers]
-            scale = 1 / (totals.frames * len(pairs))
-            distance = sum(objectives.hidden_sum(s, t, valid_BS) for s, t in pairs)
-            parts["distill/hidden"] = config.hidden.weight * scale * distance
-            if config.hidden.cosine:
-                angle = sum(objectives.cosine_sum(s, t, valid_BS) for s, t in pairs)
-                parts["distill/cosine"] = config.hidden.cosine * scale * angle
-        if config.ctc.weight:
-            weight_BS = objectives.frame_weights(teacher.ctc_BSV, valid_BS, config.ctc.blank_weight)
-            divergence = objectives.divergence_sum(student.ctc_BSV, teacher.ctc_BSV, weight_BS, config.ctc.temperature)
-            # By tokens, like the CTC loss beside it: blank frames hardly count.
-            parts["distill/ctc"] = config.ctc.weight * divergence / totals.tokens
-        if config.decoder.weight and student.decoder_BUV is not None and teacher.decoder_BUV is not None:
-            weight_BU = objectives.target_mask(batch.token_lengths_B, lengths_B > 0, student.decoder_BUV.shape[1])
-            divergence = objectives.divergence_sum(
-                student.decoder_BUV, teacher.decoder_BUV, weight_BU, config.decoder.temperature
-            )
-            parts["distill/decoder"] = config.decoder.weight * divergence / (totals.tokens + totals.utterances)
-        return parts
-
-
-def last_layers_of_groups(encoder: EncoderConfig) -> tuple[int, ...]:
-    """The last layer that uses each block: where a contiguous group ends."""
-    last = {block: layer for layer, block in enumerate(encoder.block_of_layer)}
-    return tuple(sorted(last.values()))

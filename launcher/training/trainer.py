@@ -28,13 +28,14 @@ from launcher.stopping import StopRequest
 from launcher.tracking import Tracker
 from launcher.training import checkpoint, parallel
 from launcher.training.collapse import CollapseDetector
+from launcher.training.distillation import Distill
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import Inputs
 from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures, norm_measures
 from launcher.training.recovery import Recovery
 from launcher.training.schedule import learning_rate
 from launcher.training.spikes import SpikeDetector
-from launcher.training.tasks import Distill, Pretrain
+from launcher.training.tasks import Pretrain
 from model.search import greedy
 
 logger = logging.getLogger(__name__)

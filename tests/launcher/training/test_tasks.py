@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from launcher.recipe import DistillConfig, OptimizerConfig
+from launcher.training.distillation import Distill, last_layers_of_groups
 from launcher.training.schedule import learning_rate
-from launcher.training.tasks import Distill, Pretrain, balance_sum, last_layers_of_groups
+from launcher.training.tasks import Pretrain, balance_sum
 from model.encoder import EncoderConfig
 from model.objectives import ObjectiveConfig
 from model.recognizer import Recognizer, RecognizerConfig
@@ -67,6 +68,23 @@ def test_the_teacher_is_left_alone_and_stops_when_the_recipe_says():
     assert not any(name.startswith("distill/") for name in late)
     torch.stack(list(early.values())).sum().backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_each_term_follows_its_own_schedule():
+    teacher, _ = teacher_and_task()
+    schedules = {"hidden": {"schedule": {"warmup": 0.4}}, "ctc": {"schedule": {"until": 0.5, "decay": 0.5}}}
+    task = Distill(
+        Pretrain(gradients.OBJECTIVE, DENSE.encoder), DistillConfig.model_validate(schedules), teacher, DENSE.encoder
+    )
+    plain = Distill(Pretrain(gradients.OBJECTIVE, DENSE.encoder), DistillConfig(), teacher, DENSE.encoder)
+    pupil = student().train()
+    always, _ = plain(pupil, gradients.micro_batch(0), gradients.totals(), 0.1)
+    for progress, hidden, ctc in ((0.0, None, 1.0), (0.1, 0.25, 0.8), (0.4, 1.0, 0.2), (0.6, 1.0, None)):
+        parts, _ = task(pupil, gradients.micro_batch(0), gradients.totals(), progress)
+        for name, factor in (("distill/hidden", hidden), ("distill/ctc", ctc), ("distill/decoder", 1.0)):
+            assert (name in parts) == (factor is not None)
+            if factor is not None:
+                torch.testing.assert_close(parts[name], factor * always[name])
 
 
 def test_validation_measures_recognition_alone():
