@@ -55,6 +55,11 @@ class SpecAugment(nn.Module):
 
         `generator` must live on the CPU: the draws are the same whatever device holds the features.
         """
+        masked_BF, masked_BT = self.masks(features_BTF, lengths_B, generator)
+        return hide(features_BTF, masked_BF, masked_BT)
+
+    def masks(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Where `forward` masks: bool over mel bins [B, F] and over frames [B, T]."""
         config = self.config
         batch, frames, bins = features_BTF.shape
         device = features_BTF.device
@@ -70,7 +75,12 @@ class SpecAugment(nn.Module):
         lengths_B1 = lengths_B[:, None]
         time_widths_B1 = (lengths_B1 * config.time_ratio).long().clamp(max=self.time_width_frames)
         masked_BT = _masked(time_draws, time_widths_B1, lengths_B1, frames)
-        return features_BTF.masked_fill(masked_BF[:, None, :] | masked_BT[:, :, None], 0.0)
+        return masked_BF, masked_BT
+
+
+def hide(features_BTF: Tensor, masked_BF: Tensor, masked_BT: Tensor) -> Tensor:
+    """A copy of features [B, T, F] with masked mel bins and frames set to zero."""
+    return features_BTF.masked_fill(masked_BF[:, None, :] | masked_BT[:, :, None], 0.0)
 
 
 def _masked(draws: Tensor, widest_B1: Tensor, extent_B1: Tensor, size: int) -> Tensor:

@@ -142,9 +142,12 @@ class Executor:
             deadlines=_deadlines(cluster),
             end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
-        what = f"learns from {stage.teacher}" if isinstance(stage, DistillStage) else "learns from transcripts"
+        what = "transcripts"
+        if isinstance(stage, DistillStage):
+            what = " and ".join(teacher.model for teacher in stage.lessons)
         self._display.say(
-            f"{name}: {what} for {stage.steps} steps, from step {max(folder.checkpoint_steps(), default=0)}; starting "
+            f"{name}: learns from {what} for {stage.steps} steps, from step "
+            f"{max(folder.checkpoint_steps(), default=0)}; starting "
             f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({self._where()})"
         )
         supervise(job, self._run, self._stop, self._display)

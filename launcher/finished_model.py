@@ -23,6 +23,7 @@ from launcher.search import Search
 from model.export import load_model, save_model
 from model.recognizer import Recognizer, RecognizerConfig, RecognizerOutput
 from model.search import Hypothesis
+from model.student import without_helpers
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -89,12 +90,15 @@ def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel
 def write_finished_model(
     folder: Path, run: RunFolder, config: RecognizerConfig, features: FeaturesConfig, state: dict[str, Tensor]
 ) -> None:
-    """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all."""
+    """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all.
+
+    What only helped the training is left behind.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "tokenizer").mkdir(parents=True)
     vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
-    save_model(temporary, config, features.mel_bins, vocabulary_size, state)
+    save_model(temporary, config, features.mel_bins, vocabulary_size, without_helpers(state))
     for name in TOKENIZER_FILES:
         shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
     statistics = json.loads(run.features_file.read_text(encoding="utf-8"))

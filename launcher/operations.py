@@ -4,6 +4,7 @@ Attention grows with the square of an utterance, so a rate needs a length. Ten s
 speech; five tokens a second are more than words and fewer than the characters of fast speech.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.features import FeaturesConfig
@@ -16,7 +17,7 @@ UTTERANCE_S, TOKENS_PER_S = 10.0, 5.0
 @dataclass(frozen=True)
 class Operations:
     """Floating-point operations per second of audio: of the forward pass of the encoder, of the whole model (decoder
-    and transducer over the text included) and of each of its parts, and of a training step with its teacher."""
+    and transducer over the text included) and of each of its parts, and of a training step with its teachers."""
 
     encoder: float
     forward: float
@@ -25,7 +26,7 @@ class Operations:
 
 
 def operations_per_second(
-    recognizer: Recognizer, features: FeaturesConfig, teacher: Recognizer | None = None
+    recognizer: Recognizer, features: FeaturesConfig, teachers: Sequence[Recognizer] = ()
 ) -> Operations:
     """The operations of one utterance of UTTERANCE_S, divided by its length; the models may be on the meta device."""
     num_frames = features.num_frames(round(UTTERANCE_S * features.sample_rate_hz))
@@ -35,5 +36,5 @@ def operations_per_second(
         encoder=encoder_operations(recognizer, num_frames) / UTTERANCE_S,
         forward=sum(parts.values()) / UTTERANCE_S,
         parts={part: count / UTTERANCE_S for part, count in parts.items()},
-        training=training_operations(recognizer, num_frames, num_tokens, teacher) / UTTERANCE_S,
+        training=training_operations(recognizer, num_frames, num_tokens, teachers) / UTTERANCE_S,
     )

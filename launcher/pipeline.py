@@ -70,7 +70,7 @@ def build_pipeline(recipe: Recipe) -> list[Node]:
             inputs = [
                 "corpus/train",
                 "tokenizer",
-                *([stage.teacher] if isinstance(stage, DistillStage) else []),
+                *([teacher.model for teacher in stage.lessons] if isinstance(stage, DistillStage) else []),
             ]
             nodes.append(Node(stage.name, stage.kind, _training_settings(recipe, stage), tuple(inputs)))
     return [*nodes, Node("report", "report", {}, tuple(stage.name for stage in recipe.stages))]
@@ -90,17 +90,12 @@ def _evaluation_settings(stage: EvaluateStage) -> dict[str, Any]:
 
 
 def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
-    aside = {
-        "name",
-        "teacher",
-        "checkpoint",
-        "recovery",
-        "validate_every",
-        "log_every",
-        "deepspeed",
-        "batches",
-        "augment",
-    }
+    aside: dict[str, Any] = dict.fromkeys(
+        ("name", "teacher", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed", "batches", "augment"),
+        True,
+    )
+    # A model counts by its content, as an input.
+    aside["teachers"] = {"__all__": {"model"}}
     return {
         **stage.model_dump(mode="json", exclude=aside),
         "seed": recipe.seed,

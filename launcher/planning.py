@@ -5,6 +5,7 @@ weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from data.plan import BatchesConfig
 from launcher.errors import CheckpointError, ConfigError
 from launcher.memory import BYTES_FP32, MOMENTS, memory_per_process, parameter_sizes
 from launcher.operations import TOKENS_PER_S, UTTERANCE_S, operations_per_second
-from launcher.recipe import DistillStage, Recipe, TrainingStage, read_deepspeed_config
+from launcher.recipe import DistillStage, Recipe, TeacherConfig, TrainingStage, read_deepspeed_config
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, check_deepspeed_config, zero_stage
 from launcher.run_folder import RunFolder
 from model.accounting import count_parameters, count_parts
@@ -45,11 +46,11 @@ def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
 
 def _stage_row(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> dict[str, Any]:
     recognizer = _on_meta(stage.model, recipe.features.mel_bins, vocabulary_size)
-    teacher = _teacher(recipe, stage, vocabulary_size)
+    teachers = list(_teachers(recipe, stage, vocabulary_size))
     batches, counts = recipe.batches_of(stage), count_parameters(recognizer)
-    operations = operations_per_second(recognizer, recipe.features, teacher)
+    operations = operations_per_second(recognizer, recipe.features, teachers)
     per_process = {
-        "teacher": _stored_bytes(teacher) if teacher else 0,
+        "teacher": sum(map(_stored_bytes, teachers)) + _foreign_bytes(stage),
         "activations": _activations(recipe, recognizer, batches),
     }
     expert_parallel, deepspeed = recipe.expert_parallel_of(stage), recipe.deepspeed_of(stage)
@@ -79,18 +80,34 @@ def _on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> R
         return Recognizer(config, mel_bins, vocabulary_size)
 
 
-def _teacher(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> Recognizer | None:
-    """The teacher of a stage that has one: an earlier stage's model, or the one that a model folder describes."""
-    if not isinstance(stage, DistillStage):
-        return None
-    if "/" not in stage.teacher:
-        return _on_meta(recipe.training_stage(stage.teacher).model, recipe.features.mel_bins, vocabulary_size)
+def _teachers(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> Iterator[Recognizer]:
+    """The teachers of a stage that are models of Chorus: an earlier stage's, or those that model folders describe."""
+    for teacher in stage.lessons if isinstance(stage, DistillStage) else ():
+        if not teacher.is_folder:
+            yield _on_meta(recipe.training_stage(teacher.model).model, recipe.features.mel_bins, vocabulary_size)
+        elif not _is_foreign(teacher):
+            yield _described(stage.name, teacher.model)
+
+
+def _is_foreign(teacher: TeacherConfig) -> bool:
+    folder = Path(teacher.model)
+    return teacher.is_folder and not (folder / "model.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _foreign_bytes(stage: TrainingStage) -> int:
+    """The size of the weights of teachers that are not models of Chorus."""
+    teachers = stage.lessons if isinstance(stage, DistillStage) else ()
+    files = [file for teacher in teachers if _is_foreign(teacher) for file in Path(teacher.model).glob("*.safetensors")]
+    return sum(file.stat().st_size for file in files)
+
+
+def _described(stage: str, folder: str) -> Recognizer:
     try:
-        description = json.loads((Path(stage.teacher) / "model.json").read_text(encoding="utf-8"))
+        description = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
         config = RecognizerConfig.model_validate(description["recognizer"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"The teacher of stage {stage.name} is the folder {stage.teacher}, whose model.json cannot be read: "
+            f"The teacher of stage {stage} is the folder {folder}, whose model.json cannot be read: "
             f"{error}. Copy the folder again from where it was trained."
         ) from None
     return _on_meta(config, description["mel_bins"], description["vocabulary_size"])

@@ -98,6 +98,10 @@ class StageFolder:
         """Return where `chorus export` puts the model of a checkpoint unless it is told another place."""
         return self.path / "export" / f"step-{step:08d}"
 
+    def units_file(self, teacher: str) -> Path:
+        """The clusters of a teacher's states that a student predicts."""
+        return self.path / "units" / f"{teacher}.safetensors"
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:02d}.log"
 

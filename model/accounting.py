@@ -11,7 +11,7 @@ out. They follow from shapes: a model on the meta device will do.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -99,9 +99,9 @@ def encoder_operations(recognizer: Recognizer, num_frames: int) -> int:
 
 
 def training_operations(
-    recognizer: Recognizer, num_frames: int, num_tokens: int, teacher: Recognizer | None = None
+    recognizer: Recognizer, num_frames: int, num_tokens: int, teachers: Sequence[Recognizer] = ()
 ) -> int:
-    """Floating-point operations of one utterance in a training step, with its teacher's forward pass.
+    """Floating-point operations of one utterance in a training step, with the forward passes of its teachers.
 
     A backward pass costs two forward ones: the gradients of inputs and of weights. What is computed again on the way
     (layers under activation checkpointing, the joint network always) costs one more.
@@ -117,9 +117,7 @@ def training_operations(
         )
     if recognizer.transducer is not None:
         total += _operations(recognizer.transducer.joint, sizes.frames, sizes)
-    if teacher is not None:
-        total += sum(forward_operations(teacher, num_frames, num_tokens).values())
-    return total
+    return total + sum(sum(forward_operations(teacher, num_frames, num_tokens).values()) for teacher in teachers)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------

@@ -39,8 +39,11 @@ class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-def ctc_sum(logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
-    """Sum over utterances of -log p(tokens | frames) (Graves et al., 2006). Utterances of no frames count 0."""
+def ctc_sum(
+    logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor, weight_B: Tensor | None = None
+) -> Tensor:
+    """Sum over utterances of -log p(tokens | frames) (Graves et al., 2006), each times its weight where there are
+    weights. Utterances of no frames count 0."""
     log_probs_SBV = logits_BSV.float().log_softmax(-1).transpose(0, 1)
     losses_B = functional.ctc_loss(
         log_probs_SBV,
@@ -50,18 +53,26 @@ def ctc_sum(logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_leng
         blank=BLANK,
         reduction="none",
     )
-    return torch.where(lengths_B > 0, losses_B, 0.0).sum()
+    losses_B = torch.where(lengths_B > 0, losses_B, 0.0)
+    return losses_B.sum() if weight_B is None else (losses_B * weight_B).sum()
 
 
 def attention_sum(
-    logits_BUV: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor, valid_B: Tensor, smoothing: float
+    logits_BUV: Tensor,
+    tokens_BU: Tensor,
+    token_lengths_B: Tensor,
+    valid_B: Tensor,
+    smoothing: float,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
-    """Sum over tokens and ends of the label-smoothed cross-entropy; rows where valid_B is False count 0."""
+    """Sum over tokens and ends of the label-smoothed cross-entropy, each times the weight of its row where there are
+    weights; rows where valid_B is False count 0."""
     target_BU = append_end(tokens_BU, token_lengths_B, END)
     losses_BU = functional.cross_entropy(
         logits_BUV.float().transpose(1, 2), target_BU, reduction="none", label_smoothing=smoothing
     )
-    return torch.where(target_mask(token_lengths_B, valid_B, target_BU.shape[1]), losses_BU, 0.0).sum()
+    losses_BU = torch.where(target_mask(token_lengths_B, valid_B, target_BU.shape[1]), losses_BU, 0.0)
+    return losses_BU.sum() if weight_B is None else (losses_BU * weight_B[:, None]).sum()
 
 
 def target_mask(token_lengths_B: Tensor, valid_B: Tensor, num_targets: int) -> Tensor:
@@ -97,3 +108,9 @@ def frame_weights(teacher_BSV: Tensor, valid_BS: Tensor, blank_weight: float) ->
     """[B, S]: 1 at frames where the teacher's CTC favours a token, `blank_weight` where blank, 0 beyond the end."""
     blank_BS = teacher_BSV.argmax(-1) == BLANK
     return torch.where(blank_BS, blank_weight, 1.0) * valid_BS
+
+
+def units_sum(logits_BSV: Tensor, codes_BS: Tensor, valid_BS: Tensor) -> Tensor:
+    """Sum over valid frames of the cross-entropy of units (Hsu et al., HuBERT, 2021, section II.B)."""
+    losses_BS = functional.cross_entropy(logits_BSV.float().transpose(1, 2), codes_BS, reduction="none")
+    return torch.where(valid_BS, losses_BS, 0.0).sum()

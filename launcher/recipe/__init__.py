@@ -1,8 +1,8 @@
 """The recipe: everything that a run is, as one YAML file."""
 
-from launcher.recipe.checks import check_frame_rates, check_inputs
+from launcher.recipe.checks import check_inputs
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
-from launcher.recipe.distillation import DistillConfig
+from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.errors import explain
 from launcher.recipe.loading import dump, find_recipe, load_recipe
 from launcher.recipe.schema import (
@@ -32,8 +32,8 @@ __all__ = [
     "RecoveryConfig",
     "SearchConfig",
     "ShardsCorpus",
+    "TeacherConfig",
     "TrainingStage",
-    "check_frame_rates",
     "check_inputs",
     "dump",
     "explain",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from data.errors import DataError
 from data.shard_index import read_summary
-from launcher.errors import CheckpointError, ConfigError
+from launcher.errors import ConfigError
 from launcher.recipe.deepspeed_config import check_deepspeed_config
+from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import DistillStage, EvaluateStage, Recipe, TrainingStage
 from launcher.recipe.search import check_search_files, check_search_model
+from launcher.recipe.teachers import check_lesson, facts_of_stage, read_facts, terms_of
 from launcher.recipe.text import nearest
-from model.encoder import EncoderConfig
 
 # Names inside a run folder that a stage of the same name would collide with.
 RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb", "nodes")
@@ -28,7 +29,7 @@ def check_recipe(recipe: Recipe) -> None:
             _check_models(recipe, stage, earlier)
             continue
         if stage.kind == "distill":
-            _check_teacher(recipe, stage, earlier)
+            _check_teachers(recipe, stage, earlier)
         _check_topology(recipe, stage)
         check_deepspeed_config(recipe.deepspeed_of(stage), stage.name, recipe.expert_parallel_of(stage))
 
@@ -48,16 +49,17 @@ def check_inputs(recipe: Recipe) -> None:
         if isinstance(stage, EvaluateStage):
             check_search_files(stage.search, f"stages.{stage.name}.search")
     for stage in recipe.training_stages():
-        if stage.kind == "distill" and _is_folder(stage.teacher) and not any(Path(stage.teacher).glob("*.safetensors")):
-            raise CheckpointError(
-                f"The teacher of stage {stage.name} is the folder {stage.teacher}, which holds no finished "
-                "model (*.safetensors). Name the model folder of a finished stage, such as "
-                "runs/mini/teacher/model."
-            )
+        if not isinstance(stage, DistillStage):
+            continue
+        for teacher in stage.lessons:
+            if teacher.is_folder:
+                facts = read_facts(Path(teacher.model), _whose(stage, teacher))
+                check_lesson(recipe, stage, teacher, facts)
 
 
-def _is_folder(teacher: str) -> bool:
-    return "/" in teacher
+def _whose(stage: DistillStage, teacher: TeacherConfig) -> str:
+    name = "" if len(stage.lessons) == 1 else f" {teacher.name}"
+    return f"The teacher{name} of stage {stage.name}"
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -84,43 +86,30 @@ def _check_models(recipe: Recipe, stage: EvaluateStage, earlier: list[str]) -> N
         check_search_model(stage.search, recipe.training_stage(model).model, f"model {model} of stage {stage.name}")
 
 
-def _check_teacher(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
-    if _is_folder(stage.teacher):
-        return
-    if stage.teacher not in earlier:
-        raise ConfigError(
-            f"The teacher of stage {stage.name} is {stage.teacher!r}, which is not an earlier training stage"
-            f"{nearest(stage.teacher, earlier)} A finished model is given as a path with a slash."
-        )
-    check_frame_rates(stage, recipe.training_stage(stage.teacher).model.encoder)
-    student, hidden = stage.model.encoder, stage.distill.hidden
-    if not hidden.weight and not hidden.cosine:
-        return
-    teacher = recipe.training_stage(stage.teacher).model.encoder
-    for key in ("layers", "width"):
-        if getattr(teacher, key) != getattr(student, key):
+def _check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
+    for teacher in stage.lessons:
+        if teacher.is_folder:
+            continue
+        if teacher.model not in earlier:
             raise ConfigError(
-                f"Stage {stage.name} compares hidden states layer by layer, but its encoder.{key} is "
-                f"{getattr(student, key)} and its teacher's is {getattr(teacher, key)}. Make them equal, "
-                "or set distill.hidden.weight and distill.hidden.cosine to 0."
+                f"{_whose(stage, teacher)} is {teacher.model!r}, which is not an earlier training stage"
+                f"{nearest(teacher.model, earlier)} A finished model is given as a path with a slash."
             )
-    beyond = [layer for layer in hidden.layers or () if not 0 <= layer < student.layers]
-    if beyond:
+        check_lesson(recipe, stage, teacher, facts_of_stage(recipe, teacher.model))
+    _check_terms(stage)
+
+
+def _check_terms(stage: DistillStage) -> None:
+    untaught = [term for term in sorted(stage.distill.active()) if not _taught(stage, term)]
+    if untaught:
         raise ConfigError(
-            f"Stage {stage.name} compares layers {beyond} in distill.hidden.layers, but there are layers 0 "
-            f"to {student.layers - 1}."
+            f"Stage {stage.name} gives distill.{untaught[0]} a weight, but no teacher has {untaught[0]} among its "
+            "terms. Add it to one of them, or set the weight to 0."
         )
 
 
-def check_frame_rates(stage: DistillStage, teacher: EncoderConfig) -> None:
-    """Refuse a student that is compared to its teacher frame by frame and has fewer or more of them (ConfigError)."""
-    distill, mine, theirs = stage.distill, stage.model.encoder.subsampling.factor, teacher.subsampling.factor
-    if mine != theirs and (distill.hidden.weight or distill.hidden.cosine or distill.ctc.weight):
-        raise ConfigError(
-            f"Stage {stage.name} is compared to its teacher frame by frame, but its encoder.subsampling.factor is "
-            f"{mine} and its teacher's is {theirs}. Make them equal, or set distill.hidden.weight, "
-            "distill.hidden.cosine and distill.ctc.weight to 0."
-        )
+def _taught(stage: DistillStage, term: str) -> bool:
+    return any(term in terms_of(stage, teacher) for teacher in stage.lessons)
 
 
 def _divisors(number: int) -> str:

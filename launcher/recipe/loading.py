@@ -90,11 +90,16 @@ def _with_slots(recipe: Recipe, hostfile: Path) -> Recipe:
 
 
 def _stage_with_absolute_paths(stage: AnyStage) -> AnyStage:
-    if isinstance(stage, DistillStage) and "/" in stage.teacher:
-        return stage.model_copy(update={"teacher": str(Path(stage.teacher).expanduser().absolute())})
+    if isinstance(stage, DistillStage):
+        teachers = tuple(teacher.model_copy(update={"model": _absolute(teacher.model)}) for teacher in stage.teachers)
+        return stage.model_copy(update={"teacher": stage.teacher and _absolute(stage.teacher), "teachers": teachers})
     if isinstance(stage, EvaluateStage):
         return stage.model_copy(update={"search": with_absolute_files(stage.search)})
     return stage
+
+
+def _absolute(teacher: str) -> str:
+    return str(Path(teacher).expanduser().absolute()) if "/" in teacher else teacher
 
 
 def dump(recipe: Recipe) -> str:

@@ -20,7 +20,7 @@ from data.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
 from launcher.launching.config import SlurmConfig
 from launcher.recipe.deepspeed_config import find_deepspeed_config
-from launcher.recipe.distillation import DistillConfig
+from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
@@ -124,11 +124,40 @@ class PretrainStage(TrainingStage, frozen=True, extra="forbid"):
 
 class DistillStage(TrainingStage, frozen=True, extra="forbid"):
     kind: Literal["distill"]
-    teacher: str = Field(description="an earlier training stage, or (with a slash) the folder of a finished model")
+    teacher: str | None = Field(
+        default=None, description="an earlier training stage, or (with a slash) the folder of a finished model"
+    )
+    teachers: tuple[TeacherConfig, ...] = Field(
+        default=(), description="instead of teacher: one or several, with what each of them teaches"
+    )
     distill: DistillConfig = Field(default_factory=DistillConfig)
     initialize_from_teacher: bool = Field(
-        default=False, description="start from the teacher's weights where shapes allow it"
+        default=False, description="start from the (first) teacher's weights where shapes allow it"
     )
+
+    @model_validator(mode="after")
+    def _teachers_are_told_apart(self) -> "DistillStage":
+        if (self.teacher is None) == (not self.teachers):
+            seen = "both teacher and teachers" if self.teachers else "neither teacher nor teachers"
+            raise ValueError(f"{seen} are given; name one teacher, or list several in teachers")
+        names = [teacher.name for teacher in self.lessons]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(
+                f"teachers has {names.count(doubled[0])} named {doubled[0]!r}; give each a name of its own"
+            )
+        return self
+
+    @property
+    def lessons(self) -> tuple[TeacherConfig, ...]:
+        """The teachers, each with a name."""
+        teachers = self.teachers or (TeacherConfig(model=self.teacher or ""),)
+        return tuple(
+            teacher.model_copy(
+                update={"name": teacher.name or (f"teacher-{number}" if teacher.is_folder else teacher.model)}
+            )
+            for number, teacher in enumerate(teachers, 1)
+        )
 
 
 class EvaluateStage(Stage, frozen=True, extra="forbid"):

@@ -113,7 +113,9 @@ def tabulate(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> Resul
 
 def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str | None:
     stages = [stage for stage in recipe.get("stages") or [] if isinstance(stage, dict)]
-    named = [stage.get("teacher") for stage in stages if stage.get("kind") == "distill"]
+    distilled = [stage for stage in stages if stage.get("kind") == "distill"]
+    listed = [teacher.get("model") for stage in distilled for teacher in stage.get("teachers") or ()]
+    named = [*(stage.get("teacher") for stage in distilled), *listed]
     return next((name for name in [*named, "teacher"] if name in models), None)
 
 

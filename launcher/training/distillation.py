@@ -1,85 +1,219 @@
-"""What a micro-batch costs under a teacher: pretraining's objective, and the distance from the teacher.
+"""What a micro-batch costs under teachers: pretraining's objective, and what the student is to learn from each.
 
-Shapes: B batch, T feature frames, S encoder frames, F mel bins, U tokens, V vocabulary.
+A term that several teachers teach is the mean of what each of them makes of it, by their weights. Whatever a lane
+holds, and however the steps of a stage weigh the terms, every lane of a step calls the same parts of the model.
+
+Shapes: B batch, T feature frames, S encoder frames, F mel bins, U tokens, V vocabulary, N texts, C units, D width.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.plan import Totals
 from launcher.recipe import DistillConfig
+from launcher.training.frames import interpolate, pick_nearest
 from launcher.training.tasks import MicroBatch, Parts, Pretrain
+from launcher.training.teachers import Teacher, TeacherOutput
+from launcher.training.texts import find_texts
+from launcher.training.units import nearest_units
 from model import objectives
-from model.encoder import EncoderConfig
-from model.recognizer import Recognizer, RecognizerOutput
-from model.subsampling import valid_mask
+from model.recognizer import RecognizerOutput
+from model.student import Helper, StudentOutput, Texts
+from model.subsampling import output_length, valid_mask
+
+
+@dataclass
+class Lesson:
+    """A teacher and what it teaches.
+
+    pairs: the student's layers beside the teacher's that they are compared to. ratio: frames of the teacher to one of
+    the student. projections: the student's helpers by its layers. unit_helper, unit_layer, centroids_CD: the student's
+    helper that predicts units, the teacher's layer that they are clusters of, and these once they are made.
+    """
+
+    name: str
+    teacher: Teacher
+    weight: float
+    terms: frozenset[str]
+    pairs: tuple[tuple[int, int], ...] = ()
+    ratio: float = 1.0
+    projections: dict[int, str] = field(default_factory=dict)
+    unit_helper: str = ""
+    unit_layer: int = 0
+    centroids_CD: Tensor | None = None
+
+
+@dataclass
+class _Heard:
+    """What student and teacher made of a batch; valid_BS are the student's frames that the teacher has too."""
+
+    student: RecognizerOutput
+    teacher: TeacherOutput
+    batch: MicroBatch
+    totals: Totals
+    valid_BS: Tensor
+    texts: Texts | None
+
+    def helped(self, helper: str) -> Tensor:
+        """What a helper of the student gives."""
+        assert isinstance(self.student, StudentOutput)
+        return self.student.helped[helper]
 
 
 class Distill:
-    """Pretraining's objective beside a frozen teacher that sees the same augmented features."""
+    """Pretraining's objective beside frozen teachers that hear the same utterances."""
 
     def __init__(
         self,
         pretrain: Pretrain,
         config: DistillConfig,
-        teacher: Recognizer,
-        student: EncoderConfig,
+        lessons: Sequence[Lesson],
+        helpers: dict[str, Helper] | None = None,
         autocast: bool = False,
     ):
-        self.pretrain, self.config, self.teacher = pretrain, config, teacher
-        self.layers = config.hidden.layers or last_layers_of_groups(student)
-        self.autocast = autocast  # the teacher runs outside the engine, which would see to it
+        self.pretrain, self.config, self.lessons, self.helpers = pretrain, config, lessons, helpers or {}
+        self.autocast = autocast  # teachers run outside the engine, which would see to it
 
     def __call__(
         self, model: nn.Module, batch: MicroBatch, totals: Totals, progress: float
     ) -> tuple[Parts, RecognizerOutput]:
         """The weighted parts of the loss, which add up to it. `progress` is the share of the stage's steps done."""
-        parts, output = self.pretrain(model, batch, totals, progress)
         factors = self.config.factors(progress) if model.training else {}
-        if factors:
-            device = batch.features_BTF.device.type
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-                target = self.teacher(batch.features_BTF, batch.lengths_B, batch.tokens_BU)
-            parts |= self.distances(output, target, batch, totals, factors)
+        heard = {lesson.name: self.hear(lesson, batch) for lesson in self.lessons if lesson.terms & factors.keys()}
+        texts = self._texts(heard, factors, batch)
+        further = {"texts": texts} if texts else {}
+        output = model(batch.features_BTF, batch.lengths_B, batch.tokens_BU, batch.token_lengths_B, **further)
+        parts = self.pretrain.parts(output, batch, totals)
+        if self.helpers and model.training:
+            parts["loss/ctc"] = parts["loss/ctc"] + self._idle(output, factors)
+        for lesson in self.lessons:
+            if lesson.name in heard:
+                parts |= self._parts(lesson, output, heard[lesson.name], batch, totals, factors, texts)
         return parts, output
 
-    def distances(
+    def hear(self, lesson: Lesson, batch: MicroBatch) -> TeacherOutput:
+        """What a teacher makes of a batch, at the precision of the run."""
+        device = batch.features_BTF.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.autocast):
+            return lesson.teacher(batch)
+
+    def _texts(self, heard: dict[str, TeacherOutput], factors: dict[str, float], batch: MicroBatch) -> dict[str, Texts]:
+        """The texts that each teacher finds, where they count."""
+        if "sequence" not in factors:
+            return {}
+        student_B = output_length(batch.lengths_B, self.pretrain.encoder.subsampling.factor)
+        return {
+            lesson.name: find_texts(ctc_BSV, heard[lesson.name].lengths_B, student_B, self.config.sequence)
+            for lesson in self.lessons
+            if "sequence" in lesson.terms and (ctc_BSV := heard[lesson.name].ctc_BSV) is not None
+        }
+
+    def _idle(self, output: RecognizerOutput, factors: dict[str, float]) -> Tensor:
+        """0, with a gradient of 0 for helpers whose term does not count now: ZeRO wants one for every parameter."""
+        assert isinstance(output, StudentOutput)
+        busy = {
+            name
+            for lesson in self.lessons
+            for term, names in (("hidden", lesson.projections.values()), ("units", [lesson.unit_helper]))
+            if term in factors
+            for name in names
+        }
+        idle = [helped.float().sum() * 0.0 for name, helped in output.helped.items() if name not in busy]
+        return torch.stack(idle).sum() if idle else output.ctc_BSV.new_zeros(())
+
+    def _parts(
         self,
+        lesson: Lesson,
         student: RecognizerOutput,
-        teacher: RecognizerOutput,
+        teacher: TeacherOutput,
         batch: MicroBatch,
         totals: Totals,
         factors: dict[str, float],
+        texts: dict[str, Texts],
     ) -> Parts:
-        """How far the student is from its teacher, in the terms that count now, each times its factor."""
-        config, parts = self.config, {}
-        lengths_B = student.encoder.lengths_B
-        valid_BS = valid_mask(lengths_B, student.ctc_BSV.shape[1])
-        if "hidden" in factors and (config.hidden.weight or config.hidden.cosine):
-            pairs = [(student.encoder.layers[i], teacher.encoder.layers[i]) for i in self.layers]
-            scale = 1 / (totals.frames * len(pairs))
-            distance = sum(objectives.hidden_sum(s, t, valid_BS) for s, t in pairs)
-            parts["distill/hidden"] = factors["hidden"] * config.hidden.weight * scale * distance
-            if config.hidden.cosine:
-                angle = sum(objectives.cosine_sum(s, t, valid_BS) for s, t in pairs)
-                parts["distill/cosine"] = factors["hidden"] * config.hidden.cosine * scale * angle
-        if "ctc" in factors and config.ctc.weight:
-            weight_BS = objectives.frame_weights(teacher.ctc_BSV, valid_BS, config.ctc.blank_weight)
-            divergence = objectives.divergence_sum(student.ctc_BSV, teacher.ctc_BSV, weight_BS, config.ctc.temperature)
-            # By tokens, like the CTC loss beside it: blank frames hardly count.
-            parts["distill/ctc"] = factors["ctc"] * config.ctc.weight * divergence / totals.tokens
-        both = student.decoder_BUV is not None and teacher.decoder_BUV is not None
-        if "decoder" in factors and config.decoder.weight and both:
-            weight_BU = objectives.target_mask(batch.token_lengths_B, lengths_B > 0, student.decoder_BUV.shape[1])
-            divergence = objectives.divergence_sum(
-                student.decoder_BUV, teacher.decoder_BUV, weight_BU, config.decoder.temperature
-            )
-            weight = factors["decoder"] * config.decoder.weight
-            parts["distill/decoder"] = weight * divergence / (totals.tokens + totals.utterances)
+        """What the student is to learn in one lesson, in the terms that count now, each by its weight and factor."""
+        valid_BS = valid_mask(student.encoder.lengths_B, student.ctc_BSV.shape[1]) & (teacher.lengths_B > 0)[:, None]
+        heard = _Heard(student, teacher, batch, totals, valid_BS, texts.get(lesson.name))
+        terms = {
+            "hidden": self._hidden,
+            "ctc": self._ctc,
+            "decoder": self._decoder,
+            "sequence": self._sequence,
+            "units": self._units,
+        }
+        parts = {}
+        for term, measure in terms.items():
+            if term in factors and term in lesson.terms:
+                alike = [other for other in self.lessons if term in other.terms]
+                share = lesson.weight / sum(other.weight for other in alike)
+                for name, value in measure(lesson, heard):
+                    key = f"distill/{name}" if len(self.lessons) == 1 else f"distill/{name}/{lesson.name}"
+                    parts[key] = factors[term] * share * value
         return parts
 
+    def _hidden(self, lesson: Lesson, heard: _Heard) -> Iterator[tuple[str, Tensor]]:
+        config, pairs = self.config.hidden, []
+        for mine, theirs in lesson.pairs:
+            helper = lesson.projections.get(mine)
+            student_BSD = heard.helped(helper) if helper else heard.student.encoder.layers[mine]
+            teacher_BSD = interpolate(
+                heard.teacher.layers[theirs], heard.teacher.lengths_B, lesson.ratio, student_BSD.shape[1]
+            )
+            pairs.append((student_BSD, teacher_BSD))
+        scale = 1 / (heard.totals.frames * len(pairs))
+        nothing = heard.student.ctc_BSV.new_zeros((), dtype=torch.float32)
+        distance = sum((objectives.hidden_sum(s, t, heard.valid_BS) for s, t in pairs), nothing)
+        yield "hidden", config.weight * scale * distance
+        if config.cosine:
+            angle = sum((objectives.cosine_sum(s, t, heard.valid_BS) for s, t in pairs), nothing)
+            yield "cosine", config.cosine * scale * angle
 
-def last_layers_of_groups(encoder: EncoderConfig) -> tuple[int, ...]:
-    """The last layer that uses each block: where a contiguous group ends."""
-    last = {block: layer for layer, block in enumerate(encoder.block_of_layer)}
-    return tuple(sorted(last.values()))
+    def _ctc(self, lesson: Lesson, heard: _Heard) -> Iterator[tuple[str, Tensor]]:
+        config, mine_BSV, theirs_BSV = self.config.ctc, heard.student.ctc_BSV, heard.teacher.ctc_BSV
+        assert theirs_BSV is not None
+        weight_BS = objectives.frame_weights(theirs_BSV, heard.valid_BS, config.blank_weight)
+        divergence = objectives.divergence_sum(mine_BSV, theirs_BSV, weight_BS, config.temperature)
+        # By tokens, like the CTC loss beside it: blank frames hardly count.
+        yield "ctc", config.weight * divergence / heard.totals.tokens
+
+    def _decoder(self, lesson: Lesson, heard: _Heard) -> Iterator[tuple[str, Tensor]]:
+        config, mine_BUV, theirs_BUV = self.config.decoder, heard.student.decoder_BUV, heard.teacher.decoder_BUV
+        assert mine_BUV is not None
+        assert theirs_BUV is not None
+        valid_B = heard.student.encoder.lengths_B > 0
+        weight_BU = objectives.target_mask(heard.batch.token_lengths_B, valid_B, mine_BUV.shape[1])
+        divergence = objectives.divergence_sum(mine_BUV, theirs_BUV, weight_BU, config.temperature)
+        yield "decoder", config.weight * divergence / (heard.totals.tokens + heard.totals.utterances)
+
+    def _sequence(self, lesson: Lesson, heard: _Heard) -> Iterator[tuple[str, Tensor]]:
+        """The recognition objective on the teacher's texts, over the counts of the transcripts."""
+        objective, texts, student, totals = self.pretrain.objective, heard.texts, heard.student, heard.totals
+        assert texts is not None
+        assert isinstance(student, StudentOutput)
+        decoder_NUV = student.texts.get(lesson.name)
+        lengths_N = student.encoder.lengths_B[texts.row_N]
+        weighted = (texts.tokens_NU, texts.token_lengths_N)
+        ctc = objectives.ctc_sum(student.ctc_BSV[texts.row_N], lengths_N, *weighted, weight_B=texts.weight_N)
+        loss = ctc / totals.tokens
+        if decoder_NUV is not None:
+            attention = objectives.attention_sum(
+                decoder_NUV, *weighted, lengths_N > 0, objective.label_smoothing, texts.weight_N
+            )
+            num_targets = totals.tokens + totals.utterances
+            loss = objective.ctc_weight * loss + (1 - objective.ctc_weight) * attention / num_targets
+        yield "sequence", self.config.sequence.weight * loss
+
+    def _units(self, lesson: Lesson, heard: _Heard) -> Iterator[tuple[str, Tensor]]:
+        config, logits_BSC = self.config.units, heard.helped(lesson.unit_helper)
+        assert lesson.centroids_CD is not None
+        units_BS = nearest_units(heard.teacher.layers[lesson.unit_layer], lesson.centroids_CD)
+        units_BS = pick_nearest(units_BS, heard.teacher.lengths_B, lesson.ratio, logits_BSC.shape[1])
+        valid_BS = heard.valid_BS
+        if config.masked_only:
+            assert heard.batch.source is not None
+            # A frame is made of the features around every factor-th.
+            valid_BS = valid_BS & heard.batch.source.masked_BT[:, :: self.pretrain.encoder.subsampling.factor]
+        yield "units", config.weight * objectives.units_sum(logits_BSC, units_BS, valid_BS) / heard.totals.frames

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data.augment import AugmentConfig, SpecAugment
+from data.augment import AugmentConfig, SpecAugment, hide
 from data.features import LogMel
 from data.loader import Batch, Loader
 from data.plan import BatchesConfig, Plan, derive_seed
@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer
 from launcher.finished_model import build_features
 from launcher.recipe import Recipe
 from launcher.run_folder import RunFolder
-from launcher.training.tasks import MicroBatch
+from launcher.training.tasks import MicroBatch, Source
 from model.subsampling import output_length
 
 # What validation and evaluation hear is what was recorded.
@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Inputs:
-    """A split as seen by one process: the plan of all lanes, and this process's share of the batches."""
+    """A split as seen by one process: the plan of all lanes, and this process's share of the batches.
+
+    With `keeps_source` a micro-batch also holds what its features were made from."""
 
     plan: Plan
     loader: Loader
@@ -40,6 +42,7 @@ class Inputs:
     specaugment: SpecAugment | None
     seed: int
     device: torch.device
+    keeps_source: bool = False
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The batches of this process's lanes for each step of [start, stop)."""
@@ -49,24 +52,35 @@ class Inputs:
         """A lane's batch as augmented features on the device."""
         if not batch.keys:
             return self._empty()
-        features_BTF, lengths_B = self.features(
-            batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
-        )
+        waveforms_BS, samples_B = batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
+        clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
+        features_BTF, masked_BT = clean_BTF, None
         if self.specaugment is not None:
             generator = torch.Generator()
             generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
-            features_BTF = self.specaugment(features_BTF, lengths_B, generator)
+            masked_BF, masked_BT = self.specaugment.masks(clean_BTF, lengths_B, generator)
+            features_BTF = hide(clean_BTF, masked_BF, masked_BT)
+        source = None
+        if self.keeps_source:
+            masked_BT = clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool) if masked_BT is None else masked_BT
+            source = Source(clean_BTF, masked_BT, waveforms_BS, samples_B)
         return MicroBatch(
             features_BTF,
             lengths_B,
             batch.tokens_BU.to(self.device),
             batch.token_lengths_B.to(self.device),
+            source,
         )
 
     def _empty(self) -> MicroBatch:
-        features = torch.zeros(1, EMPTY_FRAMES, self.features.config.mel_bins, device=self.device)
+        config = self.features.config
+        features = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
         nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return MicroBatch(features, nothing, nothing[:, None], nothing)
+        source = None
+        if self.keeps_source:
+            silence = features.new_zeros(1, config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples)
+            source = Source(features, features[..., 0] > 0, silence, nothing)
+        return MicroBatch(features, nothing, nothing[:, None], nothing, source)
 
 
 def open_inputs(

@@ -1,7 +1,5 @@
 """Puts a training stage together on each process, and takes the finished model out of it."""
 
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 
@@ -10,21 +8,23 @@ from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
 from launcher.lineage import used_artifacts
-from launcher.recipe import DistillStage, PretrainStage, Recipe, check_frame_rates
+from launcher.recipe import DistillStage, PretrainStage, Recipe
 from launcher.run_folder import RunFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker, read_metrics
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
 from launcher.training.collapse import CollapseDetector
-from launcher.training.distillation import Distill
+from launcher.training.distillation import Distill, Lesson
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
+from launcher.training.lessons import make_units, open_lessons, wants_source
 from launcher.training.spikes import SpikeDetector
 from launcher.training.tasks import Pretrain
+from launcher.training.teachers.opening import recognizer_of
 from launcher.training.trainer import Trainer
-from model.export import load_model
 from model.recognizer import Recognizer
+from model.student import Student
 from model.upcycle import initialize_from_teacher
 
 TrainingStage = PretrainStage | DistillStage
@@ -49,7 +49,10 @@ def build_trainer(
     validation = None
     if recipe.has_split(run, "dev"):
         validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor)
-    recognizer, task = _model_and_task(recipe, run, stage, tokenizer.vocabulary_size, device)
+    recognizer, task = _model_and_task(recipe, run, stage, tokenizer, device)
+    if isinstance(task, Distill):
+        train.keeps_source = wants_source(task)
+        make_units(task, folder, train, recipe.seed)
     parallel.spread_experts(recognizer, recipe.expert_parallel_of(stage), rank)
     engine = parallel.build_engine(
         recognizer.to(device),
@@ -82,34 +85,45 @@ def build_trainer(
 
 
 def _model_and_task(
-    recipe: Recipe, run: RunFolder, stage: TrainingStage, vocabulary_size: int, device: torch.device
+    recipe: Recipe, run: RunFolder, stage: TrainingStage, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[Recognizer, Pretrain | Distill]:
     # Every process draws the same whole model, so that experts can be spread by slicing.
-    torch.manual_seed(derive_seed(recipe.seed, "weights", stage.name))
-    recognizer = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
+    weights_seed = derive_seed(recipe.seed, "weights", stage.name)
+    torch.manual_seed(weights_seed)
+    recognizer = Recognizer(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size)
     pretrain = Pretrain(stage.objective, stage.model.encoder)
     if isinstance(stage, PretrainStage):
         return recognizer, pretrain
-    teacher = load_model(teacher_folder(run, stage.teacher))
-    if teacher.vocabulary_size != vocabulary_size:
-        raise ConfigError(
-            f"Stage {stage.name}: its teacher {stage.teacher} knows {teacher.vocabulary_size} tokens and this run's "
-            f"tokenizer {vocabulary_size}. Train both with one tokenizer."
-        )
-    check_frame_rates(stage, teacher.config.encoder)
+    lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, device)
+    if helpers or any("sequence" in lesson.terms for lesson in lessons):
+        with torch.random.fork_rng(devices=[]):  # the same weights, and what is drawn later does not depend on helpers
+            torch.manual_seed(weights_seed)
+            recognizer = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, helpers)
     if stage.initialize_from_teacher:
-        try:
-            initialize_from_teacher(recognizer, teacher)
-        except ValueError as error:
-            raise ConfigError(f"Stage {stage.name} cannot start from teacher {stage.teacher}: {error}.") from None
-    teacher = teacher.to(device).requires_grad_(False)
+        _initialize(recognizer, stage, lessons[0])
     bf16 = recipe.cluster.precision == "bf16"
-    return recognizer, Distill(pretrain, stage.distill, teacher, stage.model.encoder, autocast=bf16)
+    return recognizer, Distill(pretrain, stage.distill, lessons, helpers, autocast=bf16)
 
 
-def teacher_folder(run: RunFolder, teacher: str) -> Path:
-    """The folder of a teacher's finished model: a path, or a stage of this run."""
-    return Path(teacher) if "/" in teacher else run.stage(teacher).model
+def _initialize(recognizer: Recognizer, stage: DistillStage, lesson: Lesson) -> None:
+    """Start from the first teacher; ConfigError where it is not of the same shape."""
+    teacher = recognizer_of(lesson.teacher)
+    model = stage.lessons[0].model
+    if teacher is None:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {model}, which is not a model of Chorus. Put one that is "
+            "first among its teachers, or set initialize_from_teacher to false."
+        )
+    if teacher.vocabulary_size != recognizer.vocabulary_size:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {model}: it knows {teacher.vocabulary_size} tokens and this "
+            f"run's tokenizer {recognizer.vocabulary_size}. Train both with one tokenizer, or set "
+            "initialize_from_teacher to false."
+        )
+    try:
+        initialize_from_teacher(recognizer, teacher)
+    except ValueError as error:
+        raise ConfigError(f"Stage {stage.name} cannot start from teacher {model}: {error}.") from None
 
 
 def write_model(recipe: Recipe, run: RunFolder, stage: TrainingStage) -> None:

@@ -21,13 +21,27 @@ from model.router import ExpertsConfig, Routing, pool
 
 
 @dataclass
+class Source:
+    """What augmented features were made from: features without masks, the frames that a time mask hides (bool), and the
+    waveforms (S samples) with their lengths."""
+
+    features_BTF: Tensor
+    masked_BT: Tensor
+    waveforms_BS: Tensor
+    samples_B: Tensor
+
+
+@dataclass
 class MicroBatch:
-    """Augmented features of one lane on the device. An empty lane is one utterance of no frames and no tokens."""
+    """Augmented features of one lane on the device. An empty lane is one utterance of no frames and no tokens.
+
+    `source` is there where a teacher asks for it."""
 
     features_BTF: Tensor
     lengths_B: Tensor
     tokens_BU: Tensor
     token_lengths_B: Tensor
+    source: Source | None = None
 
 
 Parts = dict[str, Tensor]

@@ -134,7 +134,7 @@ def test_a_training_step_costs_three_forward_passes_and_one_more_of_what_is_comp
 
 def test_a_teacher_adds_its_forward_pass():
     student, teacher = build(groups=1, experts=experts(4, 1)), build(decoder=1)
-    both = training_operations(student, 200, 10, teacher)
+    both = training_operations(student, 200, 10, [teacher])
     assert both - training_operations(student, 200, 10) == sum(forward_operations(teacher, 200, 10).values())
 
 

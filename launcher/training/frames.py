@@ -1,0 +1,36 @@
+"""A teacher's frames at the times of the student's.
+
+Frame s of either stands s times its frame length after the first one, whatever comes after: padding and the length of
+an utterance change nothing.
+
+Shapes: B batch, S frames of the teacher, R frames of the student, D width.
+"""
+
+import torch
+from torch import Tensor
+
+
+def interpolate(states_BSD: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
+    """States [B, R, D] at `num_frames` frames of the student, each `ratio` frames of the teacher long: linear between
+    the two nearest valid frames; the last valid one beyond it. The same tensor where the frames are the same."""
+    if ratio == 1 and num_frames == states_BSD.shape[1]:
+        return states_BSD
+    position_BR, last_B1 = _positions(lengths_B, ratio, num_frames)
+    low_BR = position_BR.long()
+    high_BR = torch.minimum(low_BR + 1, last_B1)
+    share_BR1 = (position_BR - low_BR)[..., None].to(states_BSD.dtype)
+    row_B1 = torch.arange(len(lengths_B), device=states_BSD.device)[:, None]
+    return torch.lerp(states_BSD[row_B1, low_BR], states_BSD[row_B1, high_BR], share_BR1)
+
+
+def pick_nearest(codes_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
+    """Numbers [B, R] of the valid frames of the teacher nearest to those of the student."""
+    position_BR, _ = _positions(lengths_B, ratio, num_frames)
+    return codes_BS.gather(1, (position_BR + 0.5).long())
+
+
+def _positions(lengths_B: Tensor, ratio: float, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Where the student's frames lie, counted in the teacher's, and the teacher's last valid frame."""
+    last_B1 = (lengths_B - 1).clamp(min=0)[:, None]
+    position_R = torch.arange(num_frames, device=lengths_B.device, dtype=torch.float64) * ratio
+    return torch.minimum(position_R, last_B1.double()), last_B1

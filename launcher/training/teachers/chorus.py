@@ -1,0 +1,43 @@
+"""A recogniser of Chorus as a teacher: an earlier stage's, or the folder of a finished model."""
+
+from typing import Literal
+
+import torch
+
+from data.features import LogMel
+from launcher.training.tasks import MicroBatch
+from launcher.training.teachers.teacher import Teacher, TeacherOutput
+from model.recognizer import Recognizer
+
+Hears = Literal["augmented", "clean", "waveform"]
+
+
+class RecognizerTeacher(Teacher):
+    """A recogniser that hears the student's features, or waveforms through its own front-end."""
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        front_end: LogMel,
+        hears: Hears = "augmented",
+        same_tokens: bool = True,
+    ):
+        self.recognizer, self.front_end, self.hears, self.same_tokens = recognizer, front_end, hears, same_tokens
+        config = front_end.config
+        self.frame_s = recognizer.encoder.subsampling.factor * config.hop_samples / config.sample_rate_hz
+        self.needs_source = hears != "augmented"
+        self.has_decoder = same_tokens and recognizer.decoder is not None
+
+    @torch.no_grad()
+    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+        features_BTF, lengths_B = batch.features_BTF, batch.lengths_B
+        if self.hears != "augmented":
+            assert batch.source is not None
+            features_BTF = batch.source.features_BTF
+        if self.hears == "waveform":
+            assert batch.source is not None
+            features_BTF, lengths_B = self.front_end(batch.source.waveforms_BS, batch.source.samples_B)
+        output = self.recognizer(features_BTF, lengths_B, batch.tokens_BU if self.same_tokens else None)
+        if not self.same_tokens:
+            return TeacherOutput(output.encoder.layers, output.encoder.lengths_B)
+        return TeacherOutput(output.encoder.layers, output.encoder.lengths_B, output.ctc_BSV, output.decoder_BUV)

@@ -1,0 +1,34 @@
+"""Opens the teachers of a stage: earlier stages and folders."""
+
+from pathlib import Path
+
+import torch
+
+from launcher.finished_model import FinishedModel
+from launcher.recipe.distillation import TeacherConfig
+from launcher.recipe.teachers import TeacherFacts
+from launcher.run_folder import RunFolder
+from launcher.training.teachers.chorus import RecognizerTeacher
+from launcher.training.teachers.teacher import Teacher
+from model.recognizer import Recognizer
+
+
+def teacher_folder(run: RunFolder, teacher: TeacherConfig) -> Path:
+    """The folder of a teacher: a path, or a stage's finished model."""
+    return Path(teacher.model) if teacher.is_folder else run.stage(teacher.model).model
+
+
+def open_teacher(
+    run: RunFolder, teacher: TeacherConfig, facts: TeacherFacts, pieces: list[str], device: torch.device
+) -> Teacher:
+    """A teacher of a student with these tokens, frozen, on the device; CheckpointError when it cannot be read."""
+    folder = teacher_folder(run, teacher)
+    model = FinishedModel.load(folder)
+    recognizer = model.recognizer.to(device).requires_grad_(False)
+    same_tokens = model.tokenizer.pieces == pieces
+    return RecognizerTeacher(recognizer, model.features.to(device), teacher.hears or "augmented", same_tokens)
+
+
+def recognizer_of(teacher: Teacher) -> Recognizer | None:
+    """The recogniser behind a teacher of Chorus."""
+    return teacher.recognizer if isinstance(teacher, RecognizerTeacher) else None
