@@ -1,7 +1,7 @@
 """What must hold between a student and its teachers, from descriptions alone: no weights are read.
 
 A teacher is an earlier stage or a folder: a finished model of Chorus (model.json), a model of `transformers` as its
-save_pretrained writes it (config.json), or one of torchaudio (torchaudio.json: the arguments of
+save_pretrained writes it (config.json), or one of torchaudio (torchaudio.json: under `model` the arguments of
 torchaudio.models.wav2vec2_model; model.safetensors: its weights).
 """
 
@@ -90,7 +90,8 @@ def _read_transformers(folder: Path, config: dict[str, Any]) -> TeacherFacts:
     raise ValueError(f"model_type is {kind!r}; known are {', '.join(WAVEFORM_MODELS + FILTERBANK_MODELS)}")
 
 
-def _read_torchaudio(folder: Path, arguments: dict[str, Any]) -> TeacherFacts:
+def _read_torchaudio(folder: Path, description: dict[str, Any]) -> TeacherFacts:
+    arguments = description["model"]
     strides = [stride for _, _, stride in arguments["extractor_conv_layer_config"]]
     hop_s = math.prod(strides) / SAMPLE_RATE_HZ
     return TeacherFacts("torchaudio", arguments["encoder_num_layers"], arguments["encoder_embed_dim"], hop_s)

@@ -10,6 +10,7 @@ from launcher.recipe.teachers import TeacherFacts
 from launcher.run_folder import RunFolder
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.teachers.teacher import Teacher
+from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher
 from model.recognizer import Recognizer
 
 
@@ -23,6 +24,10 @@ def open_teacher(
 ) -> Teacher:
     """A teacher of a student with these tokens, frozen, on the device; CheckpointError when it cannot be read."""
     folder = teacher_folder(run, teacher)
+    if facts.kind == "transformers":
+        return TransformersTeacher(folder, facts, device)
+    if facts.kind == "torchaudio":
+        return TorchaudioTeacher(folder, facts, device)
     model = FinishedModel.load(folder)
     recognizer = model.recognizer.to(device).requires_grad_(False)
     same_tokens = model.tokenizer.pieces == pieces

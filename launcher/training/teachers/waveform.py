@@ -1,0 +1,133 @@
+"""Teachers that are not of Chorus: encoders of `transformers` and of torchaudio, which hear waveforms of 16 kHz through
+front-ends of their own and give hidden states alone.
+
+Utterances are heard together only where padding cannot reach a valid frame; otherwise one after the other.
+
+Shapes: B batch, W waveform samples, S frames, D width.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from launcher.errors import CheckpointError, ConfigError
+from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherFacts
+from launcher.training.tasks import MicroBatch
+from launcher.training.teachers.teacher import Teacher, TeacherOutput
+
+# Filterbanks of transformers: windows of 25 ms every 10 ms.
+WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
+
+
+class WaveformTeacher(Teacher):
+    """Hears the waveforms of a batch, together or one by one."""
+
+    needs_source = True
+
+    def __init__(self, facts: TeacherFacts, device: torch.device, together: bool):
+        self.facts, self.device, self.together, self.frame_s = facts, device, together, facts.frame_s
+
+    @torch.no_grad()
+    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+        assert batch.source is not None
+        samples = batch.source.samples_B.tolist()
+        lengths = [self.num_frames(number) for number in samples]
+        rows = [row for row, length in enumerate(lengths) if length > 0]
+        shape = (len(samples), max(1, *lengths), self.facts.width)
+        layers = [torch.zeros(shape, device=self.device) for _ in range(self.facts.layers)]
+        for group in [rows] if self.together and rows else [[row] for row in rows]:
+            waveforms = [batch.source.waveforms_BS[row, : samples[row]] for row in group]
+            for layer, states_BSD in zip(layers, self.encode(waveforms), strict=True):
+                for row, states_SD in zip(group, states_BSD, strict=True):
+                    layer[row, : lengths[row]] = states_SD[: lengths[row]].float()
+        return TeacherOutput(layers, torch.tensor(lengths, device=self.device))
+
+    @abstractmethod
+    def num_frames(self, samples: int) -> int:
+        """The valid frames of so many samples."""
+
+    @abstractmethod
+    def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The output [B, S, D] of every layer for waveforms [W], padded."""
+
+
+class TransformersTeacher(WaveformTeacher):
+    """The encoder of a wav2vec 2.0, HuBERT or Speech2Text model, whatever head it was saved with."""
+
+    def __init__(self, folder: Path, facts: TeacherFacts, device: torch.device):
+        try:
+            from transformers import AutoFeatureExtractor, AutoModel
+        except ImportError:
+            raise ConfigError(
+                f"The teacher in {folder} is a model of transformers, which is not installed. "
+                "Run: pip install 'chorus-asr[teachers]'."
+            ) from None
+        try:
+            self.front_end = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The teacher in {folder} cannot be opened by transformers: {error}. It takes what save_pretrained of "
+                "model and feature extractor write: config.json, model.safetensors, preprocessor_config.json."
+            ) from None
+        self.filterbank = model.config.model_type in FILTERBANK_MODELS
+        self.encoder = (model.get_encoder() if self.filterbank else model).to(device).eval().requires_grad_(False)
+        # Group norms look at all of an utterance, and a filterbank's convolutions beyond its end.
+        together = not self.filterbank and model.config.feat_extract_norm == "layer"
+        super().__init__(facts, device, together)
+
+    def num_frames(self, samples: int) -> int:
+        if self.filterbank:
+            samples = 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES if samples >= WINDOW_SAMPLES else 0
+        return max(0, int(self.encoder._get_feat_extract_output_lengths(torch.tensor(samples)))) if samples else 0
+
+    def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+        # The front-end computes on the CPU, in numpy.
+        heard = self.front_end(
+            [waveform.cpu().numpy() for waveform in waveforms],
+            sampling_rate=SAMPLE_RATE_HZ,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.device)
+        return self.encoder(**heard, output_hidden_states=True).hidden_states[1:]
+
+
+class TorchaudioTeacher(WaveformTeacher):
+    """A wav2vec 2.0 or HuBERT model of torchaudio: torchaudio.json says how to build it, and whether waveforms are
+    normalised first."""
+
+    def __init__(self, folder: Path, facts: TeacherFacts, device: torch.device):
+        from torchaudio.models import wav2vec2_model
+
+        description = json.loads((folder / "torchaudio.json").read_text(encoding="utf-8"))
+        try:
+            model = wav2vec2_model(**description["model"])
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The teacher in {folder} cannot be opened by torchaudio: {error}. torchaudio.json holds the arguments "
+                "of torchaudio.models.wav2vec2_model under `model`, model.safetensors the weights of that model."
+            ) from None
+        self.normalize = bool(description.get("normalize_waveform", False))
+        self.model = model.to(device).eval().requires_grad_(False)
+        super().__init__(facts, device, together=description["model"]["extractor_mode"] == "layer_norm")
+
+    def num_frames(self, samples: int) -> int:
+        for layer in self.model.feature_extractor.conv_layers:
+            kernel, stride = layer.kernel_size, layer.stride
+            samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
+        return samples
+
+    def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.normalize:
+            waveforms = [torch.nn.functional.layer_norm(waveform, waveform.shape) for waveform in waveforms]
+        samples_B = torch.tensor([len(waveform) for waveform in waveforms], device=self.device)
+        padded_BW = torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
+        return self.model.extract_features(padded_BW, samples_B)[0]
