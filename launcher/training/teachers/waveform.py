@@ -116,12 +116,12 @@ class TorchaudioTeacher(WaveformTeacher):
                 "of torchaudio.models.wav2vec2_model under `model`, model.safetensors the weights of that model."
             ) from None
         self.normalize = bool(description.get("normalize_waveform", False))
+        self.convolutions: list[list[int]] = description["model"]["extractor_conv_layer_config"]
         self.model = model.to(device).eval().requires_grad_(False)
         super().__init__(facts, device, together=description["model"]["extractor_mode"] == "layer_norm")
 
     def num_frames(self, samples: int) -> int:
-        for layer in self.model.feature_extractor.conv_layers:
-            kernel, stride = layer.kernel_size, layer.stride
+        for _, kernel, stride in self.convolutions:
             samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
         return samples
 

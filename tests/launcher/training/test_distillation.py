@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch.nn import functional
 
+from data.features import FeaturesConfig, LogMel
 from launcher.recipe.distillation import SequenceDistillConfig
 from launcher.recipe.teachers import hidden_layers
 from launcher.training.distillation import Distill, Lesson
 from launcher.training.frames import interpolate, pick_nearest
 from launcher.training.tasks import Source
 from launcher.training.teachers import TeacherOutput
+from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.texts import find_texts
 from launcher.training.units import k_means, nearest_units
 from model import objectives
 from model.encoder import EncoderConfig
-from model.recognizer import BLANK
+from model.recognizer import BLANK, Recognizer
 from model.student import Helper, Student
 from model.subsampling import valid_mask
 
@@ -317,3 +319,28 @@ def test_a_student_of_fewer_frames_is_compared_at_its_own_times():
     valid_BS = valid_mask(lengths_B, state_BSD.shape[1])
     expected = objectives.hidden_sum(state_BSD, target_BSD, valid_BS) / gradients.totals().frames
     torch.testing.assert_close(pupils.parts(pupils.task(of, [taught]), pupil, lane=2)["distill/hidden"], expected)
+
+
+def test_a_teacher_may_hear_what_masks_hide_or_the_speech_itself():
+    """Through a front-end of other bins, from waveforms: the states are those of its own features."""
+    batch, bins = gradients.micro_batch(0), 12
+    waveforms_BS = torch.randn(2, 16000, generator=torch.Generator().manual_seed(2))
+    samples_B = torch.tensor([16000, 9000])
+    clean_BTF = batch.features_BTF + 1
+    batch.source = Source(clean_BTF, clean_BTF[..., 0] > 9, waveforms_BS, samples_B)
+    teacher = pupils.recognizer()
+    assert not RecognizerTeacher(teacher, pupils.FRONT_END).needs_source
+    heard = RecognizerTeacher(teacher, pupils.FRONT_END, "clean")(batch)
+    expected = teacher(clean_BTF, batch.lengths_B).encoder
+    torch.testing.assert_close(heard.layers[3], expected.layers[3])
+
+    front_end = LogMel(FeaturesConfig(mel_bins=bins))
+    front_end.set_statistics(torch.full((bins,), -5.0), torch.full((bins,), 2.0))
+    other = Recognizer(pupils.DENSE, bins, gradients.VOCABULARY + 3).eval()
+    opened = RecognizerTeacher(other, front_end, "waveform", same_tokens=False)
+    heard = opened(batch)
+    features_BTF, lengths_B = front_end(waveforms_BS, samples_B)
+    torch.testing.assert_close(heard.layers[3], other(features_BTF, lengths_B).encoder.layers[3])
+    assert heard.lengths_B.tolist() == [25, 14]
+    assert heard.ctc_BSV is None
+    assert not opened.has_decoder

@@ -12,11 +12,15 @@ from safetensors.torch import load_file
 from small_runs import STAGE
 
 from data.tokenizer import Tokenizer
+from launcher.cli import main
+from launcher.errors import ConfigError
 from launcher.finished_model import FinishedModel, write_finished_model
 from launcher.recipe import load_recipe
-from launcher.run_folder import RunFolder
+from launcher.run_folder import RunFolder, write_json
 from launcher.tracking import read_metrics
 from launcher.training.checkpoint import open_checkpoint
+from launcher.training.inputs import open_inputs
+from launcher.training.lessons import open_lessons
 from model.recognizer import Recognizer
 
 STEPS = 6
@@ -88,7 +92,7 @@ def test_terms_come_and_go_as_the_recipe_says_and_add_up_to_the_loss(distilled):
         assert sum(parts) == pytest.approx(row["loss"], rel=1e-5)
 
 
-def test_helpers_are_in_the_checkpoint_and_not_in_the_model(distilled):
+def test_helpers_are_in_the_checkpoint_and_not_in_the_model(distilled, tmp_path):
     saved = open_checkpoint(distilled.stage(STAGE)).weights()
     helpers = {name for name in saved if name.startswith("helpers.")}
     assert helpers == {
@@ -98,7 +102,10 @@ def test_helpers_are_in_the_checkpoint_and_not_in_the_model(distilled):
     }
     with safe_open(distilled.stage(STAGE).model / "model.safetensors", framework="pt") as model:
         assert set(model.keys()) == set(saved) - helpers
-    assert FinishedModel.load(distilled.stage(STAGE).model).recognizer.encoder.config.width == 32
+    write_json(distilled.state_file, {"recipe": "small"})
+    out = tmp_path / "model"
+    assert main(["export", f"{distilled.path}/{STAGE}", "--step", "3", "--out", str(out)]) == 0
+    assert set(FinishedModel.load(out).recognizer.state_dict()) == set(saved) - helpers
 
 
 @pytest.mark.parametrize(
@@ -132,3 +139,36 @@ def test_units_do_not_depend_on_the_number_of_processes(distilled, make_distille
     units = [load_file(of.stage(STAGE).units_file("wise"))["centroids"] for of in (run, distilled)]
     assert units[0].shape == (5, 24)
     assert units[0].equal(units[1])
+
+
+def test_a_folder_with_another_tokenizer_teaches_states_alone(distilled, make_distilled):
+    run = make_distilled("strange")
+    recipe = load_recipe(run.recipe_file)
+    stage, pieces = recipe.training_stage(STAGE), Tokenizer.load(run.tokenizer).pieces
+    device = torch.device("cpu")
+    lessons, _ = open_lessons(recipe, run, stage, pieces, device)
+    assert "sequence" in lessons[0].terms
+    others = [*pieces[:-1], "another"]
+    with pytest.raises(ConfigError, match=r"compares tokens with its teacher .* in distill\.ctc"):
+        open_lessons(recipe, run, stage, others, device)
+    states = stage.lessons[0].model_copy(update={"terms": ("hidden", "units")})
+    lessons, _ = open_lessons(recipe, run, stage.model_copy(update={"teachers": (states,)}), others, device)
+    assert lessons[0].terms == {"hidden", "units"}
+    assert not lessons[0].teacher.same_tokens
+
+
+def test_what_a_batch_was_made_from_is_kept_where_it_is_asked_for(distilled):
+    recipe, device = load_recipe(distilled.recipe_file), torch.device("cpu")
+    lanes = range(recipe.batches.lanes)
+    inputs = open_inputs(recipe, distilled, "train", recipe.batches, recipe.augment, lanes, device, factor=4)
+    batch = next(inputs.steps(0, 1))[0]
+    assert inputs.micro_batch(batch).source is None
+    inputs.keeps_source = True
+    heard = inputs.micro_batch(batch)
+    source = heard.source
+    assert source.waveforms_BS.equal(batch.waveforms_BS)
+    assert source.masked_BT.any()
+    assert not heard.features_BTF[source.masked_BT].any()
+    assert source.features_BTF[source.masked_BT].any()
+    shown = heard.features_BTF != 0
+    assert heard.features_BTF[shown].equal(source.features_BTF[shown])
