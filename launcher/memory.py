@@ -1,13 +1,15 @@
 """The memory of one process, from shapes alone: what the engine keeps under a ZeRO stage, with experts spread or not.
 
-weights: what a process computes with. gradients: what it keeps of them until the update. master: a second copy of the
-weights that it updates. moments: AdamW's two. communication: buffers that gradients are reduced in. All are fp32
-whatever the precision of the products is. Activations, which depend on the batch, are in `model/activations.py`.
+Between steps: weights, what a process computes with; master, a second copy of them that the update is made in; moments,
+AdamW's two. In the backward pass beside the activations (`model/activations.py`):
+gradients at their most; communication, buffers that gradients are reduced in; gathered, what ZeRO 3 puts together to
+compute with. In the update: the gradients, their copies, and what AdamW computes with. All are fp32 whatever the
+precision of the products is. tests/benchmarks/memory.py compares the sums with real trainings.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +19,14 @@ from model.recognizer import Recognizer
 
 BYTES_FP32 = 4
 MOMENTS = 2
+# Of a group's partition, while AdamW updates it: the root of its second moment and what it divides by. On GPUs torch
+# makes one of the two in place.
+UPDATE_COPIES = 2
 # DeepSpeed pads each flattened group to a multiple of so many elements per process (nccl_start_alignment_factor).
 ALIGNMENT = 2
 # DeepSpeed's defaults, in elements.
 REDUCE_BUCKET, PERSISTENCE_THRESHOLD = 500_000_000, 100_000
+MAX_LIVE_PARAMETERS, PREFETCH_BUCKET = 1_000_000_000, 50_000_000
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -53,60 +59,153 @@ def parameter_sizes(recognizer: Recognizer) -> list[ParameterSize]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest process."""
+    """Bytes on the fullest process.
+
+    `stacking` is what gradients of experts take while they are put together. `message` is what is on its way: gradients
+    at their first reduction, when `reduced` of them (a share) are there, or the weights that ZeRO 3 fetches at a time.
+    `update` is all that the update holds beside weights, master and moments.
+    """
 
     weights: int
     gradients: int
     master: int
     moments: int
     communication: int
+    gathered: int
+    stacking: int
+    message: int
+    reduced: float
+    update: int
+
+    def peak(self, activations: int) -> int:
+        """The most at once: when the backward pass begins, at its first message, or in the update.
+
+        Activations are taken to go as gradients come.
+        """
+        backward = self.gradients + self.communication + self.gathered
+        sending = backward + self.message + round(activations * (1 - self.reduced))
+        beginning = backward + self.stacking + activations
+        return self.weights + self.master + self.moments + max(beginning, sending, self.update)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A parameter as one process holds it: its elements here, and how many processes hold the same ones."""
+
+    numel: int
+    holders: int
+    size: ParameterSize
 
     @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
+    def shard(self) -> int:
+        return -(-self.numel // self.holders)
 
 
 def memory_per_process(
-    parameters: Sequence[ParameterSize], processes: int, expert_parallel: int, zero: dict[str, Any]
+    parameters: Sequence[ParameterSize],
+    processes: int,
+    expert_parallel: int,
+    zero: dict[str, Any],
+    accumulation: int = 1,
 ) -> Memory:
-    """What a process keeps from step to step, and the buffers of its backward pass.
+    """What a process keeps from step to step, and holds on the way through one of `accumulation` micro-batches.
 
     Every parameter is cut over the processes that hold the same values: all of them, or, of spread experts,
-    processes / expert_parallel. `zero` is the `zero_optimization` of a DeepSpeed configuration. What ZeRO 3 gathers to
-    compute with beyond the parameters that it never lets go is left out: up to stage3_max_live_parameters.
+    processes / expert_parallel. `zero` is the `zero_optimization` of a DeepSpeed configuration.
     """
     spread = expert_parallel > 1
-    local = [
-        (size.numel // expert_parallel, processes // expert_parallel, size)
+    parts = [
+        _Part(size.numel // expert_parallel, processes // expert_parallel, size)
         if size.expert and spread
-        else (size.numel, processes, size)
+        else _Part(size.numel, processes, size)
         for size in parameters
     ]
-    whole = sum(numel for numel, _, _ in local)
-    level = zero.get("stage", 0)
-    if level == 0:
-        # Gradients are averaged in buckets that they are copied to.
-        elements = (whole, whole, 0, MOMENTS * whole, min(whole, REDUCE_BUCKET) if processes > 1 else 0)
-    elif level == 3:
-        shards = sum(-(-numel // holders) for numel, holders, _ in local)
-        threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
-        # Small parameters stay gathered, in copies as long as all their shards; a single holder's shard is the whole.
-        persistent = sum(
-            -(-numel // holders) * holders for numel, holders, _ in local if numel <= threshold and holders > 1
-        )
-        elements = (shards + persistent, shards, 0, MOMENTS * shards, _buckets(zero))
-    else:
-        flat = [_padded(numel, holders) for numel, holders in _groups(local)]
-        weights, owned = sum(numel for numel, _ in flat), sum(numel // holders for numel, holders in flat)
-        elements = (weights, owned if level == 2 else whole, owned, MOMENTS * owned, _buckets(zero))
-    return Memory(*(BYTES_FP32 * number for number in elements))
+    memory_of_stage = {0: _replicated, 1: _partitioned, 2: _partitioned, 3: _sharded}[zero.get("stage", 0)]
+    elements = memory_of_stage(parts, zero, accumulation)
+    reduced = elements.pop("reduced", 0.0)
+    return Memory(reduced=reduced, **{kind: BYTES_FP32 * int(number) for kind, number in elements.items()})
 
 
-def _groups(local: Iterable[tuple[int, int, ParameterSize]]) -> list[tuple[int, int]]:
+def _replicated(parts: list[_Part], zero: dict[str, Any], accumulation: int) -> dict[str, float]:
+    """ZeRO 0: gradients are averaged after the backward pass in a copy, then AdamW takes one parameter at a time."""
+    whole, several = sum(part.numel for part in parts), parts[0].holders > 1
+    copies = max(min(whole, REDUCE_BUCKET) if several else 0, UPDATE_COPIES * max(part.numel for part in parts))
+    return {
+        "weights": whole,
+        "gradients": whole,
+        "master": 0,
+        "moments": MOMENTS * whole,
+        "communication": 0,
+        "gathered": 0,
+        "stacking": _stacking(parts, accumulation),
+        "message": 0,
+        "update": whole + copies,
+    }
+
+
+def _partitioned(parts: list[_Part], zero: dict[str, Any], accumulation: int) -> dict[str, float]:
+    """ZeRO 1 and 2: gradients pass through a bucket into a partition, which the update copies group by group."""
+    flat = [_padded(numel, holders) for numel, holders in _groups(parts)]
+    weights, owned = sum(numel for numel, _ in flat), sum(numel // holders for numel, holders in flat)
+    bucket = _buckets(zero)
+    filled = min(bucket, weights)
+    gradients, message = 0, owned + filled  # the partition, and the copy that is sent
+    if accumulation > 1 and zero["stage"] == 1:  # reduces after the last micro-batch: whole gradients until then
+        gradients, message = weights, owned
+    elif accumulation > 1:  # reduces every micro-batch's, and adds them to the partition of those before
+        gradients = owned
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "master": owned,
+        "moments": MOMENTS * owned,
+        "communication": bucket,
+        "gathered": 0,
+        "stacking": _stacking(parts, accumulation),
+        "message": message,
+        "reduced": filled / weights,
+        "update": owned + (1 + UPDATE_COPIES) * max(numel // holders for numel, holders in flat),
+    }
+
+
+def _sharded(parts: list[_Part], zero: dict[str, Any], accumulation: int) -> dict[str, float]:
+    """ZeRO 3: the buffer of the shards' gradients and the bucket stay from step to step."""
+    threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
+    shards, bucket = sum(part.shard for part in parts), _buckets(zero)
+    cut = [part for part in parts if part.holders > 1]  # a single holder's shard is the whole
+    # Small parameters stay gathered, in copies as long as all their shards.
+    persistent = sum(part.shard * part.holders for part in cut if part.numel <= threshold)
+    others = sum(part.numel for part in cut if part.numel > threshold)
+    live = int(zero.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
+    fetched = int(zero.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET))
+    groups: Counter[bool] = Counter()
+    for part in parts:
+        groups[part.size.matrix] += part.shard
+    return {
+        "weights": shards + persistent,
+        "gradients": shards,
+        "master": shards,
+        "moments": MOMENTS * shards,
+        "communication": bucket,
+        "gathered": min(others, live),
+        "stacking": _stacking(parts, accumulation),
+        "message": min(others, fetched),
+        "update": shards + bucket + (1 + UPDATE_COPIES) * max(groups.values()),
+    }
+
+
+def _stacking(parts: Iterable[_Part], accumulation: int) -> int:
+    """Elements of the gradients of one block's experts as they come, one by one, and stacked: beside those of earlier
+    micro-batches; in the first one they come before the others."""
+    matrices = [part.numel for part in parts if part.size.expert and part.size.matrix]
+    return 2 * 2 * max(matrices, default=0) if accumulation > 1 else 0
+
+
+def _groups(parts: Iterable[_Part]) -> list[tuple[int, int]]:
     """Elements of each of the optimizer's groups, and the processes that share them: spread experts are apart."""
     groups: Counter[tuple[bool, int]] = Counter()
-    for numel, holders, size in local:
-        groups[size.matrix, holders] += numel
+    for part in parts:
+        groups[part.size.matrix, part.holders] += part.numel
     return [(numel, holders) for (_, holders), numel in groups.items()]
 
 

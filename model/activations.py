@@ -49,11 +49,14 @@ class _Shape:
         return self.batch.utterances * (self.batch.tokens + 1)
 
 
-def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32) -> int:
+def activation_bytes(
+    recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32, expert_parallel: int = 1
+) -> int:
     """Bytes that a training step's forward pass and loss keep for the backward pass of one micro-batch.
 
     `value_bytes` are those of a number under autocast: 2, or 4 without. With activation checkpointing it is the inputs
-    of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors.
+    of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors. The
+    recognizer is whole; of its experts' weights `expert_parallel` processes hold a share each.
     """
     config = recognizer.config
     shape = _Shape(
@@ -73,7 +76,7 @@ def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes:
     if config.transducer:
         total += _transducer(config, shape)
     if value_bytes < FP32:
-        total += value_bytes * _multiplied_parameters(recognizer)
+        total += value_bytes * _multiplied_parameters(recognizer, expert_parallel)
     return total
 
 
@@ -144,15 +147,17 @@ def _transducer(config: RecognizerConfig, shape: _Shape) -> int:
     return kept + pairs * (shape.value_bytes * 2 * width + FP32 * 2 * shape.vocabulary)
 
 
-def _multiplied_parameters(recognizer: Recognizer) -> int:
+def _multiplied_parameters(recognizer: Recognizer, expert_parallel: int) -> int:
     """The elements of all matrices and convolutions that autocast copies: once per forward pass, but experts, which are
-    taken out of their stacks first, at every use."""
-    once = sum(p.numel() for p in recognizer.parameters() if p.ndim > 1)
-    again = 0
-    for block, uses in Counter(recognizer.config.encoder.block_of_layer).items():
-        stacks = [m for m in recognizer.encoder.blocks[block].modules() if isinstance(m, ExpertStack)]
-        again += (uses - 1) * sum(p.numel() for stack in stacks for p in stack.parameters())
-    return once + again
+    taken out of their stacks first, at every use. Of layers that run again one layer's experts are there at a time."""
+    encoder = recognizer.config.encoder
+    others = {id(p): p.numel() for p in recognizer.parameters() if p.ndim > 1}
+    uses, copies = Counter(encoder.block_of_layer), [0]
+    for index, block in enumerate(recognizer.encoder.blocks):
+        stacked = [p for m in block.modules() if isinstance(m, ExpertStack) for p in m.parameters()]
+        numel = sum(others.pop(id(p)) for p in stacked) // expert_parallel
+        copies.append(numel if encoder.activation_checkpointing else uses[index] * numel)
+    return sum(others.values()) + (max(copies) if encoder.activation_checkpointing else sum(copies))
 
 
 def is_known(recognizer: Recognizer) -> bool:

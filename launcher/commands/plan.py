@@ -9,6 +9,7 @@ from launcher.commands.run import read_recipe
 from launcher.execution import claim_folder
 from launcher.launch import shown
 from launcher.launching.kinds import Launcher, launcher_of
+from launcher.machine import machine_of
 from launcher.pipeline import Node, Pipeline
 from launcher.planning import plan_table
 from launcher.run_folder import RunFolder
@@ -21,7 +22,9 @@ def plan(options: argparse.Namespace) -> int:
     recipe, run = read_recipe(options)
     if run.path.exists():
         claim_folder(recipe, run)
-    numbers, launcher = plan_table(recipe, run), launcher_of(recipe.cluster)
+    launcher = launcher_of(recipe.cluster)
+    hosts = [len(host.slots) for host in launcher.topology.hosts]
+    numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))
     stages = [
         {
             "name": node.name,
@@ -68,18 +71,35 @@ def _show(found: dict[str, Any]) -> None:
         print(f"\n{stage['name']}: parameters of its parts, and their share of a forward pass")
         console.print(_parts(stage))
         print(f"\n{stage['name']}: memory per process in MiB, by DeepSpeed configuration and expert parallelism (ep)")
+        print(f"beside what is kept: {_common(stage['memory_bytes'])}; total: the most at once")
         console.print(_memory(stage))
-    print()
+    _show_advice(found)
     if not found["vocabulary_known"]:
         print(f"Before there is a tokenizer, {found['vocabulary_size']} pieces stand for its vocabulary.")
     print(
         f"Operations and activations are those of utterances of {found['utterance_s']:g} s with "
-        f"{found['tokens_per_s']:g} tokens a second. Buffers are DeepSpeed's, of reduce_bucket_size elements.\n"
+        f"{found['tokens_per_s']:g} tokens a second. Times assume {_giga(found['rates']['operations_per_s'])} GFLOP/s, "
+        f"{_mebibytes(found['rates']['within_host_bytes_per_s'])}/s within a host and "
+        f"{_mebibytes(found['rates']['between_hosts_bytes_per_s'])}/s between hosts.\n"
     )
     print(f"Hosts: {found['hosts']}\n")
     for stage in found["stages"]:
         for command in stage["commands"] if not stage["done"] else ():
             print(f"{stage['name']} on {command['host']}: {shown(command['command'])}")
+
+
+def _show_advice(found: dict[str, Any]) -> None:
+    """Print the proposal, the settings that change the recipe to it, and the warnings."""
+    print("\nProposed:")
+    for name, proposed in found["proposal"]["stages"].items():
+        print(f"- {name}: {proposed['deepspeed']}, because {proposed['deepspeed_reason']};")
+        print(f"  expert parallelism {proposed['expert_parallel']}: {proposed['expert_parallel_reason']}.")
+    settings = " ".join(f"--set {setting}" for setting in found["proposal"]["settings"])
+    print(f"Pass {settings}\n" if settings else "The recipe has these settings.\n")
+    for warned in found["warnings"]:
+        print(f"Warning: {': '.join(filter(None, (warned['stage'], warned['text'])))}")
+    if found["warnings"]:
+        print()
 
 
 def _states(stages: list[dict[str, Any]]) -> Any:
@@ -104,6 +124,8 @@ def _sizes(stages: list[dict[str, Any]]) -> Any:
         "  of the encoder's": lambda stage: _giga(stage["encoder_operations_per_s"]),
         "  in training": lambda stage: _giga(stage["training_operations_per_s"]),
         "memory per process": lambda stage: _mebibytes(stage["memory_bytes"]["total"]),
+        "sent per step and process": lambda stage: _mebibytes(sum(stage["traffic_bytes"].values())),
+        "  share of a step's time": lambda stage: f"{stage['communication_share']:.0%}",
         "checkpoint": lambda stage: _mebibytes(stage["checkpoint_bytes"]),
         "steps": lambda stage: f"{stage['steps']:,}",
         "lanes": lambda stage: f"{stage['lanes']} = {stage['processes']} x {stage['accumulation']}",
@@ -131,22 +153,32 @@ def _parts(stage: dict[str, Any]) -> Any:
 
 
 def _memory(stage: dict[str, Any]) -> Any:
-    """Return a table with a row per configuration and expert-parallel size, and a column per kind of memory."""
+    """Return a table with a row per configuration and expert-parallel size, and a column per kind of memory.
+
+    Kinds come at different times of a step; the total is the most of them at once.
+    """
     from rich.table import Table
 
     table = Table("", "ep", box=None, pad_edge=False)
-    for heading in ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "total"):
+    for heading in ("weights", "gradients", "optimizer", "buffers", "update", "total", "s sent"):
         table.add_column(heading, justify="right")
+    table.add_column("fits")
     for choice in stage["memory_choices"]:
         memory = choice["memory_bytes"]
         optimizer = memory["master"] + memory["moments"]
-        numbers = (memory["weights"], memory["gradients"], optimizer, memory["communication"], memory["teacher"])
-        cells = (
-            "unknown" if number is None else f"{number / 2**20:,.1f}"
-            for number in (*numbers, memory["activations"], memory["total"])
-        )
-        table.add_row(choice["deepspeed"], str(choice["expert_parallel"]), *cells)
+        buffers = sum(memory[kind] for kind in ("communication", "message", "gathered", "stacking"))
+        numbers = (memory["weights"], memory["gradients"], optimizer, buffers, memory["update"], memory["total"])
+        cells = [f"{number / 2**20:,.1f}" for number in numbers]
+        sending, fitting = f"{choice['communication_s']:.3g}", "yes" if choice["fits"] else "no"
+        table.add_row(choice["deepspeed"], str(choice["expert_parallel"]), *cells, sending, fitting)
     return table
+
+
+def _common(memory: dict[str, int | None]) -> str:
+    """Return what a process needs whatever its ZeRO stage, in MiB."""
+    kinds = {"activations": "activations", "teacher": "teacher", "framework": "libraries"}
+    sizes = {name: memory[kind] for kind, name in kinds.items()}
+    return ", ".join(f"{name} {'unknown' if n is None else f'{n / 2**20:,.1f}'}" for name, n in sizes.items())
 
 
 def _giga(operations: float) -> str:

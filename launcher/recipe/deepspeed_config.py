@@ -63,10 +63,13 @@ def zero_stage(values: dict[str, Any]) -> int:
 
 def check_deepspeed_config(path: Path, stage: str, expert_parallel: int) -> None:
     """Refuse (ConfigError) a file that a training stage with experts spread over so many processes cannot use."""
-    values = read_deepspeed_config(path)
-    reason = _second_source(values) or _wrong_feature(values) or _unfit_zero(values, expert_parallel)
-    if reason:
+    if reason := refusal(read_deepspeed_config(path), expert_parallel):
         raise ConfigError(f"The DeepSpeed configuration {path} of stage {stage} {reason}.")
+
+
+def refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
+    """Return why a configuration cannot be used with experts spread over so many processes; none when it can."""
+    return _second_source(values) or _wrong_feature(values) or _unfit_zero(values, expert_parallel)
 
 
 def _second_source(values: dict[str, Any]) -> str | None:

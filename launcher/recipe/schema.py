@@ -197,6 +197,12 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     master_port: int | None = Field(
         default=None, ge=1, le=65535, description="port of the first process; none: a free one, new at every start"
     )
+    exchange_bytes_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="what a host sends to others in an all-to-all, as `chorus doctor` measures it; `chorus plan` "
+        "judges by it, and assumes 10 Gbit/s without",
+    )
     environment: tuple[str, ...] = Field(
         default=(), description="names of further environment variables that processes on other hosts get"
     )

@@ -16,9 +16,11 @@ from launcher.training import parallel
 def held(engine) -> dict[str, int]:
     """Bytes of the distinct storages that an engine keeps between steps for weights, master weights and moments."""
     parameters, adamw = list(engine.module.parameters()), getattr(engine.optimizer, "optimizer", engine.optimizer)
+    # ZeRO 3 gives AdamW its parameters for the length of an update only.
+    master = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
     tensors = {
         "weights": [tensor for p in parameters for tensor in (p.data, getattr(p, "ds_tensor", None))],
-        "master": [parameter for group in adamw.param_groups for parameter in group["params"]],
+        "master": master or [parameter for group in adamw.param_groups for parameter in group["params"]],
         "moments": [state[key] for state in adamw.state.values() for key in parallel.MOMENTS],
     }
     sizes, seen = {}, set()

@@ -38,8 +38,8 @@ SIZES = [
 ]
 
 
-def memory(processes: int, expert_parallel: int, **zero) -> Memory:
-    return memory_per_process(SIZES, processes, expert_parallel, {"contiguous_gradients": True, **zero})
+def memory(processes: int, expert_parallel: int, accumulation: int = 1, **zero) -> Memory:
+    return memory_per_process(SIZES, processes, expert_parallel, {"contiguous_gradients": True, **zero}, accumulation)
 
 
 def test_spread_experts_are_cut_over_the_processes_that_hold_the_same_ones():
@@ -54,9 +54,16 @@ def test_each_zero_stage_cuts_one_more_thing():
     whole, owned = 4 * 5_001_000, 5_001_000
     kept = [memory(4, 1, stage=stage) for stage in range(4)]
     assert [m.moments for m in kept] == [2 * whole, 2 * owned, 2 * owned, 2 * owned]
-    assert [m.gradients for m in kept] == [whole, whole, owned, owned]
+    # In the first micro-batch of ZeRO 1 and 2 gradients go from the bucket into the partition at once.
+    assert [m.gradients for m in kept] == [whole, 0, 0, owned]
+    assert [m.message for m in kept] == [0, owned + whole, owned + whole, 4 * 5_000_000]
+    again = [memory(4, 1, stage=stage, accumulation=2) for stage in range(4)]
+    assert [m.gradients for m in again] == [whole, whole, owned, owned]
+    # Both matrices of all experts, as they come and stacked.
+    assert {m.stacking for m in again} == {2 * 2 * 4 * 4_000_000}
+    assert {m.stacking for m in kept} == {0}
     assert [m.weights for m in kept] == [whole, whole, whole, owned + 4 * 1_000]
-    assert [m.master for m in kept] == [0, owned, owned, 0]
+    assert [m.master for m in kept] == [0, owned, owned, owned]
 
 
 def test_the_buffers_of_the_backward_pass_are_as_large_as_the_configuration_makes_them():
@@ -65,5 +72,25 @@ def test_the_buffers_of_the_backward_pass_are_as_large_as_the_configuration_make
     assert memory(2, 1, stage=2, reduce_bucket_size=1e6, overlap_comm=True).communication == 8 * 10**6
     assert memory(2, 1, stage=3, reduce_bucket_size=1e6, overlap_comm=True).communication == 4 * 10**6
     assert memory(2, 1, stage=1, contiguous_gradients=False).communication == 0
-    assert memory(2, 1, stage=0).communication == 4 * 5_001_000
-    assert memory(1, 1, stage=0).communication == 0
+
+
+def test_without_zero_the_update_holds_gradients_and_a_copy_or_what_adamw_needs_for_the_largest_parameter():
+    even = [ParameterSize(10, False, True)] * 8
+    assert memory_per_process(even, 2, 1, {"stage": 0}).update == 4 * (80 + 80)
+    assert memory_per_process(even, 1, 1, {"stage": 0}).update == 4 * (80 + 2 * 10)
+
+
+def test_what_zero_3_gathers_is_limited_as_the_configuration_says():
+    assert memory(2, 1, stage=3).gathered == 4 * 5_000_000
+    limits = {"stage3_max_live_parameters": 3e6, "stage3_prefetch_bucket_size": 1e6}
+    limited = memory(2, 1, stage=3, **limits)
+    assert (limited.gathered, limited.message) == (4 * 3_000_000, 4 * 1_000_000)
+    assert memory(1, 1, stage=3).gathered == 0
+
+
+def test_the_peak_is_in_the_backward_pass_or_in_the_update():
+    kept = memory(2, 1, stage=2, reduce_bucket_size=2_500_500)
+    between = kept.weights + kept.master + kept.moments
+    assert kept.peak(0) == between + kept.update
+    large = 10 * kept.update
+    assert kept.peak(large) == between + kept.communication + max(large, kept.message + large // 2)

@@ -1,5 +1,6 @@
 """A step on several processes is the step of one: gradients and their norm, with experts spread or not."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import gradients
 import processes
 import pytest
 import torch
+
+from launcher.recipe import find_deepspeed_config, read_deepspeed_config
 
 
 @cache
@@ -57,6 +60,29 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, world, expert_parall
     spread = {name for name, starts in seen.items() if len(starts) == expert_parallel > 1}
     experts = {name for name in reference() if ".experts." in name}
     assert spread == (experts if expert_parallel > 1 else set())
+
+
+# No parameter fits the bucket, and ZeRO 3 gathers a module's weights for its use alone, shared blocks at every use.
+TIGHT = {
+    "reduce_bucket_size": 100,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_buckets_smaller_than_a_parameter_change_no_gradient(tmp_path: Path, stage):
+    values = read_deepspeed_config(find_deepspeed_config(f"zero{stage}"))
+    own = {key: size for key, size in TIGHT.items() if stage == 3 or not key.startswith("stage3")}
+    values["zero_optimization"] |= own
+    file = tmp_path / "tight.json"
+    file.write_text(json.dumps(values))
+    processes.run([gradients.__file__, str(tmp_path), "2", str(file)], 2, tmp_path / "log")
+    norm = torch.cat([gradient.flatten() for gradient in reference().values()]).norm().item()
+    for rank in range(2):
+        assert_equal_gradients(torch.load(tmp_path / f"rank-{rank}.pt")["gradients"], reference(), norm)
 
 
 @pytest.fixture
