@@ -102,11 +102,13 @@ class MixtureOfExperts(nn.Module):
         """Packed valid frames [N, D] to [N, D]."""
         num_frames, per_frame = routing.experts_NK.shape
         order_M, counts_E = routing.dispatched()
-        received, counts = self.exchange.dispatch(x_ND[order_M // per_frame], counts_E)
+        frame_M = order_M // per_frame
+        # index_select, not indexing: its backward is several times as fast on CPUs.
+        received, counts = self.exchange.dispatch(x_ND.index_select(0, frame_M), counts_E)
         y_MD = self.exchange.combine(self.experts(received, counts))
-        weighted_MD = y_MD * routing.weights_NK.flatten()[order_M, None].to(y_MD.dtype)
-        output_ND = weighted_MD.new_zeros(num_frames, x_ND.shape[-1])
-        return output_ND.index_add(0, order_M // per_frame, weighted_MD)
+        weights_M = routing.weights_NK.flatten().index_select(0, order_M)
+        weighted_MD = y_MD * weights_M[:, None].to(y_MD.dtype)
+        return weighted_MD.new_zeros(num_frames, x_ND.shape[-1]).index_add(0, frame_M, weighted_MD)
 
 
 class ResidualMixture(nn.Module):
