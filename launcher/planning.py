@@ -21,7 +21,14 @@ from launcher.machine import Machine
 from launcher.memory import BYTES_FP32, MOMENTS, ParameterSize, memory_per_process, parameter_sizes
 from launcher.operations import TOKENS_PER_S, UTTERANCE_S, Operations, operations_per_second
 from launcher.proposals import Choice, StageNumbers, communication_share, fits, propose, warnings
-from launcher.recipe import DistillStage, Recipe, TeacherConfig, TrainingStage, read_deepspeed_config
+from launcher.recipe import (
+    DistillStage,
+    Recipe,
+    TeacherConfig,
+    TrainingStage,
+    check_teacher_folders,
+    read_deepspeed_config,
+)
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
 from launcher.run_folder import RunFolder
 from model.accounting import count_parameters, count_parts
@@ -35,8 +42,10 @@ Configuration = dict[str, Any]
 def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Machine) -> dict[str, Any]:
     """Per training stage: parameters, operations, memory, bytes sent, steps; then warnings and proposals.
 
-    `hosts` are the processes of each host. Models have no storage.
+    `hosts` are the processes of each host. Models have no storage. ConfigError or CheckpointError where the model of
+    a folder cannot teach what it is to.
     """
+    check_teacher_folders(recipe)
     vocabulary_size, known = _vocabulary_size(recipe, run)
     shipped = {file.stem: read_deepspeed_config(file) for file in sorted(DEEPSPEED_CONFIGS.glob("*.json"))}
     stages = [
@@ -276,7 +285,7 @@ def _teachers(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> Ite
 
 def _is_foreign(teacher: TeacherConfig) -> bool:
     folder = Path(teacher.model)
-    return teacher.is_folder and not (folder / "model.json").is_file() and any(folder.glob("*.safetensors"))
+    return teacher.is_folder and not (folder / "model.json").is_file()
 
 
 def _foreign_bytes(stage: TrainingStage) -> int:

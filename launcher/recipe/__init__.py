@@ -1,6 +1,6 @@
 """The recipe: everything that a run is, as one YAML file."""
 
-from launcher.recipe.checks import check_inputs
+from launcher.recipe.checks import check_inputs, check_teacher_folders
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.errors import explain
@@ -35,6 +35,7 @@ __all__ = [
     "TeacherConfig",
     "TrainingStage",
     "check_inputs",
+    "check_teacher_folders",
     "dump",
     "explain",
     "find_deepspeed_config",

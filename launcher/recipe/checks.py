@@ -48,6 +48,12 @@ def check_inputs(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             check_search_files(stage.search, f"stages.{stage.name}.search")
+    check_teacher_folders(recipe)
+
+
+def check_teacher_folders(recipe: Recipe) -> None:
+    """Refuse a teacher's folder that is not there or cannot be read (CheckpointError), or whose model cannot teach its
+    student what it is to learn (ConfigError)."""
     for stage in recipe.training_stages():
         if not isinstance(stage, DistillStage):
             continue

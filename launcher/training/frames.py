@@ -12,15 +12,16 @@ from torch import Tensor
 
 def interpolate(states_BSD: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
     """States [B, R, D] at `num_frames` frames of the student, each `ratio` frames of the teacher long: linear between
-    the two nearest valid frames; the last valid one beyond it. The same tensor where the frames are the same."""
+    the two nearest valid frames, in fp32, and the last valid one beyond it; the same tensor where frames are the same.
+    """
     if ratio == 1 and num_frames == states_BSD.shape[1]:
         return states_BSD
     position_BR, last_B1 = _positions(lengths_B, ratio, num_frames)
     low_BR = position_BR.long()
     high_BR = torch.minimum(low_BR + 1, last_B1)
-    share_BR1 = (position_BR - low_BR)[..., None].to(states_BSD.dtype)
+    share_BR1 = (position_BR - low_BR)[..., None].float()
     row_B1 = torch.arange(len(lengths_B), device=states_BSD.device)[:, None]
-    return torch.lerp(states_BSD[row_B1, low_BR], states_BSD[row_B1, high_BR], share_BR1)
+    return torch.lerp(states_BSD[row_B1, low_BR].float(), states_BSD[row_B1, high_BR].float(), share_BR1)
 
 
 def pick_nearest(codes_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:

@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from torchaudio.models import wav2vec2_model
 
 from launcher.errors import CheckpointError, ConfigError
-from launcher.recipe import check_inputs, load_recipe
+from launcher.machine import machine_of
+from launcher.planning import plan_table
+from launcher.recipe import Recipe, TeacherConfig, check_inputs, load_recipe
 from launcher.recipe.teachers import read_facts
+from launcher.run_folder import RunFolder
 from launcher.training.distillation import Lesson
 from launcher.training.tasks import MicroBatch, Source
 from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher, WaveformTeacher
@@ -169,15 +172,19 @@ def test_a_student_follows_states_and_units_of_a_teacher_from_elsewhere(kind, tm
 # --- what is refused --------------------------------------------------------------------------------
 
 
-def plan(folder: Path, *overrides: str) -> None:
-    """What is checked before anything starts, for mini's student with a teacher in a folder."""
+def taught_by(folder: Path, *overrides: str) -> Recipe:
+    """mini, whose student has a teacher in a folder."""
     recipe = load_recipe("mini", ["stages.student.initialize_from_teacher=false", *overrides])
     stage = recipe.training_stage("student")
     teachers = stage.model_copy(
-        update={"teacher": None, "teachers": (pupils.TeacherConfig(model=str(folder), layers=(0, 2)),)}
+        update={"teacher": None, "teachers": (TeacherConfig(model=str(folder), layers=(0, 2)),)}
     )
     stages = tuple(teachers if one.name == "student" else one for one in recipe.stages)
-    check_inputs(recipe.model_copy(update={"stages": stages, "corpus": load_recipe("mini").corpus}))
+    return recipe.model_copy(update={"stages": stages})
+
+
+def plan(folder: Path, *overrides: str) -> None:
+    check_inputs(taught_by(folder, *overrides))
 
 
 BRIDGED = (
@@ -185,6 +192,16 @@ BRIDGED = (
     "stages.student.distill.decoder.weight=0",
     "stages.student.distill.hidden={layers: [1, 5], projection: true, resample: true}",
 )
+
+
+def test_a_plan_counts_a_foreign_teachers_weights_and_refuses_what_a_run_would(tmp_path):
+    folder = save("wav2vec2-group", tmp_path / "model")
+    run, hosts = RunFolder(tmp_path / "run"), (2,)
+    recipe = taught_by(folder, *BRIDGED)
+    row = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))["stages"]["student"]
+    assert row["memory_bytes"]["teacher"] == (folder / "model.safetensors").stat().st_size
+    with pytest.raises(ConfigError, match="tokenizer is not this run's"):
+        plan_table(taught_by(folder), run, hosts, machine_of(recipe.cluster, hosts))
 
 
 def test_states_of_a_foreign_teacher_are_compared_and_its_tokens_are_not(tmp_path):
