@@ -79,8 +79,9 @@ def test_a_training_on_a_full_disk_trains_on_and_goes_on_from_its_checkpoint_onc
 ):
     victim = make_victim()
     stage = victim.stage
-    mount(stage.checkpoints, SPACE_MARGIN_BYTES + 700_000)
     victim.start()
+    assert victim.wait(lambda: bool(victim.events("processes_started")))
+    mount(stage.checkpoints, SPACE_MARGIN_BYTES + 700_000)
     victim.finish(expected=4)
     (newest,) = stage.checkpoint_steps()
     rows = list(read_metrics(stage.metrics_file))
@@ -126,6 +127,6 @@ def test_a_damaged_file_of_a_checkpoint(make_victim, interrupted, undisturbed, r
     victim.finish()
     log = victim.stage.rank_log(0).read_text()
     assert f"{newest:08d}" in log.split("resumed from")[0], log
-    assert name in log
+    assert name.removesuffix(".json") in log  # of a manifest it says what is wrong with it
     assert_same_weights(victim, undisturbed)
     record(f"{damage} in the newest checkpoint", None, newest - before, True)
