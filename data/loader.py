@@ -72,7 +72,7 @@ class _Prepared:
 
 
 class Loader:
-    """Reads, perturbs and tokenizes the micro-batches of some lanes.
+    """Reads, perturbs and tokenizes the micro-batches of some lanes; without a tokenizer there are no tokens.
 
     `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
     utterances above which the run stops, `patience_s` how many seconds one utterance may take.
@@ -82,7 +82,7 @@ class Loader:
         self,
         plan: Plan,
         reader: ShardReader,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         lanes: Sequence[int],
         workers: int,
         *,
@@ -135,7 +135,8 @@ class Loader:
     def _prepare(self, utterance: int, speed: float, length: int) -> _Prepared:
         example = self.reader.read(utterance)
         waveform = change_speed(example.waveform, speed, length)
-        return _Prepared(example.key, example.text, waveform, self.tokenizer.encode(example.text))
+        tokens = self.tokenizer.encode(example.text) if self.tokenizer is not None else []
+        return _Prepared(example.key, example.text, waveform, tokens)
 
     def _collect(self, micro_batch: MicroBatch, futures: list[Future[_Prepared]]) -> Batch:
         prepared: list[_Prepared] = []

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -166,24 +166,26 @@ def _check_times(clip: Clip, duration_s: float) -> None:
 # --- manifests ------------------------------------------------------------------------------------
 
 
-def read_manifest(path: Path) -> tuple[list[Utterance], list[RejectedRow]]:
+def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
     """Read a manifest (.jsonl, .csv or .tsv, UTF-8): its usable rows in order, and the others with their
-    reasons. Columns and their aliases are those of `COLUMNS`; audio and text are required. Audio paths are
-    relative to the manifest. Every audio file's header is read, none is decoded. A row without a key gets
-    one from its path and start; characters that a key cannot hold become `_`. `split` stays empty where the
-    row names none. Texts are stripped of outer white space and otherwise as written.
+    reasons. Columns and their aliases are those of `COLUMNS`; audio is required, and text unless rows without one
+    are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every audio file's
+    header is read, none is decoded. A row without a key gets one from its path and start; characters that a key cannot
+    hold become `_`. `split` stays empty where the row names none. Texts are stripped of outer white space and otherwise
+    as written.
 
-        Raises DataError when the file is missing, not UTF-8, of another kind, or has no audio or text column.
+    Raises DataError when the file is missing, not UTF-8, of another kind, or lacks a required column.
     """
+    required = ("audio",) if untranscribed else ("audio", "text")
     rows = _ROW_READERS.get(path.suffix.lower())
     if rows is None:
         raise DataError(f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .csv or .tsv.")
-    reader = _RowReader(path.parent)
+    reader = _RowReader(path.parent, required)
     utterances: list[Utterance] = []
     rejected: list[RejectedRow] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for line, row in rows(file, path):
+            for line, row in rows(file, path, required):
                 try:
                     utterances.append(reader.utterance(line, row))
                 except _UnusableError as error:
@@ -199,7 +201,7 @@ Row = dict[str, Any] | str
 """The columns of a row, or the reason why it has none."""
 
 
-def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[int, Row]]:
+def _json_rows(file: TextIO, path: Path, required: Sequence[str]) -> Iterator[tuple[int, Row]]:
     for line, content in enumerate(file, 1):
         if not content.strip():
             continue
@@ -211,10 +213,12 @@ def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[int, Row]]:
         yield line, row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object"
 
 
-def _table_rows(file: TextIO, path: Path, dialect: dict[str, Any]) -> Iterator[tuple[int, Row]]:
+def _table_rows(
+    file: TextIO, path: Path, required: Sequence[str], dialect: dict[str, Any]
+) -> Iterator[tuple[int, Row]]:
     table = csv.DictReader(file, **dialect)
     header = list(table.fieldnames or ())
-    for column in ("audio", "text"):
+    for column in required:
         if not set(COLUMNS[column]) & set(header):
             raise DataError(
                 f"{path} has no {column} column: its first line names {', '.join(header) or 'nothing'}; "
@@ -230,7 +234,7 @@ def _table_rows(file: TextIO, path: Path, dialect: dict[str, Any]) -> Iterator[t
         raise DataError(f"{path}, line {table.line_num}: not a readable table ({error}).") from error
 
 
-_ROW_READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[int, Row]]]] = {
+_ROW_READERS: dict[str, Callable[[TextIO, Path, Sequence[str]], Iterator[tuple[int, Row]]]] = {
     ".jsonl": _json_rows,
     ".csv": functools.partial(_table_rows, dialect={}),
     # Quotes are ordinary characters in the TSV files of speech corpora.
@@ -241,8 +245,8 @@ _ROW_READERS: dict[str, Callable[[TextIO, Path], Iterator[tuple[int, Row]]]] = {
 class _RowReader:
     """Turns the rows of one manifest into utterances; remembers keys and the headers of packed files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, required: Sequence[str]) -> None:
+        self._folder, self._required = folder, required
         self._line_of_key: dict[str, int] = {}
         self._seconds = functools.cache(_audio_seconds)
 
@@ -252,7 +256,7 @@ class _RowReader:
         audio, text = _text_cell(row, "audio"), _text_cell(row, "text", numbers=False)
         if not audio:
             raise _UnusableError("it names no audio file")
-        if not text:
+        if not text and "text" in self._required:
             raise _UnusableError("its text is empty")
         split = _text_cell(row, "split")
         if not re.fullmatch(r"[\w-]*", split):

@@ -118,6 +118,7 @@ class Totals:
     utterances: int
     tokens: int
     frames: int  # encoder frames after the speed perturbation
+    masked: int = 0  # of them those whose content is to be predicted, where any is masked
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ class Plan:
     All arrays have one entry per utterance, in the order of the index: `shard` (number of its shard),
     `samples` (at `sample_rate_hz`), `tokens` (length of its transcript) and `min_frames` (the shortest
     output CTC can align: tokens plus adjacent repeats). `encoder_frames` maps samples to encoder frames,
-    for arrays. `excluded` holds the utterances that are left out, by reason; `steps_per_epoch` is the same
-    for every epoch.
+    for arrays. `transcribed` tells utterances with a transcript from those without, which are left out; none: all are
+    used. `excluded` holds the utterances that are left out, by reason; `steps_per_epoch` is the same for every epoch.
 
     DataError when no utterance is left to train on.
     """
@@ -155,6 +156,7 @@ class Plan:
         speeds: Sequence[float] = (1.0,),
         *,
         encoder_frames: Callable[[Integers], Integers],
+        transcribed: npt.NDArray[np.bool_] | None = None,
     ):
         assert len(shard) == len(samples) == len(tokens) == len(min_frames) < 2**31
         self.batches = batches
@@ -165,7 +167,7 @@ class Plan:
         self._samples = np.asarray(samples, dtype=np.int64)
         self._tokens = np.asarray(tokens)
         self._encoder_frames = encoder_frames
-        self.excluded = self._exclude(np.asarray(min_frames))
+        self.excluded = self._exclude(np.asarray(min_frames), transcribed)
         self._utterances, self._shard_starts = self._group_by_shard()
         first = self._cut_epoch(0)
         slots = min(_slots(len(first[1])), len(self._utterances))
@@ -207,13 +209,17 @@ class Plan:
             return np.empty(0, dtype=np.int64)
         return layout.utterances[layout.starts[batch] : layout.stops[batch]].astype(np.int64)
 
-    def _exclude(self, min_frames: npt.NDArray[np.integer]) -> dict[str, Integers]:
+    def _exclude(
+        self, min_frames: npt.NDArray[np.integer], transcribed: npt.NDArray[np.bool_] | None
+    ) -> dict[str, Integers]:
         fastest = np.full(len(self._samples), self.speeds.max())
         frames = self._encoder_frames(_change_length(self._samples, fastest))
         seconds = self._samples / self.sample_rate_hz
         excluded: dict[str, Integers] = {}
         kept = np.ones(len(seconds), dtype=bool)
+        unlabelled = [] if transcribed is None or transcribed.all() else [("without a transcript", ~transcribed)]
         for reason, mask in (
+            *unlabelled,
             ("too long", seconds > self.batches.max_utterance_s),
             ("too short", seconds < self.batches.min_utterance_s),
             # An utterance without a frame has nothing to learn from, whatever its transcript.

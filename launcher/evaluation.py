@@ -44,6 +44,11 @@ def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: He
 def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batch) -> dict[str, Any]:
     """Parameter counts, error rates as fractions, real-time factor and examples of one model on a split's folder."""
     reader = ShardReader(read_index(folder))
+    if not reader.index.text_length.any():
+        raise DataError(
+            f"None of the {len(reader.index)} utterances at {folder} has a transcript: no error rate can be measured. "
+            "Name a split with transcripts."
+        )
     references, hypotheses, keys = [], [], []
     busy_s = audio_s = 0.0
     for batch in _batches(reader, model.features.config.sample_rate_hz):
@@ -81,10 +86,13 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
 
 
 def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
-    """Utterances of about equal length together, longest first, BATCH_S of padded audio at a time."""
+    """Utterances of about equal length together, longest first, BATCH_S of padded audio at a time; those without a
+    transcript are left out."""
     samples = reader.index.samples
     batch: list[int] = []
     for utterance in np.argsort(-samples, kind="stable").tolist():
+        if not reader.index.text_length[utterance]:
+            continue
         longest = samples[batch[0]] if batch else 0
         if batch and longest * (len(batch) + 1) > BATCH_S * sample_rate_hz:
             yield batch

@@ -15,11 +15,20 @@ from launcher import launch
 from launcher.errors import ConfigError, Preempted
 from launcher.launching.kinds import Launcher, launcher_of
 from launcher.pipeline import Node, Pipeline, Standing
-from launcher.preparation import make_tokenizer, prepare_corpus
+from launcher.preparation import make_tokenizer, measure_features, prepare_corpus
 from launcher.progress import Display, duration
-from launcher.recipe import ClusterConfig, DistillStage, EvaluateStage, Recipe, dump
+from launcher.recipe import (
+    AnyTrainingStage,
+    ClusterConfig,
+    DistillStage,
+    EvaluateStage,
+    Recipe,
+    SelfSupervisedStage,
+    dump,
+)
 from launcher.results import merge_results
 from launcher.run_folder import RunFolder, read_json, write_text
+from launcher.stage_kinds import TRAINING_KINDS
 from launcher.stopping import StopRequest
 from launcher.supervisor import Job, supervise
 from launcher.watch import Deadlines
@@ -110,7 +119,7 @@ class Executor:
             return
         folder = self._run.stage(node.name)
         has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
-        if node.kind in ("pretrain", "distill", "evaluate") and has_work:
+        if node.kind in (*TRAINING_KINDS, "evaluate") and has_work:
             aside = _unused_name(folder.path)
             folder.path.rename(aside)
             self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=standing.reason)
@@ -119,6 +128,7 @@ class Executor:
     def _action(self, node: Node) -> Callable[[], None]:
         return {
             "prepare": lambda: self._in_process(prepare_corpus),
+            "features": lambda: self._in_process(measure_features),
             "tokenizer": lambda: self._in_process(make_tokenizer),
             "evaluate": lambda: self._evaluate(node.name),
             "report": self._report,
@@ -142,12 +152,9 @@ class Executor:
             deadlines=_deadlines(cluster),
             end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
-        what = "transcripts"
-        if isinstance(stage, DistillStage):
-            what = " and ".join(teacher.model for teacher in stage.lessons)
         self._display.say(
-            f"{name}: learns from {what} for {stage.steps} steps, from step "
-            f"{max(folder.checkpoint_steps(), default=0)}; starting "
+            f"{name}: learns from {_source(stage)} for {stage.steps} steps, "
+            f"from step {max(folder.checkpoint_steps(), default=0)}; starting "
             f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({self._where()})"
         )
         supervise(job, self._run, self._stop, self._display)
@@ -185,6 +192,12 @@ class Executor:
 
         with self._stop.interrupting():
             write_report(self._run.path)
+
+
+def _source(stage: AnyTrainingStage) -> str:
+    if isinstance(stage, DistillStage):
+        return " and ".join(teacher.model for teacher in stage.lessons)
+    return "recordings alone" if isinstance(stage, SelfSupervisedStage) else "transcripts"
 
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:

@@ -3,6 +3,8 @@
 model.json model.safetensors    the recogniser (model/export.py)
 tokenizer/                      SentencePiece
 features.json                   the front-end's configuration and statistics
+
+A stage that learns without transcripts leaves an encoder alone, and no tokenizer: a start for recognisers.
 """
 
 import json
@@ -20,7 +22,8 @@ from launcher.errors import CheckpointError
 from launcher.recipe import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder, write_json
 from launcher.search import Search
-from model.export import load_model, save_model
+from model.export import holds_encoder_alone, load_model, save_encoder, save_model
+from model.masked_prediction import MaskedPredictorConfig
 from model.recognizer import Recognizer, RecognizerConfig, RecognizerOutput
 from model.search import Hypothesis
 from model.student import without_helpers
@@ -44,6 +47,11 @@ class FinishedModel:
         try:
             stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
             features = build_features(FeaturesConfig.model_validate(stored["config"]), stored)
+            if holds_encoder_alone(folder):
+                raise CheckpointError(
+                    f"{folder} holds an encoder that learnt without transcripts, and no recogniser. Start one from it: "
+                    "a pretrain stage whose initialize_from names this folder or its stage."
+                )
             recognizer, tokenizer = load_model(folder), Tokenizer.load(folder / "tokenizer")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
@@ -87,8 +95,24 @@ def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel
     return features
 
 
+def read_features(folder: Path) -> FeaturesConfig:
+    """The front-end's configuration of a finished model; CheckpointError when it cannot be read."""
+    try:
+        stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        return FeaturesConfig.model_validate(stored["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / 'features.json'} of a finished model cannot be read: {error}. Copy the folder again from where "
+            "it was trained."
+        ) from None
+
+
 def write_finished_model(
-    folder: Path, run: RunFolder, config: RecognizerConfig, features: FeaturesConfig, state: dict[str, Tensor]
+    folder: Path,
+    run: RunFolder,
+    config: RecognizerConfig | MaskedPredictorConfig,
+    features: FeaturesConfig,
+    state: dict[str, Tensor],
 ) -> None:
     """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all.
 
@@ -96,12 +120,17 @@ def write_finished_model(
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "tokenizer").mkdir(parents=True)
-    vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
-    save_model(temporary, config, features.mel_bins, vocabulary_size, without_helpers(state))
-    for name in TOKENIZER_FILES:
-        shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
-    statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
+    temporary.mkdir(parents=True)
+    if isinstance(config, MaskedPredictorConfig):
+        save_encoder(temporary, config.encoder, features.mel_bins, state)
+        statistics = json.loads(run.statistics_file.read_text(encoding="utf-8"))
+    else:
+        (temporary / "tokenizer").mkdir()
+        vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
+        save_model(temporary, config, features.mel_bins, vocabulary_size, without_helpers(state))
+        for name in TOKENIZER_FILES:
+            shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
+        statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
     write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -24,15 +24,10 @@ def used_artifacts(recipe: Recipe, run: RunFolder, stage: str) -> Iterator[Artif
     for name, fingerprint in pipeline.record(stage).get("inputs", {}).items():
         if name.startswith("corpus/"):
             yield _shards(recipe, run, name.removeprefix("corpus/"), fingerprint)
-        elif name == "tokenizer":
-            made_from = pipeline.record("tokenizer").get("inputs", {})
-            yield Artifact(
-                f"{recipe.name}-tokenizer",
-                "tokenizer",
-                fingerprint,
-                {"made_from": made_from},
-                {"folder": str(run.tokenizer)},
-            )
+        elif name in ("tokenizer", "features"):
+            made_from = pipeline.record(name).get("inputs", {})
+            place = {"folder": str(run.tokenizer)} if name == "tokenizer" else {"file": str(run.statistics_file)}
+            yield Artifact(f"{recipe.name}-{name}", name, fingerprint, {"made_from": made_from}, place)
         elif "/" in name:
             kind = "search" if Path(name).is_file() else "model"
             yield Artifact(f"{kind}-{fingerprint[:12]}", kind, fingerprint, {}, {"path": name})

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from model.experts import MixtureOfExperts
-from model.recognizer import Recognizer
+from model.masked_prediction import Model
 
 BYTES_FP32 = 4
 MOMENTS = 2
@@ -43,7 +43,7 @@ class ParameterSize:
     matrix: bool
 
 
-def parameter_sizes(recognizer: Recognizer) -> list[ParameterSize]:
+def parameter_sizes(recognizer: Model) -> list[ParameterSize]:
     """The parameters of a model that is not spread, which may live on the meta device."""
     experts = {
         id(parameter)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.features import FeaturesConfig
-from model.accounting import encoder_operations, forward_operations, training_operations
+from data.masking import MaskingConfig, masked_share
+from model.accounting import encoder_operations, forward_operations, masked_operations, training_operations
+from model.masked_prediction import MaskedPredictor
 from model.recognizer import Recognizer
 
 UTTERANCE_S, TOKENS_PER_S = 10.0, 5.0
@@ -37,4 +39,18 @@ def operations_per_second(
         forward=sum(parts.values()) / UTTERANCE_S,
         parts={part: count / UTTERANCE_S for part, count in parts.items()},
         training=training_operations(recognizer, num_frames, num_tokens, teachers) / UTTERANCE_S,
+    )
+
+
+def masked_operations_per_second(
+    model: MaskedPredictor, features: FeaturesConfig, masking: MaskingConfig
+) -> Operations:
+    """The same of a model that learns without transcripts, whose heads work at masked frames alone."""
+    num_frames = features.num_frames(round(UTTERANCE_S * features.sample_rate_hz))
+    parts, training = masked_operations(model, num_frames, masked_share(masking, features))
+    return Operations(
+        encoder=encoder_operations(model, num_frames) / UTTERANCE_S,
+        forward=sum(parts.values()) / UTTERANCE_S,
+        parts={part: count / UTTERANCE_S for part, count in parts.items()},
+        training=training / UTTERANCE_S,
     )

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from data.shard_index import read_summary
-from launcher.recipe import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.recipe import (
+    AnyTrainingStage,
+    DistillStage,
+    EvaluateStage,
+    Recipe,
+    SelfSupervisedStage,
+    TrainingStage,
+)
 from launcher.recipe.search import search_files
 from launcher.run_folder import RunFolder, read_json, write_json
 
@@ -29,8 +36,8 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 class Node:
     """A stage of the pipeline: its settings and the names of its inputs, as far as they decide its result.
 
-    An input is "corpus/SPLIT", "tokenizer", the name of a training stage, or the path of a finished model's folder or
-    of a search's file.
+    An input is "corpus/SPLIT", "features", "tokenizer", the name of a training stage, or the path of a finished model's
+    folder or of a search's file.
     """
 
     name: str
@@ -50,30 +57,38 @@ class Standing:
 
 
 def build_pipeline(recipe: Recipe) -> list[Node]:
-    """Return the stages of a recipe in order, with the implicit ones: prepare, tokenizer and report."""
+    """Return the stages of a recipe in order, with the implicit ones: prepare, tokenizer and report.
+
+    Stages that learn without transcripts need the statistics of the features, and no tokenizer.
+    """
     features = recipe.features.model_dump(mode="json")
     tokenizer = {
         "seed": recipe.seed,
         "tokenizer": recipe.tokenizer.model_dump(mode="json"),
         "features": features,
     }
-    nodes = [
-        Node("prepare", "prepare", _corpus_settings(recipe), tuple(key for key, _ in recipe.corpus_paths())),
-        Node("tokenizer", "tokenizer", tokenizer, ("corpus/train",)),
-    ]
+    nodes = [Node("prepare", "prepare", _corpus_settings(recipe), tuple(key for key, _ in recipe.corpus_paths()))]
+    if any(isinstance(stage, SelfSupervisedStage) for stage in recipe.stages):
+        nodes.append(Node("features", "features", {"seed": recipe.seed, "features": features}, ("corpus/train",)))
+    if not all(isinstance(stage, SelfSupervisedStage) for stage in recipe.stages):
+        nodes.append(Node("tokenizer", "tokenizer", tokenizer, ("corpus/train",)))
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             files = [str(path) for _, path in search_files(stage.search)]
             inputs = (f"corpus/{stage.split}", *stage.models, *files)
             nodes.append(Node(stage.name, "evaluate", _evaluation_settings(stage), inputs))
         else:
-            inputs = [
-                "corpus/train",
-                "tokenizer",
-                *([teacher.model for teacher in stage.lessons] if isinstance(stage, DistillStage) else []),
-            ]
-            nodes.append(Node(stage.name, stage.kind, _training_settings(recipe, stage), tuple(inputs)))
+            inputs = ("corpus/train", *_training_inputs(stage))
+            nodes.append(Node(stage.name, stage.kind, _training_settings(recipe, stage), inputs))
     return [*nodes, Node("report", "report", {}, tuple(stage.name for stage in recipe.stages))]
+
+
+def _training_inputs(stage: AnyTrainingStage) -> tuple[str, ...]:
+    if isinstance(stage, SelfSupervisedStage):
+        return ("features",)
+    if isinstance(stage, DistillStage):
+        return ("tokenizer", *(teacher.model for teacher in stage.lessons))
+    return ("tokenizer", stage.initialize_from) if stage.initialize_from else ("tokenizer",)
 
 
 def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
@@ -91,11 +106,10 @@ def _evaluation_settings(stage: EvaluateStage) -> dict[str, Any]:
 
 def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
     aside: dict[str, Any] = dict.fromkeys(
-        ("name", "teacher", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed", "batches", "augment"),
-        True,
+        ("name", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed", "batches", "augment"), True
     )
     # A model counts by its content, as an input.
-    aside["teachers"] = {"__all__": {"model"}}
+    aside |= {"teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
     return {
         **stage.model_dump(mode="json", exclude=aside),
         "seed": recipe.seed,
@@ -229,6 +243,9 @@ class Pipeline:
             # Its folder may hold what was derived from it since.
             files = [self.run.tokenizer / name for name in TOKENIZER_FILES]
             return hash_files(files, self.run.path) if all(file.is_file() for file in files) else None
+        if node.kind == "features":
+            file = self.run.statistics_file
+            return hash_files([file], self.run.path) if file.is_file() else None
         if node.kind == "report":
             files = [path for path in [self.run.report_file] if path.is_file()]
             return hash_files(files, self.run.path) if files else None

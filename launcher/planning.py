@@ -19,20 +19,28 @@ from launcher.communication import Exchanged, Traffic, seconds, traffic
 from launcher.errors import CheckpointError
 from launcher.machine import Machine
 from launcher.memory import BYTES_FP32, MOMENTS, ParameterSize, memory_per_process, parameter_sizes
-from launcher.operations import TOKENS_PER_S, UTTERANCE_S, Operations, operations_per_second
+from launcher.operations import (
+    TOKENS_PER_S,
+    UTTERANCE_S,
+    Operations,
+    masked_operations_per_second,
+    operations_per_second,
+)
 from launcher.proposals import Choice, StageNumbers, communication_share, fits, propose, warnings
 from launcher.recipe import (
+    AnyTrainingStage,
     DistillStage,
     Recipe,
+    SelfSupervisedStage,
     TeacherConfig,
-    TrainingStage,
-    check_teacher_folders,
+    check_model_folders,
     read_deepspeed_config,
 )
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
 from launcher.run_folder import RunFolder
 from model.accounting import count_parameters, count_parts
 from model.activations import MicroBatchSize, activation_bytes, is_known
+from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
 from model.subsampling import output_length
 
@@ -43,9 +51,9 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     """Per training stage: parameters, operations, memory, bytes sent, steps; then warnings and proposals.
 
     `hosts` are the processes of each host. Models have no storage. ConfigError or CheckpointError where the model of
-    a folder cannot teach what it is to.
+    a folder cannot teach or start what it is to.
     """
-    check_teacher_folders(recipe)
+    check_model_folders(recipe)
     vocabulary_size, known = _vocabulary_size(recipe, run)
     shipped = {file.stem: read_deepspeed_config(file) for file in sorted(DEEPSPEED_CONFIGS.glob("*.json"))}
     stages = [
@@ -108,7 +116,7 @@ class _Stage:
     """A training stage, and what follows from its shapes, computed once."""
 
     recipe: Recipe
-    stage: TrainingStage
+    stage: AnyTrainingStage
     vocabulary_size: int
     hosts: tuple[int, ...]
     machine: Machine
@@ -116,8 +124,12 @@ class _Stage:
     corpus_s: float | None
 
     @cached_property
-    def recognizer(self) -> Recognizer:
-        return _on_meta(self.stage.model, self.recipe.features.mel_bins, self.vocabulary_size)
+    def model(self) -> Model:
+        mel_bins = self.recipe.features.mel_bins
+        if isinstance(self.stage, SelfSupervisedStage):
+            with torch.device("meta"):
+                return MaskedPredictor(self.stage.model, mel_bins)
+        return _on_meta(self.stage.model, mel_bins, self.vocabulary_size)
 
     @cached_property
     def teachers(self) -> list[Recognizer]:
@@ -125,11 +137,15 @@ class _Stage:
 
     @cached_property
     def sizes(self) -> list[ParameterSize]:
-        return parameter_sizes(self.recognizer)
+        return parameter_sizes(self.model)
 
     @cached_property
     def operations(self) -> Operations:
-        return operations_per_second(self.recognizer, self.recipe.features, self.teachers)
+        if isinstance(self.stage, SelfSupervisedStage):
+            assert isinstance(self.model, MaskedPredictor)
+            return masked_operations_per_second(self.model, self.recipe.features, self.stage.masking)
+        assert isinstance(self.model, Recognizer)
+        return operations_per_second(self.model, self.recipe.features, self.teachers)
 
     @cached_property
     def micro_batch(self) -> MicroBatchSize:
@@ -152,10 +168,10 @@ class _Stage:
         return self.recipe.batches_of(self.stage).lanes // self.recipe.cluster.processes
 
     def activations(self, expert_parallel: int) -> int | None:
-        """Bytes of the activations of a micro-batch; none for a model whose blocks hold what is not counted."""
-        if not is_known(self.recognizer):
+        """Bytes of the activations of a micro-batch; none for a model that holds what is not counted."""
+        if not is_known(self.model):
             return None
-        return activation_bytes(self.recognizer, self.micro_batch, self.value_bytes, expert_parallel)
+        return activation_bytes(self.model, self.micro_batch, self.value_bytes, expert_parallel)
 
     @cached_property
     def exchanged(self) -> Exchanged | None:
@@ -223,7 +239,7 @@ class _Stage:
             chosen=self.choice(*self.configuration, self.recipe.expert_parallel_of(self.stage)),
             choices=tuple(self.choices),
             available_bytes=self.machine.available_bytes,
-            activations_known=is_known(self.recognizer),
+            activations_known=is_known(self.model),
             compute_s=audio_s * self.operations.training / self.machine.rates.operations_per_s,
             experts=experts.count if experts else 0,
             frames_per_expert=chosen_frames,
@@ -233,13 +249,13 @@ class _Stage:
 
     def row(self) -> dict[str, Any]:
         """What `chorus plan` shows of the stage."""
-        counts, operations, chosen = count_parameters(self.recognizer), self.operations, self.numbers.chosen
+        counts, operations, chosen = count_parameters(self.model), self.operations, self.numbers.chosen
         _, configuration = self.configuration
         return {
             **counts.as_dict(),
             "parts": {
                 name: {**asdict(part), "operations_per_s": operations.parts.get(name, 0.0)}
-                for name, part in count_parts(self.recognizer).items()
+                for name, part in count_parts(self.model).items()
             },
             "encoder_operations_per_s": operations.encoder,
             "operations_per_s": operations.forward,
@@ -274,11 +290,11 @@ def _on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> R
         return Recognizer(config, mel_bins, vocabulary_size)
 
 
-def _teachers(recipe: Recipe, stage: TrainingStage, vocabulary_size: int) -> Iterator[Recognizer]:
+def _teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> Iterator[Recognizer]:
     """The teachers of a stage that are models of Chorus: an earlier stage's, or those that model folders describe."""
     for teacher in stage.lessons if isinstance(stage, DistillStage) else ():
         if not teacher.is_folder:
-            yield _on_meta(recipe.training_stage(teacher.model).model, recipe.features.mel_bins, vocabulary_size)
+            yield _on_meta(recipe.recognition_stage(teacher.model).model, recipe.features.mel_bins, vocabulary_size)
         elif not _is_foreign(teacher):
             yield _described(stage.name, teacher.model)
 
@@ -288,7 +304,7 @@ def _is_foreign(teacher: TeacherConfig) -> bool:
     return teacher.is_folder and not (folder / "model.json").is_file()
 
 
-def _foreign_bytes(stage: TrainingStage) -> int:
+def _foreign_bytes(stage: AnyTrainingStage) -> int:
     """The size of the weights of teachers that are not models of Chorus."""
     teachers = stage.lessons if isinstance(stage, DistillStage) else ()
     files = [file for teacher in teachers if _is_foreign(teacher) for file in Path(teacher.model).glob("*.safetensors")]

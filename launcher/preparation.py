@@ -6,11 +6,15 @@ A kill at any moment leaves nothing half-made under a final name; what was finis
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.launch import num_cores
 from launcher.progress import Display
 from launcher.recipe import Recipe, ShardsCorpus
-from launcher.run_folder import RunFolder, flush_folder
+from launcher.run_folder import RunFolder, flush_folder, write_json
+
+if TYPE_CHECKING:
+    from data.shard_index import ShardIndex
 
 
 def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
@@ -41,10 +45,25 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
         )
 
 
-def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
-    """Train the tokenizer on the training texts, count tokens, and measure the features' mean and deviation."""
+def measure_features(recipe: Recipe, run: RunFolder, display: Display) -> None:
+    """Measure the features' mean and deviation for the stages that look at no transcripts."""
+    from data.shard_index import read_index
+
+    index = read_index(recipe.split_folder(run, "train"))
+    write_json(run.statistics_file, _feature_statistics(recipe, index))
+    display.say("features: statistics measured")
+
+
+def _feature_statistics(recipe: Recipe, index: "ShardIndex") -> dict[str, list[float]]:
     from data.features import measure_statistics
     from data.reader import ShardReader
+
+    mean_F, std_F = measure_statistics(ShardReader(index), recipe.features, recipe.seed)
+    return {"mean": mean_F.tolist(), "std": std_F.tolist()}
+
+
+def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
+    """Train the tokenizer on the training texts, count tokens, and measure the features' mean and deviation."""
     from data.shard_index import read_index
     from data.token_counts import token_counts
     from data.tokenizer import train_tokenizer
@@ -53,13 +72,13 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     partial = run.path / ".tokenizer.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    tokenizer = train_tokenizer(index.transcripts(), recipe.tokenizer, partial)
+    transcripts = (text for text in index.transcripts() if text)
+    tokenizer = train_tokenizer(transcripts, recipe.tokenizer, partial)
     token_counts(index, tokenizer, partial / run.token_counts_file("train").name)
     if recipe.has_split(run, "dev"):
         dev = read_index(recipe.split_folder(run, "dev"))
         token_counts(dev, tokenizer, partial / run.token_counts_file("dev").name)
-    mean_F, std_F = measure_statistics(ShardReader(index), recipe.features, recipe.seed)
-    statistics = {"mean": mean_F.tolist(), "std": std_F.tolist()}
+    statistics = _feature_statistics(recipe, index)
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
     _replace_folder(run.tokenizer, partial)
     display.say(f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured")

@@ -22,6 +22,7 @@ SECONDS_BETWEEN_LINES = 5.0
 SHOWN = {
     "loss": "loss {:.3f}",
     "validation/cer": "validation CER {:.1%}",
+    "validation/masked_accuracy": "masked accuracy {:.1%}",
     "audio_s_per_s": "{:.1f} s of audio per s",
 }
 

@@ -135,6 +135,11 @@ class StageFolder:
         return [beat for path in sorted(self.heartbeats.glob("rank-*.json")) if (beat := read_json(path))]
 
 
+def is_folder(model: str) -> bool:
+    """Whether a model is named by its folder (with a slash), not by the stage of this run that makes it."""
+    return "/" in model
+
+
 class RunFolder:
     """The files of one run."""
 
@@ -150,6 +155,7 @@ class RunFolder:
         self.lock_file = self.path / "run.lock"
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
+        self.statistics_file = self.path / "features.json"  # the same, for stages that have no tokenizer
         self.corpus = self.path / "corpus"
 
     def order_file(self, node: int) -> Path:
@@ -162,6 +168,10 @@ class RunFolder:
 
     def stage(self, name: str) -> StageFolder:
         return StageFolder(self.path / name)
+
+    def model_folder(self, model: str) -> Path:
+        """The folder of a finished model that is named by its path or by its stage."""
+        return Path(model) if is_folder(model) else self.stage(model).model
 
     def append_event(self, event: str, **details: Any) -> None:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""

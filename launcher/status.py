@@ -46,7 +46,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     state = read_json(run.state_file)
     planned = {stage["name"]: stage for stage in yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["stages"]}
     holder, events = run.holder(), run.events()
-    names = [*(name for name in ("prepare", "tokenizer") if name in state["stages"]), *planned]
+    names = [*(name for name in ("prepare", "features", "tokenizer") if name in state["stages"]), *planned]
     stages = []
     for name in [*names, *(name for name in ("report",) if name in state["stages"])]:
         record = state["stages"].get(name, {})

@@ -18,7 +18,7 @@ from launcher.run_folder import RunFolder, StageFolder, write_json
 from launcher.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, Recipe
+    from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe
     from launcher.training.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _evaluate(recipe: "Recipe", run: RunFolder, stage: "EvaluateStage", heartbea
 def _train(
     recipe: "Recipe",
     run: RunFolder,
-    stage: "PretrainStage | DistillStage",
+    stage: "AnyTrainingStage",
     heartbeat: "Heartbeat",
     stop: StopRequest,
 ) -> None:

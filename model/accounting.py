@@ -22,6 +22,7 @@ from model.block import LayerParameters
 from model.decoder import CrossAttention, Decoder
 from model.encoder import Encoder
 from model.experts import ExpertStack, MixtureOfExperts
+from model.masked_prediction import MaskedPredictor, Model
 from model.normalization import FrameBatchNorm
 from model.recognizer import Recognizer
 from model.router import Router
@@ -61,7 +62,7 @@ class ParameterCounts:
         return asdict(self)
 
 
-def count_parameters(recognizer: Recognizer) -> ParameterCounts:
+def count_parameters(recognizer: Model) -> ParameterCounts:
     """Count a model, which may live on the meta device."""
     encoder = _add(_by_part(_encoder_parts(recognizer.encoder), _per_frame(recognizer)).values())
     return ParameterCounts(
@@ -72,12 +73,12 @@ def count_parameters(recognizer: Recognizer) -> ParameterCounts:
     )
 
 
-def count_parts(recognizer: Recognizer) -> dict[str, PartCounts]:
+def count_parts(recognizer: Model) -> dict[str, PartCounts]:
     """The parameters of each part; they add up to those of the whole model."""
     return _by_part(_parts(recognizer), _per_frame(recognizer))
 
 
-def forward_operations(recognizer: Recognizer, num_frames: int, num_tokens: int) -> dict[str, int]:
+def forward_operations(recognizer: Model, num_frames: int, num_tokens: int) -> dict[str, int]:
     """Floating-point operations of one utterance's forward pass, by part.
 
     `num_frames` are frames of features, all of them valid. With `num_tokens` 0 what reads tokens (decoder, transducer)
@@ -90,7 +91,7 @@ def forward_operations(recognizer: Recognizer, num_frames: int, num_tokens: int)
     return dict(operations)
 
 
-def encoder_operations(recognizer: Recognizer, num_frames: int) -> int:
+def encoder_operations(recognizer: Model, num_frames: int) -> int:
     """Floating-point operations of the encoder's forward pass over one utterance."""
     sizes = _Sizes.of(recognizer, num_frames, 0)
     return sum(
@@ -109,21 +110,38 @@ def training_operations(
     config = recognizer.config
     forward = Counter(forward_operations(recognizer, num_frames, num_tokens))
     forward["ctc"] *= 1 + len(config.intermediate_ctc)
-    total = 3 * forward.total()
+    total = 3 * forward.total() + _recomputed(recognizer, num_frames)
     sizes = _Sizes.of(recognizer, num_frames, num_tokens)
-    if config.encoder.activation_checkpointing:
-        total += encoder_operations(recognizer, num_frames) - _operations(
-            recognizer.encoder.subsampling, sizes.frames, sizes
-        )
     if recognizer.transducer is not None:
         total += _operations(recognizer.transducer.joint, sizes.frames, sizes)
     return total + sum(sum(forward_operations(teacher, num_frames, num_tokens).values()) for teacher in teachers)
 
 
+def masked_operations(model: MaskedPredictor, num_frames: int, masked_share: float) -> tuple[dict[str, float], float]:
+    """Floating-point operations of one utterance by part, in a forward pass, and all of them in a training step.
+
+    Heads and quantizer work at the share of the frames that is masked; the quantizer has no backward pass.
+    """
+    parts: dict[str, float] = dict(forward_operations(model, num_frames, 0))
+    masked_frames = masked_share * _Sizes.of(model, num_frames, 0).frames
+    quantizer = model.quantizer.projections_QIP.numel() + model.quantizer.codes_QCP.numel()
+    parts |= {"heads": masked_share * parts["heads"], "quantizer": 2 * quantizer * masked_frames}
+    training = 3 * sum(parts.values()) - 2 * parts["quantizer"] + _recomputed(model, num_frames)
+    return parts, training
+
+
+def _recomputed(recognizer: Model, num_frames: int) -> int:
+    """Operations of the layers that run once more in the backward pass, under activation checkpointing."""
+    if not recognizer.config.encoder.activation_checkpointing:
+        return 0
+    sizes = _Sizes.of(recognizer, num_frames, 0)
+    return encoder_operations(recognizer, num_frames) - _operations(recognizer.encoder.subsampling, sizes.frames, sizes)
+
+
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _parts(recognizer: Recognizer) -> Iterator[tuple[str, nn.Module, int]]:
+def _parts(recognizer: Model) -> Iterator[tuple[str, nn.Module, int]]:
     """Each part's modules with the number of times that a pass uses them."""
     for name, child in recognizer.named_children():
         if isinstance(child, Encoder):
@@ -169,7 +187,7 @@ def _has_experts(module: nn.Module) -> bool:
     return any(isinstance(inner, MixtureOfExperts) for inner in module.modules())
 
 
-def _per_frame(recognizer: Recognizer) -> int:
+def _per_frame(recognizer: Model) -> int:
     """Experts that a frame is sent to; 0 without experts."""
     experts = recognizer.config.encoder.experts
     return experts.router.per_frame if experts else 0
@@ -211,7 +229,7 @@ class _Sizes:
     per_frame: int
 
     @classmethod
-    def of(cls, recognizer: Recognizer, num_frames: int, num_tokens: int) -> "_Sizes":
+    def of(cls, recognizer: Model, num_frames: int, num_tokens: int) -> "_Sizes":
         return cls(
             num_frames,
             output_length(num_frames, recognizer.encoder.subsampling.factor),

@@ -10,9 +10,11 @@ Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per fr
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from model.encoder import EncoderConfig
 from model.experts import ExpertStack
+from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
 from model.subsampling import output_length
 
@@ -160,9 +162,11 @@ def _multiplied_parameters(recognizer: Recognizer, expert_parallel: int) -> int:
     return sum(others.values()) + (max(copies) if encoder.activation_checkpointing else sum(copies))
 
 
-def is_known(recognizer: Recognizer) -> bool:
-    """Whether the counts above are those of this model: its blocks hold the standard modules, and no option of the
-    encoder makes them keep something else."""
+def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
+    """Whether the counts above are those of this model: a recogniser whose blocks hold the standard modules, with no
+    option of the encoder that makes them keep something else."""
+    if isinstance(recognizer, MaskedPredictor):
+        return False
     encoder = recognizer.config.encoder
     plain = encoder.positions == "rotary" and encoder.convolution_norm == "layer" and not encoder.stochastic_depth
     plain = plain and not encoder.causal_convolution and encoder.subsampling.factor < 8

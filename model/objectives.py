@@ -13,7 +13,19 @@ from model.decoder import append_end
 from model.recognizer import BLANK, END
 
 
-class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
+class ExpertsObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is asked of the routers, whatever else a model is trained for."""
+
+    balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
+    z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")
+    sparsity_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the routers' sparsity (the L1 norm of L2-normed probabilities), mean over layers",
+    )
+
+
+class ObjectiveConfig(ExpertsObjectiveConfig, frozen=True, extra="forbid"):
     ctc_weight: float = Field(default=0.3, ge=0, le=1, description="share of CTC; the rest is the attention decoder's")
     intermediate_weight: float = Field(
         default=0.3,
@@ -30,13 +42,6 @@ class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
         default=1.0, ge=0, description="of the transducer's loss, added to the others in a model that has one"
     )
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
-    balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
-    z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")
-    sparsity_weight: float = Field(
-        default=0.0,
-        ge=0,
-        description="of the routers' sparsity (the L1 norm of L2-normed probabilities), mean over layers",
-    )
 
 
 def ctc_sum(

@@ -11,10 +11,24 @@ import torch
 from torch import nn
 
 from model.block import LayerParameters
+from model.encoder import Encoder, EncoderConfig
 from model.experts import ExpertStack, MixtureOfExperts, ResidualMixture
 from model.feedforward import FeedForward
 from model.recognizer import Recognizer
 from model.router import ExpertsConfig
+
+# What student and teacher must have in common, and what makes them the same but for how they are trained.
+SAME_SHAPE = (
+    "layers",
+    "width",
+    "heads",
+    "feedforward_width",
+    "positions",
+    "kernel_size",
+    "convolution_norm",
+    "subsampling",
+)
+SAME_STRUCTURE = ("num_groups", "sharing", "private_head", "private_tail", "norms", "experts")
 
 
 @torch.no_grad()
@@ -23,8 +37,8 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
 
     Raises ValueError, naming the difference, when depth or widths are not the teacher's.
     """
-    _check_same_shape(student, teacher)
-    student.encoder.subsampling.load_state_dict(teacher.encoder.subsampling.state_dict())
+    _check_same_shape(student.config.encoder, teacher.config.encoder)
+    _check_same_heads(student, teacher)
     student.ctc.load_state_dict(teacher.ctc.state_dict())
     if student.decoder is not None and teacher.decoder is not None:
         student.decoder.load_state_dict(teacher.decoder.state_dict())
@@ -32,27 +46,45 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
         student.reverse_decoder.load_state_dict(teacher.reverse_decoder.state_dict())
     if student.transducer is not None and teacher.transducer is not None:
         student.transducer.load_state_dict(teacher.transducer.state_dict())
-    for block in range(student.encoder.config.num_blocks):
-        layers = [layer for layer, used in enumerate(student.encoder.config.block_of_layer) if used == block]
+    _upcycle(student.encoder, teacher.encoder)
+
+
+@torch.no_grad()
+def initialize_encoder(student: Encoder, teacher: Encoder) -> None:
+    """Copy an encoder's weights into an unspread one: all of them into one of the same structure, else as above.
+
+    Raises ValueError, naming the difference, when depth or widths differ.
+    """
+    if all(getattr(student.config, field) == getattr(teacher.config, field) for field in SAME_SHAPE + SAME_STRUCTURE):
+        student.load_state_dict(teacher.state_dict())
+        return
+    _check_same_shape(student.config, teacher.config)
+    _upcycle(student, teacher)
+
+
+def _upcycle(student: Encoder, teacher: Encoder) -> None:
+    student.subsampling.load_state_dict(teacher.subsampling.state_dict())
+    for block in range(student.config.num_blocks):
+        layers = [layer for layer, used in enumerate(student.config.block_of_layer) if used == block]
         middle = layers[len(layers) // 2]
         for layer in layers:
-            source = middle if student.encoder.config.norms == "group" else layer
+            source = middle if student.config.norms == "group" else layer
             norms = _layer(teacher, source).norms()
             for name, norm in _layer(student, layer).norms().items():
                 norm.load_state_dict(norms[name].state_dict())
-        for name, mine in student.encoder.blocks[block].named_children():
+        for name, mine in student.blocks[block].named_children():
             sources = {layer: _part(teacher, layer, name) for layer in layers}
-            _initialize_part(mine, sources, middle, student.encoder.config.experts)
+            _initialize_part(mine, sources, middle, student.config.experts)
 
 
-def _layer(recognizer: Recognizer, index: int) -> LayerParameters:
-    layer = recognizer.encoder.layers[index]
+def _layer(encoder: Encoder, index: int) -> LayerParameters:
+    layer = encoder.layers[index]
     assert isinstance(layer, LayerParameters)
     return layer
 
 
-def _part(teacher: Recognizer, layer: int, name: str) -> nn.Module:
-    return teacher.encoder.blocks[teacher.encoder.config.block_of_layer[layer]].get_submodule(name)
+def _part(teacher: Encoder, layer: int, name: str) -> nn.Module:
+    return teacher.blocks[teacher.config.block_of_layer[layer]].get_submodule(name)
 
 
 def _initialize_part(
@@ -91,19 +123,8 @@ def _add_noise(stack: ExpertStack, expert: int, noise: float) -> None:
         weight += noise * weight.std() * torch.randn_like(weight)
 
 
-def _check_same_shape(student: Recognizer, teacher: Recognizer) -> None:
-    mine, theirs = student.config.encoder, teacher.config.encoder
-    same = (
-        "layers",
-        "width",
-        "heads",
-        "feedforward_width",
-        "positions",
-        "kernel_size",
-        "convolution_norm",
-        "subsampling",
-    )
-    for field in same:
+def _check_same_shape(mine: EncoderConfig, theirs: EncoderConfig) -> None:
+    for field in SAME_SHAPE:
         if getattr(mine, field) != getattr(theirs, field):
             raise ValueError(
                 f"the student's encoder.{field} is {getattr(mine, field)} and the teacher's {getattr(theirs, field)}: "
@@ -111,6 +132,9 @@ def _check_same_shape(student: Recognizer, teacher: Recognizer) -> None:
             )
     if theirs.experts is not None:
         raise ValueError("the teacher has experts itself: only a dense teacher can be upcycled")
+
+
+def _check_same_heads(student: Recognizer, teacher: Recognizer) -> None:
     if student.config.transducer and teacher.config.transducer not in (None, student.config.transducer):
         raise ValueError("the transducers of student and teacher differ: to start from the teacher they must be equal")
     if student.config.decoder and teacher.config.decoder and student.config.decoder != teacher.config.decoder:

@@ -32,6 +32,11 @@ class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
         default="remove",
         description="remove: punctuation and symbols become spaces, except an apostrophe between letters",
     )
+    untranscribed: Literal["reject", "keep"] = Field(
+        default="reject",
+        description="rows with an empty text or none. keep: for stages that learn without transcripts; those that name "
+        "no split go to train",
+    )
     dev_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="share of the texts without a split that go to dev"
     )
@@ -55,11 +60,11 @@ def select(config: FolderConfig, seed: int) -> Selection:
 
     Raises DataError when the manifest cannot be read or none of its rows can be used.
     """
-    rows, rejected = read_manifest(config.manifest)
+    rows, rejected = read_manifest(config.manifest, untranscribed=config.untranscribed == "keep")
     utterances: list[Utterance] = []
     for row in rows:
         text = normalize_text(row.text, lower=config.normalize == "lower", punctuation=config.punctuation == "keep")
-        if text:
+        if text or not row.text:
             utterances.append(replace(row, text=text))
         else:
             rejected.append(RejectedRow(row.line, f"nothing is left of its text {row.text!r}", row.key))
@@ -93,14 +98,17 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
 
 
 def _with_splits(utterances: list[Utterance], config: FolderConfig) -> list[Utterance]:
-    """Give rows without a split that of a row with the same text, or else one by the hash of the text."""
+    """Give rows without a split that of a row with the same text, or else one by the hash of the text; those without a
+    text go to train."""
     split_of: dict[str, str] = {}
     for utterance in utterances:
-        if utterance.split:
+        if utterance.split and utterance.text:
             split_of.setdefault(_wording(utterance.text), utterance.split)
     placed: list[Utterance] = []
     for utterance in utterances:
-        if not utterance.split:
+        if not utterance.split and not utterance.text:
+            utterance = replace(utterance, split="train")
+        elif not utterance.split:
             wording = _wording(utterance.text)
             utterance = replace(utterance, split=split_of.get(wording) or _split_by_hash(wording, config))
         placed.append(utterance)

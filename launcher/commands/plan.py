@@ -13,6 +13,7 @@ from launcher.machine import machine_of
 from launcher.pipeline import Node, Pipeline
 from launcher.planning import plan_table
 from launcher.run_folder import RunFolder
+from launcher.stage_kinds import TRAINING_KINDS
 
 # The port is chosen when the processes start.
 PORT_SHOWN = 29500
@@ -52,7 +53,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def _commands(node: Node, launcher: Launcher, run: RunFolder) -> list[dict[str, Any]]:
     """Return the commands that a stage would start, one for each host; none for what runs in the launcher itself."""
-    if node.kind in ("pretrain", "distill"):
+    if node.kind in TRAINING_KINDS:
         return launcher.training(run, node.name, PORT_SHOWN).record()["commands"]
     if node.kind == "evaluate":
         return launcher.evaluation(run, node.name).record()["commands"]

@@ -1,11 +1,12 @@
 """The recipe: everything that a run is, as one YAML file."""
 
-from launcher.recipe.checks import check_inputs, check_teacher_folders
+from launcher.recipe.checks import check_inputs, check_model_folders
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.errors import explain
 from launcher.recipe.loading import dump, find_recipe, load_recipe
 from launcher.recipe.schema import (
+    AnyTrainingStage,
     CheckpointConfig,
     ClusterConfig,
     DistillStage,
@@ -14,12 +15,14 @@ from launcher.recipe.schema import (
     PretrainStage,
     Recipe,
     RecoveryConfig,
+    SelfSupervisedStage,
     ShardsCorpus,
     TrainingStage,
 )
 from launcher.recipe.search import GreedyConfig, SearchConfig
 
 __all__ = [
+    "AnyTrainingStage",
     "CheckpointConfig",
     "ClusterConfig",
     "DistillConfig",
@@ -31,11 +34,12 @@ __all__ = [
     "Recipe",
     "RecoveryConfig",
     "SearchConfig",
+    "SelfSupervisedStage",
     "ShardsCorpus",
     "TeacherConfig",
     "TrainingStage",
     "check_inputs",
-    "check_teacher_folders",
+    "check_model_folders",
     "dump",
     "explain",
     "find_deepspeed_config",

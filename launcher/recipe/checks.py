@@ -7,17 +7,26 @@ from. Each refusal says which settings disagree, with their values, and which va
 from pathlib import Path
 
 from data.errors import DataError
+from data.masking import Masking
 from data.shard_index import read_summary
 from launcher.errors import ConfigError
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.distillation import TeacherConfig
-from launcher.recipe.schema import DistillStage, EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.schema import (
+    DistillStage,
+    EvaluateStage,
+    PretrainStage,
+    Recipe,
+    SelfSupervisedStage,
+    TrainingStage,
+)
 from launcher.recipe.search import check_search_files, check_search_model
 from launcher.recipe.teachers import check_lesson, facts_of_stage, read_facts, terms_of
 from launcher.recipe.text import nearest
+from launcher.run_folder import is_folder
 
 # Names inside a run folder that a stage of the same name would collide with.
-RESERVED_NAMES = ("prepare", "tokenizer", "report", "corpus", "wandb", "nodes")
+RESERVED_NAMES = ("prepare", "features", "tokenizer", "report", "corpus", "wandb", "nodes")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -30,13 +39,17 @@ def check_recipe(recipe: Recipe) -> None:
             continue
         if stage.kind == "distill":
             _check_teachers(recipe, stage, earlier)
+        if stage.kind == "pretrain" and stage.initialize_from:
+            _check_earlier(_start(stage), stage.initialize_from, earlier)
+        if stage.kind == "self_supervised":
+            _check_masking(recipe, stage)
         _check_topology(recipe, stage)
         check_deepspeed_config(recipe.deepspeed_of(stage), stage.name, recipe.expert_parallel_of(stage))
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse a recipe whose corpus, language model, hotwords (DataError) or teacher (CheckpointError) is not on the
-    disk."""
+    """Refuse a recipe whose corpus, language model, hotwords (DataError), teacher or start (CheckpointError) is not
+    on the disk."""
     for key, path in recipe.corpus_paths():
         if not path.exists():
             raise DataError(
@@ -48,24 +61,53 @@ def check_inputs(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             check_search_files(stage.search, f"stages.{stage.name}.search")
-    check_teacher_folders(recipe)
+    check_model_folders(recipe)
 
 
-def check_teacher_folders(recipe: Recipe) -> None:
-    """Refuse a teacher's folder that is not there or cannot be read (CheckpointError), or whose model cannot teach its
-    student what it is to learn (ConfigError)."""
+def check_model_folders(recipe: Recipe) -> None:
+    """Refuse a folder of a teacher or a start that is not there or cannot be read (CheckpointError), or whose model
+    cannot teach a student what it is to learn, or start an encoder (ConfigError)."""
     for stage in recipe.training_stages():
-        if not isinstance(stage, DistillStage):
-            continue
-        for teacher in stage.lessons:
-            if teacher.is_folder:
-                facts = read_facts(Path(teacher.model), _whose(stage, teacher))
-                check_lesson(recipe, stage, teacher, facts)
+        if isinstance(stage, DistillStage):
+            for teacher in stage.lessons:
+                if teacher.is_folder:
+                    facts = read_facts(Path(teacher.model), _whose(stage, teacher))
+                    check_lesson(recipe, stage, teacher, facts)
+        if isinstance(stage, PretrainStage) and stage.initialize_from and is_folder(stage.initialize_from):
+            _check_start(stage, Path(stage.initialize_from))
 
 
 def _whose(stage: DistillStage, teacher: TeacherConfig) -> str:
     name = "" if len(stage.lessons) == 1 else f" {teacher.name}"
     return f"The teacher{name} of stage {stage.name}"
+
+
+def _start(stage: PretrainStage) -> str:
+    return f"The encoder that stage {stage.name} starts from"
+
+
+def _check_start(stage: PretrainStage, folder: Path) -> None:
+    facts = read_facts(folder, _start(stage))
+    if facts.kind != "chorus":
+        raise ConfigError(
+            f"{_start(stage)} is the folder {folder}, which holds a model of {facts.kind}. Name the model folder of a "
+            "finished stage; other models can only be teachers of a distill stage."
+        )
+
+
+def _check_earlier(what: str, model: str, earlier: list[str]) -> None:
+    if not is_folder(model) and model not in earlier:
+        raise ConfigError(
+            f"{what} is {model!r}, which is not an earlier training stage{nearest(model, earlier)} A finished model is "
+            "given as a path with a slash."
+        )
+
+
+def _check_masking(recipe: Recipe, stage: SelfSupervisedStage) -> None:
+    try:
+        Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed)
+    except ValueError as error:
+        raise ConfigError(f"Stage {stage.name}: {error}.") from None
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -89,19 +131,14 @@ def _check_models(recipe: Recipe, stage: EvaluateStage, earlier: list[str]) -> N
                 f"Stage {stage.name} evaluates {model!r}, which is not an earlier training "
                 f"stage{nearest(model, earlier)}"
             )
-        check_search_model(stage.search, recipe.training_stage(model).model, f"model {model} of stage {stage.name}")
+        check_search_model(stage.search, recipe.recognition_stage(model).model, f"model {model} of stage {stage.name}")
 
 
 def _check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
     for teacher in stage.lessons:
-        if teacher.is_folder:
-            continue
-        if teacher.model not in earlier:
-            raise ConfigError(
-                f"{_whose(stage, teacher)} is {teacher.model!r}, which is not an earlier training stage"
-                f"{nearest(teacher.model, earlier)} A finished model is given as a path with a slash."
-            )
-        check_lesson(recipe, stage, teacher, facts_of_stage(recipe, teacher.model))
+        _check_earlier(_whose(stage, teacher), teacher.model, earlier)
+        if not teacher.is_folder:
+            check_lesson(recipe, stage, teacher, facts_of_stage(recipe, teacher.model))
     _check_terms(stage)
 
 

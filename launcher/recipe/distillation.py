@@ -4,6 +4,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
 
+from launcher.run_folder import is_folder
+
 TermName: TypeAlias = Literal["hidden", "ctc", "decoder", "sequence", "units"]
 
 
@@ -207,4 +209,4 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def is_folder(self) -> bool:
-        return "/" in self.model
+        return is_folder(self.model)

@@ -17,9 +17,10 @@ from launcher.errors import ConfigError
 from launcher.launching.hosts import read_topology
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.errors import explain
-from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, Recipe, ShardsCorpus
+from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, PretrainStage, Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
 from launcher.recipe.text import apply_override, nearest, parse_recipe
+from launcher.run_folder import is_folder
 
 BUILT_IN_RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -40,9 +41,9 @@ def find_recipe(name_or_path: str) -> Path:
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_slots: bool = False) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
 
-    Relative paths in the corpus section, of a teacher, a search and the hostfile are taken from the current folder and
-    made absolute. With `count_slots` the hostfile is read, and its slots are the number of processes; without, as on
-    the hosts that it names, it need not be there.
+    Relative paths in the corpus section, of a teacher or a start, a search and the hostfile are taken from the current
+    folder and made absolute. With `count_slots` the hostfile is read, and its slots are the number of processes;
+    without, as on the hosts that it names, it need not be there.
     """
     path = find_recipe(str(name_or_path))
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
@@ -93,13 +94,15 @@ def _stage_with_absolute_paths(stage: AnyStage) -> AnyStage:
     if isinstance(stage, DistillStage):
         teachers = tuple(teacher.model_copy(update={"model": _absolute(teacher.model)}) for teacher in stage.teachers)
         return stage.model_copy(update={"teacher": stage.teacher and _absolute(stage.teacher), "teachers": teachers})
+    if isinstance(stage, PretrainStage) and stage.initialize_from:
+        return stage.model_copy(update={"initialize_from": _absolute(stage.initialize_from)})
     if isinstance(stage, EvaluateStage):
         return stage.model_copy(update={"search": with_absolute_files(stage.search)})
     return stage
 
 
-def _absolute(teacher: str) -> str:
-    return str(Path(teacher).expanduser().absolute()) if "/" in teacher else teacher
+def _absolute(model: str) -> str:
+    return str(Path(model).expanduser().absolute()) if is_folder(model) else model
 
 
 def dump(recipe: Recipe) -> str:

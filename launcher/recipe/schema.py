@@ -6,7 +6,7 @@ section; what must hold between sections is in `checks`.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -14,6 +14,7 @@ from data.augment import AugmentConfig
 from data.corpora import CorpusConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
+from data.masking import MaskingConfig
 from data.plan import BatchesConfig
 from data.shard_index import SUMMARY, is_url, read_summary
 from data.tokenizer import TokenizerConfig
@@ -24,7 +25,8 @@ from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
-from model.objectives import ObjectiveConfig
+from model.masked_prediction import MaskedPredictorConfig
+from model.objectives import ExpertsObjectiveConfig, ObjectiveConfig
 from model.recognizer import RecognizerConfig
 
 
@@ -101,10 +103,10 @@ class Stage(BaseModel, frozen=True, extra="forbid"):
 
 
 class TrainingStage(Stage, frozen=True, extra="forbid"):
-    """What pretraining and distillation have in common."""
+    """What all stages that train have in common."""
 
-    model: RecognizerConfig = Field(default_factory=RecognizerConfig)
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    model: RecognizerConfig | MaskedPredictorConfig
+    objective: ExpertsObjectiveConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     steps: int = Field(ge=1, description="optimizer updates")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -118,11 +120,34 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
     deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")
 
 
-class PretrainStage(TrainingStage, frozen=True, extra="forbid"):
+class RecognitionStage(TrainingStage, frozen=True, extra="forbid"):
+    """What pretraining and distillation have in common: they need transcripts."""
+
+    model: RecognizerConfig = Field(default_factory=RecognizerConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+
+
+class SelfSupervisedStage(TrainingStage, frozen=True, extra="forbid"):
+    """An encoder learns from recordings alone; transcripts and tokenizer are not looked at."""
+
+    kind: Literal["self_supervised"]
+    model: MaskedPredictorConfig = Field(default_factory=MaskedPredictorConfig)
+    objective: ExpertsObjectiveConfig = Field(default_factory=ExpertsObjectiveConfig)
+    masking: MaskingConfig = Field(
+        default_factory=MaskingConfig, description="takes the place of SpecAugment; of `augment` only speeds count"
+    )
+
+
+class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
     kind: Literal["pretrain"]
+    initialize_from: str | None = Field(
+        default=None,
+        description="an earlier training stage, or (with a slash) the folder of a finished model, whose encoder this "
+        "one starts as; none: drawn anew. CTC output, decoder and transducer are always drawn anew",
+    )
 
 
-class DistillStage(TrainingStage, frozen=True, extra="forbid"):
+class DistillStage(RecognitionStage, frozen=True, extra="forbid"):
     kind: Literal["distill"]
     teacher: str | None = Field(
         default=None, description="an earlier training stage, or (with a slash) the folder of a finished model"
@@ -167,7 +192,8 @@ class EvaluateStage(Stage, frozen=True, extra="forbid"):
     search: SearchConfig = Field(default_factory=GreedyConfig)
 
 
-AnyStage = Annotated[PretrainStage | DistillStage | EvaluateStage, Field(discriminator="kind")]
+AnyTrainingStage: TypeAlias = SelfSupervisedStage | PretrainStage | DistillStage
+AnyStage = Annotated[AnyTrainingStage | EvaluateStage, Field(discriminator="kind")]
 
 
 class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
@@ -270,7 +296,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
-    def stage(self, name: str) -> PretrainStage | DistillStage | EvaluateStage:
+    def stage(self, name: str) -> AnyTrainingStage | EvaluateStage:
         """Return the stage of that name; ConfigError naming the ones there are."""
         for stage in self.stages:
             if stage.name == name:
@@ -279,14 +305,24 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             f"Recipe {self.name} has no stage {name!r}; its stages are {', '.join(s.name for s in self.stages)}."
         )
 
-    def training_stage(self, name: str) -> PretrainStage | DistillStage:
+    def training_stage(self, name: str) -> AnyTrainingStage:
         """Return the training stage of that name; ConfigError when it is none."""
         stage = self.stage(name)
         if isinstance(stage, EvaluateStage):
             raise ConfigError(f"Stage {name} of recipe {self.name} evaluates models; it has none of its own.")
         return stage
 
-    def training_stages(self) -> list[PretrainStage | DistillStage]:
+    def recognition_stage(self, name: str) -> PretrainStage | DistillStage:
+        """Return the stage of that name; ConfigError when it trains no recogniser."""
+        stage = self.training_stage(name)
+        if isinstance(stage, SelfSupervisedStage):
+            raise ConfigError(
+                f"Stage {name} of recipe {self.name} learns without transcripts: its model is an encoder, which "
+                f"recognises nothing. Name a recogniser, such as a pretrain stage with initialize_from: {name}."
+            )
+        return stage
+
+    def training_stages(self) -> list[AnyTrainingStage]:
         return [stage for stage in self.stages if not isinstance(stage, EvaluateStage)]
 
     def batches_of(self, stage: TrainingStage) -> BatchesConfig:

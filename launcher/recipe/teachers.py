@@ -14,7 +14,8 @@ from typing import Any, Literal
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import DistillStage, Recipe
-from model.recognizer import RecognizerConfig
+from model.encoder import EncoderConfig
+from model.export import holds_encoder_alone
 
 Kind = Literal["chorus", "transformers", "torchaudio"]
 # Models of transformers that are known as teachers; all hear 16 kHz.
@@ -26,8 +27,8 @@ TOKEN_TERMS = ("ctc", "decoder", "sequence")
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """A teacher's encoder: its depth and width, seconds per frame, and of one of Chorus the bins that it hears and its
-    subsampling."""
+    """A teacher's encoder: its depth and width, seconds per frame, and of one of Chorus the bins that it hears, its
+    subsampling, and whether it is a recogniser's."""
 
     kind: Kind
     layers: int
@@ -35,11 +36,13 @@ class TeacherFacts:
     frame_s: float
     mel_bins: int | None = None
     factor: int | None = None
+    recognizes: bool = True
 
 
 def facts_of_stage(recipe: Recipe, name: str) -> TeacherFacts:
-    """The facts of a training stage of this recipe."""
-    return _chorus(recipe.training_stage(name).model, recipe.features.hop_ms / 1000, recipe.features.mel_bins)
+    """The facts of a training stage of this recipe; ConfigError when it trains no recogniser."""
+    encoder = recipe.recognition_stage(name).model.encoder
+    return _chorus(encoder, recipe.features.hop_ms / 1000, recipe.features.mel_bins)
 
 
 def read_facts(folder: Path, where: str) -> TeacherFacts:
@@ -65,16 +68,19 @@ def read_facts(folder: Path, where: str) -> TeacherFacts:
     )
 
 
-def _chorus(config: RecognizerConfig, hop_s: float, mel_bins: int) -> TeacherFacts:
-    encoder = config.encoder
+def _chorus(encoder: EncoderConfig, hop_s: float, mel_bins: int, recognizes: bool = True) -> TeacherFacts:
     factor = encoder.subsampling.factor
-    return TeacherFacts("chorus", encoder.layers, encoder.width, factor * hop_s, mel_bins, factor)
+    return TeacherFacts("chorus", encoder.layers, encoder.width, factor * hop_s, mel_bins, factor, recognizes)
 
 
 def _read_chorus(folder: Path, description: dict[str, Any]) -> TeacherFacts:
     features = json.loads((folder / "features.json").read_text(encoding="utf-8"))["config"]
-    config = RecognizerConfig.model_validate(description["recognizer"])
-    return _chorus(config, features["hop_ms"] / 1000, description["mel_bins"])
+    return _chorus(
+        EncoderConfig.model_validate(description.get("encoder") or description["recognizer"]["encoder"]),
+        features["hop_ms"] / 1000,
+        description["mel_bins"],
+        recognizes=not holds_encoder_alone(folder),
+    )
 
 
 def _read_transformers(folder: Path, config: dict[str, Any]) -> TeacherFacts:
@@ -106,6 +112,11 @@ def terms_of(stage: DistillStage, teacher: TeacherConfig) -> frozenset[str]:
 def check_lesson(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts) -> None:
     """Refuse a teacher from which this student cannot learn what it is to learn (ConfigError)."""
     who = "its teacher" if len(stage.lessons) == 1 else f"its teacher {teacher.name}"
+    if not facts.recognizes:
+        raise ConfigError(
+            f"Stage {stage.name}: {who} is an encoder that learnt without transcripts, and no recogniser. Start one "
+            f"from it, a pretrain stage with initialize_from: {teacher.model}, and name that."
+        )
     terms = terms_of(stage, teacher)
     idle = [] if teacher.terms is None else [name for name in teacher.terms if name not in terms]
     if idle:

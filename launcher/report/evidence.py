@@ -12,6 +12,7 @@ import yaml
 
 from launcher.errors import ConfigError
 from launcher.run_folder import RunFolder, StageFolder, read_json
+from launcher.stage_kinds import TRAINING_KINDS
 from launcher.tracking import EXPERT_LOAD, read_metrics
 
 _MOST_ROWS = 20_000
@@ -41,7 +42,7 @@ class StageEvidence:
 
     @property
     def trains(self) -> bool:
-        return self.kind in ("pretrain", "distill")
+        return self.kind in TRAINING_KINDS
 
     @property
     def last_step(self) -> int:

@@ -146,6 +146,30 @@ def draw_validation(stage: StageEvidence) -> Drawing | None:
     return _figure(stage, "validation", title, "Character error rate on the validation split.", _NARROW, paint)
 
 
+def draw_masked_accuracy(stage: StageEvidence) -> Drawing | None:
+    """The share of masked frames of the validation split whose codes are predicted, and how evenly codes are used."""
+    accuracy, entropy = stage.series("validation/masked_accuracy"), stage.series("validation/code_entropy")
+    if not len(accuracy):
+        return None
+    curves = {"predicted": accuracy, "code entropy": entropy}
+
+    def paint(figure: Figure) -> None:
+        axes = canvas.prepare_axes(figure.subplots(), "share", percent=True)
+        labels = []
+        for index, (name, series) in enumerate(curves.items()):
+            colour = canvas.SERIES[index]
+            axes.plot(series.steps, series.values, color=colour, marker="o", markersize=4.5, linewidth=1.4)
+            labels.append((f"{name} {wording.percent(series.values[-1])}", series.values[-1], colour))
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(0, 1.02 * max(accuracy.steps[-1], 1))
+        axes.set_xlabel("step")
+        canvas.label_ends(axes, labels)
+
+    title = f"{wording.percent(accuracy.values.max())} of masked frames predicted at best"
+    caption = "On the validation split; code entropy is that of the codes to predict, over the most that it could be."
+    return _figure(stage, "masked", title, caption, _NARROW, paint)
+
+
 def draw_sizes(table: ResultsTable) -> Drawing | None:
     """Error rate against encoder parameters: the trade every run is about."""
     rows = [row for row in table.rows if row.encoder_parameters and row.cer is not None]

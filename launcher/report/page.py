@@ -72,7 +72,9 @@ def _drawings(stages: list[StageEvidence], *draw: Callable[[StageEvidence], Draw
 
 
 def _learning(stage: StageEvidence) -> list[Drawing]:
-    return _drawings([stage], figures.draw_loss, figures.draw_parts, figures.draw_validation)
+    return _drawings(
+        [stage], figures.draw_loss, figures.draw_parts, figures.draw_validation, figures.draw_masked_accuracy
+    )
 
 
 def headline(table: ResultsTable, stages: list[StageEvidence]) -> str:

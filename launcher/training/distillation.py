@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from data.masking import hidden_encoder_frames
 from data.plan import Totals
 from launcher.recipe import DistillConfig
 from launcher.training.frames import interpolate, pick_nearest
@@ -214,6 +215,6 @@ class Distill:
         valid_BS = heard.valid_BS
         if config.masked_only:
             assert heard.batch.source is not None
-            # A frame is made of the features around every factor-th.
-            valid_BS = valid_BS & heard.batch.source.masked_BT[:, :: self.pretrain.encoder.subsampling.factor]
+            factor = self.pretrain.encoder.subsampling.factor
+            valid_BS = valid_BS & hidden_encoder_frames(heard.batch.source.masked_BT, heard.batch.lengths_B, factor)
         yield "units", config.weight * objectives.units_sum(logits_BSC, units_BS, valid_BS) / heard.totals.frames

@@ -3,14 +3,17 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from data.augment import AugmentConfig, SpecAugment, hide
 from data.features import LogMel
 from data.loader import Batch, Loader
-from data.plan import BatchesConfig, Plan, derive_seed
+from data.masking import Masking, MaskingConfig
+from data.plan import BatchesConfig, Plan, Totals, derive_seed
 from data.plan_statistics import describe_excluded
 from data.reader import ShardReader
 from data.shards import read_index
@@ -42,35 +45,43 @@ class Inputs:
     specaugment: SpecAugment | None
     seed: int
     device: torch.device
+    masking: Masking | None = None
     keeps_source: bool = False
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The batches of this process's lanes for each step of [start, stop)."""
         return self.loader.steps(start, stop)
 
+    def totals(self, step: int) -> Totals:
+        """The counts of a step over all lanes, masked frames included where features are masked."""
+        totals = self.plan.totals(step)
+        return replace(totals, masked=self.masking.count(self.plan, step)) if self.masking else totals
+
     def micro_batch(self, batch: Batch) -> MicroBatch:
-        """A lane's batch as augmented features on the device."""
+        """A lane's batch as augmented or masked features on the device."""
         if not batch.keys:
             return self._empty()
         waveforms_BS, samples_B = batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
         clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        features_BTF, masked_BT = clean_BTF, None
-        if self.specaugment is not None:
-            generator = torch.Generator()
-            generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
-            masked_BF, masked_BT = self.specaugment.masks(clean_BTF, lengths_B, generator)
-            features_BTF = hide(clean_BTF, masked_BF, masked_BT)
-        source = None
-        if self.keeps_source:
-            masked_BT = clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool) if masked_BT is None else masked_BT
-            source = Source(clean_BTF, masked_BT, waveforms_BS, samples_B)
+        features_BTF, masked_BT = self._hide(clean_BTF, lengths_B, batch)
         return MicroBatch(
             features_BTF,
             lengths_B,
             batch.tokens_BU.to(self.device),
             batch.token_lengths_B.to(self.device),
-            source,
+            Source(clean_BTF, masked_BT, waveforms_BS, samples_B) if self.keeps_source else None,
         )
+
+    def _hide(self, clean_BTF: Tensor, lengths_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is heard of a lane's features, and the frames of which nothing is: bool [B, T]."""
+        if self.masking is not None:
+            return self.masking.hide(clean_BTF, lengths_B, batch.step, batch.lane)
+        if self.specaugment is not None:
+            generator = torch.Generator()
+            generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
+            masked_BF, masked_BT = self.specaugment.masks(clean_BTF, lengths_B, generator)
+            return hide(clean_BTF, masked_BF, masked_BT), masked_BT
+        return clean_BTF, clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool)
 
     def _empty(self) -> MicroBatch:
         config = self.features.config
@@ -92,16 +103,21 @@ def open_inputs(
     lanes: tuple[int, ...],
     device: torch.device,
     factor: int,
+    masking: MaskingConfig | None = None,
 ) -> Inputs:
     """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out.
 
-    `factor` is that of the stage's subsampling: how many feature frames the plan counts as one frame.
+    `factor` is that of the stage's subsampling: how many feature frames the plan counts as one frame. With `masking`
+    features are masked instead of augmented, and transcripts are not looked at: utterances without one take part.
     """
     index = read_index(recipe.split_folder(run, split))
-    tokenizer = Tokenizer.load(run.tokenizer)
-    statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
+    features_file = run.features_file if masking is None else run.statistics_file
+    statistics = json.loads(features_file.read_text(encoding="utf-8"))
     features = build_features(recipe.features, statistics).to(device)
-    tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
+    tokenizer = Tokenizer.load(run.tokenizer) if masking is None else None
+    tokens, min_frames = np.zeros((2, len(index)), dtype=np.int32)
+    if tokenizer is not None:
+        tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
     plan = Plan(
         index.shard,
         index.samples,
@@ -112,13 +128,15 @@ def open_inputs(
         index.sample_rate_hz,
         augment.speeds,
         encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples), factor),
+        transcribed=index.text_length > 0 if masking is None else None,
     )
     if 0 in lanes:
         _tell(plan, run, split)
     loader = Loader(plan, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
     masks = augment.frequency_masks + augment.time_masks
-    specaugment = SpecAugment(augment, recipe.features) if masks else None
-    return Inputs(plan, loader, features, specaugment, recipe.seed, device)
+    specaugment = SpecAugment(augment, recipe.features) if masks and masking is None else None
+    masked = Masking(masking, recipe.features, factor, recipe.seed) if masking is not None else None
+    return Inputs(plan, loader, features, specaugment, recipe.seed, device, masked, keeps_source=masked is not None)
 
 
 def _tell(plan: Plan, run: RunFolder, split: str) -> None:

@@ -26,7 +26,7 @@ from launcher.recipe.teachers import (
 from launcher.run_folder import RunFolder, StageFolder
 from launcher.training.distillation import Distill, Lesson
 from launcher.training.inputs import Inputs
-from launcher.training.teachers.opening import open_teacher, teacher_folder
+from launcher.training.teachers.opening import open_teacher
 from launcher.training.units import k_means, read_units, sample_states, write_units
 from model.student import Helper
 from model.subsampling import valid_mask
@@ -50,7 +50,7 @@ def _open_lesson(
     recipe: Recipe, run: RunFolder, stage: DistillStage, config: TeacherConfig, pieces: list[str], device: torch.device
 ) -> tuple[Lesson, dict[str, Helper]]:
     if config.is_folder:
-        facts = read_facts(teacher_folder(run, config), f"The teacher {config.name} of stage {stage.name}")
+        facts = read_facts(run.model_folder(config.model), f"The teacher {config.name} of stage {stage.name}")
     else:
         facts = facts_of_stage(recipe, config.model)
     check_lesson(recipe, stage, config, facts)

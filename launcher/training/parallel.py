@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from launcher.memory import is_matrix
 from launcher.recipe import OptimizerConfig
 from model.experts import ExpertStack, LocalExchange, MixtureOfExperts
-from model.recognizer import Recognizer
+from model.masked_prediction import Model
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # A DeepSpeedEngine; its own annotations allow for every optimizer it has, and for none.
@@ -163,7 +163,7 @@ def _local_stack(whole: ExpertStack, ep_rank: int, num_local: int) -> ExpertStac
     return local
 
 
-def spread_experts(recognizer: Recognizer, expert_parallel: int, rank: int) -> None:
+def spread_experts(recognizer: Model, expert_parallel: int, rank: int) -> None:
     """Leave this process its share of every block's experts. Every process must start from the same weights.
 
     A dense layer beside the experts stays whole, like all else.
@@ -177,7 +177,7 @@ def spread_experts(recognizer: Recognizer, expert_parallel: int, rank: int) -> N
 
 
 def build_engine(
-    recognizer: Recognizer,
+    recognizer: Model,
     optimizer: OptimizerConfig,
     deepspeed_file: Path,
     accumulation: int,
@@ -206,7 +206,7 @@ def build_engine(
     return engine
 
 
-def _parameter_groups(recognizer: Recognizer, weight_decay: float) -> list[dict]:
+def _parameter_groups(recognizer: Model, weight_decay: float) -> list[dict]:
     matrices = [p for p in recognizer.parameters() if is_matrix(p)]
     known = {id(p) for p in matrices}
     vectors = [p for p in recognizer.parameters() if id(p) not in known]
@@ -261,7 +261,7 @@ class Fragment:
     writes: bool = True
 
 
-def shapes(recognizer: Recognizer) -> dict[str, list[int]]:
+def shapes(recognizer: Model) -> dict[str, list[int]]:
     """The shape of every parameter over all experts, by its name in an unspread model."""
     experts = _expert_parameters(recognizer)
     return {
@@ -270,7 +270,7 @@ def shapes(recognizer: Recognizer) -> dict[str, list[int]]:
     }
 
 
-def offsets(recognizer: Recognizer) -> dict[str, int]:
+def offsets(recognizer: Model) -> dict[str, int]:
     """Where the part of each parameter that this process computes with starts in the whole, flattened over experts."""
     experts = _expert_parameters(recognizer)
     return {

@@ -5,35 +5,34 @@ import torch.distributed as dist
 
 from data.plan import derive_seed
 from data.tokenizer import Tokenizer
-from launcher.errors import ConfigError
 from launcher.finished_model import write_finished_model
 from launcher.lineage import used_artifacts
-from launcher.recipe import DistillStage, PretrainStage, Recipe
+from launcher.recipe import AnyTrainingStage, PretrainStage, Recipe, SelfSupervisedStage
 from launcher.run_folder import RunFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker, read_metrics
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
 from launcher.training.collapse import CollapseDetector
-from launcher.training.distillation import Distill, Lesson
+from launcher.training.distillation import Distill
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
 from launcher.training.lessons import make_units, open_lessons, wants_source
+from launcher.training.self_supervised import SelfSupervised
 from launcher.training.spikes import SpikeDetector
+from launcher.training.starting import start_from_encoder, start_from_teacher
 from launcher.training.tasks import Pretrain
-from launcher.training.teachers.opening import recognizer_of
-from launcher.training.trainer import Trainer
+from launcher.training.trainer import Task, Trainer
+from launcher.training.validation import ErrorRate, Judge, MaskedAccuracy
+from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer
 from model.student import Student
-from model.upcycle import initialize_from_teacher
-
-TrainingStage = PretrainStage | DistillStage
 
 
 def build_trainer(
     recipe: Recipe,
     run: RunFolder,
-    stage: TrainingStage,
+    stage: AnyTrainingStage,
     heartbeat: Heartbeat,
     device: torch.device,
     stop: StopRequest,
@@ -41,30 +40,28 @@ def build_trainer(
     """This process's trainer, resumed from the newest intact checkpoint when there is one. Collective."""
     rank, world = dist.get_rank(), dist.get_world_size()
     folder = run.stage(stage.name)
-    tokenizer = Tokenizer.load(run.tokenizer)
     batches = recipe.batches_of(stage)
     lanes = batches.lanes_of(rank, world)
     factor = stage.model.encoder.subsampling.factor
-    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device, factor)
+    masking = stage.masking if isinstance(stage, SelfSupervisedStage) else None
+    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device, factor, masking)
     validation = None
     if recipe.has_split(run, "dev"):
-        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor)
-    recognizer, task = _model_and_task(recipe, run, stage, tokenizer, device)
+        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor, masking)
+    model, task, judge = _what_learns(recipe, run, stage, device)
     if isinstance(task, Distill):
         train.keeps_source = wants_source(task)
         make_units(task, folder, train, recipe.seed)
-    parallel.spread_experts(recognizer, recipe.expert_parallel_of(stage), rank)
+    parallel.spread_experts(model, recipe.expert_parallel_of(stage), rank)
     engine = parallel.build_engine(
-        recognizer.to(device),
+        model.to(device),
         stage.optimizer,
         recipe.deepspeed_of(stage),
         accumulation=len(lanes),
         precision=recipe.cluster.precision,
     )
     saved = agreed_checkpoint(folder)
-    trainer = Trainer(
-        stage, folder, recipe.seed, engine, task, train, validation, tokenizer, heartbeat, stop, tracker=None
-    )
+    trainer = Trainer(stage, folder, recipe.seed, engine, task, train, validation, judge, heartbeat, stop, tracker=None)
     if saved:
         trainer.resume(saved)
     if rank == 0:
@@ -84,49 +81,35 @@ def build_trainer(
     return trainer
 
 
-def _model_and_task(
-    recipe: Recipe, run: RunFolder, stage: TrainingStage, tokenizer: Tokenizer, device: torch.device
-) -> tuple[Recognizer, Pretrain | Distill]:
+def _what_learns(
+    recipe: Recipe, run: RunFolder, stage: AnyTrainingStage, device: torch.device
+) -> tuple[Model, Task, Judge]:
+    """The model of a stage, its task, and what tells how good it is."""
     # Every process draws the same whole model, so that experts can be spread by slicing.
     weights_seed = derive_seed(recipe.seed, "weights", stage.name)
     torch.manual_seed(weights_seed)
+    if isinstance(stage, SelfSupervisedStage):
+        predictor = MaskedPredictor(stage.model, recipe.features.mel_bins)
+        return predictor, SelfSupervised(stage.objective, stage.model.encoder), MaskedAccuracy(stage.model.quantizer)
+    tokenizer = Tokenizer.load(run.tokenizer)
     recognizer = Recognizer(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size)
-    pretrain = Pretrain(stage.objective, stage.model.encoder)
+    pretrain, judge = Pretrain(stage.objective, stage.model.encoder), ErrorRate(tokenizer)
     if isinstance(stage, PretrainStage):
-        return recognizer, pretrain
+        if stage.initialize_from:
+            start_from_encoder(recognizer, stage, recipe, run)
+        return recognizer, pretrain, judge
     lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, device)
     if helpers or any("sequence" in lesson.terms for lesson in lessons):
         with torch.random.fork_rng(devices=[]):  # the same weights, and what is drawn later does not depend on helpers
             torch.manual_seed(weights_seed)
             recognizer = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, helpers)
     if stage.initialize_from_teacher:
-        _initialize(recognizer, stage, lessons[0])
+        start_from_teacher(recognizer, stage, lessons[0])
     bf16 = recipe.cluster.precision == "bf16"
-    return recognizer, Distill(pretrain, stage.distill, lessons, helpers, autocast=bf16)
+    return recognizer, Distill(pretrain, stage.distill, lessons, helpers, autocast=bf16), judge
 
 
-def _initialize(recognizer: Recognizer, stage: DistillStage, lesson: Lesson) -> None:
-    """Start from the first teacher; ConfigError where it is not of the same shape."""
-    teacher = recognizer_of(lesson.teacher)
-    model = stage.lessons[0].model
-    if teacher is None:
-        raise ConfigError(
-            f"Stage {stage.name} cannot start from teacher {model}, which is not a model of Chorus. Put one that is "
-            "first among its teachers, or set initialize_from_teacher to false."
-        )
-    if teacher.vocabulary_size != recognizer.vocabulary_size:
-        raise ConfigError(
-            f"Stage {stage.name} cannot start from teacher {model}: it knows {teacher.vocabulary_size} tokens and this "
-            f"run's tokenizer {recognizer.vocabulary_size}. Train both with one tokenizer, or set "
-            "initialize_from_teacher to false."
-        )
-    try:
-        initialize_from_teacher(recognizer, teacher)
-    except ValueError as error:
-        raise ConfigError(f"Stage {stage.name} cannot start from teacher {model}: {error}.") from None
-
-
-def write_model(recipe: Recipe, run: RunFolder, stage: TrainingStage) -> None:
+def write_model(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> None:
     """Make the finished model of a stage from its newest intact checkpoint."""
     folder = run.stage(stage.name)
     write_finished_model(folder.model, run, stage.model, recipe.features, open_checkpoint(folder).weights())

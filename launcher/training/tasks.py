@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from data.plan import Totals
 from model import objectives
 from model.decoder import reverse
-from model.encoder import EncoderConfig
-from model.objectives import ObjectiveConfig
+from model.encoder import EncoderConfig, EncoderOutput
+from model.objectives import ExpertsObjectiveConfig, ObjectiveConfig
 from model.recognizer import RecognizerOutput
 from model.router import ExpertsConfig, Routing, pool
 
 
 @dataclass
 class Source:
-    """What augmented features were made from: features without masks, the frames that a time mask hides (bool), and the
-    waveforms (S samples) with their lengths."""
+    """What augmented features were made from: features without masks, the frames that masks hide as a whole (bool), and
+    the waveforms (S samples) with their lengths."""
 
     features_BTF: Tensor
     masked_BT: Tensor
@@ -33,9 +33,10 @@ class Source:
 
 @dataclass
 class MicroBatch:
-    """Augmented features of one lane on the device. An empty lane is one utterance of no frames and no tokens.
+    """Augmented or masked features of one lane on the device. An empty lane is one utterance of no frames and no
+    tokens.
 
-    `source` is there where a teacher asks for it."""
+    `source` is there where a task or a teacher asks for it."""
 
     features_BTF: Tensor
     lengths_B: Tensor
@@ -77,18 +78,7 @@ class Pretrain:
             parts |= self._attention(output, batch, totals, 1 - ctc_weight)
         if output.transducer_B is not None:
             parts["loss/transducer"] = objective.transducer_weight * output.transducer_B.sum() / totals.tokens
-        if self.encoder.experts:
-            # A lane's balance counts by its share of the frames: lanes, not processes, make the sum.
-            routings = output.encoder.routings
-            share = lengths_B.sum() / totals.frames / len(routings)
-            balance = balance_sum(routings, self.encoder, self.encoder.experts)
-            parts["loss/balance"] = objective.balance_weight * share * balance
-            if objective.z_weight:
-                parts["loss/z"] = objective.z_weight * share * torch.stack([r.z for r in routings]).sum()
-            if objective.sparsity_weight:
-                sparsity = torch.stack([r.sparsity for r in routings]).sum()
-                parts["loss/sparsity"] = objective.sparsity_weight * share * sparsity
-        return parts
+        return parts | expert_parts(output.encoder, objective, self.encoder, totals)
 
     def _attention(self, output: RecognizerOutput, batch: MicroBatch, totals: Totals, weight: float) -> Parts:
         """The decoder's part of the loss, shared with the decoder that reads backwards where there is one."""
@@ -109,6 +99,24 @@ class Pretrain:
             "loss/attention": part(output.decoder_BUV, batch.tokens_BU, weight * (1 - share)),
             "loss/reverse_attention": part(output.reverse_BUV, backwards_BU, weight * share),
         }
+
+
+def expert_parts(
+    output: EncoderOutput, objective: ExpertsObjectiveConfig, encoder: EncoderConfig, totals: Totals
+) -> Parts:
+    """The weighted losses of the routers; none without experts."""
+    if not encoder.experts:
+        return {}
+    # A lane's balance counts by its share of the frames: lanes, not processes, make the sum.
+    routings = output.routings
+    share = output.lengths_B.sum() / totals.frames / len(routings)
+    parts = {"loss/balance": objective.balance_weight * share * balance_sum(routings, encoder, encoder.experts)}
+    if objective.z_weight:
+        parts["loss/z"] = objective.z_weight * share * torch.stack([r.z for r in routings]).sum()
+    if objective.sparsity_weight:
+        sparsity = torch.stack([r.sparsity for r in routings]).sum()
+        parts["loss/sparsity"] = objective.sparsity_weight * share * sparsity
+    return parts
 
 
 def balance_sum(routings: list[Routing], encoder: EncoderConfig, experts: ExpertsConfig) -> Tensor:

@@ -9,20 +9,17 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-import jiwer
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data.loader import Batch
 from data.plan import Totals, derive_seed
-from data.tokenizer import Tokenizer
-from launcher.error_counts import count_errors
 from launcher.errors import CheckpointError, DivergedError
 from launcher.goodput import stage_goodput
-from launcher.recipe import DistillStage, PretrainStage
+from launcher.recipe import AnyTrainingStage
 from launcher.run_folder import RunFolder, StageFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker
@@ -34,25 +31,28 @@ from launcher.training.inputs import Inputs
 from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures, norm_measures
 from launcher.training.recovery import Recovery
 from launcher.training.schedule import learning_rate
+from launcher.training.self_supervised import SelfSupervised
 from launcher.training.spikes import SpikeDetector
 from launcher.training.tasks import Pretrain
-from model.search import greedy
+from launcher.training.validation import Judge
 
 logger = logging.getLogger(__name__)
+
+Task: TypeAlias = Pretrain | Distill | SelfSupervised
 
 
 @dataclass
 class Trainer:
     """One process's part in training a stage. Build it on every process alike, then call `run`."""
 
-    stage: PretrainStage | DistillStage
+    stage: AnyTrainingStage
     folder: StageFolder
     seed: int
     engine: Any
-    task: Pretrain | Distill
+    task: Task
     train: Inputs
     validation: Inputs | None
-    tokenizer: Tokenizer
+    judge: Judge
     heartbeat: Heartbeat
     stop: StopRequest
     tracker: Tracker | None
@@ -91,7 +91,7 @@ class Trainer:
         started = time.perf_counter()
         rate = learning_rate(self.stage.optimizer, self.step, self.stage.steps)
         parallel.set_learning_rate(self.engine, rate)
-        totals = self.train.plan.totals(self.step)
+        totals = self.train.totals(self.step)
         self.engine.train()
         sums: Measures = {}
         losses = []
@@ -126,7 +126,7 @@ class Trainer:
         finite = 1 + (value - value)
         # The engine averages over micro-batches and processes; lanes are both together.
         self.engine.backward(loss * finite * self.train.plan.batches.lanes)
-        measures = {name: part.detach() for name, part in parts.items()}
+        measures = {name: part.detach() for name, part in parts.items()} | self.judge.measures(output, totals)
         experts = expert_measures(output.encoder.routings, self.stage.model.encoder.routing_names)
         layers = {**experts, **norm_measures(output.encoder.moments)}
         add(sums, {**measures, "loss": value, **layers})
@@ -224,40 +224,31 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float | None:
-        """Measure loss and greedy error rate on the validation split, each process on its lanes of every batch.
+        """Measure the loss and what the judge asks for on the validation split, each process on its lanes.
 
-        Returns the character error rate over all processes; None without a validation split.
+        Returns the character error rate over all processes; None without a validation split, or transcripts.
         """
         if self.validation is None:
             return None
         started = time.perf_counter()
         self.engine.eval()
         plan = self.validation.plan
-        sums = torch.zeros(3, dtype=torch.float64, device=self.train.device)
+        sums = torch.zeros(1 + self.judge.num_sums, dtype=torch.float64, device=self.train.device)
         num_steps = plan.steps_per_epoch
         for batches in self.validation.steps(0, num_steps):
             self.heartbeat.beat(self.step, "validate")
+            totals = self.validation.totals(batches[0].step)
             for batch in batches:
-                totals = plan.totals(batch.step)
                 parts, output = self.task(self.engine, self.validation.micro_batch(batch), totals, 1.0)
                 loss = sum(float(part) for part in parts.values())
-                sums += sums.new_tensor([loss / num_steps, *self._edits(batch, output)])
+                sums += sums.new_tensor([loss / num_steps, *self.judge.sums(batch, output)])
         dist.all_reduce(sums)
-        loss, edits, characters = sums.tolist()
-        row = {"step": self.step, "validation/loss": loss, "validation/cer": edits / max(characters, 1)}
+        loss, *judged = sums.tolist()
+        row = {"step": self.step, "validation/loss": loss, **self.judge.row(judged)}
         row |= {"validation_s": time.perf_counter() - started, "time": time.time()}
         if self.tracker:
             self.tracker.log(row)
-        return row["validation/cer"]
-
-    def _edits(self, batch: Batch, output) -> tuple[int, int]:
-        """Character edits between the greedy transcripts and the references, and the references' length."""
-        if not batch.keys:
-            return 0, 0
-        hypotheses = [
-            self.tokenizer.decode(hypothesis.tokens) for hypothesis in greedy(output.ctc_BSV, output.encoder.lengths_B)
-        ]
-        return count_errors(jiwer.process_characters(batch.texts, hypotheses))
+        return row.get("validation/cer")
 
     def _save(self, validation_cer: float | None, last: bool) -> None:
         """Begin a checkpoint of this step; the last one of a stage is waited for, and CheckpointError if it fails.

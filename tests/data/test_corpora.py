@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,24 @@ def test_a_manifest_without_a_usable_row_is_an_error_with_the_first_reason(tmp_p
     manifest = write_manifest(tmp_path, [{"audio": "gone.wav", "text": "t"}, {"audio": "good.wav", "text": "?"}])
     with pytest.raises(DataError, match=r"None of the 2 rows .*line 1: there is no audio file"):
         folder.select(FolderConfig(manifest=manifest), 1)
+
+
+def test_rows_without_a_text_are_kept_for_training_where_they_are_wanted(tmp_path: Path) -> None:
+    untranscribed = [{"audio": f"good{number}.wav"} for number in range(30)]
+    rows = [{"audio": "good.wav", "text": "t", "split": "dev"}, {"audio": "good-dev.wav", "split": "dev"}]
+    manifest = write_manifest(tmp_path, [*rows, {"audio": "good-mark.wav", "text": "?"}, *untranscribed])
+    selection = folder.select(FolderConfig(manifest=manifest, untranscribed="keep"), 1)
+    assert Counter((utterance.split, utterance.text) for utterance in selection.utterances) == {
+        ("dev", "t"): 1,
+        ("dev", ""): 1,
+        ("train", ""): 30,
+    }
+    # A text of which nothing is left is not one that was never written.
+    assert [row.line for row in selection.rejected] == [3]
+    assert len(folder.select(FolderConfig(manifest=manifest), 1).utterances) == 1
+    report = prepare(FolderConfig(manifest=manifest, untranscribed="keep"), tmp_path / "out", seed=1)
+    assert report.splits["train"].utterances == 30
+    assert not read_index(tmp_path / "out" / "train").text_length.any()
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:

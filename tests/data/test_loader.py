@@ -145,6 +145,16 @@ def test_a_lane_without_an_utterance_gives_an_empty_batch(corpus):
         assert len(batch.samples_B) == len(batch.token_lengths_B) == 0
 
 
+def test_without_a_tokenizer_the_same_recordings_come_without_tokens(corpus):
+    reader, _, plan = corpus
+    for with_tokens, without in zip(load(corpus, 0, 3), load((reader, None, plan), 0, 3), strict=True):
+        for batch, silent in zip(with_tokens, without, strict=True):
+            assert silent.waveforms_BS.equal(batch.waveforms_BS)
+            assert silent.keys == batch.keys
+            assert silent.tokens_BU.shape == (len(batch.keys), 0)
+            assert not silent.token_lengths_B.any()
+
+
 # --- broken and slow recordings -----------------------------------------------------------------------
 
 

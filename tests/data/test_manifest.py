@@ -219,6 +219,17 @@ def test_what_is_no_manifest_is_refused_as_a_whole(folder: Path, name: str, cont
         read_manifest(folder / name)
 
 
+def test_rows_without_a_text_are_used_where_they_are_wanted(folder: Path) -> None:
+    rows = [{"audio": "a.wav"}, {"audio": "b.flac", "text": " "}, {"audio": "a.wav", "id": "x", "text": "t"}, {}]
+    path = write_jsonl(folder / "m.jsonl", rows)
+    utterances, rejected = read_manifest(path, untranscribed=True)
+    assert [utterance.text for utterance in utterances] == ["", "", "t"]
+    assert [row.line for row in rejected] == [4]
+    assert [utterance.text for utterance in read_manifest(path)[0]] == ["t"]
+    (folder / "m.csv").write_text("audio\na.wav\n")
+    assert [utterance.text for utterance in read_manifest(folder / "m.csv", untranscribed=True)[0]] == [""]
+
+
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no manifest .*gone\.csv"):
         read_manifest(tmp_path / "gone.csv")

@@ -20,7 +20,7 @@ def encoder_frames(samples):
     return samples // 40
 
 
-def make_plan(durations_s, num_shards, batches, *, seed=0, speeds=SPEEDS, min_frames=3):
+def make_plan(durations_s, num_shards, batches, *, seed=0, speeds=SPEEDS, min_frames=3, transcribed=None):
     count = len(durations_s)
     return Plan(
         shard=np.arange(count, dtype=np.int32) * num_shards // count,
@@ -32,6 +32,7 @@ def make_plan(durations_s, num_shards, batches, *, seed=0, speeds=SPEEDS, min_fr
         sample_rate_hz=RATE_HZ,
         speeds=speeds,
         encoder_frames=encoder_frames,
+        transcribed=transcribed,
     )
 
 
@@ -262,6 +263,17 @@ def test_what_cannot_be_used_is_left_out_under_its_reason():
     reasons = {reason: ids.tolist() for reason, ids in plan.excluded.items()}
     # Ten frames need 400 samples: 0.42 s has them as recorded, but not when played 1.1 times as fast.
     assert reasons == {"too long": [0], "too short": [2], "infeasible for CTC": [3]}
+
+
+def test_utterances_without_a_transcript_are_used_unless_the_plan_is_told_which_have_one():
+    durations_s = [3.0, 4.0, 5.0, 6.0, 99.0]
+    everything = make_plan(durations_s, 1, BatchesConfig(lanes=1))
+    transcribed = make_plan(durations_s, 1, BatchesConfig(lanes=1), transcribed=np.array([1, 0, 1, 0, 0], bool))
+    for plan, used in ((everything, [0, 1, 2, 3]), (transcribed, [0, 2])):
+        assert sorted(np.concatenate([batch.utterances for batch in batches_of(plan, 0)]).tolist()) == used
+    assert transcribed.excluded["without a transcript"].tolist() == [1, 3, 4]
+    assert "without a transcript" not in everything.excluded
+    assert "without a transcript" not in make_plan([3.0], 1, BatchesConfig(), transcribed=np.ones(1, bool)).excluded
 
 
 def test_a_corpus_without_a_usable_utterance_is_refused_with_the_counts():

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import yaml
 
 from launcher.pipeline import Pipeline, build_pipeline
 from launcher.recipe import load_recipe
@@ -61,6 +62,26 @@ def run(tmp_path):
 
 def test_the_pipeline_begins_with_the_corpus_and_ends_with_the_report():
     assert [node.name for node in build_pipeline(load_recipe("mini"))] == ALL
+
+
+def test_stages_that_learn_without_transcripts_wait_for_the_features_and_not_for_the_tokenizer(tmp_path):
+    listener = {"name": "listener", "kind": "self_supervised", "steps": 5}
+    teacher = {"name": "teacher", "kind": "pretrain", "steps": 5, "initialize_from": "listener"}
+    values = {"name": "r", "corpus": {"name": "aelita"}, "batches": {}}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({**values, "stages": [listener, teacher]}))
+    nodes = {node.name: node.inputs for node in build_pipeline(load_recipe(path))}
+    assert list(nodes) == ["prepare", "features", "tokenizer", "listener", "teacher", "report"]
+    assert nodes["listener"] == ("corpus/train", "features")
+    assert nodes["teacher"] == ("corpus/train", "tokenizer", "listener")
+    path.write_text(yaml.safe_dump({**values, "stages": [listener]}))
+    assert [node.name for node in build_pipeline(load_recipe(path))] == ["prepare", "features", "listener", "report"]
+
+
+def test_a_start_is_no_setting_so_that_stages_without_one_are_what_they_were():
+    teacher = next(node for node in build_pipeline(load_recipe("mini")) if node.name == "teacher")
+    assert "initialize_from" not in teacher.settings
+    assert teacher.inputs == ("corpus/train", "tokenizer")
 
 
 def test_everything_runs_in_a_new_folder_and_nothing_in_a_finished_one(run):

@@ -274,6 +274,67 @@ def test_a_teacher_folder_without_a_model_is_refused_before_anything_starts(tmp_
         check_inputs(recipe)
 
 
+@pytest.fixture
+def listening(tmp_path):
+    """Writes a recipe whose first stage learns without transcripts, with changes, and returns its path."""
+
+    def write(first=(), second=(), **further):
+        listener = {"name": "listener", "kind": "self_supervised", "steps": 5, **dict(first)}
+        teacher = {"name": "teacher", "kind": "pretrain", "steps": 5, "initialize_from": "listener", **dict(second)}
+        values = {"name": "r", "corpus": {"name": "aelita"}, "batches": {}, "stages": [listener, teacher], **further}
+        path = tmp_path / "listening.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def test_a_stage_may_start_from_one_that_learnt_without_transcripts(listening, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(listening())
+    assert recipe.training_stage("listener").masking.span_s == 0.4
+    assert recipe.recognition_stage("teacher").initialize_from == "listener"
+    elsewhere = load_recipe(listening(), ["stages.teacher.initialize_from=old/model"])
+    assert elsewhere.recognition_stage("teacher").initialize_from == str(tmp_path / "old/model")
+    with pytest.raises(CheckpointError, match="encoder that stage teacher starts from is the folder"):
+        check_inputs(elsewhere)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_a_model_that_is_not_one_of_chorus_can_teach_but_not_start(listening, tmp_path):
+    config = {"model_type": "hubert", "conv_stride": [5, 2, 2], "num_hidden_layers": 2, "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"stage teacher starts from .* holds a model of transformers"):
+        check_inputs(load_recipe(listening(second={"initialize_from": str(tmp_path)})))
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("stages.teacher.initialize_from=lisener", "did you mean 'listener'?"),
+        ("stages.teacher.initialize_from=teacher", "which is not an earlier training stage"),
+        ("stages.listener.masking.span_s=0.03", "choose at least 0.04"),
+        ("stages.listener.masking.span=1", "did you mean 'span_s'?"),
+        ("stages.listener.model.decoder={}", "stages.listener.model.decoder is not a key"),
+        ("stages.listener.objective.ctc_weight=1", "stages.listener.objective.ctc_weight is not a key"),
+        ("stages.teacher.kind=self_supervised", "stages.teacher.initialize_from is not a key"),
+    ],
+)
+def test_what_such_a_stage_cannot_do_is_refused(listening, refuse, override, fragment):
+    assert fragment in refuse(override, recipe=str(listening()))
+
+
+def test_an_encoder_alone_neither_teaches_nor_is_evaluated(listening, refuse):
+    evaluation = {"name": "evaluation", "kind": "evaluate", "models": ["listener"]}
+    stages = yaml.safe_load(listening().read_text())["stages"]
+    assert "recognises nothing" in refuse(recipe=str(listening(stages=[stages[0], evaluation])))
+    student = {"name": "student", "kind": "distill", "steps": 5, "teacher": "listener"}
+    assert "recognises nothing" in refuse(recipe=str(listening(stages=[stages[0], student])))
+
+
 @pytest.mark.parametrize("name", ["mini", "digits"])
 def test_every_built_in_recipe_is_valid(name, tmp_path):
     recipe = load_recipe(name, [f"corpus.root={tmp_path}"] if name == "digits" else [])

@@ -1,7 +1,5 @@
 """Opens the teachers of a stage: earlier stages and folders."""
 
-from pathlib import Path
-
 import torch
 
 from launcher.finished_model import FinishedModel
@@ -14,16 +12,11 @@ from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersT
 from model.recognizer import Recognizer
 
 
-def teacher_folder(run: RunFolder, teacher: TeacherConfig) -> Path:
-    """The folder of a teacher: a path, or a stage's finished model."""
-    return Path(teacher.model) if teacher.is_folder else run.stage(teacher.model).model
-
-
 def open_teacher(
     run: RunFolder, teacher: TeacherConfig, facts: TeacherFacts, pieces: list[str], device: torch.device
 ) -> Teacher:
     """A teacher of a student with these tokens, frozen, on the device; CheckpointError when it cannot be read."""
-    folder = teacher_folder(run, teacher)
+    folder = run.model_folder(teacher.model)
     if facts.kind == "transformers":
         return TransformersTeacher(folder, facts, device)
     if facts.kind == "torchaudio":

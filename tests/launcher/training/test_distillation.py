@@ -221,7 +221,9 @@ def test_units_may_count_at_frames_that_time_masks_hide_alone():
     nowhere = torch.zeros(2, 90, dtype=torch.bool)
     first, rest = nowhere.clone(), nowhere.clone()
     first[:, :40], rest[:, 40:] = True, True
-    assert part(nowhere) == 0.0
+    partly = nowhere.clone()
+    partly[:, 4:7] = True  # three of a frame's four
+    assert part(nowhere) == part(partly) == 0.0
     assert 0 < part(first) < part(~nowhere)
     assert part(first) + part(rest) == pytest.approx(part(~nowhere), rel=1e-5)
     everywhere, _, _ = unit_task()

@@ -1,0 +1,104 @@
+"""Spans of features that a model has to guess, and the noise that stands in their place (Chiu et al., BEST-RQ, 2022).
+
+A span may start at every frame and covers a fixed time; spans overlap, and end with their utterance at the latest.
+Which frames are masked follows from (seed, step, lane) and the lengths of the utterances alone, so that any process can
+count them for every lane before one is read.
+
+Shapes: B batch, T feature frames, S encoder frames, F mel bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+from torch.nn import functional
+
+from data.features import FeaturesConfig
+from data.plan import Plan, derive_seed
+
+
+class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
+    """What a model that learns without transcripts does not hear."""
+
+    start_probability: float = Field(
+        default=0.01, gt=0, le=1, description="share of the feature frames at which a masked span starts"
+    )
+    span_s: float = Field(default=0.4, gt=0, description="length of a masked span, in seconds")
+    noise: float = Field(
+        default=0.1, ge=0, description="standard deviation of the noise in place of masked features, whose own is 1"
+    )
+
+
+class Masking:
+    """Draws masks and noise for the micro-batches of a plan.
+
+    `factor` feature frames make one encoder frame. ValueError when a span is shorter than that: no encoder frame would
+    ever be masked as a whole.
+    """
+
+    def __init__(self, config: MaskingConfig, features: FeaturesConfig, factor: int, seed: int):
+        self.config, self.features, self.factor, self.seed = config, features, factor, seed
+        self.span_frames = span_frames(config, features)
+        if self.span_frames < factor:
+            raise ValueError(
+                f"masking.span_s is {config.span_s:g}, {self.span_frames} feature frames, and {factor} of them make an "
+                f"encoder frame: choose at least {factor * features.hop_ms / 1000:g}"
+            )
+
+    def frames(self, step: int, lane: int, lengths: Sequence[int]) -> Tensor:
+        """Which feature frames of a lane's utterances are masked: bool [B, T], none beyond a length. On the CPU."""
+        lengths_B = torch.tensor(lengths, dtype=torch.int64)
+        positions_T = torch.arange(int(lengths_B.max()) if len(lengths) else 0)
+        valid_BT = positions_T < lengths_B[:, None]
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "mask", step, lane))
+        draws = torch.rand(int(lengths_B.sum()), generator=generator, dtype=torch.float64)
+        # Only valid frames draw, one utterance after the other: padding has no part in what is masked.
+        starts_BT = torch.zeros(valid_BT.shape, dtype=torch.int64)
+        starts_BT[valid_BT] = (draws < self.config.start_probability).long()
+        so_far_BT = starts_BT.cumsum(1)
+        before_BT = functional.pad(so_far_BT, (self.span_frames, 0))[:, : len(positions_T)]
+        return (so_far_BT > before_BT) & valid_BT
+
+    def noise(self, step: int, lane: int, shape: Sequence[int]) -> Tensor:
+        """What takes the place of masked features: fp32 of a shape [B, T, F]. On the CPU, whatever computes with it."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "mask noise", step, lane))
+        return self.config.noise * torch.randn(*shape, generator=generator)
+
+    def hide(self, features_BTF: Tensor, lengths_B: Tensor, step: int, lane: int) -> tuple[Tensor, Tensor]:
+        """Features of a lane with noise in masked spans, and which frames are masked: bool [B, T]. On their device."""
+        masked_BT = self.frames(step, lane, lengths_B.tolist())
+        masked_BT = functional.pad(masked_BT, (0, features_BTF.shape[1] - masked_BT.shape[1])).to(features_BTF.device)
+        noise_BTF = self.noise(step, lane, features_BTF.shape).to(features_BTF.device)
+        return torch.where(masked_BT[:, :, None], noise_BTF, features_BTF), masked_BT
+
+    def count(self, plan: Plan, step: int) -> int:
+        """Masked encoder frames of a step over all lanes. Utterances that turn out broken stay counted."""
+        total = 0
+        for lane in range(plan.batches.lanes):
+            lengths = self.features.num_frames(plan.micro_batch(step, lane).samples)
+            masked_BT = self.frames(step, lane, lengths.tolist())
+            total += int(hidden_encoder_frames(masked_BT, torch.from_numpy(lengths), self.factor).sum())
+        return total
+
+
+def hidden_encoder_frames(masked_BT: Tensor, lengths_B: Tensor, factor: int) -> Tensor:
+    """The encoder frames of which every valid feature frame is masked: bool [B, S], on the device of the mask."""
+    batch, num_frames = masked_BT.shape
+    valid_BT = torch.arange(num_frames, device=masked_BT.device) < lengths_B[:, None]
+    heard_BT = functional.pad(valid_BT & ~masked_BT, (0, -num_frames % factor))
+    touched_BT = functional.pad(masked_BT, (0, -num_frames % factor))
+    heard_BS = heard_BT.view(batch, -1, factor).any(-1)
+    return touched_BT.view(batch, -1, factor).any(-1) & ~heard_BS
+
+
+def span_frames(config: MaskingConfig, features: FeaturesConfig) -> int:
+    """Feature frames of a masked span."""
+    return max(1, round(config.span_s * 1000 / features.hop_ms))
+
+
+def masked_share(config: MaskingConfig, features: FeaturesConfig) -> float:
+    """The share of a long utterance's feature frames that are masked, on average."""
+    return 1 - (1 - config.start_probability) ** span_frames(config, features)

@@ -1,0 +1,51 @@
+"""What a model that learns without transcripts predicts: the code that a frozen random quantizer gives to a frame.
+
+A frame's features, as many as become one encoder frame, are stacked, projected by a random matrix, and named by the
+nearest of random codes (Chiu et al., BEST-RQ, 2022, equation 1). Nothing of it is learnt: projection and codes are
+buffers, drawn with the model's weights and kept in its checkpoints. Several quantizers side by side give several
+targets (Zhang et al., USM, 2023).
+
+Shapes: B batch, T feature frames, S encoder frames, F mel bins, N chosen frames, Q codebooks, C codes of each, P width
+of a code.
+"""
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class QuantizerConfig(BaseModel, frozen=True, extra="forbid"):
+    codebooks: int = Field(default=1, ge=1, description="quantizers, each with a projection and codes of its own")
+    codes: int = Field(default=8192, ge=2, description="codes of each codebook")
+    code_width: int = Field(default=16, ge=1, description="width that features are projected to, and of each code")
+
+
+class RandomProjectionQuantizer(nn.Module):
+    """Codes of stacked features; expects them with mean 0 and variance 1, without which few codes would be used."""
+
+    projections_QIP: Tensor
+    codes_QCP: Tensor
+
+    def __init__(self, config: QuantizerConfig, mel_bins: int, factor: int):
+        super().__init__()
+        self.config, self.factor = config, factor
+        projections_QIP = torch.empty(config.codebooks, factor * mel_bins, config.code_width)
+        for projection_IP in projections_QIP:
+            nn.init.xavier_uniform_(projection_IP)
+        codes_QCP = torch.randn(config.codebooks, config.codes, config.code_width)
+        self.register_buffer("projections_QIP", projections_QIP)
+        self.register_buffer("codes_QCP", functional.normalize(codes_QCP, dim=-1))
+
+    @torch.no_grad()
+    def forward(self, features_BTF: Tensor, chosen_BS: Tensor) -> Tensor:
+        """The codes of the chosen encoder frames: int64 [N, Q], in the order of `chosen_BS` [B, S].
+
+        Encoder frame s is made of the features factor s to factor (s + 1) - 1, with zeros beyond the last.
+        """
+        with torch.autocast(features_BTF.device.type, enabled=False):
+            padded_BTF = functional.pad(features_BTF.float(), (0, 0, 0, -features_BTF.shape[1] % self.factor))
+            stacked_NI = padded_BTF.unflatten(1, (-1, self.factor)).flatten(2)[chosen_BS]
+            projected_QNP = torch.einsum("ni,qip->qnp", stacked_NI, self.projections_QIP)
+            # The nearest by angle: a projection's length changes no comparison.
+            return torch.einsum("qnp,qcp->qnc", projected_QNP, self.codes_QCP).argmax(-1).T
