@@ -73,8 +73,8 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
 
 
 def _evaluate(recipe: "Recipe", run: RunFolder, stage: "EvaluateStage", heartbeat: "Heartbeat") -> None:
-    from launcher.evaluation import evaluate
-    from launcher.evaluation_tracking import track_evaluation
+    from launcher.recognition.evaluation import evaluate
+    from launcher.recognition.evaluation_tracking import track_evaluation
 
     found = evaluate(recipe, run, stage, heartbeat)
     write_json(run.stage(stage.name).evaluation_file, found)

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from launcher.errors import ConfigError
-from launcher.finished_model import write_finished_model
 from launcher.recipe import load_recipe
+from launcher.recognition.finished_model import write_finished_model
 from launcher.status import open_run
 from launcher.training.checkpoint import open_checkpoint
 

@@ -60,7 +60,7 @@ def transcribe(options: argparse.Namespace) -> int:
         apply_override(values, override)
     search = read_search({"kind": "greedy", **values}, "The search of these options")
     check_search_files(search, "search")
-    from launcher.evaluation import transcribe as recognise
+    from launcher.recognition.evaluation import transcribe as recognise
 
     on_text = _show_growing if options.stream else None
     rows = recognise(model, [Path(path) for path in options.audio], search, on_text)

@@ -9,9 +9,9 @@ from launcher.commands.run import read_recipe
 from launcher.execution import claim_folder
 from launcher.launch import shown
 from launcher.launching.kinds import Launcher, launcher_of
-from launcher.machine import machine_of
 from launcher.pipeline import Node, Pipeline
-from launcher.planning import plan_table
+from launcher.planning.machine import machine_of
+from launcher.planning.table import plan_table
 from launcher.run_folder import RunFolder
 from launcher.stage_kinds import TRAINING_KINDS
 

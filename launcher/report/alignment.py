@@ -6,7 +6,7 @@ from typing import Literal
 
 import jiwer
 
-from launcher.error_counts import count_errors
+from launcher.recognition.error_counts import count_errors
 
 _CHINESE_OR_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 

@@ -19,8 +19,8 @@ from data.reader import ShardReader
 from data.shards import read_index
 from data.token_counts import token_counts
 from data.tokenizer import Tokenizer
-from launcher.finished_model import build_features
 from launcher.recipe import Recipe
+from launcher.recognition.finished_model import build_features
 from launcher.run_folder import RunFolder
 from launcher.training.tasks import MicroBatch, Source
 from model.subsampling import output_length

@@ -42,7 +42,7 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import Tensor, nn
 
-from launcher.memory import is_matrix
+from launcher.planning.memory import is_matrix
 from launcher.recipe import OptimizerConfig
 from model.experts import ExpertStack, LocalExchange, MixtureOfExperts
 from model.masked_prediction import Model

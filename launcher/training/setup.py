@@ -5,9 +5,9 @@ import torch.distributed as dist
 
 from data.plan import derive_seed
 from data.tokenizer import Tokenizer
-from launcher.finished_model import write_finished_model
 from launcher.lineage import used_artifacts
 from launcher.recipe import AnyTrainingStage, PretrainStage, Recipe, SelfSupervisedStage
+from launcher.recognition.finished_model import write_finished_model
 from launcher.run_folder import RunFolder
 from launcher.stopping import StopRequest
 from launcher.tracking import Tracker, read_metrics

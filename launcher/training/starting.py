@@ -1,8 +1,8 @@
 """What a stage's model starts as, where it is not drawn anew: an encoder that was trained before, or a teacher."""
 
 from launcher.errors import ConfigError
-from launcher.finished_model import read_features
 from launcher.recipe import DistillStage, PretrainStage, Recipe
+from launcher.recognition.finished_model import read_features
 from launcher.run_folder import RunFolder
 from launcher.training.distillation import Lesson
 from launcher.training.teachers.opening import recognizer_of

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.loader import Batch
 from data.plan import Totals
 from data.tokenizer import Tokenizer
-from launcher.error_counts import count_errors
+from launcher.recognition.error_counts import count_errors
 from launcher.training.measures import Measures
 from launcher.training.self_supervised import masked_measures
 from model.masked_prediction import MaskedPredictorOutput, evenness

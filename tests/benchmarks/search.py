@@ -18,9 +18,9 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.manifest import read_audio
 from launcher.errors import ConfigError
-from launcher.finished_model import FinishedModel
 from launcher.recipe.search import read_search
-from launcher.search import Search
+from launcher.recognition.finished_model import FinishedModel
+from launcher.recognition.search import Search
 
 BATCH = 8
 SEARCHES: dict[str, dict[str, Any]] = {

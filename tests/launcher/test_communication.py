@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.communication import Exchanged, Rates, Traffic, crosses_hosts, seconds, traffic
-from launcher.memory import ParameterSize
+from launcher.planning.communication import Exchanged, Rates, Traffic, crosses_hosts, seconds, traffic
+from launcher.planning.memory import ParameterSize
 
 SIZES = [ParameterSize(8_000, True, True), ParameterSize(1_000, False, True)]
 

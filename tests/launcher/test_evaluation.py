@@ -24,13 +24,13 @@ from data.reader import ShardReader
 from data.shard_index import read_index
 from data.shards import write_split
 from data.tokenizer import TokenizerConfig, train_tokenizer
-from launcher import evaluation_tracking
 from launcher.errors import CheckpointError, ConfigError
-from launcher.evaluation import evaluate_model, transcribe
-from launcher.evaluation_tracking import examples_table, track_evaluation
-from launcher.finished_model import FinishedModel, write_finished_model
 from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
+from launcher.recognition import evaluation_tracking
+from launcher.recognition.evaluation import evaluate_model, transcribe
+from launcher.recognition.evaluation_tracking import examples_table, track_evaluation
+from launcher.recognition.finished_model import FinishedModel, write_finished_model
 from launcher.results import merge_results
 from launcher.run_folder import RunFolder, read_json, write_json
 from model.decoder import DecoderConfig

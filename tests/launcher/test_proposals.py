@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from launcher.cli import main as chorus
-from launcher.proposals import Choice, StageNumbers, propose, warnings
+from launcher.planning.proposals import Choice, StageNumbers, propose, warnings
 from launcher.recipe import load_recipe
 
 GIB = 1 << 30

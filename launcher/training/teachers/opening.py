@@ -2,9 +2,9 @@
 
 import torch
 
-from launcher.finished_model import FinishedModel
 from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.teachers import TeacherFacts
+from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.teachers.teacher import Teacher

@@ -14,8 +14,8 @@ from small_runs import STAGE
 from data.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError
-from launcher.finished_model import FinishedModel, write_finished_model
 from launcher.recipe import load_recipe
+from launcher.recognition.finished_model import FinishedModel, write_finished_model
 from launcher.run_folder import RunFolder, write_json
 from launcher.tracking import read_metrics
 from launcher.training.checkpoint import open_checkpoint

@@ -8,8 +8,8 @@ import torch
 from small_runs import STAGE
 
 from launcher.cli import main
-from launcher.finished_model import FinishedModel
 from launcher.recipe import load_recipe
+from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, write_json
 from launcher.tracking import read_metrics
 from launcher.training.inputs import NO_AUGMENTATION, Inputs, open_inputs

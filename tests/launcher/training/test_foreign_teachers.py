@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torchaudio.models import wav2vec2_model
 
 from launcher.errors import CheckpointError, ConfigError
-from launcher.machine import machine_of
-from launcher.planning import plan_table
+from launcher.planning.machine import machine_of
+from launcher.planning.table import plan_table
 from launcher.recipe import Recipe, TeacherConfig, check_inputs, load_recipe
 from launcher.recipe.teachers import read_facts
 from launcher.run_folder import RunFolder

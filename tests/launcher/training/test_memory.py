@@ -8,7 +8,7 @@ import gradients
 import processes
 import pytest
 
-from launcher.memory import Memory, ParameterSize, memory_per_process, parameter_sizes
+from launcher.planning.memory import Memory, ParameterSize, memory_per_process, parameter_sizes
 from launcher.recipe import find_deepspeed_config, read_deepspeed_config
 
 GATHER_ALL = {"stage": 3, "contiguous_gradients": True, "stage3_param_persistence_threshold": 0}

@@ -23,11 +23,11 @@ from data.reader import ShardReader
 from data.shards import read_index, write_split
 from launcher.cli import main
 from launcher.errors import CheckpointError, ConfigError
-from launcher.evaluation import evaluate_model
-from launcher.finished_model import FinishedModel
-from launcher.machine import machine_of
-from launcher.planning import plan_table
+from launcher.planning.machine import machine_of
+from launcher.planning.table import plan_table
 from launcher.recipe import SelfSupervisedStage, check_inputs, load_recipe
+from launcher.recognition.evaluation import evaluate_model
+from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, read_json, write_json
 from launcher.tracking import read_metrics
 from launcher.training.inputs import open_inputs

@@ -7,7 +7,7 @@ Warnings are of what would run and disappoint; what cannot run at all is refused
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher.communication import crosses_hosts
+from launcher.planning.communication import crosses_hosts
 
 # What stays free beside a fitting choice: allocators do not give back all that is freed, and utterances vary.
 SPARE = 0.1

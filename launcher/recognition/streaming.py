@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from launcher.errors import ConfigError
-from launcher.finished_model import FinishedModel
 from launcher.recipe.search import GreedyConfig, PrefixBeamConfig
+from launcher.recognition.finished_model import FinishedModel
 from model.search import GreedySearch, Hypothesis, PrefixBeamSearch
 from model.streaming import StreamingEncoder
 

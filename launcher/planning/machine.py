@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launcher.communication import ASSUMED, Rates
 from launcher.launch import accelerator
 from launcher.launching.node import num_cores
+from launcher.planning.communication import ASSUMED, Rates
 from launcher.recipe import ClusterConfig
 
 # Python, libraries and the process group: measured on processors; on GPUs CUDA's and NCCL's own memory, assumed.

@@ -1,8 +1,8 @@
 """What a run will take, before anything is started: parameters, operations, memory per process, bytes sent, steps and
 disk; what to be warned of, and what to choose instead.
 
-Memory is what an engine keeps for weights, gradients and optimizer under a ZeRO stage (`launcher.memory`), a teacher's
-weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (`model.activations`).
+Memory is what an engine keeps for weights, gradients and optimizer under a ZeRO stage (`launcher.planning.memory`), a
+teacher's weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (`model.activations`).
 """
 
 import json
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 
 from data.shard_index import read_summary
-from launcher.communication import Exchanged, Traffic, seconds, traffic
 from launcher.errors import CheckpointError
-from launcher.machine import Machine
-from launcher.memory import BYTES_FP32, MOMENTS, ParameterSize, memory_per_process, parameter_sizes
-from launcher.operations import (
+from launcher.planning.communication import Exchanged, Traffic, seconds, traffic
+from launcher.planning.machine import Machine
+from launcher.planning.memory import BYTES_FP32, MOMENTS, ParameterSize, memory_per_process, parameter_sizes
+from launcher.planning.operations import (
     TOKENS_PER_S,
     UTTERANCE_S,
     Operations,
     masked_operations_per_second,
     operations_per_second,
 )
-from launcher.proposals import Choice, StageNumbers, communication_share, fits, propose, warnings
+from launcher.planning.proposals import Choice, StageNumbers, communication_share, fits, propose, warnings
 from launcher.recipe import (
     AnyTrainingStage,
     DistillStage,

@@ -13,9 +13,9 @@ import soundfile
 
 from data.reader import ShardReader
 from data.shard_index import read_index
-from launcher.error_counts import count_errors
 from launcher.lineage import made_artifacts, used_artifacts
 from launcher.recipe import EvaluateStage, Recipe
+from launcher.recognition.error_counts import count_errors
 from launcher.run_folder import RunFolder
 from launcher.tracking import Sound, Table, Tracker
 
@@ -26,7 +26,7 @@ COLUMNS = ("key", "audio", "reference", "hypothesis", "word_errors", "words", "c
 
 
 def track_evaluation(recipe: Recipe, run: RunFolder, stage: EvaluateStage, found: dict[str, Any]) -> None:
-    """Show `found`, the results of `launcher.evaluation.evaluate`. Whatever fails is in the stage's logs."""
+    """Show `found`, what `launcher.recognition.evaluation.evaluate` returned. What fails is in the stage's logs."""
     tracker = Tracker(
         run.stage(stage.name).path,
         recipe.tracking,

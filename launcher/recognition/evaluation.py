@@ -16,11 +16,11 @@ from data.errors import DataError
 from data.manifest import Clip, Utterance, read_audio
 from data.reader import ShardReader
 from data.shards import read_index
-from launcher.finished_model import FinishedModel
-from launcher.operations import operations_per_second
+from launcher.planning.operations import operations_per_second
 from launcher.recipe import EvaluateStage, Recipe, SearchConfig
+from launcher.recognition.finished_model import FinishedModel
+from launcher.recognition.streaming import StreamingRecognizer
 from launcher.run_folder import RunFolder
-from launcher.streaming import StreamingRecognizer
 from launcher.training.heartbeat import Heartbeat
 from model.accounting import count_parameters
 from model.search import Hypothesis

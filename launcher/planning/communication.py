@@ -8,7 +8,7 @@ are assumed unless they are given; nothing here decides more than which of sever
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.memory import BYTES_FP32, ParameterSize
+from launcher.planning.memory import BYTES_FP32, ParameterSize
 
 # Dispatch and combine, each forward and backward.
 EXCHANGES, EXCHANGES_RUN_AGAIN = 4, 6

@@ -20,8 +20,8 @@ from data.features import FeaturesConfig, LogMel
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.recipe import GreedyConfig, SearchConfig
+from launcher.recognition.search import Search
 from launcher.run_folder import RunFolder, write_json
-from launcher.search import Search
 from model.export import holds_encoder_alone, load_model, save_encoder, save_model
 from model.masked_prediction import MaskedPredictorConfig
 from model.recognizer import Recognizer, RecognizerConfig, RecognizerOutput
