@@ -34,6 +34,10 @@ slurm: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.data_plan
 	$(BIN)/python -m tests.benchmarks.save_stall $(VENV)
+	$(BIN)/python -m tests.benchmarks.encoder
+	$(BIN)/python -m tests.benchmarks.experts
+	$(BIN)/python -m tests.benchmarks.student
+	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.topology
 
 lint: $(READY)
