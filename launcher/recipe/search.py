@@ -20,7 +20,7 @@ class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
     unit: Literal["word", "token"] = Field(
         default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"
     )
-    weight: float = Field(default=0.5, ge=0, description="weight of its natural-log probabilities")
+    weight: float = Field(default=0.2, ge=0, description="weight of its natural-log probabilities")
 
 
 class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
