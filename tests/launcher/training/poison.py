@@ -25,7 +25,8 @@ def install(faults: dict[int, str]) -> None:
     current = {}
 
     def goes_wrong(kind: str, step: int, lane: int) -> bool:
-        return faults.get(step) in ([kind, f"{kind}:{lane}"] if lane == LANE else [f"{kind}:{lane}"])
+        fault, _, of_lane = faults.get(step, "").partition(":")
+        return fault == kind and lane == int(of_lane or LANE)
 
     def bad_features(self, batch):
         current.update(step=batch.step, lane=batch.lane)

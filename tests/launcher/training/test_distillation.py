@@ -182,6 +182,19 @@ def test_k_means_survives_fewer_different_states_than_clusters():
     torch.testing.assert_close(centroids_CD, torch.ones(4, 3))
 
 
+def learn(task: Distill, pupil: Student, name: str, steps: int) -> list[float]:
+    """Train the pupil for one part of its loss alone, on one lane; that part at every step."""
+    optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        part = pupils.parts(task, pupil, lane=2)[name]
+        optimizer.zero_grad()
+        part.backward()
+        optimizer.step()
+        losses.append(part.item())
+    return losses
+
+
 def unit_task(**units) -> tuple[Distill, Student, Lesson]:
     of = pupils.stage(units={"weight": 1.0, "count": 6, **units}, hidden={"weight": 0}, ctc={"weight": 0})
     taught = pupils.lesson(of, of.lessons[0], pupils.recognizer(), unit_helper="units-teacher", unit_layer=2)
@@ -192,14 +205,7 @@ def unit_task(**units) -> tuple[Distill, Student, Lesson]:
 
 def test_a_student_learns_to_tell_its_teachers_units():
     task, pupil, taught = unit_task()
-    optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(40):
-        part = pupils.parts(task, pupil, lane=2)["distill/units"]
-        optimizer.zero_grad()
-        part.backward()
-        optimizer.step()
-        losses.append(part.item())
+    losses = learn(task, pupil, "distill/units", steps=40)
     assert losses[-1] < 0.5 * losses[0]
     batch = gradients.micro_batch(2)
     output = pupil(batch.features_BTF, batch.lengths_B)
@@ -270,14 +276,7 @@ def test_a_narrower_and_shallower_student_follows_through_a_projection():
     taught = pupils.lesson(of, of.lessons[0], teacher, projections={1: "hidden-1", 3: "hidden-3"})
     assert taught.pairs == ((1, 1), (3, 5))
     task, pupil = pupils.task(of, [taught], helpers), pupils.student(1, helpers).train()
-    optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(60):
-        part = pupils.parts(task, pupil, lane=2)["distill/hidden"]
-        optimizer.zero_grad()
-        part.backward()
-        optimizer.step()
-        losses.append(part.item())
+    losses = learn(task, pupil, "distill/hidden", steps=60)
     assert losses[-1] < 0.5 * losses[0]
     assert all(parameter.grad.any() for parameter in pupil.helpers.parameters())
 
