@@ -106,13 +106,13 @@ def _evaluation_settings(stage: EvaluateStage) -> dict[str, Any]:
 
 def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
     aside: dict[str, Any] = dict.fromkeys(
-        ("name", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed", "batches", "augment"), True
+        ("name", "repeats", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed", "batches", "augment"), True
     )
     # A model counts by its content, as an input.
     aside |= {"teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
     return {
         **stage.model_dump(mode="json", exclude=aside),
-        "seed": recipe.seed,
+        "seed": recipe.seed_of(stage),
         "features": recipe.features.model_dump(mode="json"),
         "batches": recipe.batches_of(stage).model_dump(mode="json"),
         "augment": recipe.augment_of(stage).model_dump(mode="json"),

@@ -105,7 +105,7 @@ def _check_earlier(what: str, model: str, earlier: list[str]) -> None:
 
 def _check_masking(recipe: Recipe, stage: SelfSupervisedStage) -> None:
     try:
-        Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed)
+        Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed_of(stage))
     except ValueError as error:
         raise ConfigError(f"Stage {stage.name}: {error}.") from None
 

@@ -17,6 +17,7 @@ from launcher.errors import ConfigError
 from launcher.launching.hosts import read_topology
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.errors import explain
+from launcher.recipe.repetition import repeat_stages
 from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, PretrainStage, Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
 from launcher.recipe.text import apply_override, nearest, parse_recipe
@@ -49,6 +50,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
     for override in overrides:
         apply_override(values, override)
+    repeat_stages(values)
     corpus = values.get("corpus")
     if isinstance(corpus, dict) and "shards" in corpus:
         corpus.setdefault("name", "shards")

@@ -105,6 +105,12 @@ class Stage(BaseModel, frozen=True, extra="forbid"):
 class TrainingStage(Stage, frozen=True, extra="forbid"):
     """What all stages that train have in common."""
 
+    repeats: str | None = Field(
+        default=None, description="what the stage is called without its seed; set where seeds made stages of one"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, description="of weights, order of the data, augmentation, instead of the recipe's"
+    )
     model: RecognizerConfig | MaskedPredictorConfig
     objective: ExpertsObjectiveConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -330,6 +336,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
     def augment_of(self, stage: TrainingStage) -> AugmentConfig:
         return stage.augment or self.augment
+
+    def seed_of(self, stage: TrainingStage) -> int:
+        return self.seed if stage.seed is None else stage.seed
 
     def deepspeed_of(self, stage: TrainingStage) -> Path:
         """Return the DeepSpeed JSON file of a stage; ConfigError naming those there are if it is none."""

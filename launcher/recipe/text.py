@@ -13,7 +13,8 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    merge = "tag:yaml.org,2002:merge"  # `<<: *ANCHOR`, whose keys may be given anew
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
     doubled = {str(key) for key in keys if keys.count(key) > 1}
     if doubled:
         raise yaml.constructor.ConstructorError(
@@ -35,7 +36,14 @@ def parse_recipe(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(
             f"{source} holds {_kind(values)} where a recipe is a mapping with name, corpus, stages and batches."
         )
-    return values
+    return _unshared(values)
+
+
+def _unshared(values: Any) -> Any:
+    """The same values, where an alias is a copy of its anchor: an override of the one must not change the other."""
+    if isinstance(values, dict):
+        return {key: _unshared(value) for key, value in values.items()}
+    return [_unshared(value) for value in values] if isinstance(values, list) else values
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:

@@ -104,12 +104,15 @@ def open_inputs(
     device: torch.device,
     factor: int,
     masking: MaskingConfig | None = None,
+    seed: int | None = None,
 ) -> Inputs:
     """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out.
 
     `factor` is that of the stage's subsampling: how many feature frames the plan counts as one frame. With `masking`
-    features are masked instead of augmented, and transcripts are not looked at: utterances without one take part.
+    features are masked instead of augmented, and transcripts are not looked at: utterances without one take part. `seed`: the stage's, where it
+    has one; none: the recipe's.
     """
+    seed = recipe.seed if seed is None else seed
     index = read_index(recipe.split_folder(run, split))
     features_file = run.features_file if masking is None else run.statistics_file
     statistics = json.loads(features_file.read_text(encoding="utf-8"))
@@ -124,7 +127,7 @@ def open_inputs(
         tokens,
         min_frames,
         batches,
-        recipe.seed,
+        seed,
         index.sample_rate_hz,
         augment.speeds,
         encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples), factor),
@@ -135,8 +138,8 @@ def open_inputs(
     loader = Loader(plan, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
     masks = augment.frequency_masks + augment.time_masks
     specaugment = SpecAugment(augment, recipe.features) if masks and masking is None else None
-    masked = Masking(masking, recipe.features, factor, recipe.seed) if masking is not None else None
-    return Inputs(plan, loader, features, specaugment, recipe.seed, device, masked, keeps_source=masked is not None)
+    masked = Masking(masking, recipe.features, factor, seed) if masking is not None else None
+    return Inputs(plan, loader, features, specaugment, seed, device, masked, keeps_source=masked is not None)
 
 
 def _tell(plan: Plan, run: RunFolder, split: str) -> None:

@@ -44,14 +44,15 @@ def build_trainer(
     lanes = batches.lanes_of(rank, world)
     factor = stage.model.encoder.subsampling.factor
     masking = stage.masking if isinstance(stage, SelfSupervisedStage) else None
-    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device, factor, masking)
+    seed = recipe.seed_of(stage)
+    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device, factor, masking, seed)
     validation = None
     if recipe.has_split(run, "dev"):
-        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor, masking)
+        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor, masking, seed)
     model, task, judge = _what_learns(recipe, run, stage, device)
     if isinstance(task, Distill):
         train.keeps_source = wants_source(task)
-        make_units(task, folder, train, recipe.seed)
+        make_units(task, folder, train, seed)
     parallel.spread_experts(model, recipe.expert_parallel_of(stage), rank)
     engine = parallel.build_engine(
         model.to(device),
@@ -61,7 +62,7 @@ def build_trainer(
         precision=recipe.cluster.precision,
     )
     saved = agreed_checkpoint(folder)
-    trainer = Trainer(stage, folder, recipe.seed, engine, task, train, validation, judge, heartbeat, stop, tracker=None)
+    trainer = Trainer(stage, folder, seed, engine, task, train, validation, judge, heartbeat, stop, tracker=None)
     if saved:
         trainer.resume(saved)
     if rank == 0:
@@ -86,7 +87,7 @@ def _what_learns(
 ) -> tuple[Model, Task, Judge]:
     """The model of a stage, its task, and what tells how good it is."""
     # Every process draws the same whole model, so that experts can be spread by slicing.
-    weights_seed = derive_seed(recipe.seed, "weights", stage.name)
+    weights_seed = derive_seed(recipe.seed_of(stage), "weights", stage.name)
     torch.manual_seed(weights_seed)
     if isinstance(stage, SelfSupervisedStage):
         predictor = MaskedPredictor(stage.model, recipe.features.mel_bins)
