@@ -190,6 +190,12 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("inspect", "report"))
 
+    parser = commands.add_parser("compare", help="write a page that sets the models of finished runs side by side")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a finished run; seeds of a model are put together")
+    parser.add_argument("--out", metavar="FILE", required=True, help="Markdown file to write; pictures go beside it")
+    _add_json(parser)
+    parser.set_defaults(command=_command("compare", "compare"))
+
     parser = commands.add_parser("sync", help="send to W&B what a run recorded without a server")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument(

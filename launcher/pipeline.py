@@ -106,7 +106,11 @@ def _evaluation_settings(stage: EvaluateStage) -> dict[str, Any]:
 
 def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
     aside: dict[str, Any] = dict.fromkeys(
-        ("name", "repeats", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed", "batches", "augment"), True
+        (
+            *("name", "about", "repeats", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed"),
+            *("batches", "augment"),
+        ),
+        True,
     )
     # A model counts by its content, as an input.
     aside |= {"teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -57,6 +57,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write a file of JSON lines atomically."""
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; None when it does not exist, ValueError when another program tore it."""
     try:
@@ -90,6 +95,10 @@ class StageFolder:
         self.wandb = path / "wandb"
         self.tensorboard = path / "tensorboard"
         self.evaluation_file = path / "evaluation.json"
+
+    def hypotheses_file(self, model: str) -> Path:
+        """What an evaluation heard of each utterance with one model."""
+        return self.path / "hypotheses" / f"{model}.jsonl"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"

@@ -17,6 +17,8 @@ from launcher.stage_kinds import TRAINING_KINDS
 
 # The port is chosen when the processes start.
 PORT_SHOWN = 29500
+# Training stages beside each other in the table of sizes.
+COLUMNS = 5
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -67,7 +69,8 @@ def _show(found: dict[str, Any]) -> None:
     print(f"{found['recipe']} in {found['run']}\n")
     console.print(_states(found["stages"]))
     training = [stage for stage in found["stages"] if "parameters" in stage]
-    console.print(_sizes(training))
+    for first in range(0, len(training), COLUMNS):
+        console.print(_sizes(training[first : first + COLUMNS]))
     for stage in training:
         print(f"\n{stage['name']}: parameters of its parts, and their share of a forward pass")
         console.print(_parts(stage))

@@ -50,15 +50,15 @@ Configuration = dict[str, Any]
 def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Machine) -> dict[str, Any]:
     """Per training stage: parameters, operations, memory, bytes sent, steps; then warnings and proposals.
 
-    `hosts` are the processes of each host. Models have no storage. ConfigError or CheckpointError where the model of
-    a folder cannot teach or start what it is to.
+    Of stages that only differ in their seeds the first stands for all. `hosts` are the processes of each host. Models
+    have no storage. ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
     """
     check_model_folders(recipe)
     vocabulary_size, known = _vocabulary_size(recipe, run)
     shipped = {file.stem: read_deepspeed_config(file) for file in sorted(DEEPSPEED_CONFIGS.glob("*.json"))}
     stages = [
         _Stage(recipe, stage, vocabulary_size, tuple(hosts), machine, shipped, _corpus_s(recipe, run))
-        for stage in recipe.training_stages()
+        for stage in _distinct(recipe.training_stages())
     ]
     numbers = [stage.numbers for stage in stages]
     return {
@@ -72,6 +72,10 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         "warnings": [asdict(found) for stage in numbers for found in warnings(stage, hosts)] + _unused(recipe),
         "proposal": _proposal(recipe, numbers),
     }
+
+
+def _distinct(stages: Sequence[AnyTrainingStage]) -> list[AnyTrainingStage]:
+    return list({stage.repeats or stage.name: stage for stage in reversed(stages)}.values())[::-1]
 
 
 def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
@@ -100,11 +104,12 @@ def _unused(recipe: Recipe) -> list[dict[str, str]]:
 def _proposal(recipe: Recipe, numbers: list[StageNumbers]) -> dict[str, Any]:
     """What each stage should have, and the settings that change the recipe to it."""
     proposed, settings = propose(numbers), []
+    keys = {stage.name: stage.repeats or stage.name for stage in recipe.training_stages()}
     sizes = {proposed[stage.name].expert_parallel for stage in numbers if stage.experts}
     if sizes and sizes != {recipe.cluster.expert_parallel}:
         settings.append(f"cluster.expert_parallel={sizes.pop()}")
     settings += [
-        f"stages.{stage.name}.deepspeed={proposed[stage.name].deepspeed}"
+        f"stages.{keys[stage.name]}.deepspeed={proposed[stage.name].deepspeed}"
         for stage in numbers
         if proposed[stage.name].deepspeed != stage.chosen.deepspeed
     ]

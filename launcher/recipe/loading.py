@@ -31,7 +31,7 @@ def find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    known = sorted(file.stem for file in BUILT_IN_RECIPES.glob("*.yaml"))
+    known = _built_in()
     if name_or_path in known:
         return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
     raise ConfigError(
@@ -47,7 +47,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
     without, as on the hosts that it names, it need not be there.
     """
     path = find_recipe(str(name_or_path))
-    values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
+    values = _read(path)
     for override in overrides:
         apply_override(values, override)
     repeat_stages(values)
@@ -63,6 +63,37 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
         recipe = _with_slots(recipe, recipe.cluster.hostfile)
     check_recipe(recipe)
     return recipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The plain values of a recipe's file; what it `extends` gives those that it does not.
+
+    A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced.
+    """
+    values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
+    if "extends" not in values:
+        return values
+    extended = values.pop("extends")
+    if extended not in (known := _built_in()):
+        raise ConfigError(
+            f"The recipe {path} extends {extended!r}, which is not a built-in recipe{nearest(str(extended), known)}"
+        )
+    base = _read(find_recipe(extended))
+    if isinstance(changes := values.get("stages"), dict):
+        stages = {stage["name"]: stage for stage in base["stages"]}
+        for name, keys in changes.items():
+            if name not in stages or not isinstance(keys, dict):
+                raise ConfigError(
+                    f"The recipe {path} changes stage {name!r} of {extended} to {keys!r}; give keys of one of its "
+                    f"stages{nearest(str(name), list(stages))}"
+                )
+            stages[name] |= keys
+        values["stages"] = list(stages.values())
+    return base | values
+
+
+def _built_in() -> list[str]:
+    return sorted(file.stem for file in BUILT_IN_RECIPES.glob("*.yaml"))
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

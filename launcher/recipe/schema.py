@@ -105,6 +105,7 @@ class Stage(BaseModel, frozen=True, extra="forbid"):
 class TrainingStage(Stage, frozen=True, extra="forbid"):
     """What all stages that train have in common."""
 
+    about: str = Field(default="", description="what the stage is, in a line, for comparisons")
     repeats: str | None = Field(
         default=None, description="what the stage is called without its seed; set where seeds made stages of one"
     )

@@ -20,7 +20,7 @@ from launcher.planning.operations import operations_per_second
 from launcher.recipe import EvaluateStage, Recipe, SearchConfig
 from launcher.recognition.finished_model import FinishedModel
 from launcher.recognition.streaming import StreamingRecognizer
-from launcher.run_folder import RunFolder
+from launcher.run_folder import RunFolder, write_lines
 from launcher.training.heartbeat import Heartbeat
 from model.accounting import count_parameters
 from model.search import Hypothesis
@@ -31,18 +31,24 @@ NUM_EXAMPLES = 20
 
 
 def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: Heartbeat) -> dict[str, Any]:
-    """The evaluation of every model of a stage on its split; see `evaluate_model`."""
+    """The evaluation of every model of a stage on its split; see `evaluate_model`.
+
+    The hypotheses of all utterances go into files of the stage, and some of them, as examples, into what is returned.
+    """
     folder = recipe.split_folder(run, stage.split)
     results = {}
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")
         model = FinishedModel.load(run.stage(name).model, stage.search)
-        results[name] = evaluate_model(model, folder, stage.split, lambda done: heartbeat.beat(done, "evaluate"))
+        found = evaluate_model(model, folder, stage.split, lambda done: heartbeat.beat(done, "evaluate"))
+        rows = found.pop("hypotheses")
+        write_lines(run.stage(stage.name).hypotheses_file(name), rows)
+        results[name] = {**found, "examples": rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]}
     return {"models": results}
 
 
 def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batch) -> dict[str, Any]:
-    """Parameter counts, error rates as fractions, real-time factor and examples of one model on a split's folder."""
+    """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder."""
     reader = ShardReader(read_index(folder))
     if not reader.index.text_length.any():
         raise DataError(
@@ -81,7 +87,7 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
             "threads": torch.get_num_threads(),
             "search": model.search.config.model_dump(mode="json"),
         },
-        "examples": rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES],
+        "hypotheses": rows,
     }
 
 

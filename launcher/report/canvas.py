@@ -7,6 +7,7 @@ drawing serves light, dark and print. Text stays text. No pyplot, and no setting
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -75,6 +76,15 @@ def draw(name: str, description: str, size_in: tuple[float, float], paint: Calla
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     return Markup(_inline(buffer.getvalue(), name, description))
+
+
+def standalone(svg: str) -> str:
+    """A drawn <svg> element as a file of its own: it brings the colours of the page, light and dark."""
+    colours = (Path(__file__).parent / "colours.css").read_text(encoding="utf-8")
+    end = svg.index(">") + 1
+    style = f"<style>\n{colours}svg {{ background: var(--paper) }}\n</style>\n"
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return svg[: end - 1].replace("<svg", f"<svg {spaces}") + ">" + style + svg[end:]
 
 
 def _inline(svg: str, name: str, description: str) -> str:

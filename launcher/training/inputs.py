@@ -109,8 +109,8 @@ def open_inputs(
     """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out.
 
     `factor` is that of the stage's subsampling: how many feature frames the plan counts as one frame. With `masking`
-    features are masked instead of augmented, and transcripts are not looked at: utterances without one take part. `seed`: the stage's, where it
-    has one; none: the recipe's.
+    features are masked instead of augmented, and transcripts are not looked at: utterances without one take part.
+    `seed` is the stage's, where it has one of its own.
     """
     seed = recipe.seed if seed is None else seed
     index = read_index(recipe.split_folder(run, split))

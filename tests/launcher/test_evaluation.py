@@ -157,15 +157,15 @@ def test_utterances_that_training_would_leave_out_are_scored(model_folder, tmp_p
     write_split(utterances, tmp_path / "test", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
     found = evaluate_model(FinishedModel.load(model_folder), tmp_path / "test", "test", lambda done: None)
     assert found["test"]["utterances"] == 3
-    assert sorted(example["key"] for example in found["examples"]) == ["dense", "long", "short"]
+    assert sorted(example["key"] for example in found["hypotheses"]) == ["dense", "long", "short"]
 
 
 def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, tmp_path):
     write_split(utterances, tmp_path / "dev", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
     seen = []
     found = evaluate_model(FinishedModel.load(model_folder), tmp_path / "dev", "dev", seen.append)
-    references = [example["reference"] for example in found["examples"]]
-    hypotheses = [example["hypothesis"] for example in found["examples"]]
+    references = [example["reference"] for example in found["hypotheses"]]
+    hypotheses = [example["hypothesis"] for example in found["hypotheses"]]
     assert sorted(references) == sorted(utterance.text for utterance in utterances)
     assert found["dev"]["cer"] == pytest.approx(jiwer.cer(references, hypotheses))
     assert found["dev"]["wer"] == pytest.approx(jiwer.wer(references, hypotheses))
@@ -303,8 +303,8 @@ def test_an_evaluation_says_how_it_searched(two_way_folder, utterances, tmp_path
     model = FinishedModel.load(two_way_folder, search)
     found = evaluate_model(model, tmp_path / "dev", "dev", lambda done: None)
     assert found["dev"]["search"] == search.model_dump(mode="json")
-    references = [example["reference"] for example in found["examples"]]
-    assert found["dev"]["cer"] == jiwer.cer(references, [example["hypothesis"] for example in found["examples"]])
+    references = [example["reference"] for example in found["hypotheses"]]
+    assert found["dev"]["cer"] == jiwer.cer(references, [example["hypothesis"] for example in found["hypotheses"]])
 
 
 def test_evaluations_of_one_split_stand_side_by_side_in_the_results(tmp_path):

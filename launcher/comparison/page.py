@@ -1,0 +1,168 @@
+"""A comparison as a page of Markdown, with its picture beside it.
+
+Everything on the page follows from what the runs left: writing it again gives the same page.
+"""
+
+import itertools
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
+from launcher.comparison.picture import Point, draw_comparison
+from launcher.comparison.rungs import Comparison, Errors, Rung
+from launcher.recipe import DistillStage
+from launcher.report.canvas import standalone
+from launcher.report.wording import MISSING, count, duration, percent
+from launcher.run_folder import write_text
+
+HEAD = """# Results
+
+Written by `{command}` from what the runs left behind; run it again to write this page anew.
+
+Brackets hold 95 % bootstrap intervals (Bisani and Ney, 2004) over utterances and, where there are several, over seeds;
+an interval of a difference compares both models on the same draws, so it can be narrower than theirs. Rates are those
+of all seeds together; spaces count as characters. *Real-time factor*: of the evaluation, median over seeds.
+*Training*: minutes of the stage's steps, without start, validation and saving, and without its teacher's. *Load
+entropy*: of the experts' load at the end of training, mean over layers; 1 is an even load.
+"""
+HEADINGS = (
+    *("model", "what it is", "encoder parameters", "of the first's", "all parameters", "CER", "WER"),
+    *("real-time factor", "training, min", "load entropy"),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison with the draws that its models are judged on."""
+
+    comparison: Comparison
+    draws: Draws
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "Judged":
+        return cls(comparison, Draws.of(comparison.utterances, comparison.rungs[0].seeds))
+
+    def rate(self, errors: Errors) -> Interval:
+        value = rate(errors.errors_SU, errors.lengths_U)
+        return interval(value, self.draws.rates(errors.errors_SU, errors.lengths_U))
+
+    def difference(self, rung: Rung, than: Rung) -> Interval:
+        """How many more character errors a rung makes than another, as a fraction of the other's."""
+        mine, theirs = rung.characters, than.characters
+        return relative_difference(mine.errors_SU, theirs.errors_SU, mine.lengths_U, self.draws)
+
+
+def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], out: Path) -> list[Path]:
+    """Write the page at `out` and a picture for each run beside it; returns all paths written."""
+    command = shlex.join(["chorus", "compare", *(os.path.relpath(run) for run in runs), "--out", os.path.relpath(out)])
+    pictures = [out.with_name(f"{out.stem}-{run.name}.svg") for run in runs]
+    sections = []
+    for comparison, picture in zip(comparisons, pictures, strict=True):
+        judged = Judged.of(comparison)
+        points = [Point(r.name, r.encoder_parameters, judged.rate(r.characters)) for r in comparison.rungs]
+        write_text(picture, standalone(str(draw_comparison(points, comparison.recipe.name))))
+        sections.append(_section(judged, picture))
+    write_text(out, "\n".join([HEAD.format(command=command), *sections]))
+    return [out, *pictures]
+
+
+def _section(judged: Judged, picture: Path) -> str:
+    comparison = judged.comparison
+    rungs, first = comparison.rungs, comparison.rungs[0]
+    seeds = [stage.seed for stage in comparison.recipe.training_stages() if stage.repeats == first.name]
+    trained = f"Seeds {', '.join(map(str, seeds))}" if seeds else f"Seed {comparison.recipe.seed}"
+    search = comparison.evaluation.search.kind.replace("_", " ")
+    steps = {stage.steps for stage in comparison.recipe.training_stages()}
+    lines = [
+        f"## {comparison.recipe.name}",
+        "",
+        f"{comparison.utterances} utterances ({duration(comparison.seconds)}) of `{comparison.evaluation.split}`, "
+        f"{search} search on {comparison.threads} threads. "
+        f"{trained}; {', '.join(f'{number:,}' for number in sorted(steps))} steps each, "
+        f"{first.audio_hours:.1f} hours of audio.",
+        "",
+        *_table(HEADINGS, (_row(judged, rung) for rung in rungs)),
+        "",
+        f"![error rate against encoder parameters]({picture.name})",
+        "",
+        *_findings(judged),
+    ]
+    if len(rungs) > 1:
+        lines += ["", *_differences(judged)]
+    return "\n".join([*lines, ""])
+
+
+def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
+    first = judged.comparison.rungs[0]
+    return (
+        f"`{rung.name}`",
+        rung.about,
+        count(rung.encoder_parameters),
+        percent(rung.encoder_parameters / first.encoder_parameters),
+        count(rung.parameters),
+        _between(judged.rate(rung.characters)),
+        _between(judged.rate(rung.words)),
+        f"{rung.real_time_factor:.4f}",
+        f"{rung.minutes:.1f}",
+        MISSING if rung.load_entropy is None else f"{rung.load_entropy:.2f}",
+    )
+
+
+def _between(rate: Interval) -> str:
+    return f"{percent(rate.value, 2)} [{100 * rate.low:.2f}, {100 * rate.high:.2f}]"
+
+
+def _more(difference: Interval) -> str:
+    """A relative difference with its interval, in percent."""
+    return f"{100 * difference.value:+.1f} % [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _verdict(difference: Interval) -> str:
+    if difference.low > 0:
+        return "more errors"
+    return "fewer errors" if difference.high < 0 else "no difference shown"
+
+
+def _findings(judged: Judged) -> Iterable[str]:
+    """Each student beside its teacher, in a sentence."""
+    rungs = {rung.name: rung for rung in judged.comparison.rungs}
+    seen = set()
+    for stage in judged.comparison.recipe.training_stages():
+        name = stage.repeats or stage.name
+        if not isinstance(stage, DistillStage) or name in seen or name not in rungs:
+            continue
+        seen.add(name)
+        model = stage.lessons[0].model
+        teacher = next((r for r in judged.comparison.rungs if model in (r.name, f"{r.name}-{stage.seed}")), None)
+        if teacher is not None:
+            share = rungs[name].encoder_parameters / teacher.encoder_parameters
+            yield (
+                f"- `{name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
+                f"{_more(judged.difference(rungs[name], teacher))} errors in characters against it."
+            )
+
+
+def _differences(judged: Judged) -> list[str]:
+    """Errors in characters against the first, the one before and the last."""
+    rungs = judged.comparison.rungs
+    first, last = rungs[0], rungs[-1]
+    rows = []
+    for before, rung in itertools.pairwise(rungs):
+        against = judged.difference(rung, before)
+        rows.append(
+            (
+                f"`{rung.name}`",
+                _more(judged.difference(rung, first)),
+                f"`{before.name}`: {_more(against)}, {_verdict(against)}",
+                MISSING if rung is last else _more(judged.difference(rung, last)),
+            )
+        )
+    headings = ("errors in characters", f"against `{first.name}`", "against the one before", f"against `{last.name}`")
+    return _table(headings, rows)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]

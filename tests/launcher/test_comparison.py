@@ -1,0 +1,140 @@
+"""`chorus compare`: seeds put together, intervals that mean what they say, and a page that can be written again."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import jiwer
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.cli import main
+from launcher.comparison.bootstrap import Draws, interval, rate, relative_difference
+from launcher.comparison.rungs import read_comparison
+from launcher.errors import ConfigError
+from launcher.recipe import dump as dump_recipe
+from launcher.recipe import load_recipe
+from launcher.run_folder import RunFolder, write_json, write_lines
+
+TEXTS = [f"{first} {second}" for first in ("one", "two", "three", "four") for second in ("five", "six", "seven")]
+
+
+def hypothesis_of(text, wrong):
+    return text.replace("e", "o") if wrong else text
+
+
+def build_run(path):
+    """A run of a teacher and a student with two seeds each, whose errors are known."""
+    run = RunFolder(path)
+    recipe = load_recipe("mini", ["seeds=[1, 2]", "stages.student.about=the small one"])
+    path.mkdir(parents=True)
+    run.recipe_file.write_text(dump_recipe(recipe))
+    write_json(run.state_file, {"format": 1, "recipe": recipe.name, "stages": {}})
+    models = {}
+    for name, every in (("teacher-1", 4), ("teacher-2", 3), ("student-1", 3), ("student-2", 2)):
+        rows = [
+            {"key": f"key-{index:02d}", "reference": text, "hypothesis": hypothesis_of(text, index % every == 0)}
+            for index, text in enumerate(TEXTS)
+        ]
+        write_lines(run.stage("evaluation").hypotheses_file(name), rows[::-1])
+        sizes = {"parameters": 900, "encoder_parameters": 600 if name.startswith("teacher") else 200}
+        measured = {"rtf": 0.01, "threads": 2, "utterances": len(TEXTS), "seconds": 60.0, "search": {"kind": "greedy"}}
+        models[name] = {**sizes, "test": measured}
+        row = {"step": 10, "loss": 1.0, "step_s": 0.5, "data_wait": 0.0, "audio_s_per_s": 36.0, "time": 5.0}
+        if name.startswith("student"):
+            row |= {"experts/layer-00/load": [0.5, 0.5], "experts/layer-01/load": [1.0, 0.0]}
+        write_lines(run.stage(name).metrics_file, [row])
+    write_json(run.stage("evaluation").evaluation_file, {"models": models})
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return build_run(tmp_path / "runs/pair")
+
+
+def errors_of(run, *names):
+    rows = [json.loads(line) for n in names for line in run.stage("evaluation").hypotheses_file(n).open()]
+    return jiwer.cer([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
+
+
+def test_the_seeds_of_a_model_are_one_rung_whose_rate_is_that_of_all_of_them(run):
+    comparison = read_comparison(run)
+    assert [(rung.name, rung.seeds) for rung in comparison.rungs] == [("teacher", 2), ("student", 2)]
+    for rung in comparison.rungs:
+        found = rate(rung.characters.errors_SU, rung.characters.lengths_U)
+        assert found == pytest.approx(errors_of(run, f"{rung.name}-1", f"{rung.name}-2"))
+    student = comparison.rungs[1]
+    assert student.about == "the small one"
+    assert student.load_entropy == pytest.approx(0.5)  # an even layer and a layer of one expert
+    assert student.audio_hours == pytest.approx(10 * 0.5 * 36 / 3600)
+
+
+def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, tmp_path, capsys):
+    page = tmp_path / "results.md"
+    assert main(["compare", str(run.path), "--out", str(page), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    text, picture = page.read_text(), tmp_path / "results-pair.svg"
+    assert written == [str(page), str(picture)]
+    cer = 100 * errors_of(run, "student-1", "student-2")
+    row = next(line for line in text.splitlines() if line.startswith("| `student` | the small one"))
+    assert f"| 33.3% | 900 | {cer:.2f}% [" in row
+    more = errors_of(run, "student-1", "student-2") / errors_of(run, "teacher-1", "teacher-2") - 1
+    assert f"with 33.3% of the encoder parameters of `teacher`, makes {100 * more:+.1f} % [" in text
+    assert f"]({picture.name})" in text
+    drawn = picture.read_text()
+    ElementTree.fromstring(drawn)
+    assert "teacher" in drawn
+    assert "prefers-color-scheme: dark" in drawn
+    assert set(re.findall(r"var\((--[a-z0-9-]+)\)", drawn)) <= set(re.findall(r"(--[a-z0-9-]+):", drawn))
+    main(["compare", str(run.path), "--out", str(page)])
+    assert (page.read_text(), picture.read_text()) == (text, drawn)
+
+
+def test_a_run_without_an_evaluation_is_refused_with_the_way_on(run, capsys, tmp_path):
+    run.stage("evaluation").evaluation_file.unlink()
+    assert main(["compare", str(run.path), "--out", str(tmp_path / "page.md")]) == 2
+    assert "has no evaluation yet" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_an_evaluation_that_kept_no_hypotheses_is_named_with_the_file(run):
+    run.stage("evaluation").hypotheses_file("student-2").unlink()
+    with pytest.raises(ConfigError, match=r"student-2\.jsonl"):
+        read_comparison(run)
+
+
+@given(st.integers(1, 4), st.integers(2, 30), st.integers(0, 1000))
+def test_a_model_differs_from_itself_by_nothing(seeds, utterances, seed):
+    """relative_difference(e, e) = 0 in every replicate, however the draws fall."""
+    generator = np.random.default_rng(seed)
+    errors_SU = generator.integers(1, 5, (seeds, utterances)).astype(float)
+    lengths_U = generator.integers(5, 20, utterances).astype(float)
+    found = relative_difference(errors_SU, errors_SU, lengths_U, Draws.of(utterances, seeds, replicates=50))
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_intervals_hold_the_true_rate_as_often_as_they_say():
+    """Of 300 test sets drawn at a known rate, 95 % of the intervals hold it, within three standard deviations."""
+    generator = np.random.default_rng(3)
+    lengths_U, draws, true = np.full(200, 20.0), Draws.of(200, 1, replicates=1000), 0.1
+    held = 0
+    for _ in range(300):
+        errors_SU = generator.binomial(20, true, (1, 200)).astype(float)
+        found = interval(rate(errors_SU, lengths_U), draws.rates(errors_SU, lengths_U))
+        held += found.low <= true <= found.high
+    assert held / 300 == pytest.approx(0.95, abs=0.038)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    lengths_U, utterances = np.full(300, 10.0), 300
+    agreeing = np.ones((3, utterances))
+    disagreeing = np.stack([np.zeros(utterances), np.ones(utterances), np.full(utterances, 2.0)])
+    draws = Draws.of(utterances, 3)
+    narrow = interval(rate(agreeing, lengths_U), draws.rates(agreeing, lengths_U))
+    wide = interval(rate(disagreeing, lengths_U), draws.rates(disagreeing, lengths_U))
+    assert narrow.value == wide.value
+    assert narrow.high - narrow.low == 0
+    assert (wide.low, wide.high) == (0.0, pytest.approx(0.2))
