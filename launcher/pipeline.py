@@ -4,7 +4,7 @@ A stage is done when its record in state.json says so, its fingerprint is still 
 still in place. The fingerprint is a SHA-256 over the stage's own settings and the content of its inputs: the
 shards of a split, the tokenizer, another stage's finished model. So a changed setting or input reruns what
 depends on it and nothing else. Where a stage runs and how it is followed (cluster, tracking, checkpoints,
-validation) is not part of it; the precision of the arithmetic is.
+validation) is not part of it (see stage_settings); the precision of the arithmetic is.
 """
 
 import functools
@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from data.shard_index import read_summary
-from launcher.recipe import (
-    AnyTrainingStage,
-    DistillStage,
-    EvaluateStage,
-    Recipe,
-    SelfSupervisedStage,
-    TrainingStage,
-)
+from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage
 from launcher.recipe.search import search_files
 from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.stage_settings import (
+    Settings,
+    corpus_settings,
+    evaluation_settings,
+    features_settings,
+    tokenizer_settings,
+    training_settings,
+)
 
 STATE_FORMAT = 1
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
@@ -42,7 +43,7 @@ class Node:
 
     name: str
     kind: str
-    settings: dict[str, Any]
+    settings: Settings
     inputs: tuple[str, ...]
 
 
@@ -61,26 +62,21 @@ def build_pipeline(recipe: Recipe) -> list[Node]:
 
     Stages that learn without transcripts need the statistics of the features, and no tokenizer.
     """
-    features = recipe.features.model_dump(mode="json")
-    tokenizer = {
-        "seed": recipe.seed,
-        "tokenizer": recipe.tokenizer.model_dump(mode="json"),
-        "features": features,
-    }
-    nodes = [Node("prepare", "prepare", _corpus_settings(recipe), tuple(key for key, _ in recipe.corpus_paths()))]
+    corpus = tuple(key for key, _ in recipe.corpus_paths())
+    nodes = [Node("prepare", "prepare", Settings.of(corpus_settings, recipe), corpus)]
     if any(isinstance(stage, SelfSupervisedStage) for stage in recipe.stages):
-        nodes.append(Node("features", "features", {"seed": recipe.seed, "features": features}, ("corpus/train",)))
+        nodes.append(Node("features", "features", Settings.of(features_settings, recipe), ("corpus/train",)))
     if not all(isinstance(stage, SelfSupervisedStage) for stage in recipe.stages):
-        nodes.append(Node("tokenizer", "tokenizer", tokenizer, ("corpus/train",)))
+        nodes.append(Node("tokenizer", "tokenizer", Settings.of(tokenizer_settings, recipe), ("corpus/train",)))
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             files = [str(path) for _, path in search_files(stage.search)]
             inputs = (f"corpus/{stage.split}", *stage.models, *files)
-            nodes.append(Node(stage.name, "evaluate", _evaluation_settings(stage), inputs))
+            nodes.append(Node(stage.name, "evaluate", Settings.of(evaluation_settings, stage), inputs))
         else:
             inputs = ("corpus/train", *_training_inputs(stage))
-            nodes.append(Node(stage.name, stage.kind, _training_settings(recipe, stage), inputs))
-    return [*nodes, Node("report", "report", {}, tuple(stage.name for stage in recipe.stages))]
+            nodes.append(Node(stage.name, stage.kind, Settings.of(training_settings, recipe, stage), inputs))
+    return [*nodes, Node("report", "report", Settings({}, {}), tuple(stage.name for stage in recipe.stages))]
 
 
 def _training_inputs(stage: AnyTrainingStage) -> tuple[str, ...]:
@@ -89,39 +85,6 @@ def _training_inputs(stage: AnyTrainingStage) -> tuple[str, ...]:
     if isinstance(stage, DistillStage):
         return ("tokenizer", *(teacher.model for teacher in stage.lessons))
     return ("tokenizer", stage.initialize_from) if stage.initialize_from else ("tokenizer",)
-
-
-def _corpus_settings(recipe: Recipe) -> dict[str, Any]:
-    places = {key.removeprefix("corpus.") for key, _ in recipe.corpus_paths()} | {"shards"}
-    corpus = recipe.corpus.model_dump(mode="json", exclude=places)
-    return {"seed": recipe.seed, "corpus": corpus, "sample_rate_hz": recipe.features.sample_rate_hz}
-
-
-def _evaluation_settings(stage: EvaluateStage) -> dict[str, Any]:
-    # Files count by their content, as inputs.
-    places = {key.removesuffix(".path"): {"path"} for key, _ in search_files(stage.search)}
-    search = stage.search.model_dump(mode="json", exclude=places)
-    return {"kind": stage.kind, "models": list(stage.models), "search": search}
-
-
-def _training_settings(recipe: Recipe, stage: TrainingStage) -> dict[str, Any]:
-    aside: dict[str, Any] = dict.fromkeys(
-        (
-            *("name", "about", "repeats", "checkpoint", "recovery", "validate_every", "log_every", "deepspeed"),
-            *("batches", "augment"),
-        ),
-        True,
-    )
-    # A model counts by its content, as an input.
-    aside |= {"teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
-    return {
-        **stage.model_dump(mode="json", exclude=aside),
-        "seed": recipe.seed_of(stage),
-        "features": recipe.features.model_dump(mode="json"),
-        "batches": recipe.batches_of(stage).model_dump(mode="json"),
-        "augment": recipe.augment_of(stage).model_dump(mode="json"),
-        "precision": recipe.cluster.precision,
-    }
 
 
 def hash_of(value: Any) -> str:
@@ -190,8 +153,9 @@ class Pipeline:
         missing = [name for name, value in found.items() if value is None]
         if missing:
             return Standing(False, f"waits for {', '.join(missing)}", None, inputs)
-        fingerprint = hash_of({"settings": node.settings, "inputs": inputs})
         record = self.record(node.name)
+        settings = node.settings.beside(record["settings"]) if record else node.settings.values
+        fingerprint = hash_of({"settings": settings, "inputs": inputs})
         if not record:
             reason = "not started yet"
         elif record["fingerprint"] != fingerprint:
@@ -207,7 +171,7 @@ class Pipeline:
     def _difference(self, node: Node, inputs: dict[str, str]) -> str:
         """Return in words how settings and inputs differ from those of the record."""
         record = self.record(node.name)
-        before, after = flatten(record["settings"]), flatten(node.settings)
+        before, after = flatten(record["settings"]), flatten(node.settings.beside(record["settings"]))
         settings = [
             f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
             for key in sorted(before.keys() | after.keys())
@@ -263,11 +227,12 @@ class Pipeline:
 
     def started(self, node: Node, standing: Standing) -> None:
         """Record that a stage runs."""
+        record = self.record(node.name)
         self._set(
             node,
             status="running",
             fingerprint=standing.fingerprint,
-            settings=node.settings,
+            settings=node.settings.beside(record["settings"]) if record else node.settings.values,
             inputs=standing.inputs,
             started=round(time.time(), 3),
         )

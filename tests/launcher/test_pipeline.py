@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from launcher.pipeline import Pipeline, build_pipeline
+from launcher.pipeline import Pipeline, build_pipeline, hash_of
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 
@@ -80,7 +80,7 @@ def test_stages_that_learn_without_transcripts_wait_for_the_features_and_not_for
 
 def test_a_start_is_no_setting_so_that_stages_without_one_are_what_they_were():
     teacher = next(node for node in build_pipeline(load_recipe("mini")) if node.name == "teacher")
-    assert "initialize_from" not in teacher.settings
+    assert "initialize_from" not in teacher.settings.values
     assert teacher.inputs == ("corpus/train", "tokenizer")
 
 
@@ -197,3 +197,33 @@ def test_the_content_of_a_searchs_files_counts_as_an_input(run, tmp_path):
     write(path, "another model")
     assert run.to_run(search) == ["evaluation", "report"]
     assert run.reason("evaluation", search) == f"changed: input {path}"
+
+
+def test_a_setting_that_a_newer_version_adds_reruns_nothing_while_it_has_its_default(run):
+    """A record of an older version lacks the setting; its stage is the same unless the setting is used."""
+    run.finish()
+    state = json.loads(run.folder.state_file.read_text())
+    record = state["stages"]["teacher"]
+    del record["settings"]["model"]["encoder"]["stochastic_depth"]
+    del record["settings"]["model"]["encoder"]["experts"]
+    record["fingerprint"] = hash_of({key: record[key] for key in ("settings", "inputs")})
+    write(run.folder.state_file, json.dumps(state))
+    assert run.to_run() == []
+    assert "teacher" in run.to_run("stages.teacher.model.encoder.stochastic_depth=0.1")
+    # All of an option's own settings have their defaults, and yet it was not there before.
+    assert "teacher" in run.to_run("stages.teacher.model.encoder.experts={}")
+
+
+def test_a_stage_that_an_older_version_began_goes_on_and_is_then_done(run):
+    run.finish(names=ALL[:2])
+    pipeline = run.pipeline()
+    node = next(node for node in pipeline.nodes if node.name == "teacher")
+    pipeline.started(node, pipeline.standing(node))
+    state = json.loads(run.folder.state_file.read_text())
+    record = state["stages"]["teacher"]
+    del record["settings"]["model"]["encoder"]["stochastic_depth"]
+    record["fingerprint"] = hash_of({key: record[key] for key in ("settings", "inputs")})
+    write(run.folder.state_file, json.dumps(state))
+    assert run.reason("teacher") == "not finished yet"
+    run.finish()
+    assert run.to_run() == []

@@ -66,9 +66,10 @@ def test_seeds_that_are_none_are_refused(seeds):
 
 def test_a_seed_is_part_of_what_a_stage_is_and_its_name_and_remarks_are_not():
     settings = {
-        node.name: node.settings for node in build_pipeline(load_recipe("mini", [SEEDS, "stages.teacher.about=big"]))
+        node.name: node.settings.values
+        for node in build_pipeline(load_recipe("mini", [SEEDS, "stages.teacher.about=big"]))
     }
-    plain = {node.name: node.settings for node in build_pipeline(load_recipe("mini"))}
+    plain = {node.name: node.settings.values for node in build_pipeline(load_recipe("mini"))}
     assert settings["teacher-1"] == plain["teacher"]
     assert settings["teacher-5"] == {**plain["teacher"], "seed": 5}
 

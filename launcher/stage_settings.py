@@ -1,0 +1,82 @@
+"""The settings of a stage that decide its result, and how they compare with those of an earlier version of Chorus.
+
+A version that adds a setting gives it the default that means what was done before. So a setting that a record does not
+know yet, and that has its default, is no change; without that, every new option would train everything again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.recipe import EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.search import search_files
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a stage, and of these the ones that differ from their default."""
+
+    values: Values
+    given: Values
+
+    @classmethod
+    def of(cls, dump: Callable[..., Values], *what: Any) -> "Settings":
+        """What one of the functions below says of its arguments; `sparse` leaves out what has its default."""
+        return cls(dump(*what), dump(*what, sparse=True))
+
+    def beside(self, recorded: Values) -> Values:
+        """The settings without those that are unknown to a record and have their default."""
+        return _beside(self.values, self.given, recorded)
+
+
+def _beside(values: Values, given: Values, recorded: Values) -> Values:
+    kept = {}
+    for key, value in values.items():
+        before = recorded.get(key)
+        if key in recorded and isinstance(value, dict) and isinstance(before, dict):
+            kept[key] = _beside(value, given.get(key) or {}, before)
+        elif key in recorded or key in given:
+            kept[key] = value
+    return kept
+
+
+def corpus_settings(recipe: Recipe, sparse: bool = False) -> Values:
+    """Where a corpus lies is no setting: its files count by their content, as inputs."""
+    places = {key.removeprefix("corpus.") for key, _ in recipe.corpus_paths()} | {"shards"}
+    corpus = recipe.corpus.model_dump(mode="json", exclude=places, exclude_defaults=sparse)
+    return {"seed": recipe.seed, "corpus": corpus, "sample_rate_hz": recipe.features.sample_rate_hz}
+
+
+def features_settings(recipe: Recipe, sparse: bool = False) -> Values:
+    return {"seed": recipe.seed, "features": recipe.features.model_dump(mode="json", exclude_defaults=sparse)}
+
+
+def tokenizer_settings(recipe: Recipe, sparse: bool = False) -> Values:
+    return {
+        **features_settings(recipe, sparse),
+        "tokenizer": recipe.tokenizer.model_dump(mode="json", exclude_defaults=sparse),
+    }
+
+
+def evaluation_settings(stage: EvaluateStage, sparse: bool = False) -> Values:
+    """Files of a search count by their content, as inputs."""
+    places = {key.removesuffix(".path"): {"path"} for key, _ in search_files(stage.search)}
+    search = stage.search.model_dump(mode="json", exclude=places, exclude_defaults=sparse)
+    return {"kind": stage.kind, "models": list(stage.models), "search": search}
+
+
+def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False) -> Values:
+    """Models that it starts or learns from count by their content, as inputs."""
+    followed = ("checkpoint", "recovery", "validate_every", "log_every", "deepspeed")
+    aside: dict[str, Any] = dict.fromkeys(("name", "about", "repeats", "batches", "augment", *followed), True)
+    aside |= {"teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
+    return {
+        **stage.model_dump(mode="json", exclude=aside, exclude_defaults=sparse),
+        "seed": recipe.seed_of(stage),
+        "features": recipe.features.model_dump(mode="json", exclude_defaults=sparse),
+        "batches": recipe.batches_of(stage).model_dump(mode="json", exclude_defaults=sparse),
+        "augment": recipe.augment_of(stage).model_dump(mode="json", exclude_defaults=sparse),
+        "precision": recipe.cluster.precision,
+    }
