@@ -170,6 +170,7 @@ def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
     encoder = recognizer.config.encoder
     plain = encoder.positions == "rotary" and encoder.convolution_norm == "layer" and not encoder.stochastic_depth
     plain = plain and not encoder.causal_convolution and encoder.subsampling.factor < 8
+    plain = plain and encoder.subsampling.convolutions == "separable"
     if encoder.experts:
         experts = encoder.experts
         plain = plain and experts.placement == "second" and not experts.residual and not experts.capacity_factor

@@ -19,25 +19,36 @@ STRIDES = {4: (2, 2), 6: (2, 3), 8: (2, 2, 2)}
 class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
     channels: int = Field(default=32, ge=1, description="channels of the strided convolutions")
     factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")
+    convolutions: Literal["separable", "full"] = Field(
+        default="separable",
+        description="separable: after the first, each channel is convolved alone and then all are mixed; full: every "
+        "convolution sees all channels, as in most conformers",
+    )
 
 
 class ConvolutionSubsampling(nn.Module):
     """Strided convolutions over time and frequency, then one projection to the model width.
 
-    All but the first are depthwise-separable, which costs a ninth of a full one. Frames beyond a length are zeroed
-    after each convolution, so that padding never leaks into valid frames.
+    All but the first are depthwise-separable, which costs a ninth of a full one, or full. Frames beyond a length are
+    zeroed after each convolution, so that padding never leaks into valid frames.
     """
 
     def __init__(self, config: SubsamplingConfig, mel_bins: int, width: int):
         super().__init__()
         channels, self.factor = config.channels, config.factor
         self.strides = STRIDES[config.factor]
+        self.separable = config.convolutions == "separable"
         self.first = _strided(1, channels, self.strides[0])
-        self.depthwise = _strided(channels, channels, self.strides[1], groups=channels)
-        self.pointwise = nn.Conv2d(channels, channels, 1)
-        if len(self.strides) > 2:
+        if self.separable:
+            self.depthwise = _strided(channels, channels, self.strides[1], groups=channels)
+            self.pointwise = nn.Conv2d(channels, channels, 1)
+        else:
+            self.second = _strided(channels, channels, self.strides[1])
+        if len(self.strides) > 2 and self.separable:
             self.third_depthwise = _strided(channels, channels, self.strides[2], groups=channels)
             self.third_pointwise = nn.Conv2d(channels, channels, 1)
+        elif len(self.strides) > 2:
+            self.third = _strided(channels, channels, self.strides[2])
         self.projection = nn.Linear(channels * output_length(mel_bins, self.factor), width)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,11 +57,13 @@ class ConvolutionSubsampling(nn.Module):
         x_BCTF = torch.relu(self.first(features_BTF.unsqueeze(1)))
         x_BCTF = x_BCTF * valid_mask(lengths_B, x_BCTF.shape[2])[:, None, :, None]
         lengths_B = output_length(lengths_B, self.strides[1])
-        x_BCSF = torch.relu(self.pointwise(self.depthwise(x_BCTF)))
+        x_BCSF = torch.relu(self.pointwise(self.depthwise(x_BCTF)) if self.separable else self.second(x_BCTF))
         if len(self.strides) > 2:
             x_BCSF = x_BCSF * valid_mask(lengths_B, x_BCSF.shape[2])[:, None, :, None]
             lengths_B = output_length(lengths_B, self.strides[2])
-            x_BCSF = torch.relu(self.third_pointwise(self.third_depthwise(x_BCSF)))
+            separable = self.separable
+            x_BCSF = self.third_pointwise(self.third_depthwise(x_BCSF)) if separable else self.third(x_BCSF)
+            x_BCSF = torch.relu(x_BCSF)
         return self.projection(x_BCSF.transpose(1, 2).flatten(2)), lengths_B
 
 

@@ -89,7 +89,13 @@ MODELS = st.fixed_dictionaries(
         "positions": st.sampled_from(["rotary", "relative", "none"]),
         "convolution_norm": st.sampled_from(["layer", "batch"]),
         "causal_convolution": st.booleans(),
-        "subsampling": st.sampled_from([{"channels": 8, "factor": factor} for factor in (4, 6, 8)]),
+        "subsampling": st.fixed_dictionaries(
+            {
+                "channels": st.just(8),
+                "factor": st.sampled_from([4, 6, 8]),
+                "convolutions": st.sampled_from(["separable", "full"]),
+            }
+        ),
         "experts": st.none() | EXPERTS,
         "decoder": st.sampled_from([0, 1, 3]),
         "transducer": st.booleans(),

@@ -9,21 +9,27 @@ from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, output_
 FACTORS = pytest.mark.parametrize("factor", [4, 6, 8])
 
 
-def front(factor: int) -> ConvolutionSubsampling:
+KINDS = pytest.mark.parametrize("convolutions", ["separable", "full"])
+
+
+def front(factor: int, convolutions: str = "separable") -> ConvolutionSubsampling:
     torch.manual_seed(0)
-    return ConvolutionSubsampling(SubsamplingConfig(channels=16, factor=factor), MEL_BINS, 16)
+    config = SubsamplingConfig.model_validate({"channels": 16, "factor": factor, "convolutions": convolutions})
+    return ConvolutionSubsampling(config, MEL_BINS, 16)
 
 
+@KINDS
 @FACTORS
-def test_there_are_as_many_frames_as_the_plan_counts(factor):
+def test_there_are_as_many_frames_as_the_plan_counts(factor, convolutions):
     for length in range(1, 50):
-        frames, lengths = front(factor)(torch.randn(1, length, MEL_BINS), torch.tensor([length]))
+        frames, lengths = front(factor, convolutions)(torch.randn(1, length, MEL_BINS), torch.tensor([length]))
         assert frames.shape[1] == int(lengths) == output_length(length, factor) == -(-length // factor)
 
 
+@KINDS
 @FACTORS
-def test_an_utterance_is_subsampled_the_same_alone_and_padded(factor):
-    encoder = build(subsampling=SubsamplingConfig(channels=4, factor=factor)).eval()
+def test_an_utterance_is_subsampled_the_same_alone_and_padded(factor, convolutions):
+    encoder = build(subsampling={"channels": 4, "factor": factor, "convolutions": convolutions}).eval()
     features, lengths = torch.randn(2, 90, MEL_BINS), torch.tensor([90, 37])
     features[1, 37:] = 0.0
     together = encoder(features, lengths)
@@ -32,13 +38,27 @@ def test_an_utterance_is_subsampled_the_same_alone_and_padded(factor):
     torch.testing.assert_close(together.frames_BSD[1, :num_frames], alone.frames_BSD[0], rtol=1e-4, atol=1e-5)
 
 
+@KINDS
 @FACTORS
-def test_a_frame_is_made_of_the_features_of_its_own_stretch_and_the_one_before(factor):
+def test_a_frame_is_made_of_the_features_of_its_own_stretch_and_the_one_before(factor, convolutions):
     features = torch.randn(1, 12 * factor, MEL_BINS, requires_grad=True)
-    frames, _ = front(factor)(features, torch.tensor([12 * factor]))
+    frames, _ = front(factor, convolutions)(features, torch.tensor([12 * factor]))
     frames[0, 5].abs().sum().backward()
     touched = features.grad[0].abs().sum(-1).nonzero().flatten().tolist()
     assert touched == list(range(factor * 4 + 1, factor * 6))
+
+
+@pytest.mark.parametrize("factor", [4, 8])
+def test_a_full_convolution_mixes_channels_where_it_moves_and_a_separable_one_only_after(factor):
+    """With pointwise weights of identity a separable one gives channel c of channel c; a full one gives it of all."""
+    separable, full = front(factor), front(factor, "full")
+    with torch.no_grad():
+        separable.pointwise.weight.copy_(torch.eye(16)[:, :, None, None])
+    x = torch.zeros(1, 16, 8, 8)
+    x[:, 3] = 1.0
+    changed = separable.pointwise(separable.depthwise(x)) - separable.pointwise(separable.depthwise(0 * x))
+    assert changed.abs().sum((0, 2, 3)).nonzero().flatten().tolist() == [3]
+    assert (full.second(x) - full.second(0 * x)).abs().sum((0, 2, 3)).count_nonzero() == 16
 
 
 def test_an_impossible_factor_is_refused_with_those_that_are_possible():
