@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from model.packing import Packing
 from model.past import LayerPast
+from model.unpadded_attention import attend_within
 
 # Rotary (cos, sin), relative encodings [P, D], or none.
 Positions: TypeAlias = tuple[Tensor, Tensor] | Tensor | None
@@ -159,9 +160,8 @@ class SelfAttention(nn.Module):
         if positions is not None:
             cos_NJ, sin_NJ = (angles_SJ[packing.columns] for angles_SJ in positions)
             query, key = rotate(query, cos_NJ, sin_NJ), rotate(key, cos_NJ, sin_NJ)
-        utterances = zip(*(part.split(packing.lengths, dim=2) for part in (query, key, value)), strict=True)
-        mixed = [functional.scaled_dot_product_attention(*parts) for parts in utterances if parts[0].shape[2]]
-        return torch.cat(mixed, dim=2).transpose(1, 2).flatten(2)[0]
+        lengths = [length for length in packing.lengths if length]
+        return attend_within(query[0], key[0], value[0], lengths).transpose(0, 1).flatten(1)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
         if positions is not None:
