@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow faults two-hosts slurm bench lint format clean distclean
+.PHONY: demo test slow faults two-hosts slurm bench ladder lint format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -39,6 +39,13 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.student
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python -m tests.benchmarks.topology
+
+# FSDD: a clone of https://github.com/Jakobovski/free-spoken-digit-dataset; PROMPTS: a manifest of short recordings.
+ladder: $(READY)
+	$(BIN)/chorus run ladder --set corpus.root=$(FSDD)
+	$(BIN)/chorus run ladder-aelita
+	$(BIN)/chorus run ladder-prompts --set corpus.manifest=$(PROMPTS)
+	$(BIN)/chorus compare runs/ladder runs/ladder-aelita runs/ladder-prompts --out docs/results.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 On a CPU this is faster than one fused call per utterance where gradients are wanted: probabilities are kept for the
 backward pass, which is then four matrix products, instead of being computed again. They take `bytes H T^2` per
-utterance of T frames. Scores and their softmax are fp32 whatever the precision of queries and keys.
+utterance of T frames. Scores and their softmax are fp32 where queries and keys are less.
 
 Shapes: H heads, N frames of all utterances, K head width, T frames of one utterance.
 """
@@ -30,8 +30,9 @@ class _AttendWithin(torch.autograd.Function):
     def forward(context, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:  # pyright: ignore
         context.lengths, context.scale = lengths, query.shape[-1] ** -0.5
         with torch.autocast(query.device.type, enabled=False):
-            scaled = query.float() * context.scale
-            parts = (part.split(lengths, dim=1) for part in (scaled, key.float()))
+            precise = torch.promote_types(query.dtype, torch.float32)
+            scaled = query.to(precise) * context.scale
+            parts = (part.split(lengths, dim=1) for part in (scaled, key.to(precise)))
             shares = [torch.bmm(q, k.transpose(1, 2)).softmax(-1).to(value.dtype) for q, k in zip(*parts, strict=True)]
             mixed = [torch.bmm(p, v) for p, v in zip(shares, value.split(lengths, dim=1), strict=True)]
             output = torch.cat(mixed, dim=1)
@@ -44,7 +45,8 @@ class _AttendWithin(torch.autograd.Function):
         query, key, value, output, *shares = context.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
             # The softmax's gradient is P (dP - delta), where delta, the sum of P dP over keys, is that of O dO too.
-            delta = (output.float() * gradient.float()).sum(-1, keepdim=True).to(gradient.dtype)
+            precise = torch.promote_types(gradient.dtype, torch.float32)
+            delta = (output.to(precise) * gradient).sum(-1, keepdim=True).to(gradient.dtype)
             parts = (part.split(context.lengths, dim=1) for part in (query, key, value, gradient, delta))
             of_queries, of_keys, of_values = [], [], []
             for share, q, k, v, g, d in zip(shares, *parts, strict=True):
