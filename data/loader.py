@@ -21,9 +21,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from data.augment import change_speed
+from data.companions import Arrays, CompanionReader
 from data.errors import DataError
 from data.plan import MicroBatch, Plan
 from data.reader import ShardReader, UtteranceError
@@ -61,6 +62,7 @@ class Batch:
     token_lengths_B: Tensor  # int64
     texts: list[str]
     quarantined: list[str]  # keys of utterances of this micro-batch that could not be read
+    companions: dict[str, list[Arrays]] = field(default_factory=dict)  # by name, one per utterance
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,20 @@ class _Prepared:
     text: str
     waveform: np.ndarray
     tokens: list[int]
+    companions: dict[str, Arrays]
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What is read with each utterance, at the steps where `counts`."""
+
+    reader: CompanionReader
+    counts: Callable[[int], bool] = lambda step: True
 
 
 class Loader:
     """Reads, perturbs and tokenizes the micro-batches of some lanes; without a tokenizer there are no tokens.
+    An utterance whose `companions` are broken is treated as one that is broken itself.
 
     `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
     utterances above which the run stops, `patience_s` how many seconds one utterance may take.
@@ -86,6 +98,7 @@ class Loader:
         lanes: Sequence[int],
         workers: int,
         *,
+        companions: Mapping[str, Companions] | None = None,
         max_broken_ratio: float = 0.01,
         patience_s: float = 600.0,
     ):
@@ -94,6 +107,7 @@ class Loader:
         self.tokenizer = tokenizer
         self.lanes = tuple(lanes)
         self.workers = workers
+        self.companions = dict(companions or {})
         self.max_broken_ratio = max_broken_ratio
         self.patience_s = patience_s
         self.utterances_seen = 0
@@ -123,20 +137,22 @@ class Loader:
         self, step: int, executor: _Threads | _Inline
     ) -> tuple[list[MicroBatch], list[list[Future[_Prepared]]]]:
         micro_batches = [self.plan.micro_batch(step, lane) for lane in self.lanes]
+        wanted = {name: one.reader for name, one in self.companions.items() if one.counts(step)}
         futures = [
             [
-                executor.submit(self._prepare, int(utterance), float(speed), int(length))
+                executor.submit(self._prepare, int(utterance), float(speed), int(length), wanted)
                 for utterance, speed, length in zip(batch.utterances, batch.speeds, batch.samples, strict=True)
             ]
             for batch in micro_batches
         ]
         return micro_batches, futures
 
-    def _prepare(self, utterance: int, speed: float, length: int) -> _Prepared:
+    def _prepare(self, utterance: int, speed: float, length: int, wanted: Mapping[str, CompanionReader]) -> _Prepared:
         example = self.reader.read(utterance)
         waveform = change_speed(example.waveform, speed, length)
         tokens = self.tokenizer.encode(example.text) if self.tokenizer is not None else []
-        return _Prepared(example.key, example.text, waveform, tokens)
+        companions = {name: reader.read(utterance, speed, example.key) for name, reader in wanted.items()}
+        return _Prepared(example.key, example.text, waveform, tokens, companions)
 
     def _collect(self, micro_batch: MicroBatch, futures: list[Future[_Prepared]]) -> Batch:
         prepared: list[_Prepared] = []
@@ -148,7 +164,8 @@ class Loader:
             except UtteranceError as error:
                 quarantined.append(error.key)
                 self._count_broken(error)
-        return _collate(micro_batch, prepared, quarantined)
+        names = [name for name, one in self.companions.items() if one.counts(micro_batch.step)]
+        return _collate(micro_batch, prepared, quarantined, names)
 
     def _wait(self, utterance: int, future: Future[_Prepared]) -> _Prepared:
         began = time.monotonic()
@@ -179,7 +196,9 @@ class Loader:
             )
 
 
-def _collate(micro_batch: MicroBatch, prepared: list[_Prepared], quarantined: list[str]) -> Batch:
+def _collate(
+    micro_batch: MicroBatch, prepared: list[_Prepared], quarantined: list[str], companions: list[str]
+) -> Batch:
     samples = [len(one.waveform) for one in prepared]
     token_lengths = [len(one.tokens) for one in prepared]
     waveforms_BS = torch.zeros(len(prepared), max(samples, default=0))
@@ -197,6 +216,7 @@ def _collate(micro_batch: MicroBatch, prepared: list[_Prepared], quarantined: li
         token_lengths_B=torch.tensor(token_lengths, dtype=torch.int64),
         texts=[one.text for one in prepared],
         quarantined=quarantined,
+        companions={name: [one.companions[name] for one in prepared] for name in companions},
     )
 
 

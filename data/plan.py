@@ -85,6 +85,11 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    def capacity(self, samples: Integers, sample_rate_hz: int) -> Integers:
+        """How many utterances of so many samples fit into a micro-batch, one at least."""
+        cost = samples + samples * samples // round(self.attention_s * sample_rate_hz)
+        return np.maximum(1, round(self.seconds * sample_rate_hz) // cost)
+
     def lanes_of(self, rank: int, world: int) -> tuple[int, ...]:
         """The lanes that process `rank` of `world` runs. ValueError when `world` does not divide `lanes`."""
         if self.lanes % world:
@@ -189,7 +194,7 @@ class Plan:
         layout = self._epoch(epoch)
         utterances = self._slot(layout, step_in_epoch, lane)
         speeds = self._speeds(layout.draw, utterances)
-        samples = _change_length(self._samples[utterances], speeds)
+        samples = change_length(self._samples[utterances], speeds)
         return MicroBatch(step, epoch, lane, utterances, speeds.astype(np.float32), samples)
 
     def totals(self, step: int) -> Totals:
@@ -198,7 +203,7 @@ class Plan:
         layout = self._epoch(epoch)
         lanes = [self._slot(layout, step_in_epoch, lane) for lane in range(self.batches.lanes)]
         utterances = np.concatenate(lanes)
-        samples = _change_length(self._samples[utterances], self._speeds(layout.draw, utterances))
+        samples = change_length(self._samples[utterances], self._speeds(layout.draw, utterances))
         frames = int(self._encoder_frames(samples).sum())
         return Totals(len(utterances), int(self._tokens[utterances].sum()), frames)
 
@@ -213,7 +218,7 @@ class Plan:
         self, min_frames: npt.NDArray[np.integer], transcribed: npt.NDArray[np.bool_] | None
     ) -> dict[str, Integers]:
         fastest = np.full(len(self._samples), self.speeds.max())
-        frames = self._encoder_frames(_change_length(self._samples, fastest))
+        frames = self._encoder_frames(change_length(self._samples, fastest))
         seconds = self._samples / self.sample_rate_hz
         excluded: dict[str, Integers] = {}
         kept = np.ones(len(seconds), dtype=bool)
@@ -276,11 +281,11 @@ class Plan:
 
     def _cut_pool(self, draw: int, utterances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], Integers]:
         """A pool about longest first, and where its micro-batches start."""
-        samples = _change_length(self._samples[utterances], self._speeds(draw, utterances))
+        samples = change_length(self._samples[utterances], self._speeds(draw, utterances))
         longer = 1.0 + LENGTH_JITTER * _uniform(derive_seed(self.seed, "jitter", draw), utterances)
         order = np.argsort(-(samples * longer).astype(np.int64), kind="stable")
         longest = np.maximum.accumulate(samples[order][::-1])[::-1]
-        sizes = np.maximum(1, round(self.batches.seconds * self.sample_rate_hz) // self._cost(longest)).tolist()
+        sizes = self.batches.capacity(longest, self.sample_rate_hz).tolist()
         starts, position = [], 0
         while position < len(sizes):
             starts.append(position)
@@ -309,16 +314,14 @@ class Plan:
         draws = _uniform(derive_seed(self.seed, "speed", draw), utterances)
         return self.speeds[(draws * len(self.speeds)).astype(np.int64)]
 
-    def _cost(self, samples: Integers) -> Integers:
-        return samples + samples * samples // round(self.batches.attention_s * self.sample_rate_hz)
-
 
 def _slots(micro_batches: int) -> int:
     """Slots for epochs of about so many micro-batches, whose number spreads like its square root."""
     return micro_batches + math.isqrt(micro_batches) // 2
 
 
-def _change_length(samples: Integers, speeds: npt.NDArray[np.float64]) -> Integers:
+def change_length(samples: Integers, speeds: npt.NDArray[np.float64] | float) -> Integers:
+    """Samples of utterances that are played so many times as fast."""
     return np.rint(samples / speeds).astype(np.int64)
 
 

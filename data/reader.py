@@ -15,6 +15,7 @@ import tarfile
 import time
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -47,28 +48,76 @@ class Example:
     language: str
 
 
-class ShardReader:
-    """Reads utterances of one split in any order; safe to use from several threads.
+class RangeError(Exception):
+    """A range of bytes that cannot be had; the message says why, and not where."""
+
+
+class RangeReader:
+    """Ranges of bytes of the files in a folder, or behind a URL that fsspec opens; safe to use from several threads.
 
     A read is tried `attempts` times; the first pause is `first_pause_s`, each further one four times as long.
     """
 
-    def __init__(self, index: ShardIndex, *, attempts: int = 4, first_pause_s: float = 0.2):
-        self.index = index
+    def __init__(self, folder: Path | str, *, attempts: int = 4, first_pause_s: float = 0.2):
+        self.folder = folder
         self._attempts = attempts
         self._first_pause_s = first_pause_s
-        self._filesystem: Any = fsspec.url_to_fs(str(index.folder))[0] if is_url(index.folder) else None
+        self._filesystem: Any = fsspec.url_to_fs(str(folder))[0] if is_url(folder) else None
+
+    def place(self, name: str) -> str:
+        """Path or URL of a file."""
+        return f"{self.folder}/{name}"
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """So many bytes of a file, all of them. RangeError when they cannot be had."""
+        pause_s = self._first_pause_s
+        for attempt in range(1, self._attempts + 1):
+            try:
+                content = self._read_once(self.place(name), offset, size)
+            except FileNotFoundError as error:
+                raise RangeError("its shard is not there") from error
+            # Every remote file system raises errors of its own.
+            except Exception as error:
+                if attempt == self._attempts:
+                    raise RangeError(f"it could not be read in {attempt} attempts ({error!r})") from error
+                logger.warning("Reading %s failed (%r); next attempt in %.1f s.", self.place(name), error, pause_s)
+                time.sleep(pause_s)
+                pause_s *= 4
+            else:
+                if len(content) != size:
+                    raise RangeError(f"the shard gave {len(content)} bytes where the index promises {size}")
+                return content
+        raise AssertionError("the last attempt returns or raises")
+
+    def _read_once(self, place: str, offset: int, size: int) -> bytes:
+        if self._filesystem is not None:
+            return self._filesystem.cat_file(place, start=offset, end=offset + size)
+        with open(place, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
+
+
+class ShardReader:
+    """Reads utterances of one split in any order; safe to use from several threads. `retries` are those of
+    `RangeReader`."""
+
+    def __init__(self, index: ShardIndex, **retries: Any):
+        self.index = index
+        self.ranges = RangeReader(index.folder, **retries)
 
     def shard(self, utterance: int) -> str:
         """Path or URL of the shard that holds an utterance."""
-        return f"{self.index.folder}/{self.index.names[self.index.shard[utterance]]}"
+        return self.ranges.place(self._name(utterance))
+
+    def _name(self, utterance: int) -> str:
+        return self.index.names[self.index.shard[utterance]]
 
     def read(self, utterance: int) -> Example:
         """The utterance at a position of the index. UtteranceError when it cannot be had."""
-        content = self._fetch(utterance)
-        size = int(self.index.size[utterance])
-        if len(content) != size:
-            raise self._broken(utterance, f"the shard gave {len(content)} bytes where the index promises {size}")
+        offset, size = int(self.index.offset[utterance]), int(self.index.size[utterance])
+        try:
+            content = self.ranges.read(self._name(utterance), offset, size)
+        except RangeError as error:
+            raise self._broken(utterance, str(error)) from error
         try:
             key, flac, label = _members(content)
             audio, sample_rate_hz = soundfile.read(io.BytesIO(flac), dtype="float32")
@@ -88,32 +137,6 @@ class ShardReader:
             found = f"{waveform.shape} samples at {sample_rate_hz} Hz"
             raise self._broken(utterance, f"it holds {found}, the index promises {promised[0]} at {promised[1]} Hz")
         return example
-
-    def _fetch(self, utterance: int) -> bytes:
-        pause_s = self._first_pause_s
-        for attempt in range(1, self._attempts + 1):
-            try:
-                return self._read_range(utterance)
-            except FileNotFoundError as error:
-                raise self._broken(utterance, "its shard is not there") from error
-            # Every remote file system raises errors of its own.
-            except Exception as error:
-                if attempt == self._attempts:
-                    seen = f"it could not be read in {attempt} attempts ({error!r})"
-                    raise self._broken(utterance, seen) from error
-                shard = self.shard(utterance)
-                logger.warning("Reading %s failed (%r); next attempt in %.1f s.", shard, error, pause_s)
-                time.sleep(pause_s)
-                pause_s *= 4
-        raise AssertionError("the last attempt returns or raises")
-
-    def _read_range(self, utterance: int) -> bytes:
-        shard = self.shard(utterance)
-        offset, size = int(self.index.offset[utterance]), int(self.index.size[utterance])
-        if self._filesystem is not None:
-            return self._filesystem.cat_file(shard, start=offset, end=offset + size)
-        with open(shard, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
 
     def _broken(self, utterance: int, seen: str) -> UtteranceError:
         key = next(islice(self.index.keys(), utterance, None))

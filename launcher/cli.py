@@ -185,6 +185,13 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_json(parser)
     parser.set_defaults(command=_command("export", "export"))
 
+    parser = commands.add_parser("cache-teacher", help="store what a stage's teachers give, for its training to read")
+    parser.add_argument("stage", metavar="RUN/STAGE", help="a distill stage whose teachers are finished")
+    parser.add_argument("--out", metavar="DIR", help="folder of caches (default: train.teachers beside the shards)")
+    parser.add_argument("--verify", action="store_true", help="read what is there, and store anew what is broken")
+    _add_json(parser)
+    parser.set_defaults(command=_stoppable_command("cache_teacher", "cache_teacher"))
+
     parser = commands.add_parser("report", help="write a run's report.html anew")
     parser.add_argument("run", metavar="RUN")
     _add_json(parser)

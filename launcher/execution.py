@@ -31,6 +31,7 @@ from launcher.run_folder import RunFolder, read_json, write_text
 from launcher.stage_kinds import TRAINING_KINDS
 from launcher.stopping import StopRequest
 from launcher.supervisor import Job, supervise
+from launcher.teacher_cache import choose_caches, describe_choice
 from launcher.watch import Deadlines
 
 SLURM_LOG = re.compile(r"slurm-\d+\.log")
@@ -157,7 +158,15 @@ class Executor:
             f"from step {max(folder.checkpoint_steps(), default=0)}; starting "
             f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({self._where()})"
         )
+        self._tell_of_caches(stage)
         supervise(job, self._run, self._stop, self._display)
+
+    def _tell_of_caches(self, stage: AnyTrainingStage) -> None:
+        """Say which teachers are read and not asked; ConfigError where that is required and cannot be."""
+        if isinstance(stage, DistillStage):
+            for teacher, choice in choose_caches(self._recipe, self._run, stage).items():
+                if said := describe_choice(teacher, choice):
+                    self._display.say(f"{stage.name}: {said}")
 
     def _where(self) -> str:
         return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self.launcher.topology)

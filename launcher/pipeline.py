@@ -188,7 +188,7 @@ class Pipeline:
             return _hash_listing(path) if path.is_dir() else hash_files([path], path.parent)
         if "/" in name:
             path = Path(name)
-            return hash_files([path], path.parent) if path.is_file() else self._folder_hash(path)
+            return hash_files([path], path.parent) if path.is_file() else self.folder_hash(path)
         return self.output_hash(next(node for node in self.nodes if node.name == name))
 
     def _split_hash(self, split: str) -> str | None:
@@ -198,7 +198,8 @@ class Pipeline:
         return hash_of([shard["sha256"] for shard in summary["shards"]])
 
     @staticmethod
-    def _folder_hash(folder: Path) -> str | None:
+    def folder_hash(folder: Path) -> str | None:
+        """Return a SHA-256 of a finished model's folder, None when there is nothing in it."""
         files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
         return hash_files(files, folder) if files else None
 
@@ -220,7 +221,7 @@ class Pipeline:
         stage = self.run.stage(node.name)
         if node.kind == "evaluate":
             return hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
-        return self._folder_hash(stage.model)
+        return self.folder_hash(stage.model)
 
     def _splits(self) -> list[str]:
         return sorted({"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)})

@@ -68,10 +68,11 @@ def evaluation_settings(stage: EvaluateStage, sparse: bool = False) -> Values:
 
 
 def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False) -> Values:
-    """Models that it starts or learns from count by their content, as inputs."""
+    """Models that it starts or learns from count by their content, as inputs; what is stored of a teacher is what the
+    teacher gives."""
     followed = ("checkpoint", "recovery", "validate_every", "log_every", "deepspeed")
     aside: dict[str, Any] = dict.fromkeys(("name", "about", "repeats", "batches", "augment", *followed), True)
-    aside |= {"teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
+    aside |= {"distill": {"cache"}, "teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
     return {
         **stage.model_dump(mode="json", exclude=aside, exclude_defaults=sparse),
         "seed": recipe.seed_of(stage),

@@ -1,5 +1,6 @@
 """What a student learns from its teachers: the terms of distillation, their weights and when each counts."""
 
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
@@ -140,6 +141,25 @@ class UnitsDistillConfig(TermConfig, frozen=True, extra="forbid"):
         return self
 
 
+class CacheConfig(BaseModel, frozen=True, extra="forbid"):
+    """Whether a stage reads what its teachers give, where `chorus cache-teacher` has stored it, instead of asking
+    them."""
+
+    use: Literal["auto", "require", "never"] = Field(
+        default="auto",
+        description="auto: where there is a cache of the same teacher, shards and settings; require: end if there is "
+        "none; never: let the teachers hear every step",
+    )
+    folder: Path | None = Field(
+        default=None, description="folder of the caches; none: beside the shards of the train split"
+    )
+    top_tokens: int = Field(
+        default=32,
+        ge=1,
+        description="tokens that are kept of each posterior, the likeliest; the others share what is left of 1 equally",
+    )
+
+
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):
     """What the student learns from the teacher, besides the recognition objective."""
 
@@ -148,6 +168,7 @@ class DistillConfig(BaseModel, frozen=True, extra="forbid"):
     decoder: DecoderDistillConfig = Field(default_factory=DecoderDistillConfig)
     sequence: SequenceDistillConfig = Field(default_factory=SequenceDistillConfig)
     units: UnitsDistillConfig = Field(default_factory=UnitsDistillConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
     until: float = Field(
         default=1.0,
         gt=0,

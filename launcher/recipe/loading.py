@@ -126,7 +126,11 @@ def _with_slots(recipe: Recipe, hostfile: Path) -> Recipe:
 def _stage_with_absolute_paths(stage: AnyStage) -> AnyStage:
     if isinstance(stage, DistillStage):
         teachers = tuple(teacher.model_copy(update={"model": _absolute(teacher.model)}) for teacher in stage.teachers)
-        return stage.model_copy(update={"teacher": stage.teacher and _absolute(stage.teacher), "teachers": teachers})
+        folder = stage.distill.cache.folder
+        cache = stage.distill.cache.model_copy(update={"folder": folder and folder.expanduser().absolute()})
+        distill = stage.distill.model_copy(update={"cache": cache})
+        teacher = stage.teacher and _absolute(stage.teacher)
+        return stage.model_copy(update={"teacher": teacher, "teachers": teachers, "distill": distill})
     if isinstance(stage, PretrainStage) and stage.initialize_from:
         return stage.model_copy(update={"initialize_from": _absolute(stage.initialize_from)})
     if isinstance(stage, EvaluateStage):

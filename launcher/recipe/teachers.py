@@ -240,6 +240,18 @@ def _check_layers(stage: DistillStage, key: str, beyond: list[Any], who: str, fa
         )
 
 
+def compared_layers(stage: DistillStage, teacher: TeacherConfig) -> tuple[tuple[int, int], ...]:
+    """The student's layers whose states are compared, each beside that of the teacher."""
+    mine = hidden_layers(stage) if "hidden" in terms_of(stage, teacher) else ()
+    return tuple(zip(mine, teacher.layers or mine, strict=True)) if mine else ()
+
+
+def units_layer(stage: DistillStage, facts: TeacherFacts) -> int:
+    """The layer of a teacher whose states are clustered."""
+    given = stage.distill.units.teacher_layer
+    return facts.layers - 1 if given is None else given
+
+
 def hidden_layers(stage: DistillStage) -> tuple[int, ...]:
     """The student's layers whose states are compared: by default where a contiguous group ends, the last layer that
     uses each block."""

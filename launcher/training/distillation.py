@@ -47,6 +47,13 @@ class Lesson:
     centroids_CD: Tensor | None = None
 
 
+def hear(teacher: Teacher, batch: MicroBatch, autocast: bool) -> TeacherOutput:
+    """What a teacher makes of a batch, in bf16 or as it is."""
+    device = batch.features_BTF.device.type
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
+        return teacher(batch)
+
+
 @dataclass
 class _Heard:
     """What student and teacher made of a batch; valid_BS are the student's frames that the teacher has too."""
@@ -97,9 +104,7 @@ class Distill:
 
     def hear(self, lesson: Lesson, batch: MicroBatch) -> TeacherOutput:
         """What a teacher makes of a batch, at the precision of the run."""
-        device = batch.features_BTF.device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-            return lesson.teacher(batch)
+        return hear(lesson.teacher, batch, self.autocast)
 
     def _texts(self, heard: dict[str, TeacherOutput], factors: dict[str, float], batch: MicroBatch) -> dict[str, Texts]:
         """The texts that each teacher finds, where they count."""

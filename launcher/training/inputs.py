@@ -60,7 +60,7 @@ class Inputs:
     def micro_batch(self, batch: Batch) -> MicroBatch:
         """A lane's batch as augmented or masked features on the device."""
         if not batch.keys:
-            return self._empty()
+            return self._empty(batch)
         waveforms_BS, samples_B = batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
         clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
         features_BTF, masked_BT = self._hide(clean_BTF, lengths_B, batch)
@@ -70,6 +70,7 @@ class Inputs:
             batch.tokens_BU.to(self.device),
             batch.token_lengths_B.to(self.device),
             Source(clean_BTF, masked_BT, waveforms_BS, samples_B) if self.keeps_source else None,
+            batch.companions,
         )
 
     def _hide(self, clean_BTF: Tensor, lengths_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ class Inputs:
             return hide(clean_BTF, masked_BF, masked_BT), masked_BT
         return clean_BTF, clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool)
 
-    def _empty(self) -> MicroBatch:
+    def _empty(self, batch: Batch) -> MicroBatch:
         config = self.features.config
         features = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
         nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -91,7 +92,7 @@ class Inputs:
         if self.keeps_source:
             silence = features.new_zeros(1, config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples)
             source = Source(features, features[..., 0] > 0, silence, nothing)
-        return MicroBatch(features, nothing, nothing[:, None], nothing, source)
+        return MicroBatch(features, nothing, nothing[:, None], nothing, source, batch.companions)
 
 
 def open_inputs(

@@ -3,13 +3,14 @@ student, the student's helpers, and the units that k-means makes."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.loader import Loader
+from data.companions import open_companions
+from data.loader import Companions, Loader
 from data.plan import derive_seed
 from launcher.errors import ConfigError
 from launcher.recipe import DistillStage, Recipe, TeacherConfig
@@ -17,15 +18,17 @@ from launcher.recipe.teachers import (
     TOKEN_TERMS,
     TeacherFacts,
     check_lesson,
-    facts_of_stage,
+    compared_layers,
     frame_s,
-    hidden_layers,
-    read_facts,
     terms_of,
+    units_layer,
 )
 from launcher.run_folder import RunFolder, StageFolder
+from launcher.teacher_cache import CacheChoice, cache_event, choose_caches, describe_choice, facts_of
 from launcher.training.distillation import Distill, Lesson
 from launcher.training.inputs import Inputs
+from launcher.training.teachers import Teacher
+from launcher.training.teachers.cached import CachedTeacher
 from launcher.training.teachers.opening import open_teacher
 from launcher.training.units import k_means, read_units, sample_states, write_units
 from model.student import Helper
@@ -35,39 +38,58 @@ logger = logging.getLogger(__name__)
 
 
 def open_lessons(
-    recipe: Recipe, run: RunFolder, stage: DistillStage, pieces: list[str], device: torch.device
+    recipe: Recipe,
+    run: RunFolder,
+    stage: DistillStage,
+    pieces: list[str],
+    device: torch.device,
+    caches: Mapping[str, CacheChoice] | None = None,
 ) -> tuple[list[Lesson], dict[str, Helper]]:
-    """The teachers of a stage, open, with what they teach, and the helpers that the student needs for it."""
+    """The teachers of a stage, open, with what they teach, and the helpers that the student needs for it. Those whose
+    outputs are in a cache are not opened."""
     lessons, helpers = [], {}
     for config in stage.lessons:
-        lesson, wanted = _open_lesson(recipe, run, stage, config, pieces, device)
+        cache = (caches or {}).get(config.name, CacheChoice())
+        lesson, wanted = _open_lesson(recipe, run, stage, config, pieces, device, cache)
         lessons.append(lesson)
         helpers |= wanted
     return lessons, helpers
 
 
 def _open_lesson(
-    recipe: Recipe, run: RunFolder, stage: DistillStage, config: TeacherConfig, pieces: list[str], device: torch.device
+    recipe: Recipe,
+    run: RunFolder,
+    stage: DistillStage,
+    config: TeacherConfig,
+    pieces: list[str],
+    device: torch.device,
+    cache: CacheChoice,
 ) -> tuple[Lesson, dict[str, Helper]]:
-    if config.is_folder:
-        facts = read_facts(run.model_folder(config.model), f"The teacher {config.name} of stage {stage.name}")
-    else:
-        facts = facts_of_stage(recipe, config.model)
+    facts = facts_of(recipe, run, stage, config)
     check_lesson(recipe, stage, config, facts)
-    terms, teacher = terms_of(stage, config), open_teacher(run, config, facts, pieces, device)
-    tokens = [term for term in TOKEN_TERMS if term in terms]
+    terms = terms_of(stage, config)
+    if cache.folder and cache.description:
+        model = run.model_folder(config.model)
+        teacher = CachedTeacher(config.name, cache.folder, cache.description, model, facts, len(pieces), device)
+    else:
+        teacher = open_teacher(run, config, facts, pieces, device)
+    check_tokens(stage, config, teacher, len(pieces))
+    if stage.model.decoder is None or not teacher.has_decoder:
+        terms -= {"decoder"}
+    pairs = compared_layers(stage, config)
+    lesson = Lesson(config.name, teacher, config.weight, terms, pairs, frame_s(recipe, stage) / teacher.frame_s)
+    return lesson, _add_helpers(lesson, stage, facts)
+
+
+def check_tokens(stage: DistillStage, config: TeacherConfig, teacher: Teacher, num_pieces: int) -> None:
+    """Refuse (ConfigError) a teacher whose tokens are others, where tokens are compared."""
+    tokens = [term for term in TOKEN_TERMS if term in terms_of(stage, config)]
     if tokens and not teacher.same_tokens:
         raise ConfigError(
             f"Stage {stage.name} compares tokens with its teacher {config.model} in distill.{tokens[0]}, but the "
-            f"teacher's are not the {len(pieces)} tokens of this run's tokenizer. Train both with one tokenizer, or "
+            f"teacher's are not the {num_pieces} tokens of this run's tokenizer. Train both with one tokenizer, or "
             "list it in teachers with terms among hidden and units."
         )
-    if stage.model.decoder is None or not teacher.has_decoder:
-        terms -= {"decoder"}
-    compared = hidden_layers(stage) if "hidden" in terms else ()
-    pairs = tuple(zip(compared, config.layers or compared, strict=True))
-    lesson = Lesson(config.name, teacher, config.weight, terms, pairs, frame_s(recipe, stage) / teacher.frame_s)
-    return lesson, _add_helpers(lesson, stage, facts)
 
 
 def _add_helpers(lesson: Lesson, stage: DistillStage, facts: TeacherFacts) -> dict[str, Helper]:
@@ -79,9 +101,35 @@ def _add_helpers(lesson: Lesson, stage: DistillStage, facts: TeacherFacts) -> di
     if "units" in lesson.terms:
         units, last = stage.distill.units, stage.model.encoder.layers - 1
         lesson.unit_helper = f"units-{lesson.name}"
-        lesson.unit_layer = facts.layers - 1 if units.teacher_layer is None else units.teacher_layer
+        lesson.unit_layer = units_layer(stage, facts)
         helpers[lesson.unit_helper] = Helper(last if units.layer is None else units.layer, units.count)
     return helpers
+
+
+def agree_on_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[str, CacheChoice]:
+    """The caches that all processes read, by the names of teachers, as the first one chooses; it says so in its log and
+    among the run's events. Collective."""
+    found: list[dict[str, CacheChoice]] = [{}]
+    if dist.get_rank() == 0:
+        found = [choose_caches(recipe, run, stage)]
+        for teacher, choice in found[0].items():
+            if said := describe_choice(teacher, choice):
+                logger.info("%s: %s", stage.name, said)
+                run.append_event("teacher_cache", stage=stage.name, **cache_event(teacher, choice))
+    dist.broadcast_object_list(found, 0)
+    return found[0]
+
+
+def read_caches(task: Distill, train: Inputs, steps: int) -> None:
+    """Have the loader read stored outputs with the audio, at the steps of the stage where something of theirs
+    counts. DataError when they are not whole."""
+    for lesson in task.lessons:
+        if isinstance(lesson.teacher, CachedTeacher):
+            reader = open_companions(lesson.teacher.folder, train.loader.reader.index)
+            terms = lesson.terms
+            train.loader.companions[lesson.name] = Companions(
+                reader, lambda step, terms=terms: bool(terms & task.config.factors(step / steps).keys())
+            )
 
 
 def wants_source(task: Distill) -> bool:
@@ -114,7 +162,14 @@ def make_units(task: Distill, folder: StageFolder, train: Inputs, seed: int) -> 
 def _states(task: Distill, lesson: Lesson, train: Inputs) -> Iterator[Tensor]:
     """The teacher's states [N, D] at the valid frames of every lane in the first steps."""
     loader, config = train.loader, task.config.units
-    every = Loader(loader.plan, loader.reader, loader.tokenizer, range(loader.plan.batches.lanes), loader.workers)
+    every = Loader(
+        loader.plan,
+        loader.reader,
+        loader.tokenizer,
+        range(loader.plan.batches.lanes),
+        loader.workers,
+        companions={name: Companions(one.reader) for name, one in loader.companions.items() if name == lesson.name},
+    )
     inputs = dataclasses.replace(train, loader=every)
     for batches in inputs.steps(0, config.steps):
         for batch in batches:

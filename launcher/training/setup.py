@@ -17,7 +17,7 @@ from launcher.training.collapse import CollapseDetector
 from launcher.training.distillation import Distill
 from launcher.training.heartbeat import Heartbeat
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
-from launcher.training.lessons import make_units, open_lessons, wants_source
+from launcher.training.lessons import agree_on_caches, make_units, open_lessons, read_caches, wants_source
 from launcher.training.self_supervised import SelfSupervised
 from launcher.training.spikes import SpikeDetector
 from launcher.training.starting import start_from_encoder, start_from_teacher
@@ -52,6 +52,7 @@ def build_trainer(
     model, task, judge = _what_learns(recipe, run, stage, device)
     if isinstance(task, Distill):
         train.keeps_source = wants_source(task)
+        read_caches(task, train, stage.steps)
         make_units(task, folder, train, seed)
     parallel.spread_experts(model, recipe.expert_parallel_of(stage), rank)
     engine = parallel.build_engine(
@@ -99,7 +100,8 @@ def _what_learns(
         if stage.initialize_from:
             start_from_encoder(recognizer, stage, recipe, run)
         return recognizer, pretrain, judge
-    lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, device)
+    caches = agree_on_caches(recipe, run, stage)
+    lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, device, caches)
     if helpers or any("sequence" in lesson.terms for lesson in lessons):
         with torch.random.fork_rng(devices=[]):  # the same weights, and what is drawn later does not depend on helpers
             torch.manual_seed(weights_seed)

@@ -6,11 +6,12 @@ step, on however many processes, is the step's loss.
 Shapes: B batch, T feature frames, S encoder frames, F mel bins, U tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from data.companions import Arrays
 from data.plan import Totals
 from model import objectives
 from model.decoder import reverse
@@ -36,13 +37,15 @@ class MicroBatch:
     """Augmented or masked features of one lane on the device. An empty lane is one utterance of no frames and no
     tokens.
 
-    `source` is there where a task or a teacher asks for it."""
+    `source` is there where a task or a teacher asks for it, `companions` what was stored for each utterance, by the
+    names of teachers that are read and not asked."""
 
     features_BTF: Tensor
     lengths_B: Tensor
     tokens_BU: Tensor
     token_lengths_B: Tensor
     source: Source | None = None
+    companions: dict[str, list[Arrays]] = field(default_factory=dict)
 
 
 Parts = dict[str, Tensor]

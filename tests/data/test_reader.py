@@ -113,9 +113,9 @@ def test_an_index_that_disagrees_with_the_audio_is_told_with_both_numbers(split)
 
 def test_a_read_that_fails_for_a_while_is_tried_again_and_logged(split, monkeypatch, caplog):
     reader = quick(read_index(split))
-    read_range = reader._read_range
+    read_once = reader.ranges._read_once
     failures = [OSError("stale handle"), TimeoutError("no answer")]
-    monkeypatch.setattr(reader, "_read_range", lambda number: _fail_or(failures, lambda: read_range(number)))
+    monkeypatch.setattr(reader.ranges, "_read_once", lambda *range: _fail_or(failures, lambda: read_once(*range)))
     with caplog.at_level(logging.WARNING):
         assert reader.read(3).key == list(reader.index.keys())[3]
     assert "stale handle" in caplog.text
@@ -125,7 +125,7 @@ def test_a_read_that_fails_for_a_while_is_tried_again_and_logged(split, monkeypa
 def test_a_read_that_keeps_failing_is_given_up_after_the_attempts(split, monkeypatch):
     reader = quick(read_index(split))
     failures = [OSError("gone") for _ in range(9)]
-    monkeypatch.setattr(reader, "_read_range", lambda _: _fail_or(failures, bytes))
+    monkeypatch.setattr(reader.ranges, "_read_once", lambda *_: _fail_or(failures, bytes))
     with pytest.raises(UtteranceError, match=r"could not be read in 3 attempts .*gone"):
         reader.read(0)
     assert len(failures) == 6

@@ -6,6 +6,7 @@ from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.teachers import TeacherFacts
 from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder
+from launcher.training.teachers.cached import CachedTeacher
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.teachers.teacher import Teacher
 from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher
@@ -28,5 +29,7 @@ def open_teacher(
 
 
 def recognizer_of(teacher: Teacher) -> Recognizer | None:
-    """The recogniser behind a teacher of Chorus."""
+    """The recogniser behind a teacher of Chorus; read from its folder where the teacher itself is not there."""
+    if isinstance(teacher, CachedTeacher):
+        return teacher.load_recognizer()
     return teacher.recognizer if isinstance(teacher, RecognizerTeacher) else None

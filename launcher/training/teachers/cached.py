@@ -1,0 +1,50 @@
+"""A teacher whose outputs were stored beforehand: it is read, and no model is there to hear anything."""
+
+from pathlib import Path
+
+import torch
+
+from data.companions import Arrays
+from launcher.recipe.teachers import TeacherFacts
+from launcher.recognition.finished_model import FinishedModel
+from launcher.teacher_cache import CacheDescription
+from launcher.training.tasks import MicroBatch
+from launcher.training.teachers.compact import empty, restore
+from launcher.training.teachers.teacher import Teacher, TeacherOutput
+from model.recognizer import Recognizer
+from model.subsampling import output_length
+
+
+class CachedTeacher(Teacher):
+    """The stored outputs of a teacher of this name, which the loader has read with the audio of a batch.
+
+    `folder` is where they are, `model` where the teacher itself is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        description: CacheDescription,
+        model: Path,
+        facts: TeacherFacts,
+        vocabulary_size: int,
+        device: torch.device,
+    ):
+        self.name, self.folder, self.model, self.facts = name, folder, model, facts
+        self.vocabulary_size, self.device, self.frame_s = vocabulary_size, device, facts.frame_s
+        self.same_tokens, self.has_decoder = description.same_tokens, description.has_decoder
+        kept = description.kept
+        has = {"ctc": kept.ctc and self.same_tokens, "decoder": kept.decoder and self.has_decoder}
+        self.nothing: Arrays = empty(facts.width, vocabulary_size, kept.model_copy(update=has))
+        # A teacher that hears the student's features pads them as the student does.
+        self.factor = facts.factor if description.heard.features else None
+
+    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+        num_frames = output_length(batch.features_BTF.shape[1], self.factor) if self.factor else 1
+        stored = batch.companions[self.name] or [self.nothing]
+        return restore(stored, self.vocabulary_size, self.device, num_frames, batch.tokens_BU.shape[1] + 1)
+
+    def load_recognizer(self) -> Recognizer | None:
+        """The recogniser behind it, read anew; none where it is not one of Chorus."""
+        return FinishedModel.load(self.model).recognizer if self.facts.kind == "chorus" else None
