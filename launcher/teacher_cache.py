@@ -17,13 +17,19 @@ from data.shard_index import read_summary
 from launcher.errors import CheckpointError, ConfigError
 from launcher.pipeline import Pipeline, hash_files, hash_of
 from launcher.recipe import DistillStage, Recipe, TeacherConfig
-from launcher.recipe.teachers import TeacherFacts, compared_layers, facts_of_stage, read_facts, terms_of, units_layer
+from launcher.recipe.teachers import (
+    TeacherFacts,
+    compared_layers,
+    facts_of_stage,
+    read_facts,
+    terms_of,
+    units_layer,
+    why_no_cache,
+)
 from launcher.run_folder import RunFolder, read_json, write_json
 
 FORMAT = 1
 DESCRIPTION = "teacher.json"
-# What AugmentConfig draws anew at every step; speeds are a few, and each of them is stored.
-MASKS = ("frequency_masks", "time_masks")
 
 
 class Heard(BaseModel, frozen=True, extra="forbid"):
@@ -86,19 +92,6 @@ def facts_of(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: Teach
     if teacher.is_folder:
         return read_facts(run.model_folder(teacher.model), f"The teacher {teacher.name} of stage {stage.name}")
     return facts_of_stage(recipe, teacher.model)
-
-
-def obstacle(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts) -> str:
-    """Why no cache can serve for this teacher; empty when one can."""
-    augment = recipe.augment_of(stage)
-    masks = [key for key in MASKS if getattr(augment, key)]
-    if facts.kind != "chorus" or teacher.hears not in (None, "augmented") or not masks:
-        return ""
-    return (
-        f"it hears masks that are drawn anew at every step (augment.{masks[0]} is {getattr(augment, masks[0])}). List "
-        "it in teachers with hears: clean, which changes what is learnt, or set augment.frequency_masks and "
-        "augment.time_masks to 0"
-    )
 
 
 def describe(
@@ -199,7 +192,7 @@ def _choose(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: Teache
     if not folders and not required:
         return CacheChoice()
     facts = facts_of(recipe, run, stage, teacher)
-    if reason := obstacle(recipe, stage, teacher, facts):
+    if reason := why_no_cache(recipe, stage, teacher, facts):
         return CacheChoice(reason=reason)
     wanted, reasons = describe(recipe, run, stage, teacher, facts), []
     names = [shard["name"] for shard in read_summary(recipe.split_folder(run, "train"))["shards"]]

@@ -23,6 +23,8 @@ WAVEFORM_MODELS, FILTERBANK_MODELS = ("wav2vec2", "hubert"), ("speech_to_text",)
 SAMPLE_RATE_HZ = 16_000
 # Terms that compare tokens, so that both sides must have the same.
 TOKEN_TERMS = ("ctc", "decoder", "sequence")
+# What AugmentConfig draws anew at every step; the speeds are a few.
+MASKS = ("frequency_masks", "time_masks")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,23 @@ def check_lesson(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, fa
         _check_hidden(stage, teacher, facts, who)
     if "units" in terms:
         _check_units(stage, facts, who)
+    if stage.distill.cache.use == "require" and (reason := why_no_cache(recipe, stage, teacher, facts)):
+        raise ConfigError(
+            f"Stage {stage.name} requires a cache of {who} (distill.cache.use), and there can be none: {reason}."
+        )
+
+
+def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts) -> str:
+    """Why what a teacher gives cannot be stored; empty when it can."""
+    augment = recipe.augment_of(stage)
+    masks = [key for key in MASKS if getattr(augment, key)]
+    if facts.kind != "chorus" or teacher.hears not in (None, "augmented") or not masks:
+        return ""
+    return (
+        f"it hears masks that are drawn anew at every step (augment.{masks[0]} is {getattr(augment, masks[0])}). List "
+        "it in teachers with hears: clean, which changes what is learnt, or set augment.frequency_masks and "
+        "augment.time_masks to 0"
+    )
 
 
 def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts, who: str) -> None:

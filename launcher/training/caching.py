@@ -23,14 +23,13 @@ from data.shard_index import ShardIndex
 from launcher.errors import ConfigError
 from launcher.progress import Display
 from launcher.recipe import DistillStage, Recipe, TeacherConfig
-from launcher.recipe.teachers import TeacherFacts, check_lesson
+from launcher.recipe.teachers import TeacherFacts, check_lesson, why_no_cache
 from launcher.run_folder import RunFolder
 from launcher.teacher_cache import (
     CacheDescription,
     Kept,
     describe,
     facts_of,
-    obstacle,
     read_description,
     write_description,
 )
@@ -74,7 +73,7 @@ def cache_teachers(
     for teacher in stage.lessons:
         facts = facts_of(recipe, run, stage, teacher)
         check_lesson(recipe, stage, teacher, facts)
-        if reason := obstacle(recipe, stage, teacher, facts):
+        if reason := why_no_cache(recipe, stage, teacher, facts):
             raise ConfigError(f"What teacher {teacher.name} of stage {stage.name} gives cannot be stored: {reason}.")
         wanted.append((teacher, facts, describe(recipe, run, stage, teacher, facts)))
     factor, batches = stage.model.encoder.subsampling.factor, recipe.batches_of(stage)
