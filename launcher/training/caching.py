@@ -199,20 +199,9 @@ class _ShardPlan:
 def _check_room(
     writer: CompanionWriter, missing: Sequence[int], kept: Kept, facts: TeacherFacts, inputs: Inputs
 ) -> None:
-    """DataError when the disk has no room for the missing shards, by what their lengths let expect."""
-    tokenizer, split = inputs.loader.tokenizer, writer.split
-    vocabulary = tokenizer.vocabulary_size if tokenizer else 0
-    bytes_per_token = 2 + (2 if vocabulary <= 2**16 else 4)
-    posterior = 2 * vocabulary if kept.top_tokens >= vocabulary else kept.top_tokens * bytes_per_token + 2
-    per_frame = 2 * facts.width * len(kept.layers) + posterior * kept.ctc
-    fixed = MEMBER_BYTES + ARRAY_BYTES * (1 + len(kept.layers) + 3 * (kept.ctc + kept.decoder))
-    expected = 0.0
-    for shard in missing:
-        utterances = _chosen(writer, shard, kept)
-        targets = split.text_length[utterances] + 2
-        for speed in kept.speeds:
-            frames = split.samples[utterances] / speed / split.sample_rate_hz / facts.frame_s
-            expected += float((frames * per_frame + targets * posterior * kept.decoder + fixed).sum())
+    """DataError when the disk has no room for the missing shards."""
+    assert inputs.loader.tokenizer is not None
+    expected = expected_bytes(writer, missing, kept, facts, inputs.loader.tokenizer.vocabulary_size)
     writer.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(writer.folder).free
     if expected > free:
@@ -221,6 +210,24 @@ def _check_room(
             f"{free / 1e9:.1f} GB. Make room, choose another place with --out, or keep less: fewer layers in "
             "distill.hidden.layers, or a smaller distill.cache.top_tokens."
         )
+
+
+def expected_bytes(
+    writer: CompanionWriter, shards: Sequence[int], kept: Kept, facts: TeacherFacts, vocabulary: int
+) -> float:
+    """What some shards will take, by the lengths of recordings and transcripts."""
+    bytes_per_token = 2 + (2 if vocabulary <= 2**16 else 4)
+    posterior = 2 * vocabulary if kept.top_tokens >= vocabulary else kept.top_tokens * bytes_per_token + 2
+    per_frame = 2 * facts.width * len(kept.layers) + posterior * kept.ctc
+    fixed = MEMBER_BYTES + ARRAY_BYTES * (1 + len(kept.layers) + 3 * (kept.ctc + kept.decoder))
+    expected, split = 0.0, writer.split
+    for shard in shards:
+        utterances = _chosen(writer, shard, kept)
+        targets = split.text_length[utterances] + 2
+        for speed in kept.speeds:
+            frames = split.samples[utterances] / speed / split.sample_rate_hz / facts.frame_s
+            expected += float((frames * per_frame + targets * posterior * kept.decoder + fixed).sum())
+    return expected
 
 
 def _report(teacher: str, writer: CompanionWriter, written: int, kept: Kept, left_out: Sequence[str]) -> CacheReport:

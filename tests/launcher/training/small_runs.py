@@ -3,12 +3,19 @@
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
 
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.shards import write_split
+from data.tokenizer import Tokenizer
+from launcher.recipe import load_recipe
+from launcher.recognition.finished_model import write_finished_model
+from launcher.run_folder import RunFolder
+from model.recognizer import Recognizer
 
 STAGE = "student"
 SPLITS = {"train": 60, "dev": 4}
@@ -52,6 +59,16 @@ def recipe_values(shards: Path) -> dict:
         ],
         "cluster": {"processes": 2, "expert_parallel": 2, "precision": "fp32"},
     }
+
+
+def write_teacher(run: RunFolder, folder: Path, seed: int = 8, **encoder: Any) -> None:
+    """The finished model of a teacher that has learnt nothing: the student's, but for its encoder."""
+    recipe = load_recipe(run.recipe_file)
+    config = recipe.recognition_stage(STAGE).model
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update=encoder)})
+    torch.manual_seed(seed)
+    model = Recognizer(config, recipe.features.mel_bins, Tokenizer.load(run.tokenizer).vocabulary_size)
+    write_finished_model(folder, run, config, recipe.features, model.state_dict())
 
 
 def kill_everything(launcher: subprocess.Popen) -> None:

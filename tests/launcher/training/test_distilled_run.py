@@ -9,19 +9,18 @@ import yaml
 from conftest import write_recipe
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_runs import STAGE
+from small_runs import STAGE, write_teacher
 
 from data.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError
 from launcher.recipe import load_recipe
-from launcher.recognition.finished_model import FinishedModel, write_finished_model
+from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, write_json
 from launcher.tracking import read_metrics
 from launcher.training.checkpoint import open_checkpoint
 from launcher.training.inputs import open_inputs
 from launcher.training.lessons import open_lessons
-from model.recognizer import Recognizer
 
 STEPS = 6
 # A teacher of other width and depth, whose units, states and texts count in turns.
@@ -42,13 +41,7 @@ def make_distilled(make_run, tmp_path_factory):
         run = make_run(name)
         start = yaml.safe_load((run.path / "start.yaml").read_text())
         if not teacher.exists():
-            recipe = load_recipe(run.recipe_file)
-            encoder = {"layers": 3, "groups": 3, "width": 24, "experts": None}
-            config = recipe.training_stage(STAGE).model
-            config = config.model_copy(update={"encoder": config.encoder.model_copy(update=encoder)})
-            torch.manual_seed(8)
-            model = Recognizer(config, recipe.features.mel_bins, Tokenizer.load(run.tokenizer).vocabulary_size)
-            write_finished_model(teacher, run, config, recipe.features, model.state_dict())
+            write_teacher(run, teacher, layers=3, groups=3, width=24, experts=None)
         stage = start["stages"][0]
         stage |= {"kind": "distill", "distill": LESSON, "steps": STEPS, "log_every": 1, "validate_every": 6}
         stage |= {"checkpoint": {"every_steps": 3, "keep_last": 9}}
