@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.encoder
 	$(BIN)/python -m tests.benchmarks.experts
 	$(BIN)/python -m tests.benchmarks.student
+	$(BIN)/python -m tests.benchmarks.teacher_cache
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python -m tests.benchmarks.topology
 
