@@ -1,5 +1,6 @@
 """What teachers give, stored beforehand: what is kept of it, when it is used, and what a training makes of it."""
 
+import io
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ from conftest import write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import STAGE, write_shards, write_teacher
+from test_foreign_teachers import save
 from torch.nn import functional
 
 import launcher.training.caching
@@ -21,12 +23,15 @@ from data.plan import derive_seed
 from data.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError, Preempted
+from launcher.execution import Executor
 from launcher.pipeline import build_pipeline
+from launcher.progress import PlainDisplay
 from launcher.recipe import Recipe, check_model_folders, load_recipe
 from launcher.recipe.teachers import MASKS
 from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, write_json
-from launcher.teacher_cache import DESCRIPTION, Kept, choose_caches, describe_choice
+from launcher.stopping import StopRequest
+from launcher.teacher_cache import DESCRIPTION, Kept, choose_caches, describe_choice, facts_of
 from launcher.tracking import read_metrics
 from launcher.training.distillation import Distill
 from launcher.training.inputs import Inputs, open_inputs
@@ -157,7 +162,8 @@ def open_stage(run: RunFolder, recipe: Recipe, use_cache: bool) -> tuple[Distill
     inputs = open_inputs(recipe, run, "train", recipe.batches, recipe.augment, lanes, CPU, factor=4)
     caches = choose_caches(recipe, run, stage) if use_cache else None
     lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, CPU, caches)
-    lessons[0].centroids_CD = torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
+    width = facts_of(recipe, run, stage, stage.lessons[0]).width
+    lessons[0].centroids_CD = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(3)
     student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, helpers).train()
     task = Distill(Pretrain(stage.objective, stage.model.encoder), stage.distill, lessons, helpers)
@@ -196,6 +202,26 @@ def test_a_stored_teacher_costs_what_one_that_hears_does_at_every_speed(cached):
             for name, value in heard.items():
                 tolerance = {"rel": 4 * ROUNDING, "abs": 16 * ROUNDING if "distill" in name else 1e-6}
                 assert read[name] == pytest.approx(value, **tolerance), name
+
+
+@torch.no_grad()
+def test_a_teacher_that_hears_waveforms_can_be_stored(make_student, tmp_path, capsys):
+    """States of another width and frame rate; those that were rounded are interpolated like the others."""
+    save("torchaudio-layer", tmp_path / "model")
+    run = make_student(
+        "strange",
+        f"stages.{STAGE}.steps=100",
+        f"stages.{STAGE}.teachers=[{{name: strange, model: {tmp_path}/model, layers: [0, 2]}}]",
+        f"stages.{STAGE}.distill={{hidden: {{layers: [0, 1], projection: true, resample: true}}, ctc: {{weight: 0}}, "
+        "decoder: {weight: 0}, units: {weight: 1, count: 5}}",
+    )
+    assert store(run, capsys)["teacher"] == "strange"
+    recipe = load_recipe(run.recipe_file)
+    online, stored = (open_stage(run, recipe, use_cache) for use_cache in (False, True))
+    assert isinstance(stored[0].lessons[0].teacher, CachedTeacher)
+    for heard, read in zip(parts_of(*online, 0), parts_of(*stored, 0), strict=True):
+        assert {"distill/hidden", "distill/units"} < heard.keys()
+        assert read == pytest.approx(heard, rel=4 * ROUNDING)
 
 
 def test_a_lane_without_utterances_reads_nothing_and_costs_nothing(cached):
@@ -249,6 +275,13 @@ def test_a_stage_says_which_cache_it_reads_and_why_it_does_not_read_another(cach
     assert describe_choice("wise", chosen(cached, elsewhere % "auto")) == ""
     with pytest.raises(ConfigError, match=rf"has none in {tmp_path}. Run `chorus cache-teacher .*/{STAGE}`"):
         chosen(cached, elsewhere % "require")
+
+
+def test_the_launcher_says_before_a_stage_starts_what_its_teachers_do(cached):
+    said = io.StringIO()
+    recipe = load_recipe(cached.recipe_file)
+    Executor(recipe, cached, StopRequest(), PlainDisplay(said))._tell_of_caches(recipe.training_stage(STAGE))
+    assert said.getvalue() == f"{STAGE}: the outputs of teacher wise are read from {chosen(cached).folder}\n"
 
 
 def test_another_teacher_of_the_same_name_is_not_taken_for_the_stored_one(cached, make_student, tmp_path):
