@@ -31,7 +31,7 @@ from launcher.run_folder import RunFolder, read_json, write_text
 from launcher.stage_kinds import TRAINING_KINDS
 from launcher.stopping import StopRequest
 from launcher.supervisor import Job, supervise
-from launcher.teacher_cache import choose_caches, describe_choice
+from launcher.teacher_cache import choose_caches, describe_choice, find_caches, folder_for_caches
 from launcher.watch import Deadlines
 
 SLURM_LOG = re.compile(r"slurm-\d+\.log")
@@ -158,15 +158,21 @@ class Executor:
             f"from step {max(folder.checkpoint_steps(), default=0)}; starting "
             f"{cluster.processes} process{'es' * (cluster.processes > 1)} ({self._where()})"
         )
-        self._tell_of_caches(stage)
+        self._read_teachers(stage)
         supervise(job, self._run, self._stop, self._display)
 
-    def _tell_of_caches(self, stage: AnyTrainingStage) -> None:
-        """Say which teachers are read and not asked; ConfigError where that is required and cannot be."""
-        if isinstance(stage, DistillStage):
-            for teacher, choice in choose_caches(self._recipe, self._run, stage).items():
-                if said := describe_choice(teacher, choice):
-                    self._display.say(f"{stage.name}: {said}")
+    def _read_teachers(self, stage: AnyTrainingStage) -> None:
+        """Say which teachers are read and not asked, after storing what they give where the stage makes caches;
+        ConfigError where reading is required and cannot be."""
+        if not isinstance(stage, DistillStage):
+            return
+        found = find_caches(self._recipe, self._run, stage)
+        if stage.distill.cache.use == "make" and not all(choice.folder for choice in found.values()):
+            root = folder_for_caches(self._recipe, self._run, stage)
+            self._in_process(lambda recipe, run, display: _store_outputs(recipe, run, stage, root, display))
+        for teacher, choice in choose_caches(self._recipe, self._run, stage).items():
+            if said := describe_choice(teacher, choice):
+                self._display.say(f"{stage.name}: {said}")
 
     def _where(self) -> str:
         return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self.launcher.topology)
@@ -207,6 +213,13 @@ def _source(stage: AnyTrainingStage) -> str:
     if isinstance(stage, DistillStage):
         return " and ".join(teacher.model for teacher in stage.lessons)
     return "recordings alone" if isinstance(stage, SelfSupervisedStage) else "transcripts"
+
+
+def _store_outputs(recipe: Recipe, run: RunFolder, stage: DistillStage, root: Path, display: Display) -> None:
+    from launcher.training.caching import cache_teachers
+
+    for report in cache_teachers(recipe, run, stage, root, display):
+        display.say(f"{stage.name}: {report.describe()}")
 
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:

@@ -87,6 +87,18 @@ def caches_folder(recipe: Recipe, run: RunFolder, stage: DistillStage) -> Path |
     return stage.distill.cache.folder or (shards.with_name("train.teachers") if isinstance(shards, Path) else None)
 
 
+def folder_for_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> Path:
+    """Where to write the caches of a stage's teachers; ConfigError when there is no such place."""
+    folder = caches_folder(recipe, run, stage)
+    if folder is None:
+        raise ConfigError(
+            f"The shards of recipe {recipe.name} are at {recipe.split_folder(run, 'train')}, where nothing can be "
+            f"stored beside them. Name a folder: --set stages.{stage.name}.distill.cache.folder=DIR for `chorus run`, "
+            "and --out DIR for `chorus cache-teacher`."
+        )
+    return folder
+
+
 def facts_of(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig) -> TeacherFacts:
     """A teacher's facts; CheckpointError when its folder cannot be read."""
     if teacher.is_folder:
@@ -174,9 +186,9 @@ def choose_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[s
     none."""
     if stage.distill.cache.use == "never":
         return {teacher.name: CacheChoice() for teacher in stage.lessons}
-    choices = {teacher.name: _choose(recipe, run, stage, teacher) for teacher in stage.lessons}
+    choices = find_caches(recipe, run, stage)
     for name, choice in choices.items():
-        if choice.folder is None and stage.distill.cache.use == "require":
+        if choice.folder is None and stage.distill.cache.required:
             raise ConfigError(
                 f"Stage {stage.name} requires a cache of its teacher {name} (distill.cache.use), and has none in "
                 f"{caches_folder(recipe, run, stage)}{f': {choice.reason}' if choice.reason else ''}. Run `chorus "
@@ -185,11 +197,15 @@ def choose_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[s
     return choices
 
 
+def find_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[str, CacheChoice]:
+    """The caches that match a stage, by the names of its teachers, whatever it makes of them."""
+    return {teacher.name: _choose(recipe, run, stage, teacher) for teacher in stage.lessons}
+
+
 def _choose(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig) -> CacheChoice:
     root = caches_folder(recipe, run, stage)
     folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}")) if root else []
-    required = stage.distill.cache.use == "require"
-    if not folders and not required:
+    if not folders and not stage.distill.cache.required:
         return CacheChoice()
     facts = facts_of(recipe, run, stage, teacher)
     if reason := why_no_cache(recipe, stage, teacher, facts):

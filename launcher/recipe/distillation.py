@@ -145,10 +145,10 @@ class CacheConfig(BaseModel, frozen=True, extra="forbid"):
     """Whether a stage reads what its teachers give, where `chorus cache-teacher` has stored it, instead of asking
     them."""
 
-    use: Literal["auto", "require", "never"] = Field(
+    use: Literal["auto", "make", "require", "never"] = Field(
         default="auto",
-        description="auto: where there is a cache of the same teacher, shards and settings; require: end if there is "
-        "none; never: let the teachers hear every step",
+        description="auto: where there is a cache of the same teacher, shards and settings; make: make it first where "
+        "there is none; require: end where there is none; never: let the teachers hear every step",
     )
     folder: Path | None = Field(
         default=None, description="folder of the caches; none: beside the shards of the train split"
@@ -158,6 +158,11 @@ class CacheConfig(BaseModel, frozen=True, extra="forbid"):
         ge=1,
         description="tokens that are kept of each posterior, the likeliest; the others share what is left of 1 equally",
     )
+
+    @property
+    def required(self) -> bool:
+        """Whether the stage trains with caches alone."""
+        return self.use in ("make", "require")
 
 
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):

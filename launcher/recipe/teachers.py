@@ -134,9 +134,10 @@ def check_lesson(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, fa
         _check_hidden(stage, teacher, facts, who)
     if "units" in terms:
         _check_units(stage, facts, who)
-    if stage.distill.cache.use == "require" and (reason := why_no_cache(recipe, stage, teacher, facts)):
+    if stage.distill.cache.required and (reason := why_no_cache(recipe, stage, teacher, facts)):
         raise ConfigError(
-            f"Stage {stage.name} requires a cache of {who} (distill.cache.use), and there can be none: {reason}."
+            f"Stage {stage.name} is to read {who} from a cache (distill.cache.use is {stage.distill.cache.use}), and "
+            f"there can be none: {reason}."
         )
 
 

@@ -21,7 +21,7 @@ from data.loader import Loader
 from data.plan import BatchesConfig, MicroBatch, Plan, change_length
 from data.shard_index import ShardIndex
 from launcher.errors import ConfigError
-from launcher.progress import Display
+from launcher.progress import Display, duration
 from launcher.recipe import DistillStage, Recipe, TeacherConfig
 from launcher.recipe.teachers import TeacherFacts, check_lesson, why_no_cache
 from launcher.run_folder import RunFolder
@@ -57,6 +57,25 @@ class CacheReport:
     seconds: float
     left_out: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "teacher": self.teacher,
+            "folder": str(self.folder),
+            "shards": self.shards,
+            "written": self.written,
+            "bytes": self.bytes,
+            "audio_s": round(self.seconds, 3),
+            "left_out": list(self.left_out),
+        }
+
+    def describe(self) -> str:
+        done = f"{self.written} of {self.shards} shards written" if self.written else "nothing to do"
+        left_out = f"; left out, not readable: {', '.join(self.left_out)}" if self.left_out else ""
+        return (
+            f"{self.teacher}: {done}, {self.bytes / 1e6:.1f} MB for {duration(self.seconds)} of audio at all speeds, "
+            f"in {self.folder}{left_out}"
+        )
+
 
 def cache_teachers(
     recipe: Recipe,
@@ -64,66 +83,80 @@ def cache_teachers(
     stage: DistillStage,
     root: Path,
     display: Display,
-    device: torch.device,
     verify: bool = False,
 ) -> list[CacheReport]:
     """Store what every teacher of a stage gives in folders of `root`. With `verify` what is there is read first, and a
     shard that holds something broken is stored anew."""
-    wanted: list[tuple[TeacherConfig, TeacherFacts, CacheDescription]] = []
+    wanted: list[_Wanted] = []
     for teacher in stage.lessons:
         facts = facts_of(recipe, run, stage, teacher)
         check_lesson(recipe, stage, teacher, facts)
         if reason := why_no_cache(recipe, stage, teacher, facts):
             raise ConfigError(f"What teacher {teacher.name} of stage {stage.name} gives cannot be stored: {reason}.")
-        wanted.append((teacher, facts, describe(recipe, run, stage, teacher, facts)))
+        wanted.append(_Wanted(teacher, facts, describe(recipe, run, stage, teacher, facts)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     factor, batches = stage.model.encoder.subsampling.factor, recipe.batches_of(stage)
     inputs = open_inputs(recipe, run, "train", batches, NO_AUGMENTATION, (), device, factor)
     reports = []
-    for teacher, facts, description in wanted:
-        folder = root / description.folder_name
-        writer = CompanionWriter(inputs.loader.reader.index, folder, description.kept.speeds)
-        missing = writer.missing()
-        if verify and not missing:
-            missing = find_broken(open_companions(folder, writer.split))
-        left_out: list[str] = []
-        if missing or read_description(folder) is None:
-            _check_room(writer, missing, description.kept, facts, inputs)
-            opened = _open(run, stage, teacher, facts, inputs)
-            told = {"same_tokens": opened.same_tokens, "has_decoder": opened.has_decoder}
-            write_description(folder, description.model_copy(update=told))
-            bf16 = recipe.cluster.precision == "bf16"
-            left_out = _write(writer, missing, opened, description.kept, batches, inputs, bf16, display)
-        writer.finish()
-        reports.append(_report(teacher.name, writer, len(missing), description.kept, left_out))
+    for one in wanted:
+        reports.append(_store(one, run, stage, inputs, root, display, verify))
+        run.append_event("teacher_cached", stage=stage.name, **reports[-1].as_dict())
     return reports
 
 
-def _open(run: RunFolder, stage: DistillStage, config: TeacherConfig, facts: TeacherFacts, inputs: Inputs) -> Teacher:
-    tokenizer = inputs.loader.tokenizer
-    assert tokenizer is not None
-    teacher = open_teacher(run, config, facts, tokenizer.pieces, inputs.device)
-    check_tokens(stage, config, teacher, len(tokenizer.pieces))
-    return teacher
+@dataclass(frozen=True)
+class _Wanted:
+    """A teacher and the cache that is wanted of it."""
+
+    config: TeacherConfig
+    facts: TeacherFacts
+    description: CacheDescription
+
+
+def _store(
+    wanted: _Wanted, run: RunFolder, stage: DistillStage, inputs: Inputs, root: Path, display: Display, verify: bool
+) -> CacheReport:
+    description, kept = wanted.description, wanted.description.kept
+    folder = root / description.folder_name
+    writer = CompanionWriter(inputs.loader.reader.index, folder, kept.speeds)
+    missing = writer.missing()
+    if verify and not missing:
+        missing = find_broken(open_companions(folder, writer.split))
+    left_out: list[str] = []
+    if missing or read_description(folder) is None:
+        tokenizer = inputs.loader.tokenizer
+        assert tokenizer is not None
+        _check_room(writer, missing, kept, wanted.facts, tokenizer.vocabulary_size)
+        teacher = open_teacher(run, wanted.config, wanted.facts, tokenizer.pieces, inputs.device)
+        check_tokens(stage, wanted.config, teacher, len(tokenizer.pieces))
+        told = {"same_tokens": teacher.same_tokens, "has_decoder": teacher.has_decoder}
+        write_description(folder, description.model_copy(update=told))
+        display.begin(f"cache of {description.name}", 1)
+        try:
+            left_out = _write(writer, missing, teacher, description, inputs, display)
+        finally:
+            display.end()
+    writer.finish()
+    return _report(description.name, writer, len(missing), kept, left_out)
 
 
 def _write(
     writer: CompanionWriter,
     missing: Sequence[int],
     teacher: Teacher,
-    kept: Kept,
-    batches: BatchesConfig,
+    description: CacheDescription,
     inputs: Inputs,
-    autocast: bool,
     display: Display,
 ) -> list[str]:
     """Write the missing shards; returns the keys of utterances whose recordings could not be read."""
+    kept, autocast, awaited = description.kept, description.heard.precision == "bf16", set(missing)
     total = sum(len(_chosen(writer, shard, kept)) for shard in missing) * len(kept.speeds)
     keys, left_out, done = writer.split.keys(), [], 0
     for shard in range(len(writer.split.names)):
         of_shard = list(islice(keys, len(writer.utterances(shard))))
-        if shard not in missing:
+        if shard not in awaited:
             continue
-        plan = _ShardPlan(writer.split, _chosen(writer, shard, kept), kept.speeds, batches)
+        plan = _ShardPlan(writer.split, _chosen(writer, shard, kept), kept.speeds, inputs.plan.batches)
         members: dict[tuple[int, int], Arrays] = {}
         for rows, column, arrays, broken in _hear_shard(plan, teacher, kept, inputs, autocast, of_shard):
             members |= {(row, column): one for row, one in zip(rows, arrays, strict=True)}
@@ -197,11 +230,10 @@ class _ShardPlan:
 
 
 def _check_room(
-    writer: CompanionWriter, missing: Sequence[int], kept: Kept, facts: TeacherFacts, inputs: Inputs
+    writer: CompanionWriter, missing: Sequence[int], kept: Kept, facts: TeacherFacts, vocabulary: int
 ) -> None:
     """DataError when the disk has no room for the missing shards."""
-    assert inputs.loader.tokenizer is not None
-    expected = expected_bytes(writer, missing, kept, facts, inputs.loader.tokenizer.vocabulary_size)
+    expected = expected_bytes(writer, missing, kept, facts, vocabulary)
     writer.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(writer.folder).free
     if expected > free:

@@ -129,9 +129,7 @@ def main() -> None:
         assert isinstance(stage, DistillStage)
         started = time.perf_counter()
         caches = Path(folder) / "shards" / "train.teachers"
-        display = PlainDisplay(io.StringIO())
-        display.begin("cache", 1)
-        (report,) = cache_teachers(recipe, run, stage, caches, display, CPU)
+        (report,) = cache_teachers(recipe, run, stage, caches, PlainDisplay(io.StringIO()))
         making_s = time.perf_counter() - started
         steps = {
             name: stepper(*open_task(recipe, run, stage, name), arguments.rounds + 1) for name in (HEARS, READ, NONE)

@@ -280,8 +280,20 @@ def test_a_stage_says_which_cache_it_reads_and_why_it_does_not_read_another(cach
 def test_the_launcher_says_before_a_stage_starts_what_its_teachers_do(cached):
     said = io.StringIO()
     recipe = load_recipe(cached.recipe_file)
-    Executor(recipe, cached, StopRequest(), PlainDisplay(said))._tell_of_caches(recipe.training_stage(STAGE))
+    Executor(recipe, cached, StopRequest(), PlainDisplay(said))._read_teachers(recipe.training_stage(STAGE))
     assert said.getvalue() == f"{STAGE}: the outputs of teacher wise are read from {chosen(cached).folder}\n"
+
+
+def test_a_stage_may_make_its_caches_when_it_starts(cached, tmp_path):
+    change = f"stages.{STAGE}.distill.cache={{use: make, folder: {tmp_path}, top_tokens: 8}}"
+    recipe = load_recipe(cached.recipe_file, [change])
+    for written in ("6 of 6 shards written", "are read from"):
+        said = io.StringIO()
+        Executor(recipe, cached, StopRequest(), PlainDisplay(said))._read_teachers(recipe.training_stage(STAGE))
+        assert written in said.getvalue()
+        assert f"are read from {chosen(cached, change).folder}\n" in said.getvalue()
+    assert "written" not in said.getvalue()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_another_teacher_of_the_same_name_is_not_taken_for_the_stored_one(cached, make_student, tmp_path):
@@ -304,7 +316,7 @@ def test_masks_that_the_teacher_hears_cannot_be_stored(cached, capsys):
     assert "it hears masks that are drawn anew at every step (augment.frequency_masks is 2)" in said
     assert "hears: clean" in said
     assert "masks that are drawn anew" in chosen(run).reason
-    with pytest.raises(ConfigError, match=r"requires a cache of its teacher .* there can be none: it hears masks"):
+    with pytest.raises(ConfigError, match=r"is to read its teacher .* there can be none: it hears masks"):
         check_model_folders(load_recipe(run.recipe_file, [f"stages.{STAGE}.distill.cache.use=require"]))
     without = [f"augment.{key}=0" for key in MASKS]
     # What is heard without masks is what is heard clean.
