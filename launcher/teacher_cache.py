@@ -144,7 +144,8 @@ def describe(
 
 
 def _hash_front_end(recipe: Recipe, run: RunFolder) -> str:
-    return hash_of([recipe.features.model_dump(mode="json"), read_json(run.features_file)])
+    # An option that a newer version adds, at its default, is no other front-end.
+    return hash_of([recipe.features.model_dump(mode="json", exclude_defaults=True), read_json(run.features_file)])
 
 
 def difference(wanted: CacheDescription, found: CacheDescription) -> str:
