@@ -34,6 +34,8 @@ from launcher.supervisor import Job, supervise
 from launcher.teacher_cache import choose_caches, describe_choice, find_caches, folder_for_caches
 from launcher.watch import Deadlines
 
+# More models than these are counted and not named.
+MOST_NAMED = 4
 SLURM_LOG = re.compile(r"slurm-\d+\.log")
 
 
@@ -198,7 +200,8 @@ class Executor:
         )
         stage = self._recipe.stage(name)
         assert isinstance(stage, EvaluateStage)
-        self._display.say(f"{name}: {' and '.join(stage.models)} recognise the split {stage.split}")
+        who = " and ".join(stage.models) if len(stage.models) <= MOST_NAMED else f"{len(stage.models)} models"
+        self._display.say(f"{name}: {who} recognise the split {stage.split}")
         supervise(job, self._run, self._stop, self._display)
         merge_results(self._recipe, self._run)
 

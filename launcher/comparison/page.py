@@ -30,7 +30,7 @@ entropy*: of the experts' load at the end of training, mean over layers; 1 is an
 """
 HEADINGS = (
     *("model", "what it is", "encoder parameters", "of the first's", "all parameters", "CER", "WER"),
-    *("real-time factor", "training, min", "load entropy"),
+    *("CER of each seed", "real-time factor", "training, min", "load entropy"),
 )
 
 
@@ -88,6 +88,8 @@ def _section(judged: Judged, picture: Path) -> str:
         "",
         f"![error rate against encoder parameters]({picture.name})",
         "",
+        "Models of about the same size are moved apart.",
+        "",
         *_findings(judged),
     ]
     if len(rungs) > 1:
@@ -105,10 +107,15 @@ def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
         count(rung.parameters),
         _between(judged.rate(rung.characters)),
         _between(judged.rate(rung.words)),
+        ", ".join(f"{100 * value:.2f}" for value in _rates(rung.characters)) if rung.seeds > 1 else MISSING,
         f"{rung.real_time_factor:.4f}",
         f"{rung.minutes:.1f}",
         MISSING if rung.load_entropy is None else f"{rung.load_entropy:.2f}",
     )
+
+
+def _rates(errors: Errors) -> list[float]:
+    return (errors.errors_SU.sum(axis=1) / errors.lengths_U.sum()).tolist()
 
 
 def _between(rate: Interval) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from launcher.comparison.bootstrap import Interval
 from launcher.report import canvas
@@ -22,12 +23,16 @@ class Point:
 
 
 def draw_comparison(points: Sequence[Point], name: str) -> Markup:
-    """Draw the models of a comparison; those of (nearly) the same size stand beside each other."""
+    """Draw the models of a comparison; those of about the same size are moved apart as far as their names need it."""
     most = max(point.encoder_parameters for point in points)
-    placed = _spread(points, gap=0.03 * most)
+    placed = _spread(points, gap=0.022 * most)
+    least, largest = min(point.rate.low for point in points), max(point.rate.high for point in points)
+    far_apart = 0 < 10 * least < largest
 
     def paint(figure: Figure) -> None:
-        axes = canvas.prepare_axes(figure.subplots(), "character error rate, 95 % intervals", percent=True)
+        axes = figure.subplots()
+        axes.set_yscale("log" if far_apart else "linear")
+        canvas.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
         for index, (point, x) in enumerate(placed):
             colour = canvas.SERIES[index % len(canvas.SERIES)]
             axes.plot([x, x], [point.rate.low, point.rate.high], color=colour, linewidth=1.6)
@@ -41,9 +46,14 @@ def draw_comparison(points: Sequence[Point], name: str) -> Markup:
                 ha="center",
                 va="bottom",
                 color=colour,
+                fontsize=8.5,
             )
         axes.set_xlim(0, 1.08 * most)
-        axes.set_ylim(0, 1.35 * max(point.rate.high for point in points))
+        if far_apart:
+            axes.set_ylim(0.7 * least, 5 * largest)
+            axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        else:
+            axes.set_ylim(0, 1.35 * largest)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         axes.set_xlabel("encoder parameters")
 
@@ -51,9 +61,14 @@ def draw_comparison(points: Sequence[Point], name: str) -> Markup:
 
 
 def _spread(points: Sequence[Point], gap: float) -> list[tuple[Point, float]]:
-    """Each point with its place on the axis of sizes, moved right as far as it would hide behind another."""
-    placed: list[tuple[Point, float]] = []
-    for point in sorted(points, key=lambda point: point.encoder_parameters):
-        least = placed[-1][1] + gap if placed else 0.0
-        placed.append((point, max(point.encoder_parameters, least)))
-    return placed
+    """Each point with its place on the axis of sizes: of places `gap` apart those nearest to the sizes, in the sense of
+    least squares (isotonic regression by pooling neighbours)."""
+    ordered = sorted(points, key=lambda point: point.encoder_parameters)
+    pools: list[tuple[float, int]] = []  # mean and number of sizes, each less its place's share of the gaps
+    for place, point in enumerate(ordered):
+        pools.append((point.encoder_parameters - place * gap, 1))
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (before, many), (mean, number) = pools[-2:]
+            pools[-2:] = [((before * many + mean * number) / (many + number), many + number)]
+    means = [mean for mean, number in pools for _ in range(number)]
+    return [(point, mean + place * gap) for place, (point, mean) in enumerate(zip(ordered, means, strict=True))]

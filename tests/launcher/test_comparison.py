@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import jiwer
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import main
-from launcher.comparison.bootstrap import Draws, interval, rate, relative_difference
+from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
+from launcher.comparison.picture import Point, _spread
 from launcher.comparison.rungs import read_comparison
 from launcher.errors import ConfigError
 from launcher.recipe import dump as dump_recipe
@@ -81,6 +83,8 @@ def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, 
     cer = 100 * errors_of(run, "student-1", "student-2")
     row = next(line for line in text.splitlines() if line.startswith("| `student` | the small one"))
     assert f"| 33.3% | 900 | {cer:.2f}% [" in row
+    each = ", ".join(f"{100 * errors_of(run, name):.2f}" for name in ("student-1", "student-2"))
+    assert f"| {each} |" in row
     more = errors_of(run, "student-1", "student-2") / errors_of(run, "teacher-1", "teacher-2") - 1
     assert f"with 33.3% of the encoder parameters of `teacher`, makes {100 * more:+.1f} % [" in text
     assert f"]({picture.name})" in text
@@ -138,3 +142,15 @@ def test_seeds_that_disagree_widen_the_interval():
     assert narrow.value == wide.value
     assert narrow.high - narrow.low == 0
     assert (wide.low, wide.high) == (0.0, pytest.approx(0.2))
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=8), st.integers(1, 30))
+def test_models_of_one_size_are_moved_apart_around_it_and_no_others_are_moved(sizes, gap):
+    """Neighbours stand at least `gap` apart, in the order of their sizes, and their mean stays where it was."""
+    placed = _spread([Point("model", size, Interval(0.1, 0.1, 0.1)) for size in sizes], gap)
+    places = [place for _, place in placed]
+    assert [point.encoder_parameters for point, _ in placed] == sorted(sizes)
+    assert all(after - before >= gap - 1e-6 for before, after in pairwise(places))
+    assert np.mean(places) == pytest.approx(np.mean(sizes))
+    if all(after - before >= gap for before, after in pairwise(sorted(sizes))):
+        assert places == pytest.approx(sorted(sizes))
