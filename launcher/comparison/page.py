@@ -75,14 +75,12 @@ def _section(judged: Judged, picture: Path) -> str:
     seeds = [stage.seed for stage in comparison.recipe.training_stages() if stage.repeats == first.name]
     trained = f"Seeds {', '.join(map(str, seeds))}" if seeds else f"Seed {comparison.recipe.seed}"
     search = comparison.evaluation.search.kind.replace("_", " ")
-    steps = {stage.steps for stage in comparison.recipe.training_stages()}
     lines = [
         f"## {comparison.recipe.name}",
         "",
         f"{comparison.utterances} utterances ({duration(comparison.seconds)}) of `{comparison.evaluation.split}`, "
         f"{search} search on {comparison.threads} threads. "
-        f"{trained}; {', '.join(f'{number:,}' for number in sorted(steps))} steps each, "
-        f"{first.audio_hours:.1f} hours of audio.",
+        f"{trained}; {_steps(comparison)}.",
         "",
         *_table(HEADINGS, (_row(judged, rung) for rung in rungs)),
         "",
@@ -95,6 +93,15 @@ def _section(judged: Judged, picture: Path) -> str:
     if len(rungs) > 1:
         lines += ["", *_differences(judged)]
     return "\n".join([*lines, ""])
+
+
+def _steps(comparison: Comparison) -> str:
+    """How long each was trained."""
+    steps = {stage.repeats or stage.name: stage.steps for stage in comparison.recipe.training_stages()}
+    trained = {rung.name: f"{steps[rung.name]:,} steps, {rung.audio_hours:.1f} h of audio" for rung in comparison.rungs}
+    if len(set(trained.values())) == 1:
+        return f"{next(iter(trained.values()))} each"
+    return "; ".join(f"`{name}` {how}" for name, how in trained.items())
 
 
 def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
