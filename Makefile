@@ -41,12 +41,11 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python -m tests.benchmarks.topology
 
-# FSDD: a clone of https://github.com/Jakobovski/free-spoken-digit-dataset; PROMPTS: a manifest of short recordings.
+# FSDD: a clone of https://github.com/Jakobovski/free-spoken-digit-dataset.
 ladder: $(READY)
 	$(BIN)/chorus run ladder --set corpus.root=$(FSDD)
 	$(BIN)/chorus run ladder-aelita
-	$(BIN)/chorus run ladder-prompts --set corpus.manifest=$(PROMPTS)
-	$(BIN)/chorus compare runs/ladder runs/ladder-aelita runs/ladder-prompts --out docs/results.md
+	$(BIN)/chorus compare runs/ladder runs/ladder-aelita --out docs/results.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -73,7 +73,8 @@ def _section(judged: Judged, picture: Path) -> str:
     comparison = judged.comparison
     rungs, first = comparison.rungs, comparison.rungs[0]
     seeds = [stage.seed for stage in comparison.recipe.training_stages() if stage.repeats == first.name]
-    trained = f"Seeds {', '.join(map(str, seeds))}" if seeds else f"Seed {comparison.recipe.seed}"
+    seeds = seeds or [comparison.recipe.seed]
+    trained = f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     search = comparison.evaluation.search.kind.replace("_", " ")
     lines = [
         f"## {comparison.recipe.name}",
