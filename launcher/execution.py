@@ -168,8 +168,9 @@ class Executor:
         ConfigError where reading is required and cannot be."""
         if not isinstance(stage, DistillStage):
             return
-        found = find_caches(self._recipe, self._run, stage)
-        if stage.distill.cache.use == "make" and not all(choice.folder for choice in found.values()):
+        if stage.distill.cache.use == "make" and not all(
+            choice.folder for choice in find_caches(self._recipe, self._run, stage).values()
+        ):
             root = folder_for_caches(self._recipe, self._run, stage)
             self._in_process(lambda recipe, run, display: _store_outputs(recipe, run, stage, root, display))
         for teacher, choice in choose_caches(self._recipe, self._run, stage).items():

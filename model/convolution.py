@@ -57,7 +57,7 @@ class ConvolutionModule(nn.Module):
     def _convolve(self, x_BTD: Tensor) -> Tensor:
         """The depthwise convolution over time."""
         if x_BTD.device.type != "cpu" or not torch.is_grad_enabled():
-            return self.depthwise(x_BTD.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).squeeze(1)
+            return _as_frames(self.depthwise(_as_image(x_BTD)))
         bias = self.depthwise.bias
         # As autocast converts the weights of a module; here it would not see them.
         weight, bias = self.depthwise.weight.to(x_BTD.dtype), bias if bias is None else bias.to(x_BTD.dtype)
@@ -72,20 +72,25 @@ class _Depthwise(torch.autograd.Function):
     def forward(context, x_BTD: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:  # pyright: ignore
         context.save_for_backward(x_BTD, weight)
         context.padding, context.has_bias = padding, bias is not None
-        x_BDHT = x_BTD.unsqueeze(1).permute(0, 3, 1, 2)
-        y_BDHT = functional.conv2d(x_BDHT, weight, bias, padding=(0, padding), groups=len(weight))
-        return y_BDHT.permute(0, 2, 3, 1).squeeze(1)
+        return _as_frames(functional.conv2d(_as_image(x_BTD), weight, bias, padding=(0, padding), groups=len(weight)))
 
     @staticmethod
     @once_differentiable
     def backward(context, gradient_BTD: Tensor):  # pyright: ignore
         x_BTD, weight = context.saved_tensors
         (batch, frames, width), padding, out_frames = x_BTD.shape, context.padding, gradient_BTD.shape[1]
-        of_y = gradient_BTD.unsqueeze(1).permute(0, 3, 1, 2)
-        size = (batch, width, 1, frames)
+        size, of_y = (batch, width, 1, frames), _as_image(gradient_BTD)
         of_x = grad.conv2d_input(size, weight, of_y, padding=(0, padding), groups=width)  # pyright: ignore
-        of_x = of_x.permute(0, 2, 3, 1).squeeze(1)
         padded_BTD = functional.pad(x_BTD, (0, 0, padding, padding)) if padding else x_BTD
         taps = [(padded_BTD[:, tap : tap + out_frames] * gradient_BTD).sum((0, 1)) for tap in range(weight.shape[-1])]
         of_weight = torch.stack(taps, dim=-1).view_as(weight)
-        return of_x, of_weight, gradient_BTD.sum((0, 1)) if context.has_bias else None, None
+        return _as_frames(of_x), of_weight, gradient_BTD.sum((0, 1)) if context.has_bias else None, None
+
+
+def _as_image(x_BTD: Tensor) -> Tensor:
+    """Frames as an image of height 1, its channels last: [B, D, 1, T] without a copy."""
+    return x_BTD.unsqueeze(1).permute(0, 3, 1, 2)
+
+
+def _as_frames(x_BDHT: Tensor) -> Tensor:
+    return x_BDHT.permute(0, 2, 3, 1).squeeze(1)

@@ -98,7 +98,7 @@ def _section(judged: Judged, picture: Path) -> str:
 
 def _steps(comparison: Comparison) -> str:
     """How long each was trained."""
-    steps = {stage.repeats or stage.name: stage.steps for stage in comparison.recipe.training_stages()}
+    steps = {stage.unseeded_name: stage.steps for stage in comparison.recipe.training_stages()}
     trained = {rung.name: f"{steps[rung.name]:,} steps, {rung.audio_hours:.1f} h of audio" for rung in comparison.rungs}
     if len(set(trained.values())) == 1:
         return f"{next(iter(trained.values()))} each"
@@ -144,19 +144,16 @@ def _verdict(difference: Interval) -> str:
 def _findings(judged: Judged) -> Iterable[str]:
     """Each student beside its teacher, in a sentence."""
     rungs = {rung.name: rung for rung in judged.comparison.rungs}
-    seen = set()
-    for stage in judged.comparison.recipe.training_stages():
-        name = stage.repeats or stage.name
-        if not isinstance(stage, DistillStage) or name in seen or name not in rungs:
-            continue
-        seen.add(name)
-        model = stage.lessons[0].model
-        teacher = next((r for r in judged.comparison.rungs if model in (r.name, f"{r.name}-{stage.seed}")), None)
-        if teacher is not None:
-            share = rungs[name].encoder_parameters / teacher.encoder_parameters
+    stages = judged.comparison.recipe.training_stages()
+    rung_of_stage = {stage.name: rungs.get(stage.unseeded_name) for stage in stages}
+    teachers = {stage.unseeded_name: stage.lessons[0].model for stage in stages if isinstance(stage, DistillStage)}
+    for name, model in teachers.items():
+        student, teacher = rungs.get(name), rung_of_stage.get(model)
+        if student and teacher:
+            share = student.encoder_parameters / teacher.encoder_parameters
             yield (
                 f"- `{name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
-                f"{_more(judged.difference(rungs[name], teacher))} errors in characters against it."
+                f"{_more(judged.difference(student, teacher))} errors in characters against it."
             )
 
 

@@ -74,7 +74,7 @@ def read_comparison(run: RunFolder) -> Comparison:
     groups: dict[str, list[AnyTrainingStage]] = {}
     for training in recipe.training_stages():
         if training.name in stage.models:
-            groups.setdefault(training.repeats or training.name, []).append(training)
+            groups.setdefault(training.unseeded_name, []).append(training)
     evidence = read_evidence(run.path)
     rungs = tuple(
         _read_rung(run, stage, evidence, name, repetitions, found["models"]) for name, repetitions in groups.items()

@@ -75,7 +75,7 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
 
 
 def _distinct(stages: Sequence[AnyTrainingStage]) -> list[AnyTrainingStage]:
-    return list({stage.repeats or stage.name: stage for stage in reversed(stages)}.values())[::-1]
+    return list({stage.unseeded_name: stage for stage in reversed(stages)}.values())[::-1]
 
 
 def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
@@ -104,7 +104,7 @@ def _unused(recipe: Recipe) -> list[dict[str, str]]:
 def _proposal(recipe: Recipe, numbers: list[StageNumbers]) -> dict[str, Any]:
     """What each stage should have, and the settings that change the recipe to it."""
     proposed, settings = propose(numbers), []
-    keys = {stage.name: stage.repeats or stage.name for stage in recipe.training_stages()}
+    keys = {stage.name: stage.unseeded_name for stage in recipe.training_stages()}
     sizes = {proposed[stage.name].expert_parallel for stage in numbers if stage.experts}
     if sizes and sizes != {recipe.cluster.expert_parallel}:
         settings.append(f"cluster.expert_parallel={sizes.pop()}")

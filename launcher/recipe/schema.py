@@ -126,6 +126,11 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
     augment: AugmentConfig | None = Field(default=None, description="instead of the recipe's")
     deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")
 
+    @property
+    def unseeded_name(self) -> str:
+        """The stage's name in a recipe that gives seeds: that of all its repetitions."""
+        return self.repeats or self.name
+
 
 class RecognitionStage(TrainingStage, frozen=True, extra="forbid"):
     """What pretraining and distillation have in common: they need transcripts."""
