@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from model.feedforward import FeedForward
@@ -63,23 +64,11 @@ class ExpertStack(nn.Module):
         # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel.
         if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
             return self._grouped(x_MD, counts)
-        w1, w2, biases_EH = self._weights(x_MD.dtype)
-        # unbind, not indexing: its backward stacks the gradients once instead of filling a whole stack per expert.
-        bias1_EF, bias2_ED = biases_EH.split((self.hidden, w2.shape[1]), dim=-1)
-        experts = zip(w1.unbind(), bias1_EF.unbind(), w2.unbind(), bias2_ED.unbind(), strict=True)
-        outputs = []
-        for x, (w1, bias1, w2, bias2) in zip(x_MD.split(counts), experts, strict=True):
-            hidden = functional.silu(functional.linear(x, w1, bias1))
-            outputs.append(functional.linear(hidden, w2, bias2))
-        return torch.cat(outputs)
-
-    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """w1, w2 and both biases [E, F + D]: converted as whole stacks, so that their gradients are too, and not expert
-        by expert, as autocast would."""
-        return self.w1.to(dtype), self.w2.to(dtype), self.w3.squeeze(1).to(dtype)
+        return _OneByOne.apply(x_MD, self.w1, self.w2, self.w3, counts)
 
     def _grouped(self, x_MD: Tensor, counts: list[int]) -> Tensor:
-        w1, w2, biases_EH = self._weights(x_MD.dtype)
+        dtype = x_MD.dtype
+        w1, w2, biases_EH = self.w1.to(dtype), self.w2.to(dtype), self.w3.squeeze(1).to(dtype)
         counts_E = torch.tensor(counts, device=x_MD.device)
         ends_E = counts_E.cumsum(0).to(torch.int32)
         biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=len(x_MD))
@@ -87,6 +76,42 @@ class ExpertStack(nn.Module):
         hidden_MF = functional.grouped_mm(x_MD, w1.transpose(1, 2), offs=ends_E) + bias1_MF
         output_MD = functional.grouped_mm(functional.silu(hidden_MF), w2.transpose(1, 2), offs=ends_E)
         return output_MD + bias2_MD
+
+
+class _OneByOne(torch.autograd.Function):
+    """Every expert's feed-forward layer on its share of the frames.
+
+    An expert's weights are converted to the dtype of the frames when its turn comes, both ways, and its gradients back
+    to theirs, straight to their place in the stacks: a stack is read and written once, and no copy of it is kept.
+    """
+
+    @staticmethod
+    def forward(context, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, counts: list[int]) -> Tensor:  # pyright: ignore
+        hidden, active = (x.new_empty(len(x), w1.shape[1]) for _ in range(2))
+        output = x.new_empty(len(x), w2.shape[1])
+        parts = zip(*(part.split(counts) for part in (x, hidden, active, output)), strict=True)
+        for expert, (x_e, hidden_e, active_e, output_e) in enumerate(parts):
+            bias1, bias2 = w3[expert, 0].to(x.dtype).split((w1.shape[1], w2.shape[1]))
+            torch.addmm(bias1, x_e, w1[expert].to(x.dtype).t(), out=hidden_e)
+            torch.ops.aten.silu.out(hidden_e, out=active_e)
+            torch.addmm(bias2, active_e, w2[expert].to(x.dtype).t(), out=output_e)
+        context.save_for_backward(x, w1, w2, w3, hidden, active)
+        context.counts = counts
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient: Tensor):  # pyright: ignore
+        x, w1, w2, w3, hidden, active = context.saved_tensors
+        of_x, of_w1, of_w2, of_w3 = (torch.empty_like(part) for part in (x, w1, w2, w3))
+        parts = zip(*(part.split(context.counts) for part in (gradient, x, hidden, active, of_x)), strict=True)
+        for expert, (gradient_e, x_e, hidden_e, active_e, of_x_e) in enumerate(parts):
+            of_hidden = torch.ops.aten.silu_backward(gradient_e @ w2[expert].to(x.dtype), hidden_e)
+            of_w2[expert] = gradient_e.t() @ active_e
+            of_w1[expert] = of_hidden.t() @ x_e
+            of_w3[expert, 0] = torch.cat((of_hidden.sum(0), gradient_e.sum(0)))
+            torch.mm(of_hidden, w1[expert].to(x.dtype), out=of_x_e)
+        return of_x, of_w1, of_w2, of_w3, None
 
 
 class MixtureOfExperts(nn.Module):

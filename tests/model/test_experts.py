@@ -52,6 +52,30 @@ def test_the_router_learns_through_the_weights(per_frame):
     assert router.weight.grad.norm() > 1e-3
 
 
+def test_gradients_of_experts_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    stack = ExpertStack(3, 4, 5).double()
+    x_MD = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn_like(weight).requires_grad_() for weight in (stack.w1, stack.w2, stack.w3)]
+
+    def run(x_MD, w1, w2, w3):
+        return torch.func.functional_call(stack, {"w1": w1, "w2": w2, "w3": w3}, (x_MD, [4, 0, 2]))
+
+    assert torch.autograd.gradcheck(run, (x_MD, *weights))
+
+
+def test_in_bf16_the_gradients_of_fp32_weights_are_fp32_and_near_those_of_fp32():
+    torch.manual_seed(0)
+    stack, x_MD, counts = ExpertStack(3, 64, 128), torch.randn(90, 64), [30, 20, 40]
+    stack(x_MD, counts).square().mean().backward()
+    precise = [weight.grad for weight in stack.parameters()]
+    stack.zero_grad()
+    stack(x_MD.to(torch.bfloat16), counts).float().square().mean().backward()
+    for weight, expected in zip(stack.parameters(), precise, strict=True):
+        assert weight.grad.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(weight.grad.flatten(), expected.flatten(), dim=0) > 0.999
+
+
 def test_one_grouped_product_equals_the_loop_over_experts():
     torch.manual_seed(0)
     stack = ExpertStack(3, 16, 32)
