@@ -23,6 +23,7 @@ class ConvolutionModule(nn.Module):
     def __init__(self, width: int, kernel_size: int, causal: bool = False, depthwise_bias: bool = True):
         super().__init__()
         self.left_frames = kernel_size - 1 if causal else 0
+        self.gap = self.left_frames or kernel_size // 2  # zeros that utterances need between them
         self.gated = nn.Linear(width, 2 * width)
         # A two-dimensional convolution of height 1: frames [B, T, D] are its channels-last input without a copy, and
         # its kernel is several times faster on CPUs than the one-dimensional one.
@@ -41,18 +42,21 @@ class ConvolutionModule(nn.Module):
 
         Padding counts as silence for its neighbours. `past`, of a causal convolution, holds the frames before.
         """
-        x_BTD = packing.pad(functional.glu(self.gated(x_ND), dim=-1))
-        if past is not None:
-            x_BTD = past.precede(x_BTD, self.left_frames)
-        elif self.left_frames:
-            x_BTD = functional.pad(x_BTD, (0, 0, self.left_frames, 0))
-        x_BTD = self._convolve(x_BTD)
-        x_ND, moments = packing.pack(x_BTD), None
+        x_ND, moments = self._mix(functional.glu(self.gated(x_ND), dim=-1), packing, past), None
         if isinstance(norm, FrameBatchNorm):
             x_ND, moments = norm(x_ND)
         else:
             x_ND = norm(x_ND)
         return self.output(functional.silu(x_ND)), moments
+
+    def _mix(self, x_ND: Tensor, packing: Packing, past: LayerPast | None) -> Tensor:
+        """Each frame with its neighbours: those in the batch, or in it and the past."""
+        if past is not None:
+            return packing.pack(self._convolve(past.precede(packing.pad(x_ND), self.left_frames)))
+        x_BTD = packing.space(x_ND, self.gap)
+        if self.left_frames:
+            x_BTD = functional.pad(x_BTD, (0, 0, self.left_frames, 0))
+        return packing.unspace(self._convolve(x_BTD), self.gap)
 
     def _convolve(self, x_BTD: Tensor) -> Tensor:
         """The depthwise convolution over time."""

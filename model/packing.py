@@ -1,7 +1,8 @@
 """Valid frames without the padding between them.
 
-What treats every frame by itself, which are most of a layer's operations, works on packed frames; only what looks at
-neighbours needs the padded batch, in which padding is zero.
+What treats every frame by itself, which are most of a layer's operations, works on packed frames. What looks at a few
+neighbours needs as many zeros between utterances, and only what looks further needs the padded batch, in which padding
+is zero.
 
 Shapes: B batch, T frames, D width, N packed valid frames.
 """
@@ -51,6 +52,21 @@ class Packing:
         batch, frames = self.shape
         x_MD = _Place.apply(x_ND, self.index_N, batch * frames) if self.padded else x_ND
         return x_MD.view(batch, frames, -1)
+
+    def space(self, x_ND: Tensor, gap: int) -> Tensor:
+        """[N, D] to frames for what looks no further than `gap` of them: all rows in one, [1, N + B gap, D], with `gap`
+        zeros after each. Where nothing is padded, the batch [B, T, D], which is a view."""
+        if not self.padded:
+            return self.pad(x_ND)
+        return _Place.apply(x_ND, self._spaced(gap), len(x_ND) + gap * self.shape[0])[None]
+
+    def unspace(self, x: Tensor, gap: int) -> Tensor:
+        """Undo `space`: to [N, D]."""
+        return _Pick.apply(x[0], self._spaced(gap)) if self.padded else self.pack(x)
+
+    def _spaced(self, gap: int) -> Tensor:
+        """[N]: where `space` puts each packed frame."""
+        return torch.arange(len(self.rows), device=self.rows.device) + gap * self.rows
 
 
 class _Pick(torch.autograd.Function):

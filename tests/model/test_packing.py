@@ -28,6 +28,28 @@ def test_pad_of_pack_is_the_batch_with_silent_padding_and_pack_of_pad_changes_no
     assert torch.equal(x_BTD.grad, torch.where(valid_BT[..., None], weights, 0.0))
 
 
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), gap=st.integers(0, 3))
+def test_rows_in_one_have_zeros_between_them_and_come_back(lengths, gap):
+    """each frame sees the same within the gap as in the padded batch"""
+    packing = Packing(torch.arange(6) < torch.tensor(lengths)[:, None])
+    x_ND = torch.randn(sum(lengths), 3, dtype=torch.float64, requires_grad=True)
+    spaced = packing.space(x_ND, gap)
+    assert torch.equal(packing.unspace(spaced, gap), x_ND)
+    assert spaced.numel() == spaced.count_nonzero() + (3 * gap * len(lengths) if packing.padded else 0)
+
+    def box(x_BTD):
+        padded = torch.nn.functional.pad(x_BTD, (0, 0, gap, gap))
+        return sum(padded[:, shift : shift + x_BTD.shape[1]] for shift in range(2 * gap + 1))
+
+    expected = packing.pack(box(packing.pad(x_ND)))
+    torch.testing.assert_close(packing.unspace(box(spaced), gap), expected)
+    weights = torch.randn_like(expected)
+    (of_padded,) = torch.autograd.grad((expected * weights).sum(), x_ND)
+    (of_spaced,) = torch.autograd.grad((packing.unspace(box(spaced), gap) * weights).sum(), x_ND)
+    torch.testing.assert_close(of_spaced, of_padded)
+
+
 def test_gradients_of_packing_and_rotation_are_those_of_small_changes():
     packing = Packing(torch.tensor([[True, True, False], [True, False, False]]))
     x_BTD = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
