@@ -296,12 +296,17 @@ def _on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> R
 
 
 def _teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> Iterator[Recognizer]:
-    """The teachers of a stage that are models of Chorus: an earlier stage's, or those that model folders describe."""
-    for teacher in stage.lessons if isinstance(stage, DistillStage) else ():
+    """Those of a stage's teachers that are models of Chorus: an earlier stage's, or what model folders describe."""
+    for teacher in _teachers_heard(stage):
         if not teacher.is_folder:
             yield _on_meta(recipe.recognition_stage(teacher.model).model, recipe.features.mel_bins, vocabulary_size)
         elif not _is_foreign(teacher):
             yield _described(stage.name, teacher.model)
+
+
+def _teachers_heard(stage: AnyTrainingStage) -> Sequence[TeacherConfig]:
+    """The teachers that are there in training: none where what they give is read from caches alone."""
+    return stage.lessons if isinstance(stage, DistillStage) and not stage.distill.cache.required else ()
 
 
 def _is_foreign(teacher: TeacherConfig) -> bool:
@@ -311,9 +316,8 @@ def _is_foreign(teacher: TeacherConfig) -> bool:
 
 def _foreign_bytes(stage: AnyTrainingStage) -> int:
     """The size of the weights of teachers that are not models of Chorus."""
-    teachers = stage.lessons if isinstance(stage, DistillStage) else ()
-    files = [file for teacher in teachers if _is_foreign(teacher) for file in Path(teacher.model).glob("*.safetensors")]
-    return sum(file.stat().st_size for file in files)
+    folders = [Path(teacher.model) for teacher in _teachers_heard(stage) if _is_foreign(teacher)]
+    return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
 
 
 def _described(stage: str, folder: str) -> Recognizer:

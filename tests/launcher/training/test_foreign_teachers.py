@@ -197,11 +197,17 @@ BRIDGED = (
 def test_a_plan_counts_a_foreign_teachers_weights_and_refuses_what_a_run_would(tmp_path):
     folder = save("wav2vec2-group", tmp_path / "model")
     run, hosts = RunFolder(tmp_path / "run"), (2,)
-    recipe = taught_by(folder, *BRIDGED)
-    row = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))["stages"]["student"]
-    assert row["memory_bytes"]["teacher"] == (folder / "model.safetensors").stat().st_size
+
+    def counted(*overrides: str) -> int:
+        recipe = taught_by(folder, *overrides)
+        row = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))["stages"]["student"]
+        return row["memory_bytes"]["teacher"]
+
+    assert counted(*BRIDGED) == (folder / "model.safetensors").stat().st_size
+    unmasked = "augment.frequency_masks=0", "augment.time_masks=0"
+    assert counted(*BRIDGED, *unmasked, "stages.student.distill.cache.use=make") == 0
     with pytest.raises(ConfigError, match="tokenizer is not this run's"):
-        plan_table(taught_by(folder), run, hosts, machine_of(recipe.cluster, hosts))
+        counted()
 
 
 def test_states_of_a_foreign_teacher_are_compared_and_its_tokens_are_not(tmp_path):
