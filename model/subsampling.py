@@ -37,33 +37,19 @@ class ConvolutionSubsampling(nn.Module):
         super().__init__()
         channels, self.factor = config.channels, config.factor
         self.strides = STRIDES[config.factor]
-        self.separable = config.convolutions == "separable"
         self.first = _strided(1, channels, self.strides[0])
-        if self.separable:
-            self.depthwise = _strided(channels, channels, self.strides[1], groups=channels)
-            self.pointwise = nn.Conv2d(channels, channels, 1)
-        else:
-            self.second = _strided(channels, channels, self.strides[1])
-        if len(self.strides) > 2 and self.separable:
-            self.third_depthwise = _strided(channels, channels, self.strides[2], groups=channels)
-            self.third_pointwise = nn.Conv2d(channels, channels, 1)
-        elif len(self.strides) > 2:
-            self.third = _strided(channels, channels, self.strides[2])
+        further = _separable if config.convolutions == "separable" else _full
+        self.further = nn.ModuleList(further(channels, stride) for stride in self.strides[1:])
         self.projection = nn.Linear(channels * output_length(mel_bins, self.factor), width)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features and their valid lengths to (frames [B, S, D], valid lengths [B])."""
         lengths_B = output_length(lengths_B, self.strides[0])
-        x_BCTF = torch.relu(self.first(features_BTF.unsqueeze(1)))
-        x_BCTF = x_BCTF * valid_mask(lengths_B, x_BCTF.shape[2])[:, None, :, None]
-        lengths_B = output_length(lengths_B, self.strides[1])
-        x_BCSF = torch.relu(self.pointwise(self.depthwise(x_BCTF)) if self.separable else self.second(x_BCTF))
-        if len(self.strides) > 2:
+        x_BCSF = torch.relu(self.first(features_BTF.unsqueeze(1)))
+        for convolution, stride in zip(self.further, self.strides[1:], strict=True):
             x_BCSF = x_BCSF * valid_mask(lengths_B, x_BCSF.shape[2])[:, None, :, None]
-            lengths_B = output_length(lengths_B, self.strides[2])
-            separable = self.separable
-            x_BCSF = self.third_pointwise(self.third_depthwise(x_BCSF)) if separable else self.third(x_BCSF)
-            x_BCSF = torch.relu(x_BCSF)
+            lengths_B = output_length(lengths_B, stride)
+            x_BCSF = torch.relu(convolution(x_BCSF))
         return self.projection(x_BCSF.transpose(1, 2).flatten(2)), lengths_B
 
 
@@ -75,6 +61,14 @@ def output_length(length, factor: int):
 def valid_mask(lengths_B: Tensor, num_frames: int) -> Tensor:
     """[B, num_frames] bool, True where a frame is valid."""
     return torch.arange(num_frames, device=lengths_B.device) < lengths_B[:, None]
+
+
+def _separable(channels: int, stride: int) -> nn.Module:
+    return nn.Sequential(_strided(channels, channels, stride, groups=channels), nn.Conv2d(channels, channels, 1))
+
+
+def _full(channels: int, stride: int) -> nn.Module:
+    return _strided(channels, channels, stride)
 
 
 def _strided(inputs: int, outputs: int, stride: int, groups: int = 1) -> nn.Conv2d:

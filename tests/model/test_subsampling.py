@@ -51,14 +51,14 @@ def test_a_frame_is_made_of_the_features_of_its_own_stretch_and_the_one_before(f
 @pytest.mark.parametrize("factor", [4, 8])
 def test_a_full_convolution_mixes_channels_where_it_moves_and_a_separable_one_only_after(factor):
     """With pointwise weights of identity a separable one gives channel c of channel c; a full one gives it of all."""
-    separable, full = front(factor), front(factor, "full")
+    separable, full = front(factor).further[0], front(factor, "full").further[0]
     with torch.no_grad():
-        separable.pointwise.weight.copy_(torch.eye(16)[:, :, None, None])
+        separable[1].weight.copy_(torch.eye(16)[:, :, None, None])
     x = torch.zeros(1, 16, 8, 8)
     x[:, 3] = 1.0
-    changed = separable.pointwise(separable.depthwise(x)) - separable.pointwise(separable.depthwise(0 * x))
+    changed = separable(x) - separable(0 * x)
     assert changed.abs().sum((0, 2, 3)).nonzero().flatten().tolist() == [3]
-    assert (full.second(x) - full.second(0 * x)).abs().sum((0, 2, 3)).count_nonzero() == 16
+    assert (full(x) - full(0 * x)).abs().sum((0, 2, 3)).count_nonzero() == 16
 
 
 def test_an_impossible_factor_is_refused_with_those_that_are_possible():
