@@ -2,13 +2,12 @@
 
 Counted is every distinct storage that torch saves for a gradient, as its saved-tensor hooks see them, weights aside.
 What follows a matrix product has the precision of the products, routing and losses are fp32 always. Under autocast the
-weights themselves are saved once more, in its precision. Dropout keeps a number per element, as on CPUs; on GPUs it
-is a byte, and what goes into norms stays fp32 there.
+weights themselves are saved once more, in its precision; those of experts are not. Dropout keeps a number per element,
+as on CPUs; on GPUs it is a byte, and what goes into norms stays fp32 there.
 
 Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per frame, C channels.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -51,14 +50,11 @@ class _Shape:
         return self.batch.utterances * (self.batch.tokens + 1)
 
 
-def activation_bytes(
-    recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32, expert_parallel: int = 1
-) -> int:
+def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32) -> int:
     """Bytes that a training step's forward pass and loss keep for the backward pass of one micro-batch.
 
     `value_bytes` are those of a number under autocast: 2, or 4 without. With activation checkpointing it is the inputs
-    of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors. The
-    recognizer is whole; of its experts' weights `expert_parallel` processes hold a share each.
+    of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors.
     """
     config = recognizer.config
     shape = _Shape(
@@ -78,7 +74,7 @@ def activation_bytes(
     if config.transducer:
         total += _transducer(config, shape)
     if value_bytes < FP32:
-        total += value_bytes * _multiplied_parameters(recognizer, expert_parallel)
+        total += value_bytes * _multiplied_parameters(recognizer)
     return total
 
 
@@ -149,17 +145,12 @@ def _transducer(config: RecognizerConfig, shape: _Shape) -> int:
     return kept + pairs * (shape.value_bytes * 2 * width + FP32 * 2 * shape.vocabulary)
 
 
-def _multiplied_parameters(recognizer: Recognizer, expert_parallel: int) -> int:
-    """The elements of all matrices and convolutions that autocast copies: once per forward pass, but experts, which are
-    taken out of their stacks first, at every use. Of layers that run again one layer's experts are there at a time."""
-    encoder = recognizer.config.encoder
-    others = {id(p): p.numel() for p in recognizer.parameters() if p.ndim > 1}
-    uses, copies = Counter(encoder.block_of_layer), [0]
-    for index, block in enumerate(recognizer.encoder.blocks):
-        stacked = [p for m in block.modules() if isinstance(m, ExpertStack) for p in m.parameters()]
-        numel = sum(others.pop(id(p)) for p in stacked) // expert_parallel
-        copies.append(numel if encoder.activation_checkpointing else uses[index] * numel)
-    return sum(others.values()) + (max(copies) if encoder.activation_checkpointing else sum(copies))
+def _multiplied_parameters(recognizer: Recognizer) -> int:
+    """The elements of all matrices and convolutions that autocast copies, once per forward pass. Experts are converted
+    where they are used and keep no copy, but in the grouped product on GPUs, which is not counted."""
+    experts = [m for m in recognizer.modules() if isinstance(m, ExpertStack)]
+    stacked = {id(p) for stack in experts for p in stack.parameters()}
+    return sum(p.numel() for p in recognizer.parameters() if p.ndim > 1 and id(p) not in stacked)
 
 
 def is_known(recognizer: Model) -> TypeGuard[Recognizer]:

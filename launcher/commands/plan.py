@@ -170,7 +170,7 @@ def _memory(stage: dict[str, Any]) -> Any:
     for choice in stage["memory_choices"]:
         memory = choice["memory_bytes"]
         optimizer = memory["master"] + memory["moments"]
-        buffers = sum(memory[kind] for kind in ("communication", "message", "gathered", "stacking"))
+        buffers = sum(memory[kind] for kind in ("communication", "message", "gathered", "incoming"))
         numbers = (memory["weights"], memory["gradients"], optimizer, buffers, memory["update"], memory["total"])
         cells = [f"{number / 2**20:,.1f}" for number in numbers]
         sending, fitting = f"{choice['communication_s']:.3g}", "yes" if choice["fits"] else "no"

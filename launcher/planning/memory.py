@@ -61,9 +61,9 @@ def parameter_sizes(recognizer: Model) -> list[ParameterSize]:
 class Memory:
     """Bytes on the fullest process.
 
-    `stacking` is what gradients of experts take while they are put together. `message` is what is on its way: gradients
-    at their first reduction, when `reduced` of them (a share) are there, or the weights that ZeRO 3 fetches at a time.
-    `update` is all that the update holds beside weights, master and moments.
+    `incoming` are gradients of experts before they are added to those of earlier micro-batches. `message` is what is on
+    its way: gradients at their first reduction, when `reduced` of them (a share) are there, or the weights that ZeRO 3
+    fetches at a time. `update` is all that the update holds beside weights, master and moments.
     """
 
     weights: int
@@ -72,7 +72,7 @@ class Memory:
     moments: int
     communication: int
     gathered: int
-    stacking: int
+    incoming: int
     message: int
     reduced: float
     update: int
@@ -84,7 +84,7 @@ class Memory:
         """
         backward = self.gradients + self.communication + self.gathered
         sending = backward + self.message + round(activations * (1 - self.reduced))
-        beginning = backward + self.stacking + activations
+        beginning = backward + self.incoming + activations
         return self.weights + self.master + self.moments + max(beginning, sending, self.update)
 
 
@@ -137,7 +137,7 @@ def _replicated(parts: list[_Part], zero: dict[str, Any], accumulation: int) -> 
         "moments": MOMENTS * whole,
         "communication": 0,
         "gathered": 0,
-        "stacking": _stacking(parts, accumulation),
+        "incoming": _incoming(parts, accumulation),
         "message": 0,
         "update": whole + copies,
     }
@@ -161,7 +161,7 @@ def _partitioned(parts: list[_Part], zero: dict[str, Any], accumulation: int) ->
         "moments": MOMENTS * owned,
         "communication": bucket,
         "gathered": 0,
-        "stacking": _stacking(parts, accumulation),
+        "incoming": _incoming(parts, accumulation),
         "message": message,
         "reduced": filled / weights,
         "update": owned + (1 + UPDATE_COPIES) * max(numel // holders for numel, holders in flat),
@@ -188,15 +188,15 @@ def _sharded(parts: list[_Part], zero: dict[str, Any], accumulation: int) -> dic
         "moments": MOMENTS * shards,
         "communication": bucket,
         "gathered": min(others, live),
-        "stacking": _stacking(parts, accumulation),
+        "incoming": _incoming(parts, accumulation),
         "message": min(others, fetched),
         "update": shards + bucket + (1 + UPDATE_COPIES) * max(groups.values()),
     }
 
 
-def _stacking(parts: Iterable[_Part], accumulation: int) -> int:
-    """Elements of the gradients of one block's experts as they come, one by one, and stacked: beside those of earlier
-    micro-batches; in the first one they come before the others."""
+def _incoming(parts: Iterable[_Part], accumulation: int) -> int:
+    """Elements of the gradients of one block's experts: a layer's as they come and the sum of those of layers above,
+    beside those of earlier micro-batches; in the first one they come before the others."""
     matrices = [part.numel for part in parts if part.size.expert and part.size.matrix]
     return 2 * 2 * max(matrices, default=0) if accumulation > 1 else 0
 

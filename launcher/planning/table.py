@@ -172,11 +172,12 @@ class _Stage:
     def accumulation(self) -> int:
         return self.recipe.batches_of(self.stage).lanes // self.recipe.cluster.processes
 
-    def activations(self, expert_parallel: int) -> int | None:
+    @property
+    def activations(self) -> int | None:
         """Bytes of the activations of a micro-batch; none for a model that holds what is not counted."""
         if not is_known(self.model):
             return None
-        return activation_bytes(self.model, self.micro_batch, self.value_bytes, expert_parallel)
+        return activation_bytes(self.model, self.micro_batch, self.value_bytes)
 
     @cached_property
     def exchanged(self) -> Exchanged | None:
@@ -200,7 +201,7 @@ class _Stage:
         teacher = BYTES_FP32 * numel + _foreign_bytes(self.stage)
         kinds = {kind: size for kind, size in asdict(kept).items() if kind != "reduced"}
         beside = {"teacher": teacher, "framework": self.machine.framework_bytes}
-        activations = self.activations(expert_parallel)
+        activations = self.activations
         total = kept.peak(activations or 0) + sum(beside.values())
         return {**kinds, **beside, "activations": activations, "total": total}
 

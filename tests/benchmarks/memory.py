@@ -63,7 +63,7 @@ def predict(case: Case) -> int:
     sizes = parameter_sizes(recognizer)
     memory = memory_per_process(sizes, case.processes, case.expert_parallel, zero, case.accumulation)
     value_bytes = 2 if case.precision == "bf16" else 4
-    return memory.peak(activation_bytes(recognizer, case.size, value_bytes, case.expert_parallel))
+    return memory.peak(activation_bytes(recognizer, case.size, value_bytes))
 
 
 def measure(case: Case) -> Measured:

@@ -121,20 +121,6 @@ def test_running_layers_again_keeps_their_inputs_alone():
     assert measured(build(again), size, autocast=False) == pytest.approx(expected, rel=0.1)
 
 
-def test_autocast_copies_the_experts_that_are_here_at_every_use_and_of_layers_that_run_again_at_one():
-    def copied(checkpointing: bool, expert_parallel: int) -> int:
-        model = config(layers=4, groups=1, experts=experts(4, 1), activation_checkpointing=checkpointing)
-        size = MicroBatchSize(1, 200, 8)
-        return activation_bytes(build(model), size, 2, 1) - activation_bytes(build(model), size, 2, expert_parallel)
-
-    stack = 2 * sum(
-        p.numel() for p in build(config(groups=1, experts=experts(4, 1))).encoder.blocks[0].feedforward2.parameters()
-    )
-    assert copied(False, 2) == 4 * stack // 2
-    assert copied(True, 2) == stack // 2
-    assert copied(True, 4) == stack * 3 // 4
-
-
 def test_a_transducer_adds_one_utterances_joint_tensor_whatever_the_batch():
     def added(utterances: int) -> int:
         size = MicroBatchSize(utterances, 400, 20)

@@ -59,9 +59,9 @@ def test_each_zero_stage_cuts_one_more_thing():
     assert [m.message for m in kept] == [0, owned + whole, owned + whole, 4 * 5_000_000]
     again = [memory(4, 1, stage=stage, accumulation=2) for stage in range(4)]
     assert [m.gradients for m in again] == [whole, whole, owned, owned]
-    # Both matrices of all experts, as they come and stacked.
-    assert {m.stacking for m in again} == {2 * 2 * 4 * 4_000_000}
-    assert {m.stacking for m in kept} == {0}
+    # Both matrices of all experts, as they come and their sum.
+    assert {m.incoming for m in again} == {2 * 2 * 4 * 4_000_000}
+    assert {m.incoming for m in kept} == {0}
     assert [m.weights for m in kept] == [whole, whole, whole, owned + 4 * 1_000]
     assert [m.master for m in kept] == [0, owned, owned, owned]
 
