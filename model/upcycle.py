@@ -7,6 +7,8 @@ so that they begin different and useful; with `experts.initial: upcycled` all st
 between experts and a dense layer beside them, are the student's own draws.
 """
 
+from copy import deepcopy
+
 import torch
 from torch import nn
 
@@ -50,11 +52,41 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
 
 
 @torch.no_grad()
-def initialize_encoder(student: Encoder, teacher: Encoder) -> None:
+def initialize_encoder(student: Encoder, teacher: Encoder, num_layers: int | None = None) -> None:
     """Copy an encoder's weights into an unspread one: all of them into one of the same structure, else as above.
 
-    Raises ValueError, naming the difference, when depth or widths differ.
+    With `num_layers` the layers above the lowest so many stay as they were drawn. Raises ValueError, naming the
+    difference, when depth or widths differ, or when layers that are copied share a block with some that are not.
     """
+    drawn = [(module, deepcopy(module.state_dict())) for module in _above(student, num_layers)]
+    _initialize_encoder(student, teacher)
+    for module, state in drawn:
+        module.load_state_dict(state)
+
+
+def check_layers_to_copy(config: EncoderConfig, num_layers: int) -> None:
+    """ValueError where an encoder cannot start as the lowest layers of another alone."""
+    if num_layers > config.layers:
+        raise ValueError(f"there are {config.layers} layers")
+    both = set(config.block_of_layer[:num_layers]) & set(config.block_of_layer[num_layers:])
+    if both:
+        raise ValueError(
+            f"layer {num_layers - 1} and some above it share a block (encoder.groups is {config.groups}): choose a "
+            "number of layers that ends a group"
+        )
+
+
+def _above(encoder: Encoder, num_layers: int | None) -> list[nn.Module]:
+    """What belongs to the layers above the lowest so many alone."""
+    if num_layers is None:
+        return []
+    check_layers_to_copy(encoder.config, num_layers)
+    blocks = sorted(set(encoder.config.block_of_layer[num_layers:]))
+    groups = [encoder.groups[block] for block in blocks] if len(encoder.groups) else []
+    return [*encoder.layers[num_layers:], *(encoder.blocks[block] for block in blocks), *groups]
+
+
+def _initialize_encoder(student: Encoder, teacher: Encoder) -> None:
     if all(getattr(student.config, field) == getattr(teacher.config, field) for field in SAME_SHAPE + SAME_STRUCTURE):
         student.load_state_dict(teacher.state_dict())
         return

@@ -28,6 +28,7 @@ from launcher.tracking.config import TrackingConfig
 from model.masked_prediction import MaskedPredictorConfig
 from model.objectives import ExpertsObjectiveConfig, ObjectiveConfig
 from model.recognizer import RecognizerConfig
+from model.upcycle import check_layers_to_copy
 
 
 class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
@@ -157,6 +158,22 @@ class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
         description="an earlier training stage, or (with a slash) the folder of a finished model, whose encoder this "
         "one starts as; none: drawn anew. CTC output, decoder and transducer are always drawn anew",
     )
+    initialize_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="how many of that encoder's layers are copied, from the lowest on, beside its front-end; none: all",
+    )
+
+    @model_validator(mode="after")
+    def _layers_can_be_copied(self) -> "PretrainStage":
+        if self.initialize_layers is not None:
+            if self.initialize_from is None:
+                raise ValueError("initialize_layers is set and initialize_from is not: name what it starts from")
+            try:
+                check_layers_to_copy(self.model.encoder, self.initialize_layers)
+            except ValueError as error:
+                raise ValueError(f"initialize_layers is {self.initialize_layers}, and {error}") from None
+        return self
 
 
 class DistillStage(RecognitionStage, frozen=True, extra="forbid"):

@@ -25,7 +25,7 @@ def start_from_encoder(recognizer: Recognizer, stage: PretrainStage, recipe: Rec
             "the features equal."
         )
     try:
-        initialize_encoder(recognizer.encoder, load_encoder(folder))
+        initialize_encoder(recognizer.encoder, load_encoder(folder), stage.initialize_layers)
     except ValueError as error:
         raise ConfigError(f"Stage {stage.name} cannot start from {model}: {error}.") from None
 

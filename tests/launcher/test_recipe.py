@@ -328,6 +328,20 @@ def test_what_such_a_stage_cannot_do_is_refused(listening, refuse, override, fra
     assert fragment in refuse(override, recipe=str(listening()))
 
 
+@pytest.mark.parametrize(
+    ("second", "fragment"),
+    [
+        ({"initialize_layers": 13}, "initialize_layers is 13, and there are 12 layers"),
+        ({"initialize_layers": 5, "model": {"encoder": {"groups": 2}}}, "layer 4 and some above it share a block"),
+        ({"initialize_layers": 5, "initialize_from": None}, "name what it starts from"),
+    ],
+)
+def test_layers_that_cannot_be_copied_without_others_are_refused(listening, second, fragment):
+    with pytest.raises(ConfigError, match=fragment):
+        load_recipe(listening(second=second))
+    assert load_recipe(listening(second={"initialize_layers": 5})).recognition_stage("teacher").initialize_layers == 5
+
+
 def test_an_encoder_alone_neither_teaches_nor_is_evaluated(listening, refuse):
     evaluation = {"name": "evaluation", "kind": "evaluate", "models": ["listener"]}
     stages = yaml.safe_load(listening().read_text())["stages"]

@@ -152,6 +152,34 @@ def test_an_encoder_with_shared_experts_starts_from_a_dense_one():
     assert mine.blocks[1].feedforward2.experts.w1[0].equal(start.blocks[2].feedforward2.expand.weight)
 
 
+@pytest.mark.parametrize("changes", [{}, {"groups": 2}, {"groups": 2, "norms": "group", "experts": {"count": 2}}])
+def test_layers_above_those_that_are_copied_stay_as_they_were_drawn(changes):
+    """layers 0 and 1 of four, which is one group of two"""
+    start, config = predictor().encoder, encoder_config(**changes)
+    torch.manual_seed(9)
+    mine = Encoder(config, MEL_BINS)
+    for norm in (mine.layers[index].attention_norm for index in (1, 3)):
+        torch.nn.init.uniform_(norm.weight)
+    before = {name: values.clone() for name, values in mine.state_dict().items()}
+    whole = Encoder(config, MEL_BINS)
+    initialize_encoder(whole, start)
+    initialize_encoder(mine, start, 2)
+    upper = {f"layers.{layer}." for layer in (2, 3)}
+    upper |= {f"{kind}.{block}." for kind in ("blocks", "groups") for block in config.block_of_layer[2:]}
+    for name, values in mine.state_dict().items():
+        if any(name.startswith(prefix) for prefix in upper):
+            assert values.equal(before[name]), name
+        elif ".experts." not in name and "router" not in name:
+            assert values.equal(whole.state_dict()[name]), name
+    assert mine.layers[1].attention_norm.weight.eq(1).all()
+    assert mine.layers[3].attention_norm.weight.ne(1).all()
+
+
+def test_layers_that_share_a_block_are_copied_together():
+    with pytest.raises(ValueError, match=r"layer 0 and some above it share a block"):
+        initialize_encoder(Encoder(encoder_config(groups=2), MEL_BINS), predictor().encoder, 1)
+
+
 def test_an_encoder_of_other_widths_is_no_start():
     with pytest.raises(ValueError, match=r"encoder\.width is 32"):
         initialize_encoder(Encoder(encoder_config(width=32), MEL_BINS), predictor().encoder)
