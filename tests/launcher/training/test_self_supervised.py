@@ -25,13 +25,15 @@ from launcher.cli import main
 from launcher.errors import CheckpointError, ConfigError
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
-from launcher.recipe import SelfSupervisedStage, check_inputs, load_recipe
+from launcher.recipe import PretrainStage, SelfSupervisedStage, check_inputs, load_recipe
 from launcher.recognition.evaluation import evaluate_model
 from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, read_json, write_json
 from launcher.tracking import read_metrics
 from launcher.training.inputs import open_inputs
+from launcher.training.starting import start_from_encoder
 from model.export import load_encoder
+from model.recognizer import Recognizer, RecognizerConfig
 
 STAGE = "listener"
 ONE_PROCESS = ("cluster.processes=1", "cluster.expert_parallel=1")
@@ -183,6 +185,19 @@ def test_the_model_that_is_left_is_the_encoder_alone(alone, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"Stage student: its teacher is an encoder .* no recogniser"):
         check_inputs(load_recipe("mini", [f"stages.student.teacher={alone.stage(STAGE).model}"]))
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("num_layers", [None, 0])
+def test_a_stage_starts_as_all_of_it_or_as_its_lowest_layers(alone, num_layers):
+    recipe, start = load_recipe(alone.recipe_file), load_encoder(alone.stage(STAGE).model)
+    model = RecognizerConfig(encoder=start.config)
+    changes = {"initialize_from": STAGE, "initialize_layers": num_layers}
+    stage = PretrainStage(name="student", kind="pretrain", steps=1, model=model, **changes)
+    recognizer = Recognizer(model, recipe.features.mel_bins, 20)
+    start_from_encoder(recognizer, stage, recipe, alone)
+    assert recognizer.encoder.subsampling.first.weight.equal(start.subsampling.first.weight)
+    for mine, its in zip(recognizer.encoder.blocks, start.blocks, strict=True):
+        assert mine.attention.output.weight.equal(its.attention.output.weight) == (num_layers is None)
 
 
 def test_masked_frames_of_a_step_are_counted_over_all_lanes_before_they_are_read(alone):
