@@ -26,8 +26,12 @@ Brackets hold 95 % bootstrap intervals (Bisani and Ney, 2004) over utterances an
 an interval of a difference compares both models on the same draws, so it can be narrower than theirs. Rates are those
 of all seeds together; spaces count as characters. *Real-time factor*: of the evaluation, median over seeds.
 *Training*: minutes of the stage's steps, without start, validation and saving, and without its teacher's. *Load
-entropy*: of the experts' load at the end of training, mean over layers; 1 is an even load.
+entropy*: of the experts' load at the end of training, mean over layers; 1 is an even load. A dagger (†) marks a
+training that had not found the alignment of text and speech when it ended: more than half of its characters are wrong.
+Differences to the model before are then given once more, for the seeds in which both had found it.
 """
+# A rate above it is that of a training which writes next to nothing.
+UNALIGNED = 0.5
 HEADINGS = (
     *("model", "what it is", "encoder parameters", "of the first's", "all parameters", "CER", "WER"),
     *("CER of each seed", "real-time factor", "training, min", "load entropy"),
@@ -49,10 +53,14 @@ class Judged:
         value = rate(errors.errors_SU, errors.lengths_U)
         return interval(value, self.draws.rates(errors.errors_SU, errors.lengths_U))
 
-    def difference(self, rung: Rung, than: Rung) -> Interval:
-        """How many more character errors a rung makes than another, as a fraction of the other's."""
-        mine, theirs = rung.characters, than.characters
-        return relative_difference(mine.errors_SU, theirs.errors_SU, mine.lengths_U, self.draws)
+    def difference(self, rung: Rung, than: Rung, seeds: Sequence[int] | None = None) -> Interval:
+        """How many more character errors a rung makes than another, as a fraction of the other's; over all seeds, or
+        over those at these places."""
+        mine, theirs, lengths_U = rung.characters.errors_SU, than.characters.errors_SU, rung.characters.lengths_U
+        if seeds is None:
+            return relative_difference(mine, theirs, lengths_U, self.draws)
+        draws = Draws.of(len(lengths_U), len(seeds))
+        return relative_difference(mine[list(seeds)], theirs[list(seeds)], lengths_U, draws)
 
 
 def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], out: Path) -> list[Path]:
@@ -71,9 +79,7 @@ def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], o
 
 def _section(judged: Judged, picture: Path) -> str:
     comparison = judged.comparison
-    rungs, first = comparison.rungs, comparison.rungs[0]
-    seeds = [stage.seed for stage in comparison.recipe.training_stages() if stage.repeats == first.name]
-    seeds = seeds or [comparison.recipe.seed]
+    rungs, seeds = comparison.rungs, _seeds(comparison)
     trained = f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     search = comparison.evaluation.search.kind.replace("_", " ")
     lines = [
@@ -96,6 +102,12 @@ def _section(judged: Judged, picture: Path) -> str:
     return "\n".join([*lines, ""])
 
 
+def _seeds(comparison: Comparison) -> list[int]:
+    stages = comparison.recipe.training_stages()
+    repeated = [stage.seed for stage in stages if stage.repeats == comparison.rungs[0].name]
+    return [seed for seed in repeated if seed is not None] or [comparison.recipe.seed]
+
+
 def _steps(comparison: Comparison) -> str:
     """How long each was trained."""
     steps = {stage.unseeded_name: stage.steps for stage in comparison.recipe.training_stages()}
@@ -115,7 +127,7 @@ def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
         count(rung.parameters),
         _between(judged.rate(rung.characters)),
         _between(judged.rate(rung.words)),
-        ", ".join(f"{100 * value:.2f}" for value in _rates(rung.characters)) if rung.seeds > 1 else MISSING,
+        ", ".join(f"{100 * value:.2f}{' †' * (value > UNALIGNED)}" for value in _rates(rung.characters)),
         f"{rung.real_time_factor:.4f}",
         f"{rung.minutes:.1f}",
         MISSING if rung.load_entropy is None else f"{rung.load_entropy:.2f}",
@@ -159,16 +171,26 @@ def _findings(judged: Judged) -> Iterable[str]:
 
 def _differences(judged: Judged) -> list[str]:
     """Errors in characters against the first, the one before and the last."""
-    rungs = judged.comparison.rungs
+    rungs, seeds = judged.comparison.rungs, _seeds(judged.comparison)
     first, last = rungs[0], rungs[-1]
     rows = []
     for before, rung in itertools.pairwise(rungs):
         against = judged.difference(rung, before)
+        compared = f"`{before.name}`: {_more(against)}, {_verdict(against)}"
+        aligned = [
+            place
+            for place, rates in enumerate(zip(_rates(before.characters), _rates(rung.characters), strict=True))
+            if max(rates) <= UNALIGNED
+        ]
+        if 0 < len(aligned) < len(seeds):
+            against = judged.difference(rung, before, aligned)
+            chosen = f"seed{'s' * (len(aligned) > 1)} {', '.join(str(seeds[place]) for place in aligned)}"
+            compared += f"; {chosen}: {_more(against)}, {_verdict(against)}"
         rows.append(
             (
                 f"`{rung.name}`",
                 _more(judged.difference(rung, first)),
-                f"`{before.name}`: {_more(against)}, {_verdict(against)}",
+                compared,
                 MISSING if rung is last else _more(judged.difference(rung, last)),
             )
         )

@@ -98,6 +98,23 @@ def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, 
     assert (page.read_text(), picture.read_text()) == (text, drawn)
 
 
+def test_a_seed_that_has_not_found_the_alignment_is_marked_and_left_out_once(run, tmp_path):
+    rows = [{"key": f"key-{index:02d}", "reference": text, "hypothesis": ""} for index, text in enumerate(TEXTS)]
+    write_lines(run.stage("evaluation").hypotheses_file("student-1"), rows)
+    page = tmp_path / "results.md"
+    assert main(["compare", str(run.path), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert f"| 100.00 †, {100 * errors_of(run, 'student-2'):.2f} |" in text
+    one, both = (
+        errors_of(run, *(f"student-{seed}" for seed in seeds)) / errors_of(run, *(f"teacher-{seed}" for seed in seeds))
+        - 1
+        for seeds in ((2,), (1, 2))
+    )
+    (row,) = (line for line in text.splitlines() if line.startswith("| `student` |") and "`teacher`: " in line)
+    assert f"`teacher`: {100 * both:+.1f} % [" in row
+    assert f"; seed 2: {100 * one:+.1f} % [" in row
+
+
 def test_a_run_without_an_evaluation_is_refused_with_the_way_on(run, capsys, tmp_path):
     run.stage("evaluation").evaluation_file.unlink()
     assert main(["compare", str(run.path), "--out", str(tmp_path / "page.md")]) == 2
