@@ -27,11 +27,10 @@ an interval of a difference compares both models on the same draws, so it can be
 of all seeds together; spaces count as characters. *Real-time factor*: of the evaluation, median over seeds.
 *Training*: minutes of the stage's steps, without start, validation and saving, and without its teacher's. *Load
 entropy*: of the experts' load at the end of training, mean over layers; 1 is an even load. A dagger (†) marks a
-training that had not found the alignment of text and speech when it ended: more than half of its characters are wrong.
-Differences to the model before are then given once more, for the seeds in which both had found it.
+training that has not converged: more than half of its characters are wrong. Differences to the model before are then
+given once more, for the seeds in which both have converged.
 """
-# A rate above it is that of a training which writes next to nothing.
-UNALIGNED = 0.5
+UNCONVERGED = 0.5  # a rate above it
 HEADINGS = (
     *("model", "what it is", "encoder parameters", "of the first's", "all parameters", "CER", "WER"),
     *("CER of each seed", "real-time factor", "training, min", "load entropy"),
@@ -127,7 +126,7 @@ def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
         count(rung.parameters),
         _between(judged.rate(rung.characters)),
         _between(judged.rate(rung.words)),
-        ", ".join(f"{100 * value:.2f}{' †' * (value > UNALIGNED)}" for value in _rates(rung.characters)),
+        ", ".join(f"{100 * value:.2f}{' †' * (value > UNCONVERGED)}" for value in _rates(rung.characters)),
         f"{rung.real_time_factor:.4f}",
         f"{rung.minutes:.1f}",
         MISSING if rung.load_entropy is None else f"{rung.load_entropy:.2f}",
@@ -177,14 +176,14 @@ def _differences(judged: Judged) -> list[str]:
     for before, rung in itertools.pairwise(rungs):
         against = judged.difference(rung, before)
         compared = f"`{before.name}`: {_more(against)}, {_verdict(against)}"
-        aligned = [
+        converged = [
             place
             for place, rates in enumerate(zip(_rates(before.characters), _rates(rung.characters), strict=True))
-            if max(rates) <= UNALIGNED
+            if max(rates) <= UNCONVERGED
         ]
-        if 0 < len(aligned) < len(seeds):
-            against = judged.difference(rung, before, aligned)
-            chosen = f"seed{'s' * (len(aligned) > 1)} {', '.join(str(seeds[place]) for place in aligned)}"
+        if 0 < len(converged) < len(seeds):
+            against = judged.difference(rung, before, converged)
+            chosen = f"seed{'s' * (len(converged) > 1)} {', '.join(str(seeds[place]) for place in converged)}"
             compared += f"; {chosen}: {_more(against)}, {_verdict(against)}"
         rows.append(
             (

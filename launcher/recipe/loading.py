@@ -68,7 +68,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
 def _read(path: Path) -> dict[str, Any]:
     """The plain values of a recipe's file; what it `extends` gives those that it does not.
 
-    A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced.
+    A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced, or
+    to null, which leaves a stage out.
     """
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
     if "extends" not in values:
@@ -82,12 +83,15 @@ def _read(path: Path) -> dict[str, Any]:
     if isinstance(changes := values.get("stages"), dict):
         stages = {stage["name"]: stage for stage in base["stages"]}
         for name, keys in changes.items():
-            if name not in stages or not isinstance(keys, dict):
+            if name not in stages or not isinstance(keys, dict | None):
                 raise ConfigError(
                     f"The recipe {path} changes stage {name!r} of {extended} to {keys!r}; give keys of one of its "
-                    f"stages{nearest(str(name), list(stages))}"
+                    f"stages, or null to leave it out{nearest(str(name), list(stages))}"
                 )
-            stages[name] |= keys
+            if keys is None:
+                del stages[name]
+            else:
+                stages[name] |= keys
         values["stages"] = list(stages.values())
     return base | values
 

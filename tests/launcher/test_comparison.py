@@ -98,7 +98,7 @@ def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, 
     assert (page.read_text(), picture.read_text()) == (text, drawn)
 
 
-def test_a_seed_that_has_not_found_the_alignment_is_marked_and_left_out_once(run, tmp_path):
+def test_a_seed_that_has_not_converged_is_marked_and_left_out_once(run, tmp_path):
     rows = [{"key": f"key-{index:02d}", "reference": text, "hypothesis": ""} for index, text in enumerate(TEXTS)]
     write_lines(run.stage("evaluation").hypotheses_file("student-1"), rows)
     page = tmp_path / "results.md"

@@ -106,6 +106,8 @@ def test_a_recipe_extends_another_section_by_section_and_stage_by_stage(write):
     assert (recipe.name, recipe.batches.lanes) == ("longer", 3)
     assert recipe.training_stage("student") == mini.training_stage("student").model_copy(update={"steps": 9})
     assert recipe.training_stage("teacher") == mini.training_stage("teacher")
+    without = write("extends: mini\nstages: {student: null, evaluation: {models: [teacher]}}\n")
+    assert [stage.name for stage in load_recipe(without).stages] == ["teacher", "evaluation"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,7 @@ def test_a_recipe_extends_another_section_by_section_and_stage_by_stage(write):
     [
         ("extends: minni\n", "did you mean 'mini'"),
         ("extends: mini\nstages: {teachr: {steps: 3}}\n", "did you mean 'teacher'"),
+        ("extends: mini\nstages: {teacher: null}\n", "teacher of stage student is 'teacher', which is not an earlier"),
         ("extends: mini\nstages: {teacher: 3}\n", "give keys of one of its stages"),
     ],
 )
