@@ -41,11 +41,14 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python -m tests.benchmarks.topology
 
-# FSDD: a clone of https://github.com/Jakobovski/free-spoken-digit-dataset.
+# FSDD: a clone of https://github.com/Jakobovski/free-spoken-digit-dataset; PROMPTS: a manifest of short prompts, or nothing.
 ladder: $(READY)
 	$(BIN)/chorus run ladder --set corpus.root=$(FSDD)
+	$(BIN)/chorus run ladder-routing --set corpus.root=$(FSDD)
 	$(BIN)/chorus run ladder-aelita
-	$(BIN)/chorus compare runs/ladder runs/ladder-aelita --out docs/results.md
+	$(if $(PROMPTS),$(BIN)/chorus run ladder-prompts --set corpus.manifest=$(PROMPTS))
+	$(BIN)/chorus compare runs/ladder runs/ladder-routing runs/ladder-aelita $(if $(PROMPTS),runs/ladder-prompts) \
+	    --out docs/results.md
 
 lint: $(READY)
 	$(BIN)/ruff check .
