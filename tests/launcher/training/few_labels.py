@@ -1,7 +1,7 @@
 """Does an encoder that has listened learn to transcribe from fewer transcripts? `few_labels.py` prints error rates.
 
 Phrases of the embedded corpus; an encoder hears all of them and then learns from every ninth transcript, beside one
-that starts from nothing, on the same batches for as many steps. Some five minutes of one core.
+that starts from nothing, on the same batches for as many steps. Some seven minutes of one core.
 """
 
 import tempfile
