@@ -21,6 +21,7 @@ class Packing:
         self.shape, self._valid_BT = valid_BT.shape, valid_BT
         self.index_N = valid_BT.flatten().nonzero().squeeze(1)
         self.padded = len(self.index_N) < valid_BT.numel()
+        self._places: dict[int, Tensor] = {}
 
     @cached_property
     def rows(self) -> Tensor:
@@ -65,8 +66,10 @@ class Packing:
         return _Pick.apply(x[0], self._spaced(gap)) if self.padded else self.pack(x)
 
     def _spaced(self, gap: int) -> Tensor:
-        """[N]: where `space` puts each packed frame."""
-        return torch.arange(len(self.rows), device=self.rows.device) + gap * self.rows
+        """[N]: where `space` puts each packed frame, found once for all layers."""
+        if gap not in self._places:
+            self._places[gap] = torch.arange(len(self.rows), device=self.rows.device) + gap * self.rows
+        return self._places[gap]
 
 
 class _Pick(torch.autograd.Function):
