@@ -7,12 +7,12 @@ import itertools
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
+from launcher.comparison.bootstrap import Interval
+from launcher.comparison.judged import UNCONVERGED, Judged, converged_places, rates_of_seeds
 from launcher.comparison.picture import Point, draw_comparison
-from launcher.comparison.rungs import Comparison, Errors, Rung
+from launcher.comparison.rungs import Comparison, Rung
 from launcher.recipe import DistillStage
 from launcher.report.canvas import standalone
 from launcher.report.wording import MISSING, count, duration, percent
@@ -30,36 +30,10 @@ entropy*: of the experts' load at the end of training, mean over layers; 1 is an
 training that has not converged: more than half of its characters are wrong. Differences to the model before are then
 given once more, for the seeds in which both have converged.
 """
-UNCONVERGED = 0.5  # a rate above it
 HEADINGS = (
     *("model", "what it is", "encoder parameters", "of the first's", "all parameters", "CER", "WER"),
     *("CER of each seed", "real-time factor", "training, min", "load entropy"),
 )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A comparison with the draws that its models are judged on."""
-
-    comparison: Comparison
-    draws: Draws
-
-    @classmethod
-    def of(cls, comparison: Comparison) -> "Judged":
-        return cls(comparison, Draws.of(comparison.utterances, comparison.rungs[0].seeds))
-
-    def rate(self, errors: Errors) -> Interval:
-        value = rate(errors.errors_SU, errors.lengths_U)
-        return interval(value, self.draws.rates(errors.errors_SU, errors.lengths_U))
-
-    def difference(self, rung: Rung, than: Rung, seeds: Sequence[int] | None = None) -> Interval:
-        """How many more character errors a rung makes than another, as a fraction of the other's; over all seeds, or
-        over those at these places."""
-        mine, theirs, lengths_U = rung.characters.errors_SU, than.characters.errors_SU, rung.characters.lengths_U
-        if seeds is None:
-            return relative_difference(mine, theirs, lengths_U, self.draws)
-        draws = Draws.of(len(lengths_U), len(seeds))
-        return relative_difference(mine[list(seeds)], theirs[list(seeds)], lengths_U, draws)
 
 
 def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], out: Path) -> list[Path]:
@@ -78,8 +52,8 @@ def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], o
 
 def _section(judged: Judged, picture: Path) -> str:
     comparison = judged.comparison
-    rungs, seeds = comparison.rungs, _seeds(comparison)
-    trained = f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    rungs = comparison.rungs
+    trained = _named(_seeds(comparison)).capitalize()
     search = comparison.evaluation.search.kind.replace("_", " ")
     lines = [
         f"## {comparison.recipe.name}",
@@ -107,6 +81,10 @@ def _seeds(comparison: Comparison) -> list[int]:
     return [seed for seed in repeated if seed is not None] or [comparison.recipe.seed]
 
 
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
 def _steps(comparison: Comparison) -> str:
     """How long each was trained."""
     steps = {stage.unseeded_name: stage.steps for stage in comparison.recipe.training_stages()}
@@ -126,15 +104,11 @@ def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
         count(rung.parameters),
         _between(judged.rate(rung.characters)),
         _between(judged.rate(rung.words)),
-        ", ".join(f"{100 * value:.2f}{' †' * (value > UNCONVERGED)}" for value in _rates(rung.characters)),
+        ", ".join(f"{100 * value:.2f}{' †' * (value > UNCONVERGED)}" for value in rates_of_seeds(rung.characters)),
         f"{rung.real_time_factor:.4f}",
         f"{rung.minutes:.1f}",
         MISSING if rung.load_entropy is None else f"{rung.load_entropy:.2f}",
     )
-
-
-def _rates(errors: Errors) -> list[float]:
-    return (errors.errors_SU.sum(axis=1) / errors.lengths_U.sum()).tolist()
 
 
 def _between(rate: Interval) -> str:
@@ -176,15 +150,10 @@ def _differences(judged: Judged) -> list[str]:
     for before, rung in itertools.pairwise(rungs):
         against = judged.difference(rung, before)
         compared = f"`{before.name}`: {_more(against)}, {_verdict(against)}"
-        converged = [
-            place
-            for place, rates in enumerate(zip(_rates(before.characters), _rates(rung.characters), strict=True))
-            if max(rates) <= UNCONVERGED
-        ]
+        converged = converged_places(before, rung)
         if 0 < len(converged) < len(seeds):
             against = judged.difference(rung, before, converged)
-            chosen = f"seed{'s' * (len(converged) > 1)} {', '.join(str(seeds[place]) for place in converged)}"
-            compared += f"; {chosen}: {_more(against)}, {_verdict(against)}"
+            compared += f"; {_named([seeds[place] for place in converged])}: {_more(against)}, {_verdict(against)}"
         rows.append(
             (
                 f"`{rung.name}`",
