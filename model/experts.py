@@ -87,14 +87,15 @@ class _OneByOne(torch.autograd.Function):
 
     @staticmethod
     def forward(context, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, counts: list[int]) -> Tensor:  # pyright: ignore
-        hidden, active = (x.new_empty(len(x), w1.shape[1]) for _ in range(2))
-        output = x.new_empty(len(x), w2.shape[1])
-        parts = zip(*(part.split(counts) for part in (x, hidden, active, output)), strict=True)
-        for expert, (x_e, hidden_e, active_e, output_e) in enumerate(parts):
-            bias1, bias2 = w3[expert, 0].to(x.dtype).split((w1.shape[1], w2.shape[1]))
-            torch.addmm(bias1, x_e, w1[expert].to(x.dtype).t(), out=hidden_e)
-            torch.ops.aten.silu.out(hidden_e, out=active_e)
-            torch.addmm(bias2, active_e, w2[expert].to(x.dtype).t(), out=output_e)
+        hidden, output = x.new_empty(len(x), w1.shape[1]), x.new_empty(len(x), w2.shape[1])
+        biases1, biases2 = w3.squeeze(1).to(x.dtype).split((w1.shape[1], w2.shape[1]), dim=-1)
+        for bias, weights, x_e, hidden_e in zip(biases1, w1, x.split(counts), hidden.split(counts), strict=True):
+            torch.addmm(bias, x_e, weights.to(x.dtype).t(), out=hidden_e)
+        active = functional.silu(hidden)
+        for bias, weights, active_e, output_e in zip(
+            biases2, w2, active.split(counts), output.split(counts), strict=True
+        ):
+            torch.addmm(bias, active_e, weights.to(x.dtype).t(), out=output_e)
         context.save_for_backward(x, w1, w2, w3, hidden, active)
         context.counts = counts
         return output
@@ -107,11 +108,18 @@ class _OneByOne(torch.autograd.Function):
         parts = zip(*(part.split(context.counts) for part in (gradient, x, hidden, active, of_x)), strict=True)
         for expert, (gradient_e, x_e, hidden_e, active_e, of_x_e) in enumerate(parts):
             of_hidden = torch.ops.aten.silu_backward(gradient_e @ w2[expert].to(x.dtype), hidden_e)
-            of_w2[expert] = gradient_e.t() @ active_e
-            of_w1[expert] = of_hidden.t() @ x_e
+            _multiply_into(of_w2[expert], gradient_e.t(), active_e)
+            _multiply_into(of_w1[expert], of_hidden.t(), x_e)
             of_w3[expert, 0] = torch.cat((of_hidden.sum(0), gradient_e.sum(0)))
             torch.mm(of_hidden, w1[expert].to(x.dtype), out=of_x_e)
         return of_x, of_w1, of_w2, of_w3, None
+
+
+def _multiply_into(place: Tensor, first: Tensor, second: Tensor) -> None:
+    if place.dtype == first.dtype:
+        torch.mm(first, second, out=place)
+    else:
+        place.copy_(first @ second)
 
 
 class MixtureOfExperts(nn.Module):

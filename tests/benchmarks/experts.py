@@ -1,10 +1,12 @@
 """One layer of experts against DeepSpeed's and a dense one: `python -m tests.benchmarks.experts [--rounds N]`.
 
-Width 256, feed-forward width 1024, 8 experts, one per frame, 2,000 frames: forward and backward on one process. The
-dense layer multiplies with as many parameters as a frame is sent to.
+Width 256, feed-forward width 1024, 8 experts, one per frame, 2,000 frames: forward and backward on one process, with
+as many threads as there are cores, and with one, as each of several processes has it. The dense layer multiplies with
+as many parameters as a frame is sent to.
 """
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable
 
@@ -13,11 +15,12 @@ import torch
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 
+from launcher.launching.node import num_cores
 from launcher.training.parallel import start_processes
 from model.experts import MixtureOfExperts
 from model.feedforward import FeedForward
 from model.router import ExpertsConfig, Router
-from tests.benchmarks.interleaved import precision_context, time_in_turns
+from tests.benchmarks.interleaved import keep_freed_memory, precision_context, time_in_turns
 
 WIDTH, HIDDEN, EXPERTS, FRAMES = 256, 1024, 8, 2000
 
@@ -81,11 +84,14 @@ def main() -> None:
         "MASTER_PORT": "29577",
     }
     start_processes(60)
-    print("| | layer | ms, forward and backward | over dense |\n|---|---|---:|---:|")
-    for precision in ("fp32", "bf16"):
+    keep_freed_memory()
+    print("| threads | | layer | ms, forward and backward | over dense |\n|---|---|---|---:|---:|")
+    for threads, precision in itertools.product(sorted({num_cores(), 1}, reverse=True), ("fp32", "bf16")):
+        torch.set_num_threads(threads)
         times = measure(precision, rounds)
         for name, seconds in times.items():
-            print(f"| {precision} | {name} | {1000 * seconds:.1f} | {seconds / times['dense']:.2f} |", flush=True)
+            row = (threads, precision, name, f"{1000 * seconds:.1f}", f"{seconds / times['dense']:.2f}")
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
     deepspeed.comm.destroy_process_group()
 
 

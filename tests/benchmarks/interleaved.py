@@ -1,5 +1,6 @@
 """Timing of variants against each other, in turns: what disturbs one of them disturbs all."""
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -8,6 +9,19 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 Variants = dict[str, Callable[[], object]]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 1 GiB that is freed, as the heap of a whole model's step does by its size.
+
+    A layer alone would give the memory of its gradients back after every step, and wait for the kernel to clear it
+    again in the next.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        if not mallopt(parameter, 2**30):
+            raise OSError(f"mallopt({parameter}, 2**30) was refused.")
 
 
 def time_in_turns(variants: Variants, rounds: int) -> dict[str, float]:

@@ -117,7 +117,7 @@ def test_a_dense_layer_beside_the_experts_is_mixed_in_frame_by_frame():
 
 def routing(probabilities_NE: torch.Tensor, per_frame: int = 1) -> Routing:
     router = Router(4, probabilities_NE.shape[1], RouterConfig(per_frame=per_frame))
-    return router._choose(probabilities_NE.log(), probabilities_NE)
+    return router.choose(probabilities_NE.log().t())
 
 
 def balanced() -> Routing:
@@ -243,7 +243,7 @@ def test_without_a_rate_the_loss_free_bias_stays():
 def test_the_z_loss_and_entropy_have_their_closed_forms():
     router = Router(4, 4, RouterConfig())
     logits = torch.zeros(10, 4)
-    found = router._choose(logits, logits.softmax(-1))
+    found = router.choose(logits.t())
     assert float(found.z) == pytest.approx(math.log(4) ** 2, rel=1e-5)
     assert float(found.entropy) == pytest.approx(math.log(4), rel=1e-5)
 

@@ -44,7 +44,7 @@ def test_a_balance_over_groups_lets_layers_that_share_experts_differ():
     """Layer 0 uses expert 0 alone and layer 1 expert 1: E = 2 apart, 1 together; layer 2, alone, is 2 anyway."""
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     router = Router(4, 2, RouterConfig())
-    routings = [router._choose(row.repeat(10, 1).log(), row.repeat(10, 1)) for row in rows]
+    routings = [router.choose(row.repeat(10, 1).log().t()) for row in rows]
     for scope, expected in (("layer", 2 + 2 + 2), ("group", 1 + 1 + 2)):
         experts = ExpertsConfig.model_validate({"count": 2, "balance_scope": scope})
         encoder = EncoderConfig(layers=3, groups=1, private_tail=1, experts=experts)
@@ -54,7 +54,7 @@ def test_a_balance_over_groups_lets_layers_that_share_experts_differ():
 def test_a_balance_over_groups_keeps_the_places_of_experts_apart():
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     router = Router(4, 2, RouterConfig())
-    routings = [router._choose(row.repeat(10, 1).log(), row.repeat(10, 1)) for row in rows]
+    routings = [router.choose(row.repeat(10, 1).log().t()) for row in rows]
     experts = ExpertsConfig.model_validate({"count": 2, "balance_scope": "group", "placement": "both"})
     encoder = EncoderConfig(layers=1, groups=1, experts=experts)
     assert balance_sum(routings, encoder, experts).item() == pytest.approx(2 + 2)
