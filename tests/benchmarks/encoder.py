@@ -1,4 +1,5 @@
-"""The dense encoder against torchaudio's Conformer: `python -m tests.benchmarks.encoder [--rounds N]`.
+"""The dense encoder against torchaudio's Conformer: `python -m tests.benchmarks.encoder [--rounds N]`, or, as two
+processes with one thread each, `torchrun --nproc-per-node 2 -m tests.benchmarks.encoder`.
 
 Twelve layers of width 256, 4 heads, feed-forward width 1024, kernel 15, on 8 utterances of 5 to 16 s; the layers
 alone, and behind a front-end: ours for both, and for torchaudio also the one that conformers commonly have, two full
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from model.block import Frames
 from model.encoder import Encoder, EncoderConfig
 from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
-from tests.benchmarks.interleaved import precision_context, time_in_turns
+from tests.benchmarks.interleaved import join_processes, leave_processes, precision_context, tell, time_in_turns
 
 MEL_BINS, FRAMES_PER_S = 80, 100
 SECONDS = (5.0, 6.5, 8.0, 9.5, 11.0, 12.5, 14.0, 16.0)
@@ -54,7 +55,7 @@ def our_layers(encoder: Encoder, frames_BSD: Tensor, lengths_B: Tensor) -> Tenso
 
 
 def measure(training: bool, precision: str, rounds: int) -> dict[str, float]:
-    """Audio seconds per second of every variant."""
+    """Audio seconds per second of every variant, on each process."""
     torch.manual_seed(1)
     lengths_B = torch.tensor([round(seconds * FRAMES_PER_S) for seconds in SECONDS])
     features_BTF = torch.randn(len(lengths_B), int(lengths_B.max()), MEL_BINS)
@@ -91,14 +92,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    print("| | | variant | audio s per s | over torchaudio |\n|---|---|---|---:|---:|")
+    processes = join_processes()
+    tell("| | | variant | audio s per s | over torchaudio |\n|---|---|---|---:|---:|")
     for training in (True, False):
         for precision in ("fp32", "bf16"):
             speeds = measure(training, precision, rounds)
             for name, speed in speeds.items():
                 against = "layers, torchaudio" if name.startswith("layers") else "with our front-end, torchaudio"
                 place = f"| {'training' if training else 'inference'} | {precision} | {name} "
-                print(f"{place}| {speed:.1f} | {speed / speeds[against]:.2f} |", flush=True)
+                tell(f"{place}| {processes * speed:.1f} | {speed / speeds[against]:.2f} |")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
 """One layer of experts against DeepSpeed's and a dense one: `python -m tests.benchmarks.experts [--rounds N]`.
 
-Width 256, feed-forward width 1024, 8 experts, one per frame, 2,000 frames: forward and backward on one process, with
-as many threads as there are cores, and with one, as each of several processes has it. The dense layer multiplies with
-as many parameters as a frame is sent to.
+As two processes with one thread each: `torchrun --nproc-per-node 2 -m tests.benchmarks.experts`.
+
+Width 256, feed-forward width 1024, 8 experts, one per frame, 2,000 frames: forward and backward, on each process by
+itself. The dense layer multiplies with as many parameters as a frame is sent to.
 """
 
 import argparse
-import itertools
 import os
 from collections.abc import Callable
 
-import deepspeed
 import torch
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 
-from launcher.launching.node import num_cores
 from launcher.training.parallel import start_processes
 from model.experts import MixtureOfExperts
 from model.feedforward import FeedForward
 from model.router import ExpertsConfig, Router
-from tests.benchmarks.interleaved import keep_freed_memory, precision_context, time_in_turns
+from tests.benchmarks.interleaved import keep_freed_memory, leave_processes, precision_context, tell, time_in_turns
 
 WIDTH, HIDDEN, EXPERTS, FRAMES = 256, 1024, 8, 2000
 
@@ -76,23 +74,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29577",
-    }
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+    os.environ |= alone | os.environ  # torchrun has said otherwise
     start_processes(60)
     keep_freed_memory()
-    print("| threads | | layer | ms, forward and backward | over dense |\n|---|---|---|---:|---:|")
-    for threads, precision in itertools.product(sorted({num_cores(), 1}, reverse=True), ("fp32", "bf16")):
-        torch.set_num_threads(threads)
+    tell("| | layer | ms, forward and backward | over dense |\n|---|---|---:|---:|")
+    for precision in ("fp32", "bf16"):
         times = measure(precision, rounds)
         for name, seconds in times.items():
-            row = (threads, precision, name, f"{1000 * seconds:.1f}", f"{seconds / times['dense']:.2f}")
-            print(f"| {' | '.join(map(str, row))} |", flush=True)
-    deepspeed.comm.destroy_process_group()
+            tell(f"| {precision} | {name} | {1000 * seconds:.1f} | {seconds / times['dense']:.2f} |")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""Timing of variants against each other, in turns: what disturbs one of them disturbs all."""
+"""Timing of variants against each other, in turns: what disturbs one of them disturbs all.
+
+Processes of `torchrun --nproc-per-node P` run each variant at the same time, as those of a training do; torchrun gives
+each of them one thread.
+"""
 
 import ctypes
+import os
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import distributed
 
 Variants = dict[str, Callable[[], object]]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -24,16 +30,46 @@ def keep_freed_memory() -> None:
             raise OSError(f"mallopt({parameter}, 2**30) was refused.")
 
 
+def join_processes() -> int:
+    """How many processes measure together; joins them where torchrun has started this one."""
+    if "WORLD_SIZE" not in os.environ:
+        return 1
+    distributed.init_process_group("gloo")
+    return distributed.get_world_size()
+
+
+def leave_processes() -> None:
+    """The end of the group, where there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def tell(line: str) -> None:
+    """A line of the result, once for all processes."""
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        print(line, flush=True)
+
+
 def time_in_turns(variants: Variants, rounds: int) -> dict[str, float]:
-    """The median seconds of each variant over so many rounds, after one round that does not count."""
+    """The median seconds of each variant over so many rounds, after one that does not count; mean over processes."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
+            if distributed.is_initialized():
+                distributed.barrier()
             started = time.perf_counter()
             run()
             if number:
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: _over_processes(statistics.median(values)) for name, values in times.items()}
+
+
+def _over_processes(seconds: float) -> float:
+    if not distributed.is_initialized():
+        return seconds
+    total = torch.tensor(seconds, dtype=torch.float64)
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
 
 
 def precision_context(precision: str) -> AbstractContextManager:
