@@ -113,8 +113,10 @@ def _subsampling(encoder: EncoderConfig, shape: _Shape) -> int:
     features = shape.batch.utterances * shape.batch.frames * shape.mel_bins
     first = shape.batch.utterances * halved_frames * halved_bins * encoder.subsampling.channels
     second = shape.encoder_frames * output_length(shape.mel_bins, shape.factor) * encoder.subsampling.channels
+    # The frames of the last convolution, in both orders; the depthwise ones are kept beside them.
+    copies = 3 if encoder.subsampling.convolutions == "separable" else 2
     dropped = shape.encoder_frames * encoder.width if encoder.dropout else 0
-    return shape.value_bytes * (features + 2 * first + 3 * second + dropped)
+    return shape.value_bytes * (features + 2 * first + copies * second + dropped)
 
 
 def _ctc(shape: _Shape) -> int:
@@ -161,7 +163,6 @@ def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
     encoder = recognizer.config.encoder
     plain = encoder.positions == "rotary" and encoder.convolution_norm == "layer" and not encoder.stochastic_depth
     plain = plain and not encoder.causal_convolution and encoder.subsampling.factor < 8
-    plain = plain and encoder.subsampling.convolutions == "separable"
     if encoder.experts:
         experts = encoder.experts
         plain = plain and experts.placement == "second" and not experts.residual and not experts.capacity_factor
