@@ -20,17 +20,18 @@ class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
     channels: int = Field(default=32, ge=1, description="channels of the strided convolutions")
     factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")
     convolutions: Literal["separable", "full"] = Field(
-        default="separable",
-        description="separable: after the first, each channel is convolved alone and then all are mixed; full: every "
-        "convolution sees all channels, as in most conformers",
+        default="full",
+        description="full: every convolution sees all channels, as in most conformers; separable: after the first, each "
+        "channel is convolved alone and then all are mixed",
     )
 
 
 class ConvolutionSubsampling(nn.Module):
     """Strided convolutions over time and frequency, then one projection to the model width.
 
-    All but the first are depthwise-separable, which costs a ninth of a full one, or full. Frames beyond a length are
-    zeroed after each convolution, so that padding never leaks into valid frames.
+    All but the first are full, or depthwise-separable, which has a ninth of the multiplications and is no faster on a
+    CPU unless channels are many. Frames beyond a length are zeroed after each convolution, so that padding never leaks
+    into valid frames.
     """
 
     def __init__(self, config: SubsamplingConfig, mel_bins: int, width: int):
