@@ -21,8 +21,8 @@ class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
     factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")
     convolutions: Literal["separable", "full"] = Field(
         default="full",
-        description="full: every convolution sees all channels, as in most conformers; separable: after the first, each "
-        "channel is convolved alone and then all are mixed",
+        description="full: every convolution sees all channels, as in most conformers; separable: after the first, "
+        "each channel is convolved alone and then all are mixed",
     )
 
 
