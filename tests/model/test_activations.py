@@ -83,7 +83,7 @@ def experts(count: int, per_frame: int, **router) -> dict:
         (config(dropout=0.0), MicroBatchSize(3, 200, 8)),
         (config(dropout=0.0, subsampling={"channels": 8, "factor": 6}), MicroBatchSize(2, 500, 8)),
         (config(dropout=0.0, subsampling={"channels": 32, "convolutions": "full"}), MicroBatchSize(3, 300, 8)),
-        (config(dropout=0.0, subsampling={"channels": 32}), MicroBatchSize(3, 300, 8)),
+        (config(dropout=0.0, subsampling={"channels": 32, "convolutions": "separable"}), MicroBatchSize(3, 300, 8)),
         (config(dropout=0.2, intermediate=(0, 1)), MicroBatchSize(2, 401, 20)),
         (config(DecoderConfig(layers=2, heads=2, feedforward_width=48), kernel_size=15), MicroBatchSize(2, 400, 40)),
         (

@@ -68,7 +68,9 @@ def make_student(make_run, own_shards, tmp_path_factory):
     teacher = tmp_path_factory.mktemp("teacher") / "model"
 
     def make(name: str, *changes: str) -> RunFolder:
-        run = make_run(name)
+        # With this front-end no two texts of the teacher are so near that fp16 decides between them.
+        front_end = f"stages.{STAGE}.model.encoder.subsampling.convolutions=separable"
+        run = make_run(name, (front_end,))
         if not teacher.exists():
             write_teacher(run, teacher, groups=2, experts=None)
         start = yaml.safe_load((run.path / "start.yaml").read_text())
@@ -76,7 +78,7 @@ def make_student(make_run, own_shards, tmp_path_factory):
         start["stages"][0] |= {"kind": "distill", "distill": TERMS, "steps": 4, "log_every": 1}
         start["stages"][0]["teachers"] = [{"name": "wise", "model": str(teacher), "hears": "clean"}]
         (run.path / "start.yaml").write_text(yaml.safe_dump(start))
-        write_recipe(run, changes)
+        write_recipe(run, (front_end, *changes))
         write_json(run.state_file, {"recipe": "small"})
         return run
 
@@ -196,18 +198,12 @@ def test_a_stored_teacher_costs_what_one_that_hears_does_at_every_speed(cached):
     }
     assert len(speeds) == 3
     terms = {f"distill/{term}" for term in ("hidden", "cosine", "ctc", "decoder", "sequence", "units")}
-    other_texts = 0
     for step in (0, last):
         for heard, read in zip(parts_of(*online, step), parts_of(*stored, step), strict=True):
             assert terms < heard.keys() == read.keys()
             for name, value in heard.items():
                 tolerance = {"rel": 4 * ROUNDING, "abs": 16 * ROUNDING if "distill" in name else 1e-6}
-                if name == "distill/sequence":
-                    other_texts += read[name] != pytest.approx(value, **tolerance)
-                else:
-                    assert read[name] == pytest.approx(value, **tolerance), name
-    # A text is the likeliest one: of two that an untrained teacher finds all but equally likely, rounding may choose.
-    assert other_texts <= 2  # of 8
+                assert read[name] == pytest.approx(value, **tolerance), name
 
 
 @torch.no_grad()
