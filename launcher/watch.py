@@ -26,6 +26,8 @@ ABORT_S = 1.0
 KILL_S = 10.0
 # After a process is lost: time for the others to find out, and for the command to say how it ended.
 LINGER_S = 3.0
+# Agents note losses each in its own time: of two that are seen so close together, it is not known which came first.
+TOGETHER_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Watch:
         # Silence is measured by this process's own clock: a clock that is set does not look like it.
         self._changed: dict[int, tuple[float, dict[str, Any]]] = {}
         self.lost: list[int] = []
-        self._lost_since = 0.0
+        self._lost_at: dict[int, float] = {}  # by the same clock
 
     def look(self) -> Failure | None:
         """Read the heartbeats; a Failure when a process is silent, does not appear, or was lost."""
@@ -120,10 +122,12 @@ class Watch:
                 self._changed[rank] = now, beat
             if rank not in self.lost and (rank in noted or not _runs(beat)):
                 gone.append(rank)
-        if gone and not self.lost:
-            self._lost_since = now
-        # Of those that went between two looks, the last to write went last: it tells of another's loss.
-        self.lost += sorted(gone, key=self._last_written)
+        if gone:
+            self._lost_at |= dict.fromkeys(gone, now)
+            # Of those that went together, the last to write went last: it tells of another's loss.
+            before = [rank for rank in self.lost if now - self._lost_at[rank] > TOGETHER_S]
+            together = [rank for rank in self._lost_at if rank not in before]
+            self.lost = before + sorted(together, key=self._last_written)
         return self._silent(now) or self._absent(now) or self._gone(now)
 
     def exit_code(self, rank: int) -> int | None:
@@ -161,7 +165,7 @@ class Watch:
     def _gone(self, now: float) -> Failure | None:
         """The loss of a process that its command does not act on: the others wait for it in vain."""
         ended = self._stage.done_file.name in self._stage.names()  # the first process writes it, then all leave
-        if not self.lost or ended or now - self._lost_since <= LINGER_S:
+        if not self.lost or ended or now - min(self._lost_at.values()) <= LINGER_S:
             return None
         return Failure(self.describe_lost(self.lost[0]), self.lost[0], self.exit_code(self.lost[0]))
 
