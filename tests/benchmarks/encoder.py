@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.block import Frames
 from model.encoder import Encoder, EncoderConfig
 from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
-from tests.benchmarks.interleaved import join_processes, leave_processes, precision_context, tell, time_in_turns
+from tests.benchmarks.interleaved import join_processes, leave_processes, step_of, tell, time_in_turns
 
 MEL_BINS, FRAMES_PER_S = 80, 100
 SECONDS = (5.0, 6.5, 8.0, 9.5, 11.0, 12.5, 14.0, 16.0)
@@ -67,13 +67,7 @@ def measure(training: bool, precision: str, rounds: int) -> dict[str, float]:
         module.train(training)
 
     def run(forward: Callable[[], Tensor]) -> Callable[[], None]:
-        def step() -> None:
-            with torch.set_grad_enabled(training), precision_context(precision):
-                output = forward()
-            if training:
-                output.float().square().mean().backward()
-
-        return step
+        return step_of(forward, precision, training)
 
     times = time_in_turns(
         {

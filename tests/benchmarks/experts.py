@@ -18,7 +18,7 @@ from launcher.training.parallel import start_processes
 from model.experts import MixtureOfExperts
 from model.feedforward import FeedForward
 from model.router import ExpertsConfig, Router
-from tests.benchmarks.interleaved import keep_freed_memory, leave_processes, precision_context, tell, time_in_turns
+from tests.benchmarks.interleaved import keep_freed_memory, leave_processes, step_of, tell, time_in_turns
 
 WIDTH, HIDDEN, EXPERTS, FRAMES = 256, 1024, 8, 2000
 
@@ -59,13 +59,11 @@ def measure(precision: str, rounds: int) -> dict[str, float]:
     }
 
     def run(layer: nn.Module) -> Callable[[], None]:
-        def step() -> None:
+        def forward() -> Tensor:
             layer.zero_grad(set_to_none=True)
-            with precision_context(precision):
-                output = layer(x_ND.detach().requires_grad_())
-            output.float().square().mean().backward()
+            return layer(x_ND.detach().requires_grad_())
 
-        return step
+        return step_of(forward, precision)
 
     return time_in_turns({name: run(layer) for name, layer in layers.items()}, rounds)
 

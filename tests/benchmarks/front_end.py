@@ -12,7 +12,7 @@ from torch import nn
 
 from model.subsampling import ConvolutionSubsampling, SubsamplingConfig
 from tests.benchmarks.encoder import FRAMES_PER_S, MEL_BINS, SECONDS
-from tests.benchmarks.interleaved import precision_context, time_in_turns
+from tests.benchmarks.interleaved import step_of, time_in_turns
 
 WIDTH = 256
 SETTINGS = [
@@ -28,12 +28,7 @@ def measure(precision: str, rounds: int) -> dict[str, float]:
     features_BTF = torch.randn(len(lengths_B), int(lengths_B.max()), MEL_BINS)
 
     def run(front_end: nn.Module) -> Callable[[], None]:
-        def step() -> None:
-            with precision_context(precision):
-                frames_BSD, _ = front_end(features_BTF, lengths_B)
-            frames_BSD.float().square().mean().backward()
-
-        return step
+        return step_of(lambda: front_end(features_BTF, lengths_B)[0], precision)
 
     variants = {}
     for settings in SETTINGS:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 Variants = dict[str, Callable[[], object]]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -70,6 +70,18 @@ def _over_processes(seconds: float) -> float:
     total = torch.tensor(seconds, dtype=torch.float64)
     distributed.all_reduce(total)
     return float(total) / distributed.get_world_size()
+
+
+def step_of(forward: Callable[[], Tensor], precision: str, training: bool = True) -> Callable[[], None]:
+    """A step to be timed: forward in a precision and, in training, backward from the mean square of what it gives."""
+
+    def step() -> None:
+        with torch.set_grad_enabled(training), precision_context(precision):
+            output = forward()
+        if training:
+            output.float().square().mean().backward()
+
+    return step
 
 
 def precision_context(precision: str) -> AbstractContextManager:
