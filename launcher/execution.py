@@ -150,7 +150,7 @@ class Executor:
             processes=cluster.processes,
             succeeded=lambda: (read_json(folder.done_file) or {}).get("status") == "done",
             steps=stage.steps,
-            later_steps=self._later_steps(name),
+            later_steps=self._pipeline.later_steps(name),
             restarts=cluster.max_restarts,
             deadlines=_deadlines(cluster),
             end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
@@ -179,11 +179,6 @@ class Executor:
 
     def _where(self) -> str:
         return launch.accelerator() if self._recipe.cluster.kind == "local" else str(self.launcher.topology)
-
-    def _later_steps(self, name: str) -> int:
-        training = self._recipe.training_stages()
-        position = [stage.name for stage in training].index(name)
-        return sum(stage.steps for stage in training[position + 1 :])
 
     def _evaluate(self, name: str) -> None:
         cluster, folder = self._recipe.cluster, self._run.stage(name)

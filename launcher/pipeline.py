@@ -143,6 +143,12 @@ class Pipeline:
                 awaited.append(node.name)
             yield node, standing
 
+    def later_steps(self, name: str) -> int:
+        """Return the steps of the trainings after a stage, which is not done, that are to run."""
+        to_run = [node.name for node, standing in self.standings() if not standing.done]
+        later = to_run[to_run.index(name) + 1 :]
+        return sum(stage.steps for stage in self.recipe.training_stages() if stage.name in later)
+
     def _upstream(self, node: Node) -> list[str]:
         return ["prepare" if name.startswith("corpus/") else name for name in node.inputs]
 

@@ -90,6 +90,15 @@ def test_everything_runs_in_a_new_folder_and_nothing_in_a_finished_one(run):
     assert run.to_run() == []
 
 
+def test_the_steps_that_are_left_are_those_of_what_is_to_run(run):
+    """seeds: [1, 2] makes four trainings: teacher-1, teacher-2, student-1, student-2."""
+    overrides = ["seeds=[1, 2]", "stages.teacher.steps=30", "stages.student.steps=7"]
+    run.finish(*overrides, names=["prepare", "tokenizer"])
+    assert run.pipeline(*overrides).later_steps("teacher-1") == 30 + 7 + 7
+    run.finish(*overrides, names=["teacher-2", "student-2"])
+    assert run.pipeline(*overrides).later_steps("teacher-1") == 7
+
+
 def test_looking_changes_nothing(run, tmp_path):
     run.to_run()
     assert list(tmp_path.iterdir()) == []
