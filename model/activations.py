@@ -2,8 +2,8 @@
 
 Counted is every distinct storage that torch saves for a gradient, as its saved-tensor hooks see them, weights aside.
 What follows a matrix product has the precision of the products, routing and losses are fp32 always. Under autocast the
-weights themselves are saved once more, in its precision; those of experts are not. Dropout keeps a number per element,
-as on CPUs; on GPUs it is a byte, and what goes into norms stays fp32 there.
+weights themselves are saved once more, in its precision; those of experts and of SiluLinear are not. Dropout keeps a
+number per element, as on CPUs; on GPUs it is a byte, and what goes into norms stays fp32 there.
 
 Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per frame, C channels.
 """
@@ -15,6 +15,7 @@ from model.encoder import EncoderConfig
 from model.experts import ExpertStack
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
+from model.silu_linear import SiluLinear
 from model.subsampling import output_length
 
 FP32, INT64 = 4, 8
@@ -88,13 +89,13 @@ def _layers(encoder: EncoderConfig, shape: _Shape) -> int:
 def _layer(encoder: EncoderConfig, shape: _Shape) -> int:
     """What one layer keeps: the values at each of its matrices, norms and products."""
     width, hidden = encoder.width, encoder.feedforward_width
-    # Inputs of five norms; norm, hidden, activated hidden; norm, packed and turned queries, keys, values, mixed frames;
-    # norm, gate, gated, convolved, norm, activated.
-    values = 5 * width + (width + 2 * hidden) + 7 * width + 7 * width
+    # Inputs of five norms; norm, hidden; norm, packed and turned queries, keys, values, mixed frames; norm, gate,
+    # gated, convolved, norm.
+    values = 5 * width + (width + hidden) + 7 * width + 6 * width
     if encoder.dropout:
         values += 4 * width
     norms_and_attention = FP32 * (6 * 2 + encoder.heads)
-    second = _experts(encoder, shape) if encoder.experts else (width + 2 * hidden) * shape.value_bytes
+    second = _experts(encoder, shape) if encoder.experts else (width + hidden) * shape.value_bytes
     return shape.encoder_frames * (values * shape.value_bytes + norms_and_attention + second)
 
 
@@ -105,7 +106,7 @@ def _experts(encoder: EncoderConfig, shape: _Shape) -> int:
     routing = FP32 * (width + 2 * count + chosen + 2) + INT64 * (4 * chosen + 1)
     if encoder.experts.router.jitter:
         routing += FP32 * width
-    return routing + shape.value_bytes * (width + chosen * (3 * width + 2 * encoder.feedforward_width))
+    return routing + shape.value_bytes * (width + chosen * (3 * width + encoder.feedforward_width))
 
 
 def _subsampling(encoder: EncoderConfig, shape: _Shape) -> int:
@@ -128,7 +129,7 @@ def _decoder(config: RecognizerConfig, shape: _Shape, num_layers: int) -> int:
     decoder, width = config.decoder, config.encoder.width
     assert decoder is not None
     # Norms; queries, keys, values and mixed tokens of both attentions; feed-forward.
-    values = 3 * width + 7 * width + 3 * width + (width + 2 * decoder.feedforward_width)
+    values = 3 * width + 7 * width + 3 * width + (width + decoder.feedforward_width)
     if decoder.dropout:
         values += 3 * width
     by_position = shape.value_bytes * values + FP32 * (3 * 2 + 2 * decoder.heads)
@@ -148,11 +149,11 @@ def _transducer(config: RecognizerConfig, shape: _Shape) -> int:
 
 
 def _multiplied_parameters(recognizer: Recognizer) -> int:
-    """The elements of all matrices and convolutions that autocast copies, once per forward pass. Experts are converted
-    where they are used and keep no copy, but in the grouped product on GPUs, which is not counted."""
-    experts = [m for m in recognizer.modules() if isinstance(m, ExpertStack)]
-    stacked = {id(p) for stack in experts for p in stack.parameters()}
-    return sum(p.numel() for p in recognizer.parameters() if p.ndim > 1 and id(p) not in stacked)
+    """The elements of all matrices and convolutions of which autocast's copy is kept, once per forward pass. Experts
+    and SiluLinear keep none, but for the grouped product of experts on GPUs, which is not counted."""
+    without = [module for module in recognizer.modules() if isinstance(module, (ExpertStack, SiluLinear))]
+    left_out = {id(p) for module in without for p in module.parameters()}
+    return sum(p.numel() for p in recognizer.parameters() if p.ndim > 1 and id(p) not in left_out)
 
 
 def is_known(recognizer: Model) -> TypeGuard[Recognizer]:

@@ -11,6 +11,7 @@ from torch.nn import functional, grad
 from model.normalization import FrameBatchNorm
 from model.packing import Packing
 from model.past import LayerPast
+from model.silu_linear import SiluLinear
 
 
 class ConvolutionModule(nn.Module):
@@ -29,7 +30,7 @@ class ConvolutionModule(nn.Module):
         # its kernel is several times faster on CPUs than the one-dimensional one.
         padding = (0, 0 if causal else kernel_size // 2)
         self.depthwise = nn.Conv2d(width, width, (1, kernel_size), padding=padding, groups=width, bias=depthwise_bias)
-        self.output = nn.Linear(width, width)
+        self.output = SiluLinear(width, width)
 
     def forward(
         self,
@@ -47,7 +48,7 @@ class ConvolutionModule(nn.Module):
             x_ND, moments = norm(x_ND)
         else:
             x_ND = norm(x_ND)
-        return self.output(functional.silu(x_ND)), moments
+        return self.output(x_ND), moments
 
     def _mix(self, x_ND: Tensor, packing: Packing, past: LayerPast | None) -> Tensor:
         """Each frame with its neighbours: those in the batch, or in it and the past."""

@@ -96,14 +96,15 @@ class _OneByOne(torch.autograd.Function):
             biases2, w2, active.split(counts), output.split(counts), strict=True
         ):
             torch.addmm(bias, active_e, weights.to(x.dtype).t(), out=output_e)
-        context.save_for_backward(x, w1, w2, w3, hidden, active)
+        context.save_for_backward(x, w1, w2, w3, hidden)
         context.counts = counts
         return output
 
     @staticmethod
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
-        x, w1, w2, w3, hidden, active = context.saved_tensors
+        x, w1, w2, w3, hidden = context.saved_tensors
+        active = functional.silu(hidden)  # as SiluLinear does
         of_x, of_w1, of_w2, of_w3 = (torch.empty_like(part) for part in (x, w1, w2, w3))
         parts = zip(*(part.split(context.counts) for part in (gradient, x, hidden, active, of_x)), strict=True)
         for expert, (gradient_e, x_e, hidden_e, active_e, of_x_e) in enumerate(parts):

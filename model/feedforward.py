@@ -1,7 +1,8 @@
 """The position-wise feed-forward layer of a conformer block."""
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from model.silu_linear import SiluLinear
 
 
 class FeedForward(nn.Module):
@@ -10,7 +11,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
+        self.contract = SiluLinear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(functional.silu(self.expand(x)))
+        return self.contract(self.expand(x))
