@@ -103,7 +103,7 @@ def _experts(encoder: EncoderConfig, shape: _Shape) -> int:
     """Bytes per frame: the router's input and probabilities, frames in the order of experts, indices."""
     assert encoder.experts is not None
     width, count, chosen = encoder.width, encoder.experts.count, encoder.experts.router.per_frame
-    routing = FP32 * (width + 2 * count + chosen + 2) + INT64 * (4 * chosen + 1)
+    routing = FP32 * (width + 2 * count + chosen + 2) + INT64 * 2 * chosen
     if encoder.experts.router.jitter:
         routing += FP32 * width
     return routing + shape.value_bytes * (width + chosen * (3 * width + encoder.feedforward_width))

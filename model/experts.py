@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from model.feedforward import FeedForward
 from model.router import ExpertsConfig, Routing
+from model.rows import pick, place
 
 
 class Exchange(Protocol):
@@ -89,13 +90,12 @@ class _OneByOne(torch.autograd.Function):
     def forward(context, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, counts: list[int]) -> Tensor:  # pyright: ignore
         hidden, output = x.new_empty(len(x), w1.shape[1]), x.new_empty(len(x), w2.shape[1])
         biases1, biases2 = w3.squeeze(1).to(x.dtype).split((w1.shape[1], w2.shape[1]), dim=-1)
-        for bias, weights, x_e, hidden_e in zip(biases1, w1, x.split(counts), hidden.split(counts), strict=True):
-            torch.addmm(bias, x_e, weights.to(x.dtype).t(), out=hidden_e)
-        active = functional.silu(hidden)
-        for bias, weights, active_e, output_e in zip(
-            biases2, w2, active.split(counts), output.split(counts), strict=True
+        frames = (part.split(counts) for part in (x, hidden, output))
+        for weights1, weights2, bias1, bias2, x_e, hidden_e, output_e in zip(
+            w1, w2, biases1, biases2, *frames, strict=True
         ):
-            torch.addmm(bias, active_e, weights.to(x.dtype).t(), out=output_e)
+            torch.addmm(bias1, x_e, weights1.to(x.dtype).t(), out=hidden_e)
+            torch.addmm(bias2, functional.silu(hidden_e), weights2.to(x.dtype).t(), out=output_e)
         context.save_for_backward(x, w1, w2, w3, hidden)
         context.counts = counts
         return output
@@ -104,12 +104,12 @@ class _OneByOne(torch.autograd.Function):
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
         x, w1, w2, w3, hidden = context.saved_tensors
-        active = functional.silu(hidden)  # as SiluLinear does
         of_x, of_w1, of_w2, of_w3 = (torch.empty_like(part) for part in (x, w1, w2, w3))
-        parts = zip(*(part.split(context.counts) for part in (gradient, x, hidden, active, of_x)), strict=True)
-        for expert, (gradient_e, x_e, hidden_e, active_e, of_x_e) in enumerate(parts):
-            of_hidden = torch.ops.aten.silu_backward(gradient_e @ w2[expert].to(x.dtype), hidden_e)
-            _multiply_into(of_w2[expert], gradient_e.t(), active_e)
+        parts = zip(*(part.split(context.counts) for part in (gradient, x, hidden, of_x)), strict=True)
+        for expert, (gradient_e, x_e, hidden_e, of_x_e) in enumerate(parts):
+            _multiply_into(of_w2[expert], gradient_e.t(), functional.silu(hidden_e))  # again, as SiluLinear does
+            of_active = gradient_e @ w2[expert].to(x.dtype)
+            of_hidden = torch.ops.aten.silu_backward.grad_input(of_active, hidden_e, grad_input=of_active)
             _multiply_into(of_w1[expert], of_hidden.t(), x_e)
             of_w3[expert, 0] = torch.cat((of_hidden.sum(0), gradient_e.sum(0)))
             torch.mm(of_hidden, w1[expert].to(x.dtype), out=of_x_e)
@@ -136,13 +136,14 @@ class MixtureOfExperts(nn.Module):
         """Packed valid frames [N, D] to [N, D]."""
         num_frames, per_frame = routing.experts_NK.shape
         order_M, counts_E = routing.dispatched()
-        frame_M = order_M // per_frame
-        # index_select, not indexing: its backward is several times as fast on CPUs.
-        received, counts = self.exchange.dispatch(x_ND.index_select(0, frame_M), counts_E)
+        # A row for each choice. They change places and only then are added up: no gradient needs an index of frames.
+        choices_MD = x_ND if per_frame == 1 else x_ND[:, None].expand(-1, per_frame, -1).flatten(0, 1)
+        received, counts = self.exchange.dispatch(pick(choices_MD, order_M), counts_E)
         y_MD = self.exchange.combine(self.experts(received, counts))
-        weights_M = routing.weights_NK.flatten().index_select(0, order_M)
-        weighted_MD = y_MD * weights_M[:, None].to(y_MD.dtype)
-        return weighted_MD.new_zeros(num_frames, x_ND.shape[-1]).index_add(0, frame_M, weighted_MD)
+        weights_M1 = pick(routing.weights_NK.reshape(-1, 1), order_M)
+        weighted_MD = y_MD * weights_M1.to(y_MD.dtype)
+        choices_MD = place(weighted_MD, order_M, num_frames * per_frame)
+        return choices_MD if per_frame == 1 else choices_MD.view(num_frames, per_frame, x_ND.shape[1]).sum(1)
 
 
 class ResidualMixture(nn.Module):

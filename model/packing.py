@@ -11,7 +11,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from model.rows import pick, place
 
 
 class Packing:
@@ -46,12 +47,12 @@ class Packing:
     def pack(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [N, D]; a view where nothing is padded."""
         x_MD = x_BTD.flatten(0, 1)
-        return _Pick.apply(x_MD, self.index_N) if self.padded else x_MD
+        return pick(x_MD, self.index_N) if self.padded else x_MD
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """[N, D] to [B, T, D], zero at padding; a view where nothing is padded."""
         batch, frames = self.shape
-        x_MD = _Place.apply(x_ND, self.index_N, batch * frames) if self.padded else x_ND
+        x_MD = place(x_ND, self.index_N, batch * frames) if self.padded else x_ND
         return x_MD.view(batch, frames, -1)
 
     def space(self, x_ND: Tensor, gap: int) -> Tensor:
@@ -59,46 +60,14 @@ class Packing:
         zeros after each. Where nothing is padded, the batch [B, T, D], which is a view."""
         if not self.padded:
             return self.pad(x_ND)
-        return _Place.apply(x_ND, self._spaced(gap), len(x_ND) + gap * self.shape[0])[None]
+        return place(x_ND, self._spaced(gap), len(x_ND) + gap * self.shape[0])[None]
 
     def unspace(self, x: Tensor, gap: int) -> Tensor:
         """Undo `space`: to [N, D]."""
-        return _Pick.apply(x[0], self._spaced(gap)) if self.padded else self.pack(x)
+        return pick(x[0], self._spaced(gap)) if self.padded else self.pack(x)
 
     def _spaced(self, gap: int) -> Tensor:
         """[N]: where `space` puts each packed frame, found once for all layers."""
         if gap not in self._places:
             self._places[gap] = torch.arange(len(self.rows), device=self.rows.device) + gap * self.rows
         return self._places[gap]
-
-
-class _Pick(torch.autograd.Function):
-    """Rows of a matrix. Every row is picked once, so the gradient is placed where autograd would add it up, one row
-    after the other."""
-
-    @staticmethod
-    def forward(context, x_MD: Tensor, index_N: Tensor) -> Tensor:  # pyright: ignore
-        context.save_for_backward(index_N)
-        context.rows = len(x_MD)
-        return x_MD.index_select(0, index_N)
-
-    @staticmethod
-    @once_differentiable
-    def backward(context, gradient_ND: Tensor):  # pyright: ignore
-        (index_N,) = context.saved_tensors
-        return gradient_ND.new_zeros(context.rows, gradient_ND.shape[1]).index_copy_(0, index_N, gradient_ND), None
-
-
-class _Place(torch.autograd.Function):
-    """Rows at their places among rows of zeros."""
-
-    @staticmethod
-    def forward(context, x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:  # pyright: ignore
-        context.save_for_backward(index_N)
-        return x_ND.new_zeros(rows, x_ND.shape[1]).index_copy_(0, index_N, x_ND)
-
-    @staticmethod
-    @once_differentiable
-    def backward(context, gradient_MD: Tensor):  # pyright: ignore
-        (index_N,) = context.saved_tensors
-        return gradient_MD.index_select(0, index_N), None, None

@@ -46,6 +46,7 @@ from launcher.planning.memory import is_matrix
 from launcher.recipe import OptimizerConfig
 from model.experts import ExpertStack, LocalExchange, MixtureOfExperts
 from model.masked_prediction import Model
+from model.rows import pick, place
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # A DeepSpeedEngine; its own annotations allow for every optimizer it has, and for none.
@@ -97,10 +98,10 @@ class ExpertParallelExchange:
         # What arrives is sorted by sender, then expert; experts want it sorted by expert.
         expert = torch.arange(self.num_local, device=x_MD.device).repeat(self.size)
         self.order = expert.repeat_interleave(received_PL.flatten()).argsort(stable=True)
-        return arrived[self.order], received_PL.sum(0).tolist()
+        return pick(arrived, self.order), received_PL.sum(0).tolist()
 
     def combine(self, y_MD: Tensor) -> Tensor:
-        by_sender = torch.empty_like(y_MD).index_copy(0, self.order, y_MD)
+        by_sender = place(y_MD, self.order, len(y_MD))
         return _AllToAll.apply(by_sender, self.group, self.received, self.sent)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.experts import ExpertStack, MixtureOfExperts, ResidualMixture, build_experts
@@ -27,6 +27,7 @@ def one_frame(stack: ExpertStack, expert: int, x_D: torch.Tensor) -> torch.Tenso
     per_frame=st.integers(1, 2),
     seed=st.integers(0, 1000),
 )
+@example(num_frames=0, num_experts=2, per_frame=2, seed=0)
 def test_a_mixture_equals_a_loop_over_frames(num_frames, num_experts, per_frame, seed):
     torch.manual_seed(seed)
     router = Router(WIDTH, num_experts, RouterConfig(per_frame=per_frame))
