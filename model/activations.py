@@ -2,8 +2,9 @@
 
 Counted is every distinct storage that torch saves for a gradient, as its saved-tensor hooks see them, weights aside.
 What follows a matrix product has the precision of the products, routing and losses are fp32 always. Under autocast the
-weights themselves are saved once more, in its precision; those of experts and of SiluLinear are not. Dropout keeps a
-number per element, as on CPUs; on GPUs it is a byte, and what goes into norms stays fp32 there.
+weights themselves are saved once more, in its precision; those of experts are not. Dropout keeps a number per element,
+and under autocast SiLU its output, as on CPUs; on GPUs the one is a byte and the other is computed again, and what goes
+into norms stays fp32 there.
 
 Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per frame, C channels.
 """
@@ -15,7 +16,6 @@ from model.encoder import EncoderConfig
 from model.experts import ExpertStack
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
-from model.silu_linear import SiluLinear
 from model.subsampling import output_length
 
 FP32, INT64 = 4, 8
@@ -44,6 +44,11 @@ class _Shape:
     def encoder_frames(self) -> int:
         """Of all utterances."""
         return self.batch.utterances * output_length(self.batch.frames, self.factor)
+
+    @property
+    def silu(self) -> int:
+        """How many numbers SiluLinear keeps for each of its inputs."""
+        return 2 if self.value_bytes < FP32 else 1
 
     @property
     def positions(self) -> int:
@@ -90,12 +95,13 @@ def _layer(encoder: EncoderConfig, shape: _Shape) -> int:
     """What one layer keeps: the values at each of its matrices, norms and products."""
     width, hidden = encoder.width, encoder.feedforward_width
     # Inputs of five norms; norm, hidden; norm, packed and turned queries, keys, values, mixed frames; norm, gate,
-    # gated, convolved, norm.
-    values = 5 * width + (width + hidden) + 7 * width + 6 * width
+    # gated, convolved; norm before SiLU.
+    feedforward = width + shape.silu * hidden
+    values = 5 * width + feedforward + 7 * width + 5 * width + shape.silu * width
     if encoder.dropout:
         values += 4 * width
     norms_and_attention = FP32 * (6 * 2 + encoder.heads)
-    second = _experts(encoder, shape) if encoder.experts else (width + hidden) * shape.value_bytes
+    second = _experts(encoder, shape) if encoder.experts else feedforward * shape.value_bytes
     return shape.encoder_frames * (values * shape.value_bytes + norms_and_attention + second)
 
 
@@ -129,7 +135,7 @@ def _decoder(config: RecognizerConfig, shape: _Shape, num_layers: int) -> int:
     decoder, width = config.decoder, config.encoder.width
     assert decoder is not None
     # Norms; queries, keys, values and mixed tokens of both attentions; feed-forward.
-    values = 3 * width + 7 * width + 3 * width + (width + decoder.feedforward_width)
+    values = 3 * width + 7 * width + 3 * width + (width + shape.silu * decoder.feedforward_width)
     if decoder.dropout:
         values += 3 * width
     by_position = shape.value_bytes * values + FP32 * (3 * 2 + 2 * decoder.heads)
@@ -150,9 +156,9 @@ def _transducer(config: RecognizerConfig, shape: _Shape) -> int:
 
 def _multiplied_parameters(recognizer: Recognizer) -> int:
     """The elements of all matrices and convolutions of which autocast's copy is kept, once per forward pass. Experts
-    and SiluLinear keep none, but for the grouped product of experts on GPUs, which is not counted."""
-    without = [module for module in recognizer.modules() if isinstance(module, (ExpertStack, SiluLinear))]
-    left_out = {id(p) for module in without for p in module.parameters()}
+    keep none, but for their grouped product on GPUs, which is not counted."""
+    stacks = [module for module in recognizer.modules() if isinstance(module, ExpertStack)]
+    left_out = {id(p) for stack in stacks for p in stack.parameters()}
     return sum(p.numel() for p in recognizer.parameters() if p.ndim > 1 and id(p) not in left_out)
 
 

@@ -44,9 +44,18 @@ def test_under_autocast_it_is_what_the_two_are(dtype):
     torch.testing.assert_close(mine, theirs, rtol=2**-7, atol=1e-3)
 
 
-def test_it_keeps_its_input_and_its_weight_alone():
-    layer, x = layer_and_input((11, 6))
+def kept_by(layer, x):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
         layer(x)
-    assert {tensor.data_ptr() for tensor in kept} == {x.data_ptr(), layer.weight.data_ptr()}
+    return kept
+
+
+def test_it_keeps_its_input_and_its_weight_alone():
+    layer, x = layer_and_input((11, 6))
+    assert {tensor.data_ptr() for tensor in kept_by(layer, x)} == {x.data_ptr(), layer.weight.data_ptr()}
+
+
+def test_on_a_cpu_it_keeps_short_numbers_activated_too():
+    layer, x = layer_and_input((11, 6), torch.bfloat16)
+    assert any(torch.equal(tensor, functional.silu(x)) for tensor in kept_by(layer, x))
