@@ -17,6 +17,7 @@ from torch.nn import functional
 from model.feedforward import FeedForward
 from model.router import ExpertsConfig, Routing
 from model.rows import pick, place
+from model.shares import shares_of
 
 
 class Exchange(Protocol):
@@ -84,36 +85,41 @@ class _OneByOne(torch.autograd.Function):
 
     An expert's weights are converted to the dtype of the frames when its turn comes, both ways, and its gradients back
     to theirs, straight to their place in the stacks: a stack is read and written once, and no copy of it is kept.
+
+    Products may reach into the rows of the next experts, which come later (`model/shares.py`).
     """
 
     @staticmethod
     def forward(context, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, counts: list[int]) -> Tensor:  # pyright: ignore
-        hidden, output = x.new_empty(len(x), w1.shape[1]), x.new_empty(len(x), w2.shape[1])
+        shares = shares_of(counts, x)
+        num_rows = max(len(x), *(share.start + share.rows for share in shares))
+        hidden, output = x.new_empty(num_rows, w1.shape[1]), x.new_empty(num_rows, w2.shape[1])
         biases1, biases2 = w3.squeeze(1).to(x.dtype).split((w1.shape[1], w2.shape[1]), dim=-1)
-        frames = (part.split(counts) for part in (x, hidden, output))
-        for weights1, weights2, bias1, bias2, x_e, hidden_e, output_e in zip(
-            w1, w2, biases1, biases2, *frames, strict=True
-        ):
-            torch.addmm(bias1, x_e, weights1.to(x.dtype).t(), out=hidden_e)
-            torch.addmm(bias2, functional.silu(hidden_e), weights2.to(x.dtype).t(), out=output_e)
+        for weights1, weights2, bias1, bias2, share in zip(w1, w2, biases1, biases2, shares, strict=True):
+            hidden_e = share.of(hidden)
+            torch.addmm(bias1, share.of(x), weights1.to(x.dtype).t(), out=hidden_e)
+            torch.addmm(bias2, functional.silu(hidden_e), weights2.to(x.dtype).t(), out=share.of(output))
         context.save_for_backward(x, w1, w2, w3, hidden)
-        context.counts = counts
-        return output
+        context.shares = shares
+        return output[: len(x)]
 
     @staticmethod
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
         x, w1, w2, w3, hidden = context.saved_tensors
-        of_x, of_w1, of_w2, of_w3 = (torch.empty_like(part) for part in (x, w1, w2, w3))
-        parts = zip(*(part.split(context.counts) for part in (gradient, x, hidden, of_x)), strict=True)
-        for expert, (gradient_e, x_e, hidden_e, of_x_e) in enumerate(parts):
-            _multiply_into(of_w2[expert], gradient_e.t(), functional.silu(hidden_e))  # again, as SiluLinear does
+        of_x, of_w1, of_w2, of_w3 = x.new_empty(len(hidden), x.shape[1]), *map(torch.empty_like, (w1, w2, w3))
+        for expert, share in enumerate(context.shares):
+            gradient_e, hidden_e = share.of(gradient), share.of(hidden)
+            active = functional.silu(hidden_e)  # again, as SiluLinear does
+            share.clear_others(active)
+            _multiply_into(of_w2[expert], gradient_e.t(), active)
             of_active = gradient_e @ w2[expert].to(x.dtype)
             of_hidden = torch.ops.aten.silu_backward.grad_input(of_active, hidden_e, grad_input=of_active)
-            _multiply_into(of_w1[expert], of_hidden.t(), x_e)
-            of_w3[expert, 0] = torch.cat((of_hidden.sum(0), gradient_e.sum(0)))
-            torch.mm(of_hidden, w1[expert].to(x.dtype), out=of_x_e)
-        return of_x, of_w1, of_w2, of_w3, None
+            share.clear_others(of_hidden)
+            _multiply_into(of_w1[expert], of_hidden.t(), share.of(x))
+            of_w3[expert, 0] = torch.cat((of_hidden.sum(0), gradient_e[: share.frames].sum(0)))
+            torch.mm(of_hidden, w1[expert].to(x.dtype), out=share.of(of_x))
+        return of_x[: len(x)], of_w1, of_w2, of_w3, None
 
 
 def _multiply_into(place: Tensor, first: Tensor, second: Tensor) -> None:

@@ -50,10 +50,16 @@ def tell(line: str) -> None:
         print(line, flush=True)
 
 
-def time_in_turns(variants: Variants, rounds: int) -> dict[str, float]:
-    """The median seconds of each variant over so many rounds, after one that does not count; mean over processes."""
+def time_in_turns(
+    variants: Variants, rounds: int, before_round: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """The median seconds of each variant over so many rounds, after one that does not count; mean over processes.
+
+    `before_round`, which is not timed, may change what the variants work on.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
+        before_round()
         for name, run in variants.items():
             if distributed.is_initialized():
                 distributed.barrier()

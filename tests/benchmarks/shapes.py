@@ -1,0 +1,68 @@
+"""Students in bf16 on new utterances in every step: `OMP_NUM_THREADS=1 python -m tests.benchmarks.shapes [--rounds N]`.
+
+Experts multiply with as many rows as they get frames, or with a few more, so that shapes of products recur
+(`model/shares.py`). The encoders of the students of `base` and `mini`, forward and backward, on five utterances of 3 to
+9 s; each variant draws its own, so that none meets the shapes of the other.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+import model.shares
+from launcher.recipe import load_recipe
+from model.encoder import Encoder
+from tests.benchmarks.encoder import FRAMES_PER_S, MEL_BINS
+from tests.benchmarks.interleaved import keep_freed_memory, step_of, time_in_turns
+
+UTTERANCES, SHORTEST_S, LONGEST_S = 5, 3.0, 9.0
+
+
+@contextmanager
+def as_many_rows_as_frames() -> Iterator[None]:
+    recurring, model.shares.recurring = model.shares.recurring, lambda rows: rows
+    try:
+        yield
+    finally:
+        model.shares.recurring = recurring
+
+
+def steps(encoder: Encoder, seed: int) -> Callable[[], None]:
+    draw = random.Random(seed)
+    features_BTF = torch.randn(UTTERANCES, round(LONGEST_S * FRAMES_PER_S), MEL_BINS)
+
+    def forward() -> Tensor:
+        encoder.zero_grad(set_to_none=True)
+        lengths_B = torch.tensor([round(draw.uniform(SHORTEST_S, LONGEST_S) * FRAMES_PER_S) for _ in range(UTTERANCES)])
+        return encoder(features_BTF[:, : int(lengths_B.max())], lengths_B).frames_BSD
+
+    return step_of(forward, "bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = parser.parse_args().rounds
+    keep_freed_memory()
+    print("| student of | rows as frames, ms per step | rows that recur | ratio |\n|---|---:|---:|---:|")
+    for name, settings in (("base", ["corpus.shards=shards"]), ("mini", [])):
+        torch.manual_seed(1)
+        config = load_recipe(name, settings).training_stage("student").model.encoder
+        encoder = Encoder(config.model_copy(update={"dropout": 0.0}), MEL_BINS)
+        plain, recurring = steps(encoder, seed=1), steps(encoder, seed=2)
+
+        def as_frames(plain: Callable[[], None] = plain) -> None:
+            with as_many_rows_as_frames():
+                plain()
+
+        times = time_in_turns({"plain": as_frames, "recurring": recurring}, rounds)
+        before, after = (1000 * seconds for seconds in times.values())
+        print(f"| {name} | {before:.0f} | {after:.0f} | {before / after:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

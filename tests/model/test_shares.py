@@ -1,0 +1,63 @@
+"""The rows that experts multiply with: few numbers of them, and what is not an expert's leaves no trace."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.experts import ExpertStack
+from model.shares import Share, recurring, shares_of
+
+
+def test_few_numbers_of_rows_recur_and_none_is_much_larger():
+    """16 numbers per octave from 256 on, at most rows / 16 more from 512 on."""
+    found = [recurring(rows) for rows in range(1, 4097)]
+    assert len(set(found)) == 16 + 16 + 16 * 3
+    assert all(rows <= more < rows + 16 for rows, more in enumerate(found[:511], start=1))
+    assert all(rows <= more <= rows * 17 / 16 for rows, more in enumerate(found[511:], start=512))
+    assert recurring(0) == 0
+
+
+def test_a_share_reaches_into_the_next_rows_and_is_zero_past_the_last():
+    x_MD = torch.arange(10.0).view(5, 2)
+    within, beyond = Share(1, 2, 3), Share(3, 1, 4)
+    assert torch.equal(within.of(x_MD), x_MD[1:4])
+    assert within.of(x_MD).data_ptr() == x_MD[1:].data_ptr()
+    assert torch.equal(beyond.of(x_MD), torch.tensor([[6.0, 7.0], [8.0, 9.0], [0.0, 0.0], [0.0, 0.0]]))
+    within.clear_others(x_MD[1:4])
+    assert x_MD.tolist() == [[0, 1], [2, 3], [4, 5], [0, 0], [8, 9]]
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, [3, 0, 20]), (torch.bfloat16, [16, 0, 32])], ids=str)
+def test_only_bf16_products_on_a_cpu_get_more_rows(dtype, rows):
+    shares = shares_of([3, 0, 20], torch.empty(23, 4, dtype=dtype))
+    assert [(share.start, share.frames, share.rows) for share in shares] == [
+        (0, 3, rows[0]),
+        (3, 0, rows[1]),
+        (3, 20, rows[2]),
+    ]
+    assert shares_of([3], torch.empty(3, 4, dtype=torch.bfloat16, device="meta")) == [Share(0, 3, 3)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(counts=st.lists(st.integers(0, 40), min_size=2, max_size=5), seed=st.integers(0, 1000))
+def test_an_expert_is_not_touched_by_the_frames_of_others(counts, seed):
+    """Outputs and gradients in bf16 equal those of each expert's frames by themselves."""
+    torch.manual_seed(seed)
+    stack = ExpertStack(len(counts), 12, 20)
+    torch.nn.init.normal_(stack.w3)
+    x_MD = torch.randn(sum(counts), 12).to(torch.bfloat16).requires_grad_()
+    weight_MD = torch.randn(sum(counts), 12).to(torch.bfloat16)
+    output_MD = stack(x_MD, counts)
+    found = [output_MD, *torch.autograd.grad(output_MD, [x_MD, *stack.parameters()], weight_MD)]
+
+    alone = []
+    for expert, (x_e, weight_e) in enumerate(zip(x_MD.detach().split(counts), weight_MD.split(counts), strict=True)):
+        x_e = x_e.requires_grad_()
+        output_e = stack(x_e, [len(x_e) if other == expert else 0 for other in range(len(counts))])
+        gradients = torch.autograd.grad(output_e, [x_e, *stack.parameters()], weight_e)
+        alone.append([output_e, gradients[0], *(gradient[expert] for gradient in gradients[1:])])
+    outputs, of_x, *of_weights = zip(*alone, strict=True)
+    expected = [torch.cat(outputs), torch.cat(of_x), *map(torch.stack, of_weights)]
+    for number, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(number, reference, rtol=2e-2, atol=2e-2)
