@@ -42,7 +42,8 @@ def test_only_bf16_products_on_a_cpu_get_more_rows(dtype, rows):
 @settings(deadline=None, max_examples=40)
 @given(counts=st.lists(st.integers(0, 40), min_size=2, max_size=5), seed=st.integers(0, 1000))
 def test_an_expert_is_not_touched_by_the_frames_of_others(counts, seed):
-    """Outputs and gradients in bf16 equal those of each expert's frames by themselves."""
+    """|found - expected| <= 0.02 |expected|, where expected are bf16 outputs and gradients of each expert's frames by
+    themselves."""
     torch.manual_seed(seed)
     stack = ExpertStack(len(counts), 12, 20)
     torch.nn.init.normal_(stack.w3)
@@ -60,4 +61,4 @@ def test_an_expert_is_not_touched_by_the_frames_of_others(counts, seed):
     outputs, of_x, *of_weights = zip(*alone, strict=True)
     expected = [torch.cat(outputs), torch.cat(of_x), *map(torch.stack, of_weights)]
     for number, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(number, reference, rtol=2e-2, atol=2e-2)
+        assert (number - reference).float().norm() <= 0.02 * reference.float().norm()
