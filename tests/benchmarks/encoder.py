@@ -72,9 +72,9 @@ def measure(training: bool, precision: str, rounds: int) -> dict[str, float]:
     def run(forward: Callable[[], Tensor]) -> Callable[[], None]:
         return step_of(forward, precision, training)
 
-    rows, columns = torch.randn(2000, CONFIG.width), torch.randn(CONFIG.width, CONFIG.feedforward_width)
-    if precision == "bf16":
-        rows, columns = rows.to(torch.bfloat16), columns.to(torch.bfloat16)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rows = torch.randn(2000, CONFIG.width, dtype=dtype)
+    columns = torch.randn(CONFIG.width, CONFIG.feedforward_width, dtype=dtype)
     layers = run(lambda: our_layers(ours, frames_BSD, short_B))
     with FlopCounterMode(display=False) as counter:
         layers()

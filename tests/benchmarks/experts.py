@@ -2,9 +2,9 @@
 
 As two processes with one thread each: `torchrun --nproc-per-node 2 -m tests.benchmarks.experts`.
 
-Width 256, feed-forward width 1024, 8 experts, one per frame, 2,000 frames, new ones in each round, so that experts get
-as many as a moment ago as seldom as in a training: forward and backward, on each process by itself. The dense layer
-multiplies with as many parameters as a frame is sent to.
+Width 256, feed-forward width 1024, 8 experts, one per frame, 2,000 frames: forward and backward, on each process by
+itself. Frames are new in each round, as in a training: an expert seldom gets as many as in the one before. The dense
+layer multiplies with as many parameters as a frame is sent to.
 """
 
 import argparse

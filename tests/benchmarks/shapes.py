@@ -7,28 +7,18 @@ Experts multiply with as many rows as they get frames, or with a few more, so th
 
 import argparse
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-import model.shares
-from launcher.recipe import load_recipe
 from model.encoder import Encoder
 from tests.benchmarks.encoder import FRAMES_PER_S, MEL_BINS
 from tests.benchmarks.interleaved import keep_freed_memory, step_of, time_in_turns
+from tests.benchmarks.student import encoder_of
 
 UTTERANCES, SHORTEST_S, LONGEST_S = 5, 3.0, 9.0
-
-
-@contextmanager
-def as_many_rows_as_frames() -> Iterator[None]:
-    recurring, model.shares.recurring = model.shares.recurring, lambda rows: rows
-    try:
-        yield
-    finally:
-        model.shares.recurring = recurring
 
 
 def steps(encoder: Encoder, seed: int) -> Callable[[], None]:
@@ -49,17 +39,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     keep_freed_memory()
     print("| student of | rows as frames, ms per step | rows that recur | ratio |\n|---|---:|---:|---:|")
-    for name, settings in (("base", ["corpus.shards=shards"]), ("mini", [])):
+    for name in ("base", "mini"):
         torch.manual_seed(1)
-        config = load_recipe(name, settings).training_stage("student").model.encoder
-        encoder = Encoder(config.model_copy(update={"dropout": 0.0}), MEL_BINS)
-        plain, recurring = steps(encoder, seed=1), steps(encoder, seed=2)
-
-        def as_frames(plain: Callable[[], None] = plain) -> None:
-            with as_many_rows_as_frames():
-                plain()
-
-        times = time_in_turns({"plain": as_frames, "recurring": recurring}, rounds)
+        encoder = Encoder(encoder_of("student", name), MEL_BINS)
+        as_frames = patch("model.shares.recurring", lambda rows: rows)(steps(encoder, seed=1))
+        times = time_in_turns({"as frames": as_frames, "recurring": steps(encoder, seed=2)}, rounds)
         before, after = (1000 * seconds for seconds in times.values())
         print(f"| {name} | {before:.0f} | {after:.0f} | {before / after:.2f} |", flush=True)
 

@@ -57,8 +57,9 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def encoder_of(stage: str) -> EncoderConfig:
-    recipe = load_recipe("base", ["corpus.shards=shards"])
+def encoder_of(stage: str, name: str = "base") -> EncoderConfig:
+    """The encoder of a recipe's stage, without dropout. `base` has no corpus of its own and wants one named."""
+    recipe = load_recipe(name, ["corpus.shards=shards"] if name == "base" else [])
     return recipe.training_stage(stage).model.encoder.model_copy(update={"dropout": 0.0})
 
 
