@@ -56,7 +56,7 @@ class SpecAugment(nn.Module):
         `generator` must live on the CPU: the draws are the same whatever device holds the features.
         """
         masked_BF, masked_BT = self.masks(features_BTF, lengths_B, generator)
-        return hide(features_BTF, masked_BF, masked_BT)
+        return apply_mask(features_BTF, masked_BF, masked_BT)
 
     def masks(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Where `forward` masks: bool over mel bins [B, F] and over frames [B, T]."""
@@ -78,7 +78,7 @@ class SpecAugment(nn.Module):
         return masked_BF, masked_BT
 
 
-def hide(features_BTF: Tensor, masked_BF: Tensor, masked_BT: Tensor) -> Tensor:
+def apply_mask(features_BTF: Tensor, masked_BF: Tensor, masked_BT: Tensor) -> Tensor:
     """A copy of features [B, T, F] with masked mel bins and frames set to zero."""
     return features_BTF.masked_fill(masked_BF[:, None, :] | masked_BT[:, :, None], 0.0)
 

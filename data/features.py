@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from data.errors import DataError
-from data.plan import derive_seed
 from data.reader import ShardReader, UtteranceError
+from data.sampler import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from data.augment import change_speed
-from data.companions import Arrays, CompanionReader
 from data.errors import DataError
-from data.plan import MicroBatch, Plan
 from data.reader import ShardReader, UtteranceError
+from data.sampler import BatchSampler, BatchSpec
+from data.sidecars import Arrays, SidecarReader
 from data.tokenizer import Tokenizer
 
 # A waiting consumer says so this often.
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Batch:
+class WaveformBatch:
     """The micro-batch of one lane, ready for the model; B may be 0."""
 
     step: int
@@ -62,7 +62,7 @@ class Batch:
     token_lengths_B: Tensor  # int64
     texts: list[str]
     quarantined: list[str]  # keys of utterances of this micro-batch that could not be read
-    companions: dict[str, list[Arrays]] = field(default_factory=dict)  # by name, one per utterance
+    sidecars: dict[str, list[Arrays]] = field(default_factory=dict)  # by name, one per utterance
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class _Prepared:
     text: str
     waveform: np.ndarray
     tokens: list[int]
-    companions: dict[str, Arrays]
+    sidecars: dict[str, Arrays]
 
 
 @dataclass(frozen=True)
-class Companions:
+class Sidecars:
     """What is read with each utterance, at the steps where `counts`."""
 
-    reader: CompanionReader
+    reader: SidecarReader
     counts: Callable[[int], bool] = lambda step: True
 
 
 class Loader:
     """Reads, perturbs and tokenizes the micro-batches of some lanes; without a tokenizer there are no tokens.
-    An utterance whose `companions` are broken is treated as one that is broken itself.
+    An utterance whose `sidecars` are broken is treated as one that is broken itself.
 
     `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
     utterances above which the run stops, `patience_s` how many seconds one utterance may take.
@@ -92,13 +92,13 @@ class Loader:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchSampler,
         reader: ShardReader,
         tokenizer: Tokenizer | None,
         lanes: Sequence[int],
         workers: int,
         *,
-        companions: Mapping[str, Companions] | None = None,
+        sidecars: Mapping[str, Sidecars] | None = None,
         max_broken_ratio: float = 0.01,
         patience_s: float = 600.0,
     ):
@@ -107,19 +107,19 @@ class Loader:
         self.tokenizer = tokenizer
         self.lanes = tuple(lanes)
         self.workers = workers
-        self.companions = dict(companions or {})
+        self.sidecars = dict(sidecars or {})
         self.max_broken_ratio = max_broken_ratio
         self.patience_s = patience_s
         self.utterances_seen = 0
         self.utterances_broken = 0
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[WaveformBatch]]:
         """The batches of steps start .. stop - 1, one list per step with a batch for each lane in order.
 
         DataError when too many utterances are broken or the reader does not answer.
         """
         executor = _Threads(self.workers) if self.workers else _Inline()
-        pending: deque[tuple[list[MicroBatch], list[list[Future[_Prepared]]]]] = deque()
+        pending: deque[tuple[list[BatchSpec], list[list[Future[_Prepared]]]]] = deque()
         ahead = STEPS_AHEAD if self.workers else 1
         coming = iter(range(start, stop))
         try:
@@ -133,11 +133,9 @@ class Loader:
         finally:
             executor.close()
 
-    def _submit(
-        self, step: int, executor: _Threads | _Inline
-    ) -> tuple[list[MicroBatch], list[list[Future[_Prepared]]]]:
+    def _submit(self, step: int, executor: _Threads | _Inline) -> tuple[list[BatchSpec], list[list[Future[_Prepared]]]]:
         micro_batches = [self.plan.micro_batch(step, lane) for lane in self.lanes]
-        wanted = {name: one.reader for name, one in self.companions.items() if one.counts(step)}
+        wanted = {name: one.reader for name, one in self.sidecars.items() if one.counts(step)}
         futures = [
             [
                 executor.submit(self._prepare, int(utterance), float(speed), int(length), wanted)
@@ -147,14 +145,14 @@ class Loader:
         ]
         return micro_batches, futures
 
-    def _prepare(self, utterance: int, speed: float, length: int, wanted: Mapping[str, CompanionReader]) -> _Prepared:
+    def _prepare(self, utterance: int, speed: float, length: int, wanted: Mapping[str, SidecarReader]) -> _Prepared:
         example = self.reader.read(utterance)
         waveform = change_speed(example.waveform, speed, length)
         tokens = self.tokenizer.encode(example.text) if self.tokenizer is not None else []
-        companions = {name: reader.read(utterance, speed, example.key) for name, reader in wanted.items()}
-        return _Prepared(example.key, example.text, waveform, tokens, companions)
+        sidecars = {name: reader.read(utterance, speed, example.key) for name, reader in wanted.items()}
+        return _Prepared(example.key, example.text, waveform, tokens, sidecars)
 
-    def _collect(self, micro_batch: MicroBatch, futures: list[Future[_Prepared]]) -> Batch:
+    def _collect(self, micro_batch: BatchSpec, futures: list[Future[_Prepared]]) -> WaveformBatch:
         prepared: list[_Prepared] = []
         quarantined: list[str] = []
         for utterance, future in zip(micro_batch.utterances.tolist(), futures, strict=True):
@@ -164,7 +162,7 @@ class Loader:
             except UtteranceError as error:
                 quarantined.append(error.key)
                 self._count_broken(error)
-        names = [name for name, one in self.companions.items() if one.counts(micro_batch.step)]
+        names = [name for name, one in self.sidecars.items() if one.counts(micro_batch.step)]
         return _collate(micro_batch, prepared, quarantined, names)
 
     def _wait(self, utterance: int, future: Future[_Prepared]) -> _Prepared:
@@ -197,8 +195,8 @@ class Loader:
 
 
 def _collate(
-    micro_batch: MicroBatch, prepared: list[_Prepared], quarantined: list[str], companions: list[str]
-) -> Batch:
+    micro_batch: BatchSpec, prepared: list[_Prepared], quarantined: list[str], sidecars: list[str]
+) -> WaveformBatch:
     samples = [len(one.waveform) for one in prepared]
     token_lengths = [len(one.tokens) for one in prepared]
     waveforms_BS = torch.zeros(len(prepared), max(samples, default=0))
@@ -206,7 +204,7 @@ def _collate(
     for row, one in enumerate(prepared):
         waveforms_BS[row, : len(one.waveform)] = torch.from_numpy(one.waveform)
         tokens_BU[row, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int64)
-    return Batch(
+    return WaveformBatch(
         step=micro_batch.step,
         lane=micro_batch.lane,
         keys=[one.key for one in prepared],
@@ -216,7 +214,7 @@ def _collate(
         token_lengths_B=torch.tensor(token_lengths, dtype=torch.int64),
         texts=[one.text for one in prepared],
         quarantined=quarantined,
-        companions={name: [one.companions[name] for one in prepared] for name in companions},
+        sidecars={name: [one.sidecars[name] for one in prepared] for name in sidecars},
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.features import FeaturesConfig
-from data.plan import Plan, derive_seed
+from data.sampler import BatchSampler, derive_seed
 
 
 class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -74,17 +74,17 @@ class Masking:
         noise_BTF = self.noise(step, lane, features_BTF.shape).to(features_BTF.device)
         return torch.where(masked_BT[:, :, None], noise_BTF, features_BTF), masked_BT
 
-    def count(self, plan: Plan, step: int) -> int:
+    def count(self, plan: BatchSampler, step: int) -> int:
         """Masked encoder frames of a step over all lanes. Utterances that turn out broken stay counted."""
         total = 0
         for lane in range(plan.batches.lanes):
             lengths = self.features.num_frames(plan.micro_batch(step, lane).samples)
             masked_BT = self.frames(step, lane, lengths.tolist())
-            total += int(hidden_encoder_frames(masked_BT, torch.from_numpy(lengths), self.factor).sum())
+            total += int(fully_masked_frames(masked_BT, torch.from_numpy(lengths), self.factor).sum())
         return total
 
 
-def hidden_encoder_frames(masked_BT: Tensor, lengths_B: Tensor, factor: int) -> Tensor:
+def fully_masked_frames(masked_BT: Tensor, lengths_B: Tensor, factor: int) -> Tensor:
     """The encoder frames of which every valid feature frame is masked: bool [B, S], on the device of the mask."""
     batch, num_frames = masked_BT.shape
     valid_BT = torch.arange(num_frames, device=masked_BT.device) < lengths_B[:, None]

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 
+from data.audio import RejectedRow
 from data.errors import DataError
-from data.manifest import RejectedRow
 
 FORMAT = 1
 SUMMARY = "shards.json"

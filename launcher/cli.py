@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from data.errors import DataError
 from launcher.commands.search import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
-from launcher.stopping import StopRequest
+from launcher.processes.stop_request import StopRequest
 
 FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, DivergedError)
 

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, TextIO
 
 from launcher.errors import ConfigError
 
+# The kinds of stages that train a model, for what must not wait for a recipe to be imported.
+TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 # Looking whether a folder is held (`RunFolder.holder`) holds it for an instant itself.
 LOCK_ATTEMPTS, LOCK_ATTEMPT_S = 5, 0.1

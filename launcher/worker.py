@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import exit_code
+from launcher.processes.stop_request import StopRequest
 from launcher.run_folder import RunFolder, StageFolder, write_json
-from launcher.stopping import StopRequest
 
 if TYPE_CHECKING:
+    from launcher.processes.heartbeat import Heartbeat
     from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe
-    from launcher.training.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         rank = int(os.environ.get("RANK", "0"))
         folder = run.stage(stage_name)
         _log_to(folder, rank)
-        from launcher.training.heartbeat import Heartbeat, leave_with_launcher
+        from launcher.processes.heartbeat import Heartbeat, leave_with_launcher
 
         leave_with_launcher()
         heartbeat = Heartbeat(folder, rank)
@@ -73,8 +73,8 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
 
 
 def _evaluate(recipe: "Recipe", run: RunFolder, stage: "EvaluateStage", heartbeat: "Heartbeat") -> None:
-    from launcher.recognition.evaluation import evaluate
-    from launcher.recognition.evaluation_tracking import track_evaluation
+    from launcher.inference.evaluation import evaluate
+    from launcher.inference.evaluation_tracking import track_evaluation
 
     found = evaluate(recipe, run, stage, heartbeat)
     write_json(run.stage(stage.name).evaluation_file, found)
@@ -91,7 +91,7 @@ def _train(
 ) -> None:
     import torch.distributed as dist
 
-    from launcher.lineage import made_artifacts
+    from launcher.stages.lineage import made_artifacts
     from launcher.training import parallel
     from launcher.training.setup import build_trainer, write_model
 

@@ -15,15 +15,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.attention import Positions, RelativeSelfAttention, SelfAttention, attend_to_valid
-from model.chunks import Chunk
-from model.convolution import ConvolutionModule
-from model.experts import build_experts
-from model.feedforward import FeedForward
-from model.normalization import FrameBatchNorm
-from model.packing import Packing
-from model.past import LayerPast
-from model.router import ExpertsConfig, Router, Routing
+from model.layers.attention import Positions, RelativeSelfAttention, SelfAttention, attend_to_valid
+from model.layers.batch_norm import FrameBatchNorm
+from model.layers.chunk_mask import ChunkMask
+from model.layers.convolution import ConvolutionModule
+from model.layers.feedforward import FeedForward
+from model.layers.packing import Packing
+from model.layers.streaming_cache import LayerCache
+from model.moe.experts import build_experts
+from model.moe.router import ExpertsConfig, Router, Routing
 
 NORMS = (
     "feedforward1_norm",
@@ -48,13 +48,13 @@ class Frames:
     attend: Tensor | None
 
     @classmethod
-    def of(cls, valid_BT: Tensor, positions: Positions, chunk: Chunk | None = None) -> "Frames":
+    def of(cls, valid_BT: Tensor, positions: Positions, chunk: ChunkMask | None = None) -> "Frames":
         """Describe a batch whose valid frames are known."""
         packing = Packing(valid_BT)
         return cls(packing, positions, _attention_mask(valid_BT, packing.padded, chunk))
 
 
-def _attention_mask(valid_BT: Tensor, padded: bool, chunk: Chunk | None) -> Tensor | None:
+def _attention_mask(valid_BT: Tensor, padded: bool, chunk: ChunkMask | None) -> Tensor | None:
     if chunk is None:
         if not padded:
             return None
@@ -106,7 +106,7 @@ class ConformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_ND: Tensor, layer: "LayerParameters", frames: Frames, past: LayerPast | None = None
+        self, x_ND: Tensor, layer: "LayerParameters", frames: Frames, past: LayerCache | None = None
     ) -> LayerOutput:
         """One layer's pass through the block: packed frames [N, D] to [N, D]. `past` holds what came before them."""
         # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, the others weigh more.

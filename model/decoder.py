@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.attention import RotaryPositions, SelfAttention, attend_to_valid, rotate, split_heads
-from model.feedforward import FeedForward
+from model.layers.attention import RotaryPositions, SelfAttention, attend_to_valid, rotate, split_heads
+from model.layers.feedforward import FeedForward
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):

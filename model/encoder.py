@@ -16,14 +16,14 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Positions, RelativePositions, RotaryPositions
 from model.block import ConformerBlock, Frames, LayerOutput, LayerParameters
-from model.chunks import Chunk, ChunksConfig
-from model.normalization import FrameBatchNorm
-from model.packing import Packing
-from model.past import LayerPast
-from model.router import ExpertsConfig, Router, Routing
-from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
+from model.layers.attention import Positions, RelativePositions, RotaryPositions
+from model.layers.batch_norm import FrameBatchNorm
+from model.layers.chunk_mask import ChunkMask, ChunksConfig
+from model.layers.packing import Packing
+from model.layers.streaming_cache import LayerCache
+from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
+from model.moe.router import ExpertsConfig, Router, Routing
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -194,7 +194,7 @@ class Encoder(nn.Module):
             for owner in filter(None, owners):
                 cast(LayerParameters, layer).share(cast(LayerParameters, owner))
 
-    def forward(self, features_BTF: Tensor, lengths_B: Tensor, chunk: Chunk | None = None) -> EncoderOutput:
+    def forward(self, features_BTF: Tensor, lengths_B: Tensor, chunk: ChunkMask | None = None) -> EncoderOutput:
         """Features [B, T, F] with valid lengths [B] to the outputs of all layers.
 
         Without a `chunk` attention has full context, except in training where `chunks` draws one. Raises ValueError for
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
         """The positions of so many keys, for all layers."""
         return self.positions(num_frames) if self.positions else None
 
-    def run_layers(self, x_ND: Tensor, frames: Frames, pasts: list[LayerPast] | None = None) -> list[LayerOutput]:
+    def run_layers(self, x_ND: Tensor, frames: Frames, pasts: list[LayerCache] | None = None) -> list[LayerOutput]:
         """What each layer makes of the packed output of the one before; `pasts` holds one entry per layer."""
         outputs = []
         for index, (layer, block) in enumerate(zip(self.layers, self.config.block_of_layer, strict=True)):
@@ -256,7 +256,7 @@ class Encoder(nn.Module):
         for router, counts_E in pooled.items():
             router.rebalance(counts_E)
 
-    def _run_layer(self, block, x_ND: Tensor, layer, frames: Frames, past: LayerPast | None) -> LayerOutput:
+    def _run_layer(self, block, x_ND: Tensor, layer, frames: Frames, past: LayerCache | None) -> LayerOutput:
         if self.config.activation_checkpointing and self.training:
             # Reentrant checkpointing reduces a shared block's gradients twice under ZeRO.
             return checkpoint(block, x_ND, layer, frames, past, use_reentrant=False)

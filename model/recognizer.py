@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from model.chunks import Chunk
 from model.decoder import Decoder, DecoderConfig, reverse, shift_right
 from model.encoder import Encoder, EncoderConfig, EncoderOutput
-from model.subsampling import valid_mask
+from model.layers.chunk_mask import ChunkMask
+from model.layers.subsampling import valid_mask
 from model.transducer import Transducer, TransducerConfig
 
 # The first ids of every vocabulary.
@@ -78,7 +78,7 @@ class Recognizer(nn.Module):
         lengths_B: Tensor,
         tokens_BU: Tensor | None = None,
         token_lengths_B: Tensor | None = None,
-        chunk: Chunk | None = None,
+        chunk: ChunkMask | None = None,
     ) -> RecognizerOutput:
         """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id; for the decoder
         that reads backwards, and for the transducer, which gives its loss, their lengths [B] too. `chunk` is how far

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from model.block import Frames
-from model.chunks import Chunk
 from model.encoder import Encoder
-from model.past import LayerPast
+from model.layers.chunk_mask import ChunkMask
+from model.layers.streaming_cache import LayerCache
 
 
 class StreamingEncoder:
@@ -23,12 +23,12 @@ class StreamingEncoder:
     Raises ValueError for an encoder in training mode or without causal convolutions.
     """
 
-    def __init__(self, encoder: Encoder, chunk: Chunk):
+    def __init__(self, encoder: Encoder, chunk: ChunkMask):
         if encoder.training or not encoder.config.causal_convolution:
             state = "in training mode" if encoder.training else "that was trained with causal_convolution: false"
             raise ValueError(f"an encoder {state} cannot run on pieces: it needs eval() and causal convolutions")
         self.encoder, self.chunk = encoder, chunk
-        self._pasts = [LayerPast(chunk.left_frames) for _ in encoder.layers]
+        self._pasts = [LayerCache(chunk.left_frames) for _ in encoder.layers]
         self._waiting: Tensor | None = None  # features of the next chunk [T, F]
         self._edge: Tensor | None = None  # the last `factor` features before them
         self._finished = False

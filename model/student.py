@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from model.chunks import Chunk
 from model.decoder import shift_right
+from model.layers.chunk_mask import ChunkMask
+from model.layers.subsampling import valid_mask
 from model.recognizer import START, Recognizer, RecognizerConfig, RecognizerOutput
-from model.subsampling import valid_mask
 
 HELPERS = "helpers."
 
 
 @dataclass
-class Texts:
+class PseudoLabels:
     """Weighted texts of the utterances of a batch, which may have any number of them.
 
     row_N the utterance of each, tokens_NU padded with zeros, token_lengths_N, weight_N its share among the utterance's.
@@ -32,7 +32,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Helper:
+class AuxiliaryHead:
     """A linear layer on the output of an encoder layer, counted from 0, that gives so many numbers per frame."""
 
     layer: int
@@ -51,7 +51,9 @@ class StudentOutput(RecognizerOutput):
 class Student(Recognizer):
     """A recogniser, the same parameters under the same names, and helpers beside it."""
 
-    def __init__(self, config: RecognizerConfig, mel_bins: int, vocabulary_size: int, helpers: dict[str, Helper]):
+    def __init__(
+        self, config: RecognizerConfig, mel_bins: int, vocabulary_size: int, helpers: dict[str, AuxiliaryHead]
+    ):
         super().__init__(config, mel_bins, vocabulary_size)
         self.layer_of = {name: helper.layer for name, helper in helpers.items()}
         width = config.encoder.width
@@ -63,8 +65,8 @@ class Student(Recognizer):
         lengths_B: Tensor,
         tokens_BU: Tensor | None = None,
         token_lengths_B: Tensor | None = None,
-        chunk: Chunk | None = None,
-        texts: dict[str, Texts] | None = None,
+        chunk: ChunkMask | None = None,
+        texts: dict[str, PseudoLabels] | None = None,
     ) -> StudentOutput:
         """As `Recognizer`; the decoder reads the `texts` of each teacher too."""
         output = StudentOutput(**vars(super().forward(features_BTF, lengths_B, tokens_BU, token_lengths_B, chunk)))
@@ -80,6 +82,6 @@ class Student(Recognizer):
         return output
 
 
-def without_helpers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_auxiliary_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights that belong to a finished model."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(HELPERS)}

@@ -14,10 +14,10 @@ from torch import nn
 
 from model.block import LayerParameters
 from model.encoder import Encoder, EncoderConfig
-from model.experts import ExpertStack, MixtureOfExperts, ResidualMixture
-from model.feedforward import FeedForward
+from model.layers.feedforward import FeedForward
+from model.moe.experts import ExpertStack, MixtureOfExperts, ResidualMixture
+from model.moe.router import ExpertsConfig
 from model.recognizer import Recognizer
-from model.router import ExpertsConfig
 
 # What student and teacher must have in common, and what makes them the same but for how they are trained.
 SAME_SHAPE = (

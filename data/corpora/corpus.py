@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from data.manifest import RejectedRow, Utterance
+from data.audio import RejectedRow, Utterance
 
 
 class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):

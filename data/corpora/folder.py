@@ -15,9 +15,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from data.audio import RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
-from data.manifest import RejectedRow, Utterance, read_manifest
+from data.manifest import read_manifest
 
 
 class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):

@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from data.audio import Clip, RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
-from data.manifest import Clip, RejectedRow, Utterance
-from data.plan import derive_seed
+from data.sampler import derive_seed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset"

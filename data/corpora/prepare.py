@@ -11,10 +11,10 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data.audio import RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Selection
 from data.corpora.registry import CORPORA
 from data.errors import DataError
-from data.manifest import RejectedRow, Utterance
 from data.shard_index import FORMAT, SUMMARY, SplitReport, read_index, read_report, read_summary
 from data.shards import OnProgress, fingerprint, write_split
 

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from launcher.errors import ConfigError
-from launcher.progress import open_display
+from launcher.monitoring.progress import open_display
+from launcher.monitoring.status import open_run
+from launcher.processes.stop_request import StopRequest
 from launcher.recipe import DistillStage, check_model_folders, load_recipe
-from launcher.status import open_run
-from launcher.stopping import StopRequest
-from launcher.teacher_cache import folder_for_caches
-from launcher.training.caching import cache_teachers
+from launcher.training.teachers.cache_match import folder_for_caches
+from launcher.training.write_teacher_cache import cache_teachers
 
 
 def cache_teacher(options: argparse.Namespace, stop: StopRequest) -> int:

@@ -4,13 +4,13 @@ import argparse
 import json
 from pathlib import Path
 
-from launcher.status import open_run
+from launcher.monitoring.status import open_run
 
 
 def compare(options: argparse.Namespace) -> int:
     runs = [open_run(run) for run in options.runs]
+    from launcher.comparison.model_results import read_comparison
     from launcher.comparison.page import write_comparisons
-    from launcher.comparison.rungs import read_comparison
 
     comparisons = [read_comparison(run) for run in runs]
     written = write_comparisons(comparisons, [run.path for run in runs], Path(options.out).expanduser())

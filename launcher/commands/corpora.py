@@ -16,14 +16,15 @@ from data.augment import AugmentConfig
 from data.corpora import CORPORA, prepare
 from data.errors import DataError
 from data.features import FeaturesConfig
-from data.plan import BatchesConfig, Plan
-from data.plan_statistics import measure_plan
-from data.shards import ShardIndex, find_splits, read_index, stats, verify
+from data.sampler import BatchesConfig, BatchSampler
+from data.sampler_statistics import measure_sampling
+from data.shard_check import stats, verify
+from data.shards import ShardIndex, find_splits, read_index
 from launcher.errors import ConfigError
-from launcher.launch import num_cores
-from launcher.progress import open_display
+from launcher.monitoring.progress import open_display
+from launcher.processes.worker_command import num_cores
 from launcher.recipe import explain
-from model.subsampling import SubsamplingConfig, output_length
+from model.layers.subsampling import SubsamplingConfig, output_length
 
 # Settings of batches that `chorus shards stats` takes.
 PLAN_OPTIONS = ("lanes", "seconds", "pool_shards")
@@ -145,7 +146,7 @@ def _plan(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
     repeats = (sum(map(operator.eq, text, text[1:])) for text in index.transcripts())
     features, factor = FeaturesConfig(sample_rate_hz=index.sample_rate_hz), SubsamplingConfig().factor
     try:
-        plan = Plan(
+        plan = BatchSampler(
             index.shard,
             index.samples,
             index.text_length,
@@ -158,4 +159,4 @@ def _plan(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
         )
     except DataError as error:
         return {"refused": str(error)}
-    return {**{key: getattr(batches, key) for key in PLAN_OPTIONS}, **measure_plan(plan).as_dict()}
+    return {**{key: getattr(batches, key) for key in PLAN_OPTIONS}, **measure_sampling(plan).as_dict()}

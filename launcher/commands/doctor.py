@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
+from launcher.doctor.host_checks import HostChecks
 from launcher.errors import ConfigError, exit_code
-from launcher.launch import accelerator, num_cores
-from launcher.launching.examination import Examination
-from launcher.launching.hosts import read_topology
+from launcher.processes.worker_command import accelerator, num_cores
 from launcher.recipe import ClusterConfig, explain
-from launcher.recipe.text import apply_override
+from launcher.recipe.hostfile import read_topology
+from launcher.recipe.yaml_io import apply_override
 from launcher.tracking import choose_mode
 
 PACKAGES = ("chorus-asr", "torch", "torchaudio", "deepspeed", "webdataset", "sentencepiece", "wandb")
@@ -46,7 +46,7 @@ def examine_hosts(options: argparse.Namespace) -> int:
     except ValidationError as error:
         raise ConfigError(explain(error, ClusterConfig, values, "The options of chorus doctor")) from None
     topology = read_topology(options.hostfile, cluster.include, cluster.exclude)
-    examination = Examination(cluster, topology, Path(options.run_dir).expanduser().absolute())
+    examination = HostChecks(cluster, topology, Path(options.run_dir).expanduser().absolute())
     examination.run()
     if options.json:
         print(json.dumps(examination.record(), indent=2))
@@ -55,7 +55,7 @@ def examine_hosts(options: argparse.Namespace) -> int:
     return exit_code(ConfigError()) if examination.problems else 0
 
 
-def _show_hosts(examination: Examination, topology: str) -> None:
+def _show_hosts(examination: HostChecks, topology: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

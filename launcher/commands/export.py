@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 from launcher.errors import ConfigError
+from launcher.inference.finished_model import write_finished_model
+from launcher.monitoring.status import open_run
 from launcher.recipe import load_recipe
-from launcher.recognition.finished_model import write_finished_model
-from launcher.status import open_run
 from launcher.training.checkpoint import open_checkpoint
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from launcher.commands.search import search_values
 from launcher.errors import CheckpointError
-from launcher.progress import duration
+from launcher.monitoring.progress import duration
+from launcher.monitoring.status import open_run, run_status
 from launcher.recipe.search import check_search_files, read_search
-from launcher.recipe.text import apply_override
-from launcher.status import open_run, run_status
+from launcher.recipe.yaml_io import apply_override
 
 
 def status(options: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def transcribe(options: argparse.Namespace) -> int:
         apply_override(values, override)
     search = read_search({"kind": "greedy", **values}, "The search of these options")
     check_search_files(search, "search")
-    from launcher.recognition.evaluation import transcribe as recognise
+    from launcher.inference.evaluation import transcribe as recognise
 
     on_text = _show_growing if options.stream else None
     rows = recognise(model, [Path(path) for path in options.audio], search, on_text)

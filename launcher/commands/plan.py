@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.commands.run import read_recipe
-from launcher.execution import claim_folder
-from launcher.launch import shown
-from launcher.launching.kinds import Launcher, launcher_of
-from launcher.pipeline import Node, Pipeline
+from launcher.executor import claim_folder
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
-from launcher.run_folder import RunFolder
-from launcher.stage_kinds import TRAINING_KINDS
+from launcher.processes.launchers import Launcher, make_launcher
+from launcher.processes.worker_command import shown
+from launcher.run_folder import TRAINING_KINDS, RunFolder
+from launcher.stages.pipeline import Pipeline, StageNode
 
 # The port is chosen when the processes start.
 PORT_SHOWN = 29500
@@ -25,7 +24,7 @@ def plan(options: argparse.Namespace) -> int:
     recipe, run = read_recipe(options)
     if run.path.exists():
         claim_folder(recipe, run)
-    launcher = launcher_of(recipe.cluster)
+    launcher = make_launcher(recipe.cluster)
     hosts = [len(host.slots) for host in launcher.topology.hosts]
     numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))
     stages = [
@@ -53,7 +52,7 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def _commands(node: Node, launcher: Launcher, run: RunFolder) -> list[dict[str, Any]]:
+def _commands(node: StageNode, launcher: Launcher, run: RunFolder) -> list[dict[str, Any]]:
     """Return the commands that a stage would start, one for each host; none for what runs in the launcher itself."""
     if node.kind in TRAINING_KINDS:
         return launcher.training(run, node.name, PORT_SHOWN).record()["commands"]

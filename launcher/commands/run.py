@@ -8,18 +8,18 @@ from pathlib import Path
 
 from launcher.commands.search import search_values
 from launcher.errors import ConfigError
-from launcher.execution import Executor, claim_folder
-from launcher.launch import check_machine
-from launcher.launching import relay, slurm
-from launcher.launching.kinds import launcher_of
-from launcher.launching.local import LocalLauncher
-from launcher.progress import Display, PlainDisplay, duration, open_display
+from launcher.executor import Executor, claim_folder
+from launcher.monitoring.progress import Display, PlainDisplay, duration, open_display
+from launcher.monitoring.status import open_run
+from launcher.processes import shared_folder, slurm
+from launcher.processes.launchers import make_launcher
+from launcher.processes.local import LocalLauncher
+from launcher.processes.stop_request import StopRequest
+from launcher.processes.worker_command import check_machine
 from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
 from launcher.recipe.search import check_search_files
 from launcher.report import results_table
 from launcher.run_folder import RunFolder, read_json, write_text
-from launcher.status import open_run
-from launcher.stopping import StopRequest
 from launcher.tracking import check_tracking
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     with folder.locked():
         executor = Executor(recipe, folder, stop, display)
         executor.write_recipe()
-        with executor.launcher.dismissing(folder):
+        with executor.launcher.notify_followers(folder):
             ran = executor.run()
     if ran:
         display.say(f"Everything is done, in {duration(time.monotonic() - started)}.")
@@ -74,7 +74,7 @@ def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
         return
     if recipe.cluster.kind != "no_ssh":
         raise ConfigError(f"--node-rank belongs to --launcher no_ssh; the launcher is {recipe.cluster.kind}.")
-    hosts = len(launcher_of(recipe.cluster).topology.hosts)
+    hosts = len(make_launcher(recipe.cluster).topology.hosts)
     if not 0 <= options.node_rank < hosts:
         raise ConfigError(f"--node-rank is {options.node_rank}, but the hosts in use are 0 to {hosts - 1}.")
 
@@ -82,9 +82,9 @@ def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
 def _join(recipe: Recipe, folder: RunFolder, options: argparse.Namespace, stop: StopRequest, display: Display) -> int:
     """Follow the first host of a run without ssh; without a number, say what to start on each host."""
     if options.node_rank is None:
-        relay.show_commands(launcher_of(recipe.cluster).topology, folder, options.arguments)
+        shared_folder.show_commands(make_launcher(recipe.cluster).topology, folder, options.arguments)
     else:
-        relay.Follower(folder, options.node_rank, stop, display).follow()
+        shared_folder.Follower(folder, options.node_rank, stop, display).follow()
     return 0
 
 

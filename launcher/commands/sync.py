@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 
 from launcher.errors import ConfigError
-from launcher.status import open_run
+from launcher.monitoring.status import open_run
 from launcher.tracking.sync import sync_run
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launcher.comparison.bootstrap import Interval
-from launcher.comparison.judged import UNCONVERGED, Judged, converged_places, rates_of_seeds
+from launcher.comparison.intervals import UNCONVERGED, ModelIntervals, converged_places, rates_of_seeds
+from launcher.comparison.model_results import Comparison, ModelResult
 from launcher.comparison.picture import Point, draw_comparison
-from launcher.comparison.rungs import Comparison, Rung
 from launcher.recipe import DistillStage
-from launcher.report.canvas import standalone
-from launcher.report.wording import MISSING, count, duration, percent
+from launcher.report.formatting import MISSING, count, duration, percent
+from launcher.report.svg import standalone
 from launcher.run_folder import write_text
 
 HEAD = """# Results
@@ -42,7 +42,7 @@ def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], o
     pictures = [out.with_name(f"{out.stem}-{run.name}.svg") for run in runs]
     sections = []
     for comparison, picture in zip(comparisons, pictures, strict=True):
-        judged = Judged.of(comparison)
+        judged = ModelIntervals.of(comparison)
         points = [Point(r.name, r.encoder_parameters, judged.rate(r.characters)) for r in comparison.rungs]
         write_text(picture, standalone(str(draw_comparison(points, comparison.recipe.name))))
         sections.append(_section(judged, picture))
@@ -50,7 +50,7 @@ def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], o
     return [out, *pictures]
 
 
-def _section(judged: Judged, picture: Path) -> str:
+def _section(judged: ModelIntervals, picture: Path) -> str:
     comparison = judged.comparison
     rungs = comparison.rungs
     trained = _named(_seeds(comparison)).capitalize()
@@ -94,7 +94,7 @@ def _steps(comparison: Comparison) -> str:
     return "; ".join(f"`{name}` {how}" for name, how in trained.items())
 
 
-def _row(judged: Judged, rung: Rung) -> tuple[str, ...]:
+def _row(judged: ModelIntervals, rung: ModelResult) -> tuple[str, ...]:
     first = judged.comparison.rungs[0]
     return (
         f"`{rung.name}`",
@@ -126,12 +126,14 @@ def _verdict(difference: Interval) -> str:
     return "fewer errors" if difference.high < 0 else "no difference shown"
 
 
-def _findings(judged: Judged) -> Iterable[str]:
+def _findings(judged: ModelIntervals) -> Iterable[str]:
     """Each student beside its teacher, in a sentence."""
     rungs = {rung.name: rung for rung in judged.comparison.rungs}
     stages = judged.comparison.recipe.training_stages()
     rung_of_stage = {stage.name: rungs.get(stage.unseeded_name) for stage in stages}
-    teachers = {stage.unseeded_name: stage.lessons[0].model for stage in stages if isinstance(stage, DistillStage)}
+    teachers = {
+        stage.unseeded_name: stage.named_teachers[0].model for stage in stages if isinstance(stage, DistillStage)
+    }
     for name, model in teachers.items():
         student, teacher = rungs.get(name), rung_of_stage.get(model)
         if student and teacher:
@@ -142,7 +144,7 @@ def _findings(judged: Judged) -> Iterable[str]:
             )
 
 
-def _differences(judged: Judged) -> list[str]:
+def _differences(judged: ModelIntervals) -> list[str]:
     """Errors in characters against the first, the one before and the last."""
     rungs, seeds = judged.comparison.rungs, _seeds(judged.comparison)
     first, last = rungs[0], rungs[-1]

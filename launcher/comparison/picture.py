@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from launcher.comparison.bootstrap import Interval
-from launcher.report import canvas
+from launcher.report import svg
 
 SIZE_IN = (7.2, 4.2)
 
@@ -32,9 +32,9 @@ def draw_comparison(points: Sequence[Point], name: str) -> Markup:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_yscale("log" if far_apart else "linear")
-        canvas.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
+        svg.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
         for index, (point, x) in enumerate(placed):
-            colour = canvas.SERIES[index % len(canvas.SERIES)]
+            colour = svg.SERIES[index % len(svg.SERIES)]
             axes.plot([x, x], [point.rate.low, point.rate.high], color=colour, linewidth=1.6)
             axes.plot(x, point.rate.value, "o", color=colour, markersize=6)
             axes.annotate(
@@ -57,7 +57,7 @@ def draw_comparison(points: Sequence[Point], name: str) -> Markup:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         axes.set_xlabel("encoder parameters")
 
-    return canvas.draw(f"compare-{name}", "Error rate against encoder parameters", SIZE_IN, paint)
+    return svg.draw(f"compare-{name}", "Error rate against encoder parameters", SIZE_IN, paint)
 
 
 def _spread(points: Sequence[Point], gap: float) -> list[tuple[Point, float]]:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launcher.launch import accelerator
-from launcher.launching.node import num_cores
 from launcher.planning.communication import ASSUMED, Rates
+from launcher.processes.worker_command import accelerator, num_cores
 from launcher.recipe import ClusterConfig
 
 # Python, libraries and the process group: measured on processors; on GPUs CUDA's and NCCL's own memory, assumed.

@@ -1,7 +1,7 @@
 """The memory of one process, from shapes alone: what the engine keeps under a ZeRO stage, with experts spread or not.
 
 Between steps: weights, what a process computes with; master, a second copy of them that the update is made in; moments,
-AdamW's two. In the backward pass beside the activations (`model/activations.py`):
+AdamW's two. In the backward pass beside the activations (`model/costs/activation_memory.py`):
 gradients at their most; communication, buffers that gradients are reduced in; gathered, what ZeRO 3 puts together to
 compute with. In the update: the gradients, their copies, and what AdamW computes with. All are fp32 whatever the
 precision of the products is. tests/benchmarks/memory.py compares the sums with real trainings.
@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from model.experts import MixtureOfExperts
 from model.masked_prediction import Model
+from model.moe.experts import MixtureOfExperts
 
 BYTES_FP32 = 4
 MOMENTS = 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from data.features import FeaturesConfig
 from data.masking import MaskingConfig, masked_share
-from model.accounting import encoder_operations, forward_operations, masked_operations, training_operations
+from model.costs.flops import encoder_operations, forward_operations, masked_operations, training_operations
 from model.masked_prediction import MaskedPredictor
 from model.recognizer import Recognizer
 

@@ -2,7 +2,7 @@
 disk; what to be warned of, and what to choose instead.
 
 Memory is what an engine keeps for weights, gradients and optimizer under a ZeRO stage (`launcher.planning.memory`), a
-teacher's weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (`model.activations`).
+teacher's weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (`model.costs.activation_memory`).
 """
 
 import json
@@ -38,11 +38,11 @@ from launcher.recipe import (
 )
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
 from launcher.run_folder import RunFolder
-from model.accounting import count_parameters, count_parts
-from model.activations import MicroBatchSize, activation_bytes, is_known
+from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
+from model.costs.flops import count_parameters, count_parts
+from model.layers.subsampling import output_length
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
-from model.subsampling import output_length
 
 Configuration = dict[str, Any]
 
@@ -307,7 +307,7 @@ def _teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> 
 
 def _teachers_heard(stage: AnyTrainingStage) -> Sequence[TeacherConfig]:
     """The teachers that are there in training: none where what they give is read from caches alone."""
-    return stage.lessons if isinstance(stage, DistillStage) and not stage.distill.cache.required else ()
+    return stage.named_teachers if isinstance(stage, DistillStage) and not stage.distill.cache.required else ()
 
 
 def _is_foreign(teacher: TeacherConfig) -> bool:

@@ -3,7 +3,6 @@
 from launcher.recipe.checks import check_inputs, check_model_folders
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
-from launcher.recipe.errors import explain
 from launcher.recipe.loading import dump, find_recipe, load_recipe
 from launcher.recipe.schema import (
     AnyTrainingStage,
@@ -20,6 +19,7 @@ from launcher.recipe.schema import (
     TrainingStage,
 )
 from launcher.recipe.search import GreedyConfig, SearchConfig
+from launcher.recipe.validation_messages import explain
 
 __all__ = [
     "AnyTrainingStage",

@@ -21,8 +21,8 @@ from launcher.recipe.schema import (
     TrainingStage,
 )
 from launcher.recipe.search import check_search_files, check_search_model
-from launcher.recipe.teachers import check_lesson, facts_of_stage, read_facts, terms_of
-from launcher.recipe.text import nearest
+from launcher.recipe.teachers import check_teacher, read_spec, spec_of_stage, terms_of
+from launcher.recipe.yaml_io import nearest
 from launcher.run_folder import is_folder
 
 # Names inside a run folder that a stage of the same name would collide with.
@@ -69,16 +69,16 @@ def check_model_folders(recipe: Recipe) -> None:
     cannot teach a student what it is to learn, or start an encoder (ConfigError)."""
     for stage in recipe.training_stages():
         if isinstance(stage, DistillStage):
-            for teacher in stage.lessons:
+            for teacher in stage.named_teachers:
                 if teacher.is_folder:
-                    facts = read_facts(Path(teacher.model), _whose(stage, teacher))
-                    check_lesson(recipe, stage, teacher, facts)
+                    facts = read_spec(Path(teacher.model), _whose(stage, teacher))
+                    check_teacher(recipe, stage, teacher, facts)
         if isinstance(stage, PretrainStage) and stage.initialize_from and is_folder(stage.initialize_from):
             _check_start(stage, Path(stage.initialize_from))
 
 
 def _whose(stage: DistillStage, teacher: TeacherConfig) -> str:
-    name = "" if len(stage.lessons) == 1 else f" {teacher.name}"
+    name = "" if len(stage.named_teachers) == 1 else f" {teacher.name}"
     return f"The teacher{name} of stage {stage.name}"
 
 
@@ -87,7 +87,7 @@ def _start(stage: PretrainStage) -> str:
 
 
 def _check_start(stage: PretrainStage, folder: Path) -> None:
-    facts = read_facts(folder, _start(stage))
+    facts = read_spec(folder, _start(stage))
     if facts.kind != "chorus":
         raise ConfigError(
             f"{_start(stage)} is the folder {folder}, which holds a model of {facts.kind}. Name the model folder of a "
@@ -135,10 +135,10 @@ def _check_models(recipe: Recipe, stage: EvaluateStage, earlier: list[str]) -> N
 
 
 def _check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
-    for teacher in stage.lessons:
+    for teacher in stage.named_teachers:
         _check_earlier(_whose(stage, teacher), teacher.model, earlier)
         if not teacher.is_folder:
-            check_lesson(recipe, stage, teacher, facts_of_stage(recipe, teacher.model))
+            check_teacher(recipe, stage, teacher, spec_of_stage(recipe, teacher.model))
     _check_terms(stage)
 
 
@@ -152,7 +152,7 @@ def _check_terms(stage: DistillStage) -> None:
 
 
 def _taught(stage: DistillStage, term: str) -> bool:
-    return any(term in terms_of(stage, teacher) for teacher in stage.lessons)
+    return any(term in terms_of(stage, teacher) for teacher in stage.named_teachers)
 
 
 def _divisors(number: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError
-from launcher.recipe.text import nearest
+from launcher.recipe.yaml_io import nearest
 
 DEEPSPEED_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from data.shard_index import is_url
 from launcher.errors import ConfigError
-from launcher.launching.hosts import read_topology
 from launcher.recipe.checks import check_recipe
-from launcher.recipe.errors import explain
-from launcher.recipe.repetition import repeat_stages
+from launcher.recipe.hostfile import read_topology
 from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, PretrainStage, Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
-from launcher.recipe.text import apply_override, nearest, parse_recipe
+from launcher.recipe.seeds import repeat_stages
+from launcher.recipe.validation_messages import explain
+from launcher.recipe.yaml_io import apply_override, nearest, parse_recipe
 from launcher.run_folder import is_folder
 
 BUILT_IN_RECIPES = Path(__file__).parents[1] / "recipes"

@@ -15,18 +15,18 @@ from data.corpora import CorpusConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
 from data.masking import MaskingConfig
-from data.plan import BatchesConfig
+from data.sampler import BatchesConfig
 from data.shard_index import SUMMARY, is_url, read_summary
 from data.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
-from launcher.launching.config import SlurmConfig
 from launcher.recipe.deepspeed_config import find_deepspeed_config
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
+from launcher.recipe.slurm import SlurmConfig
 from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
+from model.losses import ExpertsObjectiveConfig, ObjectiveConfig
 from model.masked_prediction import MaskedPredictorConfig
-from model.objectives import ExpertsObjectiveConfig, ObjectiveConfig
 from model.recognizer import RecognizerConfig
 from model.upcycle import check_layers_to_copy
 
@@ -194,7 +194,7 @@ class DistillStage(RecognitionStage, frozen=True, extra="forbid"):
         if (self.teacher is None) == (not self.teachers):
             seen = "both teacher and teachers" if self.teachers else "neither teacher nor teachers"
             raise ValueError(f"{seen} are given; name one teacher, or list several in teachers")
-        names = [teacher.name for teacher in self.lessons]
+        names = [teacher.name for teacher in self.named_teachers]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(
@@ -203,7 +203,7 @@ class DistillStage(RecognitionStage, frozen=True, extra="forbid"):
         return self
 
     @property
-    def lessons(self) -> tuple[TeacherConfig, ...]:
+    def named_teachers(self) -> tuple[TeacherConfig, ...]:
         """The teachers, each with a name."""
         teachers = self.teachers or (TeacherConfig(model=self.teacher or ""),)
         return tuple(

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 
 from data.errors import DataError
 from launcher.errors import ConfigError
-from launcher.recipe.errors import explain
-from model.chunks import Chunk
+from launcher.recipe.validation_messages import explain
+from model.layers.chunk_mask import ChunkMask
 from model.recognizer import RecognizerConfig
 
 
@@ -44,8 +44,8 @@ class ChunkConfig(BaseModel, frozen=True, extra="forbid"):
     left_chunks: int | None = Field(default=None, ge=0, description="chunks before a frame's own; none: all of them")
 
     @property
-    def chunk(self) -> Chunk:
-        return Chunk(self.frames, self.left_chunks)
+    def chunk(self) -> ChunkMask:
+        return ChunkMask(self.frames, self.left_chunks)
 
 
 class _AnySearch(BaseModel, frozen=True, extra="forbid"):

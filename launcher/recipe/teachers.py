@@ -28,7 +28,7 @@ MASKS = ("frequency_masks", "time_masks")
 
 
 @dataclass(frozen=True)
-class TeacherFacts:
+class TeacherSpec:
     """A teacher's encoder: its depth and width, seconds per frame, and of one of Chorus the bins that it hears, its
     subsampling, and whether it is a recogniser's."""
 
@@ -41,13 +41,13 @@ class TeacherFacts:
     recognizes: bool = True
 
 
-def facts_of_stage(recipe: Recipe, name: str) -> TeacherFacts:
+def spec_of_stage(recipe: Recipe, name: str) -> TeacherSpec:
     """The facts of a training stage of this recipe; ConfigError when it trains no recogniser."""
     encoder = recipe.recognition_stage(name).model.encoder
     return _chorus(encoder, recipe.features.hop_ms / 1000, recipe.features.mel_bins)
 
 
-def read_facts(folder: Path, where: str) -> TeacherFacts:
+def read_spec(folder: Path, where: str) -> TeacherSpec:
     """The facts of a folder; CheckpointError, beginning with `where`, when it is none of the known ones."""
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
@@ -70,12 +70,12 @@ def read_facts(folder: Path, where: str) -> TeacherFacts:
     )
 
 
-def _chorus(encoder: EncoderConfig, hop_s: float, mel_bins: int, recognizes: bool = True) -> TeacherFacts:
+def _chorus(encoder: EncoderConfig, hop_s: float, mel_bins: int, recognizes: bool = True) -> TeacherSpec:
     factor = encoder.subsampling.factor
-    return TeacherFacts("chorus", encoder.layers, encoder.width, factor * hop_s, mel_bins, factor, recognizes)
+    return TeacherSpec("chorus", encoder.layers, encoder.width, factor * hop_s, mel_bins, factor, recognizes)
 
 
-def _read_chorus(folder: Path, description: dict[str, Any]) -> TeacherFacts:
+def _read_chorus(folder: Path, description: dict[str, Any]) -> TeacherSpec:
     features = json.loads((folder / "features.json").read_text(encoding="utf-8"))["config"]
     return _chorus(
         EncoderConfig.model_validate(description.get("encoder") or description["recognizer"]["encoder"]),
@@ -85,24 +85,24 @@ def _read_chorus(folder: Path, description: dict[str, Any]) -> TeacherFacts:
     )
 
 
-def _read_transformers(folder: Path, config: dict[str, Any]) -> TeacherFacts:
+def _read_transformers(folder: Path, config: dict[str, Any]) -> TeacherSpec:
     kind = config["model_type"]
     if kind in WAVEFORM_MODELS:
         hop_s = math.prod(config["conv_stride"]) / SAMPLE_RATE_HZ
-        return TeacherFacts("transformers", config["num_hidden_layers"], config["hidden_size"], hop_s)
+        return TeacherSpec("transformers", config["num_hidden_layers"], config["hidden_size"], hop_s)
     if kind in FILTERBANK_MODELS:
         # Its front-end makes a frame every 10 ms, and each convolution halves them.
-        return TeacherFacts(
+        return TeacherSpec(
             "transformers", config["encoder_layers"], config["d_model"], 0.01 * 2 ** config["num_conv_layers"]
         )
     raise ValueError(f"model_type is {kind!r}; known are {', '.join(WAVEFORM_MODELS + FILTERBANK_MODELS)}")
 
 
-def _read_torchaudio(folder: Path, description: dict[str, Any]) -> TeacherFacts:
+def _read_torchaudio(folder: Path, description: dict[str, Any]) -> TeacherSpec:
     arguments = description["model"]
     strides = [stride for _, _, stride in arguments["extractor_conv_layer_config"]]
     hop_s = math.prod(strides) / SAMPLE_RATE_HZ
-    return TeacherFacts("torchaudio", arguments["encoder_num_layers"], arguments["encoder_embed_dim"], hop_s)
+    return TeacherSpec("torchaudio", arguments["encoder_num_layers"], arguments["encoder_embed_dim"], hop_s)
 
 
 def terms_of(stage: DistillStage, teacher: TeacherConfig) -> frozenset[str]:
@@ -111,9 +111,9 @@ def terms_of(stage: DistillStage, teacher: TeacherConfig) -> frozenset[str]:
     return active if teacher.terms is None else active & frozenset(teacher.terms)
 
 
-def check_lesson(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts) -> None:
+def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec) -> None:
     """Refuse a teacher from which this student cannot learn what it is to learn (ConfigError)."""
-    who = "its teacher" if len(stage.lessons) == 1 else f"its teacher {teacher.name}"
+    who = "its teacher" if len(stage.named_teachers) == 1 else f"its teacher {teacher.name}"
     if not facts.recognizes:
         raise ConfigError(
             f"Stage {stage.name}: {who} is an encoder that learnt without transcripts, and no recogniser. Start one "
@@ -141,7 +141,7 @@ def check_lesson(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, fa
         )
 
 
-def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts) -> str:
+def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec) -> str:
     """Why what a teacher gives cannot be stored; empty when it can."""
     augment = recipe.augment_of(stage)
     masks = [key for key in MASKS if getattr(augment, key)]
@@ -154,7 +154,7 @@ def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, fa
     )
 
 
-def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts, who: str) -> None:
+def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec, who: str) -> None:
     if facts.kind != "chorus" and teacher.hears not in (None, "waveform"):
         raise ConfigError(
             f"Stage {stage.name}: {who} has a front-end of its own, but hears is {teacher.hears}. Set it to waveform "
@@ -168,7 +168,7 @@ def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, 
         )
 
 
-def _check_foreign(recipe: Recipe, stage: DistillStage, terms: frozenset[str], facts: TeacherFacts, who: str) -> None:
+def _check_foreign(recipe: Recipe, stage: DistillStage, terms: frozenset[str], facts: TeacherSpec, who: str) -> None:
     tokens = [name for name in TOKEN_TERMS if name in terms]
     if tokens:
         raise ConfigError(
@@ -190,7 +190,7 @@ def frame_s(recipe: Recipe, stage: DistillStage) -> float:
 
 
 def _check_frame_rates(
-    recipe: Recipe, stage: DistillStage, terms: frozenset[str], facts: TeacherFacts, who: str
+    recipe: Recipe, stage: DistillStage, terms: frozenset[str], facts: TeacherSpec, who: str
 ) -> None:
     mine = frame_s(recipe, stage)
     framewise = "ctc" in terms or ("hidden" in terms and not stage.distill.hidden.resample)
@@ -212,7 +212,7 @@ def _check_frame_rates(
     )
 
 
-def _check_hidden(stage: DistillStage, teacher: TeacherConfig, facts: TeacherFacts, who: str) -> None:
+def _check_hidden(stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec, who: str) -> None:
     student, hidden = stage.model.encoder, stage.distill.hidden
     off = "set distill.hidden.weight and distill.hidden.cosine to 0."
     if teacher.layers is None and facts.layers != student.layers:
@@ -242,7 +242,7 @@ def _check_hidden(stage: DistillStage, teacher: TeacherConfig, facts: TeacherFac
     _check_layers(stage, "teachers", [layer for layer in teacher.layers if not 0 <= layer < facts.layers], who, facts)
 
 
-def _check_units(stage: DistillStage, facts: TeacherFacts, who: str) -> None:
+def _check_units(stage: DistillStage, facts: TeacherSpec, who: str) -> None:
     units, depth = stage.distill.units, stage.model.encoder.layers
     if units.layer is not None and units.layer >= depth:
         raise ConfigError(
@@ -253,7 +253,7 @@ def _check_units(stage: DistillStage, facts: TeacherFacts, who: str) -> None:
     _check_layers(stage, "distill.units.teacher_layer", beyond, who, facts)
 
 
-def _check_layers(stage: DistillStage, key: str, beyond: list[Any], who: str, facts: TeacherFacts) -> None:
+def _check_layers(stage: DistillStage, key: str, beyond: list[Any], who: str, facts: TeacherSpec) -> None:
     if beyond:
         raise ConfigError(
             f"Stage {stage.name} names layer {beyond[0]} of {who} in {key}, which has layers 0 to {facts.layers - 1}."
@@ -266,7 +266,7 @@ def compared_layers(stage: DistillStage, teacher: TeacherConfig) -> tuple[tuple[
     return tuple(zip(mine, teacher.layers or mine, strict=True)) if mine else ()
 
 
-def units_layer(stage: DistillStage, facts: TeacherFacts) -> int:
+def units_layer(stage: DistillStage, facts: TeacherSpec) -> int:
     """The layer of a teacher whose states are clustered."""
     given = stage.distill.units.teacher_layer
     return facts.layers - 1 if given is None else given

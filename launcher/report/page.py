@@ -8,14 +8,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launcher.goodput import Goodput, measure_goodput
-from launcher.report import figures, wording
-from launcher.report.alignment import differences
-from launcher.report.evidence import Evidence, StageEvidence, read_evidence
+from launcher.monitoring.goodput import Goodput, measure_goodput
+from launcher.report import figures, formatting
 from launcher.report.figures import Drawing
 from launcher.report.results import ResultRow, ResultsTable, tabulate
+from launcher.report.run_data import RunData, StageData, read_run_data
 from launcher.report.sizes import HEADINGS as SIZE_HEADINGS
 from launcher.report.sizes import tabulate_sizes
+from launcher.report.text_diff import differences
 from launcher.run_folder import RunFolder, write_text
 
 MOST_EXAMPLES = 12
@@ -24,7 +24,7 @@ MOST_EVENTS = 60
 
 def write_page(run_dir: Path) -> Path:
     """Writes the page and returns its path; `launcher.report.write_report` is the way in."""
-    evidence = read_evidence(run_dir)
+    evidence = read_run_data(run_dir)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -32,14 +32,14 @@ def write_page(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": wording.duration, "percent": wording.percent}
+    environment.filters |= {"duration": formatting.duration, "percent": formatting.percent}
     page = environment.get_template("template.html").render(_content(evidence))
     path = RunFolder(run_dir).report_file
     write_text(path, page)
     return path
 
 
-def _content(evidence: Evidence) -> dict[str, Any]:
+def _content(evidence: RunData) -> dict[str, Any]:
     table = tabulate(evidence.models, evidence.recipe)
     training = evidence.training_stages()
     with_experts = [stage for stage in training if stage.expert_layers()]
@@ -67,17 +67,17 @@ def _content(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _drawings(stages: list[StageEvidence], *draw: Callable[[StageEvidence], Drawing | None]) -> list[Drawing]:
+def _drawings(stages: list[StageData], *draw: Callable[[StageData], Drawing | None]) -> list[Drawing]:
     return [drawing for stage in stages for one in draw if (drawing := one(stage)) is not None]
 
 
-def _learning(stage: StageEvidence) -> list[Drawing]:
+def _learning(stage: StageData) -> list[Drawing]:
     return _drawings(
         [stage], figures.draw_loss, figures.draw_parts, figures.draw_validation, figures.draw_masked_accuracy
     )
 
 
-def headline(table: ResultsTable, stages: list[StageEvidence]) -> str:
+def headline(table: ResultsTable, stages: list[StageData]) -> str:
     """The finding of the run in a sentence or two; without results, how far it has come."""
     measured = [row for row in table.rows if row.cer is not None]
     teacher = table.teacher()
@@ -86,7 +86,7 @@ def headline(table: ResultsTable, stages: list[StageEvidence]) -> str:
         return _comparison(students[0], teacher)
     if measured:
         best = min(measured, key=lambda row: row.cer or 0.0)
-        return f"{_name(best)} gets {wording.percent(best.cer)} of the {best.split} characters wrong."
+        return f"{_name(best)} gets {formatting.percent(best.cer)} of the {best.split} characters wrong."
     done = sum(stage.status == "done" for stage in stages)
     return f"No model has been evaluated yet; {done} of {len(stages)} stages are done."
 
@@ -99,10 +99,10 @@ def _comparison(student: ResultRow, teacher: ResultRow) -> str:
         verdict = f"as many as {teacher.model}"
     else:
         direction = "more" if points > 0 else "fewer"
-        verdict = f"{abs(points):.1f} points {direction} than {teacher.model}'s {wording.percent(teacher.cer)}"
+        verdict = f"{abs(points):.1f} points {direction} than {teacher.model}'s {formatting.percent(teacher.cer)}"
     return (
-        f"With {wording.percent(student.share, 0)} of the encoder parameters of {teacher.model}, "
-        f"{student.model} gets {wording.percent(student.cer)} of the {student.split} characters wrong, "
+        f"With {formatting.percent(student.share, 0)} of the encoder parameters of {teacher.model}, "
+        f"{student.model} gets {formatting.percent(student.cer)} of the {student.split} characters wrong, "
         f"{verdict}."
     )
 
@@ -111,7 +111,7 @@ def _name(row: ResultRow) -> str:
     return row.model[:1].upper() + row.model[1:]
 
 
-def _stage_summary(stage: StageEvidence) -> dict[str, str]:
+def _stage_summary(stage: StageData) -> dict[str, str]:
     details = []
     if stage.rows:
         planned = f" of {stage.planned_steps:,}" if stage.planned_steps else ""
@@ -122,7 +122,7 @@ def _stage_summary(stage: StageEvidence) -> dict[str, str]:
     return {"name": stage.name, "kind": stage.kind, "status": stage.status, "details": ", ".join(details)}
 
 
-def _expects_experts(evidence: Evidence) -> bool:
+def _expects_experts(evidence: RunData) -> bool:
     models = [stage.get("model") or {} for stage in evidence.recipe.get("stages") or [] if isinstance(stage, dict)]
     return any((model.get("encoder") or {}).get("experts") for model in models)
 
@@ -152,19 +152,19 @@ class TimeSpent:
         }
         total_s = self.total_s
         return [
-            (colour, what, seconds / total_s, wording.duration(seconds))
+            (colour, what, seconds / total_s, formatting.duration(seconds))
             for colour, (what, seconds) in enumerate(named.items())
             if seconds > 0.05
         ]
 
 
-def time_spent(evidence: Evidence, stage: StageEvidence) -> TimeSpent | None:
+def time_spent(evidence: RunData, stage: StageData) -> TimeSpent | None:
     """How a stage's wall time divides; None before its processes have started."""
     goodput = measure_goodput(evidence.events, stage.rows, stage.name)
     return TimeSpent(stage.name, goodput) if goodput and goodput.wall_s > 0 else None
 
 
-def _examples(evidence: Evidence) -> list[dict[str, Any]]:
+def _examples(evidence: RunData) -> list[dict[str, Any]]:
     """The first examples the evaluation kept, each with what every model made of it."""
     by_key: dict[str, dict[str, Any]] = {}
     for model, examples in evidence.examples.items():

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from launcher.report.evidence import read_models
-from launcher.report.wording import MISSING, count, percent
+from launcher.report.formatting import MISSING, count, percent
+from launcher.report.run_data import read_models
 from launcher.run_folder import RunFolder
 
 HEADINGS = (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.report.wording import count, giga
+from launcher.report.formatting import count, giga
 
 HEADINGS = (
     "model",

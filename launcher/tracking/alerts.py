@@ -32,7 +32,7 @@ def _some(utterances: list[str]) -> str:
     return ", ".join(utterances[:MOST_UTTERANCES]) + (f" and {more} more" if more > 0 else "")
 
 
-def untold_restarts(events: Iterable[Event], stage: str) -> Iterator[Event]:
+def unreported_restarts(events: Iterable[Event], stage: str) -> Iterator[Event]:
     """Restarts of a stage since it last trained, each with the reason: the launcher, which restarts, tells nobody."""
     restarts: list[Event] = []
     reason = "Its processes were lost."

@@ -1,7 +1,7 @@
 """What a tracker can tell, and what a backend must do with it.
 
 A backend stands for one place outside the run folder. Every method is called from one thread of its own
-(`launcher/tracking/mirror.py`), except `abandon`; each may wait or raise, which costs training nothing.
+(`launcher/tracking/background_writer.py`), except `abandon`; each may wait or raise, which costs training nothing.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from launcher.tracking.backend import Alert, Artifact, Sound, Table
-from launcher.tracking.flat import numbers
+from launcher.tracking.flatten import flatten_numbers
 
 
 class TensorboardBackend:
@@ -29,7 +29,7 @@ class TensorboardBackend:
 
     def log(self, row: dict[str, Any]) -> None:
         self._step = row["step"]
-        for name, value in numbers(row).items():
+        for name, value in flatten_numbers(row).items():
             if name not in ("step", "time"):
                 self._writer.add_scalar(name, value, self._step, row.get("time"))
 

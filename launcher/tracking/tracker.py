@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.run_folder import StageFolder
-from launcher.tracking.alerts import Event, alert_of, untold_restarts
+from launcher.tracking.alerts import Event, alert_of, unreported_restarts
 from launcher.tracking.backend import Artifact, Backend, Table
+from launcher.tracking.background_writer import BackgroundWriter, Record
 from launcher.tracking.config import TrackingConfig
 from launcher.tracking.login import choose_mode
 from launcher.tracking.metrics_log import MetricsLog, read_metrics
-from launcher.tracking.mirror import Mirror, Record
 from launcher.tracking.router_maps import COLUMNS
 from launcher.tracking.tensorboard_backend import TensorboardBackend
 from launcher.tracking.wandb_backend import WandbBackend
@@ -49,7 +49,7 @@ class Tracker:
             rows = read_metrics(stage.metrics_file, thin_to=COLUMNS)
             return (row for row in rows if row["step"] <= (resume_step or 0))
 
-        self._mirrors = [Mirror(backend, stage.logs, past) for backend in backends]
+        self._mirrors = [BackgroundWriter(backend, stage.logs, past) for backend in backends]
 
     def log(self, row: dict[str, Any]) -> None:
         """Records one row: `step` and metrics (numbers, or lists of numbers such as the load per expert)."""
@@ -68,9 +68,9 @@ class Tracker:
         if alert is not None:
             self._offer(lambda backend: backend.alert(alert))
 
-    def tell_restarts(self, events: Iterable[Event], stage: str) -> None:
+    def alert_restarts(self, events: Iterable[Event], stage: str) -> None:
         """Raises the alerts about restarts of a stage since it last trained."""
-        for event in untold_restarts(events, stage):
+        for event in unreported_restarts(events, stage):
             self.event(event)
 
     def table(self, build: Callable[[], Table]) -> None:

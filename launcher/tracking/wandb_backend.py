@@ -23,7 +23,7 @@ import psutil
 from launcher.run_folder import StageFolder, read_json, write_json
 from launcher.tracking.backend import Alert, Artifact, Sound, Table
 from launcher.tracking.config import WandbConfig
-from launcher.tracking.flat import numbers
+from launcher.tracking.flatten import flatten_numbers
 from launcher.tracking.login import Mode
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class WandbBackend:
         return identity["id"]
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log(numbers(row))
+        self._run.log(flatten_numbers(row))
 
     def summarize(self, values: dict[str, float]) -> None:
         self._run.summary.update(values)

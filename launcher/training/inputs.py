@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment import AugmentConfig, SpecAugment, hide
+from data.augment import AugmentConfig, SpecAugment, apply_mask
 from data.features import LogMel
-from data.loader import Batch, Loader
+from data.loader import Loader, WaveformBatch
 from data.masking import Masking, MaskingConfig
-from data.plan import BatchesConfig, Plan, Totals, derive_seed
-from data.plan_statistics import describe_excluded
 from data.reader import ShardReader
+from data.sampler import BatchesConfig, BatchSampler, Totals, derive_seed
+from data.sampler_statistics import describe_excluded
 from data.shards import read_index
 from data.token_counts import token_counts
 from data.tokenizer import Tokenizer
+from launcher.inference.finished_model import build_features
 from launcher.recipe import Recipe
-from launcher.recognition.finished_model import build_features
 from launcher.run_folder import RunFolder
-from launcher.training.tasks import MicroBatch, Source
-from model.subsampling import output_length
+from launcher.training.recognition_loss import CleanInputs, FeatureBatch
+from model.layers.subsampling import output_length
 
 # What validation and evaluation hear is what was recorded.
 NO_AUGMENTATION = AugmentConfig(speeds=(1.0,), frequency_masks=0, time_masks=0)
@@ -39,7 +39,7 @@ class Inputs:
 
     With `keeps_source` a micro-batch also holds what its features were made from."""
 
-    plan: Plan
+    plan: BatchSampler
     loader: Loader
     features: LogMel
     specaugment: SpecAugment | None
@@ -48,7 +48,7 @@ class Inputs:
     masking: Masking | None = None
     keeps_source: bool = False
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[WaveformBatch]]:
         """The batches of this process's lanes for each step of [start, stop)."""
         return self.loader.steps(start, stop)
 
@@ -57,23 +57,23 @@ class Inputs:
         totals = self.plan.totals(step)
         return replace(totals, masked=self.masking.count(self.plan, step)) if self.masking else totals
 
-    def micro_batch(self, batch: Batch) -> MicroBatch:
+    def micro_batch(self, batch: WaveformBatch) -> FeatureBatch:
         """A lane's batch as augmented or masked features on the device."""
         if not batch.keys:
             return self._empty(batch)
         waveforms_BS, samples_B = batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
         clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
         features_BTF, masked_BT = self._hide(clean_BTF, lengths_B, batch)
-        return MicroBatch(
+        return FeatureBatch(
             features_BTF,
             lengths_B,
             batch.tokens_BU.to(self.device),
             batch.token_lengths_B.to(self.device),
-            Source(clean_BTF, masked_BT, waveforms_BS, samples_B) if self.keeps_source else None,
-            batch.companions,
+            CleanInputs(clean_BTF, masked_BT, waveforms_BS, samples_B) if self.keeps_source else None,
+            batch.sidecars,
         )
 
-    def _hide(self, clean_BTF: Tensor, lengths_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _hide(self, clean_BTF: Tensor, lengths_B: Tensor, batch: WaveformBatch) -> tuple[Tensor, Tensor]:
         """What is heard of a lane's features, and the frames of which nothing is: bool [B, T]."""
         if self.masking is not None:
             return self.masking.hide(clean_BTF, lengths_B, batch.step, batch.lane)
@@ -81,18 +81,18 @@ class Inputs:
             generator = torch.Generator()
             generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
             masked_BF, masked_BT = self.specaugment.masks(clean_BTF, lengths_B, generator)
-            return hide(clean_BTF, masked_BF, masked_BT), masked_BT
+            return apply_mask(clean_BTF, masked_BF, masked_BT), masked_BT
         return clean_BTF, clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool)
 
-    def _empty(self, batch: Batch) -> MicroBatch:
+    def _empty(self, batch: WaveformBatch) -> FeatureBatch:
         config = self.features.config
         features = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
         nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
         source = None
         if self.keeps_source:
             silence = features.new_zeros(1, config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples)
-            source = Source(features, features[..., 0] > 0, silence, nothing)
-        return MicroBatch(features, nothing, nothing[:, None], nothing, source, batch.companions)
+            source = CleanInputs(features, features[..., 0] > 0, silence, nothing)
+        return FeatureBatch(features, nothing, nothing[:, None], nothing, source, batch.sidecars)
 
 
 def open_inputs(
@@ -122,7 +122,7 @@ def open_inputs(
     tokens, min_frames = np.zeros((2, len(index)), dtype=np.int32)
     if tokenizer is not None:
         tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
-    plan = Plan(
+    plan = BatchSampler(
         index.shard,
         index.samples,
         tokens,
@@ -143,7 +143,7 @@ def open_inputs(
     return Inputs(plan, loader, features, specaugment, seed, device, masked, keeps_source=masked is not None)
 
 
-def _tell(plan: Plan, run: RunFolder, split: str) -> None:
+def _tell(plan: BatchSampler, run: RunFolder, split: str) -> None:
     """Log the shape of a split's plan, and leave it among the run's events."""
     logger.info("%s: %d steps per epoch. %s", split, plan.steps_per_epoch, describe_excluded(plan))
     excluded = {reason: len(utterances) for reason, utterances in plan.excluded.items()}

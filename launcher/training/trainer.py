@@ -15,30 +15,38 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.loader import Batch
-from data.plan import Totals, derive_seed
+from data.loader import WaveformBatch
+from data.sampler import Totals, derive_seed
 from launcher.errors import CheckpointError, DivergedError
-from launcher.goodput import stage_goodput
+from launcher.monitoring.goodput import stage_goodput
+from launcher.processes.heartbeat import Heartbeat
+from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage
 from launcher.run_folder import RunFolder, StageFolder
-from launcher.stopping import StopRequest
 from launcher.tracking import Tracker
-from launcher.training import checkpoint, parallel
-from launcher.training.collapse import CollapseDetector
-from launcher.training.distillation import Distill
-from launcher.training.heartbeat import Heartbeat
+from launcher.training import checkpoint, fragments, parallel
+from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.health.loss_spikes import SpikeDetector
+from launcher.training.health.nonfinite_steps import NonfiniteSteps
+from launcher.training.health.routing_collapse import CollapseDetector
 from launcher.training.inputs import Inputs
-from launcher.training.measures import Agreed, Measures, Window, add, agree, expert_measures, norm_measures
-from launcher.training.recovery import Recovery
+from launcher.training.masked_prediction_loss import MaskedPredictionLoss
+from launcher.training.metrics import (
+    MetricAccumulator,
+    ReducedMetrics,
+    StepMetrics,
+    add_metrics,
+    all_reduce_metrics,
+    norm_metrics,
+    routing_metrics,
+)
+from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.schedule import learning_rate
-from launcher.training.self_supervised import SelfSupervised
-from launcher.training.spikes import SpikeDetector
-from launcher.training.tasks import Pretrain
-from launcher.training.validation import Judge
+from launcher.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
-Task: TypeAlias = Pretrain | Distill | SelfSupervised
+Task: TypeAlias = RecognitionLoss | DistillationLoss | MaskedPredictionLoss
 
 
 @dataclass
@@ -52,13 +60,13 @@ class Trainer:
     task: Task
     train: Inputs
     validation: Inputs | None
-    judge: Judge
+    judge: Validator
     heartbeat: Heartbeat
     stop: StopRequest
     tracker: Tracker | None
     step: int = 0
-    window: Window = field(default_factory=Window)
-    recovery: Recovery = field(default_factory=Recovery)
+    window: MetricAccumulator = field(default_factory=MetricAccumulator)
+    recovery: NonfiniteSteps = field(default_factory=NonfiniteSteps)
     spikes: SpikeDetector = field(default_factory=SpikeDetector)
     collapses: CollapseDetector = field(default_factory=CollapseDetector)
     saver: checkpoint.Saver = field(init=False)
@@ -85,7 +93,7 @@ class Trainer:
         self._log_goodput()
         return "done" if self.step == self.stage.steps else "stopped"
 
-    def _step(self, batches: list[Batch], data_wait_s: float) -> bool:
+    def _step(self, batches: list[WaveformBatch], data_wait_s: float) -> bool:
         """One update, and its measures. True when the processes agreed to stop after it."""
         self.heartbeat.beat(self.step, "train")
         started = time.perf_counter()
@@ -93,7 +101,7 @@ class Trainer:
         parallel.set_learning_rate(self.engine, rate)
         totals = self.train.totals(self.step)
         self.engine.train()
-        sums: Measures = {}
+        sums: StepMetrics = {}
         losses = []
         for index, batch in enumerate(batches):
             losses.append(self._lane(batch, totals, sums))
@@ -115,7 +123,7 @@ class Trainer:
             self._log(self.window.close())
         return agreed.scalars["stop"] > 0
 
-    def _lane(self, batch: Batch, totals: Totals, sums: Measures) -> Tensor:
+    def _lane(self, batch: WaveformBatch, totals: Totals, sums: StepMetrics) -> Tensor:
         """Forward and backward of one lane; returns its loss. Its measures are added to `sums`."""
         micro_batch = self.train.micro_batch(batch)
         torch.manual_seed(derive_seed(self.seed, "dropout", batch.step, batch.lane))
@@ -127,12 +135,12 @@ class Trainer:
         # The engine averages over micro-batches and processes; lanes are both together.
         self.engine.backward(loss * finite * self.train.plan.batches.lanes)
         measures = {name: part.detach() for name, part in parts.items()} | self.judge.measures(output, totals)
-        experts = expert_measures(output.encoder.routings, self.stage.model.encoder.routing_names)
-        layers = {**experts, **norm_measures(output.encoder.moments)}
-        add(sums, {**measures, "loss": value, **layers})
+        experts = routing_metrics(output.encoder.routings, self.stage.model.encoder.routing_names)
+        layers = {**experts, **norm_metrics(output.encoder.moments)}
+        add_metrics(sums, {**measures, "loss": value, **layers})
         return value
 
-    def _agree(self, sums: Measures, batches: list[Batch]) -> Agreed:
+    def _agree(self, sums: StepMetrics, batches: list[WaveformBatch]) -> ReducedMetrics:
         """This step's measures over all processes, and whether to stop."""
         own = {
             "samples": sum(int(batch.samples_B.sum()) for batch in batches),
@@ -141,11 +149,11 @@ class Trainer:
             **self.saver.progress(),
         }
         counts = {name: torch.tensor(value) for name, value in own.items()}
-        agreed = agree({**sums, **counts}, self.train.device)
+        agreed = all_reduce_metrics({**sums, **counts}, self.train.device)
         self.saver.settle(agreed.scalars.pop("save/writing"), agreed.scalars.pop("save/failed"))
         return agreed
 
-    def _leave_out(self, batches: list[Batch], losses: list[Tensor]) -> None:
+    def _leave_out(self, batches: list[WaveformBatch], losses: list[Tensor]) -> None:
         """Record a step whose update was not applied; after too many in a row take the weights back."""
         self.recovery.left_out()
         bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
@@ -187,11 +195,11 @@ class Trainer:
             if self.tracker:
                 self.tracker.event(event)
 
-    def _rebalance(self, agreed: Agreed) -> None:
+    def _rebalance(self, agreed: ReducedMetrics) -> None:
         loads = [agreed.loads[f"experts/{name}/load"] for name in self.stage.model.encoder.routing_names]
         self.engine.module.encoder.rebalance([torch.tensor(load, device=self.train.device) for load in loads])
 
-    def _update_norms(self, agreed: Agreed) -> None:
+    def _update_norms(self, agreed: ReducedMetrics) -> None:
         moments = [torch.tensor(values, dtype=torch.float64) for values in agreed.moments.values()]
         self.engine.module.encoder.update_norms(moments)
 
@@ -262,8 +270,8 @@ class Trainer:
         begun = self.saver.start(
             checkpoint.State(
                 self.step,
-                parallel.fragments(self.engine),
-                {**parallel.shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
+                fragments.fragments(self.engine),
+                {**fragments.shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
                 buffers,
                 {"window": asdict(self.window), "recovery": asdict(self.recovery)},
                 validation_cer,
@@ -283,19 +291,19 @@ class Trainer:
         """Continue from a checkpoint: weights, moments, buffers, step, and the open row of metrics."""
         self.recovery = self._load(saved)
         self.step = saved.step
-        self.window = Window(**saved.trainer["window"])
+        self.window = MetricAccumulator(**saved.trainer["window"])
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, saved.step)
 
-    def _load(self, saved: checkpoint.Checkpoint) -> Recovery:
+    def _load(self, saved: checkpoint.Checkpoint) -> NonfiniteSteps:
         """Copy weights, moments and buffers from a checkpoint; returns its record of bad steps."""
-        for replica in parallel.replicas(self.engine):
+        for replica in fragments.replicas(self.engine):
             saved.fill(replica)
-        for fragment in parallel.fragments(self.engine):
+        for fragment in fragments.fragments(self.engine):
             saved.fill(fragment)
         for name, buffer in _buffers(self.engine.module):
             buffer.copy_(saved.whole(checkpoint.BUFFER, name))
-        recovery = Recovery(**saved.trainer.get("recovery", {}))
-        parallel.set_optimizer_step(self.engine, saved.step - recovery.skipped)
+        recovery = NonfiniteSteps(**saved.trainer.get("recovery", {}))
+        fragments.set_optimizer_step(self.engine, saved.step - recovery.skipped)
         return recovery
 
 

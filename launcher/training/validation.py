@@ -11,28 +11,28 @@ import jiwer
 import torch
 from torch import Tensor
 
-from data.loader import Batch
-from data.plan import Totals
+from data.loader import WaveformBatch
+from data.sampler import Totals
 from data.tokenizer import Tokenizer
-from launcher.recognition.error_counts import count_errors
-from launcher.training.measures import Measures
-from launcher.training.self_supervised import masked_measures
+from launcher.inference.error_counts import count_errors
+from launcher.training.masked_prediction_loss import masked_prediction_metrics
+from launcher.training.metrics import StepMetrics
 from model.masked_prediction import MaskedPredictorOutput, evenness
 from model.quantizer import QuantizerConfig
 from model.recognizer import RecognizerOutput
 from model.search import greedy
 
 
-class Judge(Protocol):
+class Validator(Protocol):
     """What a trainer asks about the output of its stage's model."""
 
     num_sums: int
 
-    def measures(self, output: Any, totals: Totals) -> Measures:
+    def measures(self, output: Any, totals: Totals) -> StepMetrics:
         """What a lane adds to the measures of a training step."""
         ...
 
-    def sums(self, batch: Batch, output: Any) -> Sequence[float]:
+    def sums(self, batch: WaveformBatch, output: Any) -> Sequence[float]:
         """`num_sums` numbers that are added up over a split."""
         ...
 
@@ -49,11 +49,11 @@ class ErrorRate:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
 
-    def measures(self, output: RecognizerOutput, totals: Totals) -> Measures:
+    def measures(self, output: RecognizerOutput, totals: Totals) -> StepMetrics:
         """What a lane of a training step adds to its row: nothing, transcripts are not searched for then."""
         return {}
 
-    def sums(self, batch: Batch, output: RecognizerOutput) -> Sequence[float]:
+    def sums(self, batch: WaveformBatch, output: RecognizerOutput) -> Sequence[float]:
         """Character edits between the greedy transcripts and the references, and the references' length."""
         if not batch.keys:
             return 0, 0
@@ -74,11 +74,11 @@ class MaskedAccuracy:
         self.shape = quantizer.codebooks, quantizer.codes
         self.num_sums = 2 + quantizer.codebooks * quantizer.codes
 
-    def measures(self, output: MaskedPredictorOutput, totals: Totals) -> Measures:
+    def measures(self, output: MaskedPredictorOutput, totals: Totals) -> StepMetrics:
         """A lane's part of the accuracy and of the use of codes in a training step."""
-        return masked_measures(output, totals)
+        return masked_prediction_metrics(output, totals)
 
-    def sums(self, batch: Batch, output: MaskedPredictorOutput) -> Sequence[float]:
+    def sums(self, batch: WaveformBatch, output: MaskedPredictorOutput) -> Sequence[float]:
         """Frames predicted right, masked frames, and how often each code was right."""
         counts: Tensor = output.code_counts().flatten()
         return [float(output.num_correct()), len(output.codes_NQ), *counts.tolist()]

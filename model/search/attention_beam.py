@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder, DecoderState
+from model.layers.subsampling import valid_mask
 from model.recognizer import BLANK, END, START
 from model.search.fusion import Fusion, FusionTable
 from model.search.hypothesis import Hypothesis, ranked
-from model.subsampling import valid_mask
 
 NEVER = -torch.inf
 

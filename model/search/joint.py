@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.decoder import Decoder
+from model.layers.subsampling import valid_mask
 from model.recognizer import BLANK
 from model.search.alignment import with_times
 from model.search.attention_beam import AttentionOptions, attention_beam
 from model.search.fusion import Fusion
 from model.search.hypothesis import Hypothesis
-from model.subsampling import valid_mask
 
 NEVER = -torch.inf
 # Below every probability that matters, and finite, as sums over frames are subtracted from each other.

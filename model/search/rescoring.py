@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder, append_end, reverse, shift_right
+from model.layers.subsampling import valid_mask
 from model.recognizer import END, START, Recognizer
 from model.search.hypothesis import Hypothesis, ranked, stack_texts
-from model.subsampling import valid_mask
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.features import FeaturesConfig
 from data.loader import Loader
-from data.plan import BatchesConfig, Plan
 from data.reader import ShardReader
+from data.sampler import BatchesConfig, BatchSampler
 from data.shard_index import read_index
 from data.shards import write_split
 from data.token_counts import token_counts
@@ -68,7 +68,7 @@ def open_large(folder: Path, step: int) -> dict[str, float]:
     began = time.perf_counter()
     tokens = index.text_length
     args = (index.shard, index.samples, tokens, tokens, LARGE, 1, RATE_HZ, SPEEDS)
-    plan = Plan(*args, encoder_frames=encoder_frames)
+    plan = BatchSampler(*args, encoder_frames=encoder_frames)
     plan_s = time.perf_counter() - began
     began = time.perf_counter()
     epoch, _ = plan.position(step)
@@ -101,7 +101,7 @@ def resume_small(folder: Path, step: int) -> dict[str, float]:
     tokenizer = Tokenizer.load(folder / "tokenizer")
     counts = token_counts(index, tokenizer, folder / "tokenizer" / "counts.npz")
     args = (index.shard, index.samples, *counts, SMALL, 1, RATE_HZ, SPEEDS)
-    plan = Plan(*args, encoder_frames=encoder_frames)
+    plan = BatchSampler(*args, encoder_frames=encoder_frames)
     plan_s = time.perf_counter() - began
     began = time.perf_counter()
     next(Loader(plan, ShardReader(index), tokenizer, range(SMALL.lanes), workers=2).steps(step, step + 100))

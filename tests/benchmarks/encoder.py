@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.block import Frames
 from model.encoder import Encoder, EncoderConfig
-from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
+from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
 from tests.benchmarks.interleaved import join_processes, leave_processes, step_of, tell, time_in_turns
 
 MEL_BINS, FRAMES_PER_S = 80, 100

@@ -16,9 +16,9 @@ from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 
 from launcher.training.parallel import start_processes
-from model.experts import MixtureOfExperts
-from model.feedforward import FeedForward
-from model.router import ExpertsConfig, Router
+from model.layers.feedforward import FeedForward
+from model.moe.experts import MixtureOfExperts
+from model.moe.router import ExpertsConfig, Router
 from tests.benchmarks.interleaved import keep_freed_memory, leave_processes, step_of, tell, time_in_turns
 
 WIDTH, HIDDEN, EXPERTS, FRAMES = 256, 1024, 8, 2000

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from model.subsampling import ConvolutionSubsampling, SubsamplingConfig
+from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig
 from tests.benchmarks.encoder import FRAMES_PER_S, MEL_BINS, SECONDS
 from tests.benchmarks.interleaved import step_of, time_in_turns
 

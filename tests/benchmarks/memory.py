@@ -25,7 +25,7 @@ from memory_worker import MEL_BINS, MODELS, VOCABULARY, Case  # noqa: E402
 
 from launcher.planning.memory import memory_per_process, parameter_sizes  # noqa: E402
 from launcher.recipe import read_deepspeed_config  # noqa: E402
-from model.activations import activation_bytes  # noqa: E402
+from model.costs.activation_memory import activation_bytes  # noqa: E402
 from model.recognizer import Recognizer  # noqa: E402
 
 CASES = [

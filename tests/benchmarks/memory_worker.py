@@ -19,17 +19,17 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data.plan import Totals
+from data.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
 from launcher.training import parallel
-from launcher.training.tasks import MicroBatch, Pretrain
-from model.activations import MicroBatchSize
+from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
+from model.costs.activation_memory import MicroBatchSize
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
-from model.objectives import ObjectiveConfig
+from model.layers.subsampling import output_length
+from model.losses import ObjectiveConfig
+from model.moe.router import ExpertsConfig
 from model.recognizer import Recognizer, RecognizerConfig
-from model.router import ExpertsConfig
-from model.subsampling import output_length
 
 # The engine's traces and the optimizer's moments are there from the second step on.
 STEPS = 3
@@ -128,12 +128,12 @@ class TensorBytes(TorchDispatchMode):
         return peak
 
 
-def micro_batch(case: Case) -> MicroBatch:
+def micro_batch(case: Case) -> FeatureBatch:
     size = case.size
     features = torch.randn(size.utterances, size.frames, MEL_BINS)
     tokens = torch.randint(4, VOCABULARY, (size.utterances, size.tokens))
     count = torch.ones(size.utterances, dtype=torch.int64)
-    return MicroBatch(features, count * size.frames, tokens, count * size.tokens)
+    return FeatureBatch(features, count * size.frames, tokens, count * size.tokens)
 
 
 def totals(case: Case) -> Totals:
@@ -142,7 +142,7 @@ def totals(case: Case) -> Totals:
     return Totals(utterances, utterances * case.size.tokens, utterances * frames)
 
 
-def train_step(engine: parallel.Engine, task: Pretrain, case: Case, tracked: TensorBytes) -> dict[str, int]:
+def train_step(engine: parallel.Engine, task: RecognitionLoss, case: Case, tracked: TensorBytes) -> dict[str, int]:
     """One update; the peaks of its two parts."""
     tracked.restart()
     for _ in range(case.accumulation - 1):
@@ -154,7 +154,7 @@ def train_step(engine: parallel.Engine, task: Pretrain, case: Case, tracked: Ten
     return {"backward": backward, "update": tracked.restart()}
 
 
-def _lane(engine: parallel.Engine, task: Pretrain, case: Case) -> None:
+def _lane(engine: parallel.Engine, task: RecognitionLoss, case: Case) -> None:
     parts, _ = task(engine, micro_batch(case), totals(case), 0.0)
     engine.backward(torch.stack(list(parts.values())).sum() * case.lanes)
 
@@ -175,7 +175,7 @@ def train(case: Case, tracked: TensorBytes) -> dict[str, int]:
     engine = parallel.build_engine(
         recognizer, OptimizerConfig(), case.deepspeed_file, case.accumulation, case.precision
     )
-    task = Pretrain(ObjectiveConfig(), case.model.encoder)
+    task = RecognitionLoss(ObjectiveConfig(), case.model.encoder)
     steps = [train_step(engine, task, case, tracked) for _ in range(STEPS)]
     engine.destroy()
     found = {part: max(step[part] for step in steps) for part in ("backward", "update")}

@@ -14,13 +14,13 @@ from typing import Any
 import jiwer
 import torch
 
+from data.audio import read_audio
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
-from data.manifest import read_audio
 from launcher.errors import ConfigError
+from launcher.inference.finished_model import FinishedModel
+from launcher.inference.search import Search
 from launcher.recipe.search import read_search
-from launcher.recognition.finished_model import FinishedModel
-from launcher.recognition.search import Search
 
 BATCH = 8
 SEARCHES: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """Students in bf16 on new utterances in every step: `OMP_NUM_THREADS=1 python -m tests.benchmarks.shapes [--rounds N]`.
 
 Experts multiply with as many rows as they get frames, or with a few more, so that shapes of products recur
-(`model/shares.py`). The encoders of the students of `base` and `mini`, forward and backward, on five utterances of 3 to
+(`model/moe/row_padding.py`). The encoders of the students of `base` and `mini`, forward and backward, on five utterances of 3 to
 9 s; each variant draws its own, so that none meets the shapes of the other.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     for name in ("base", "mini"):
         torch.manual_seed(1)
         encoder = Encoder(encoder_of("student", name), MEL_BINS)
-        as_frames = patch("model.shares.recurring", lambda rows: rows)(steps(encoder, seed=1))
+        as_frames = patch("model.moe.row_padding.recurring", lambda rows: rows)(steps(encoder, seed=1))
         times = time_in_turns({"as frames": as_frames, "recurring": steps(encoder, seed=2)}, rounds)
         before, after = (1000 * seconds for seconds in times.values())
         print(f"| {name} | {before:.0f} | {after:.0f} | {before / after:.2f} |", flush=True)

@@ -19,17 +19,17 @@ from data.corpora.aelita import AelitaConfig
 from data.shard_index import read_report
 from data.shards import write_split
 from data.tokenizer import Tokenizer
-from launcher.preparation import make_tokenizer
-from launcher.progress import PlainDisplay
+from launcher.inference.finished_model import write_finished_model
+from launcher.monitoring.progress import PlainDisplay
 from launcher.recipe import DistillStage, Recipe, dump, load_recipe
-from launcher.recognition.finished_model import write_finished_model
 from launcher.run_folder import RunFolder
-from launcher.teacher_cache import choose_caches
-from launcher.training.caching import CacheReport, cache_teachers
-from launcher.training.distillation import Distill
+from launcher.stages.preparation import make_tokenizer
+from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.distillation.setup import load_teachers, read_caches, wants_source
 from launcher.training.inputs import Inputs, open_inputs
-from launcher.training.lessons import open_lessons, read_caches, wants_source
-from launcher.training.tasks import Pretrain
+from launcher.training.recognition_loss import RecognitionLoss
+from launcher.training.teachers.cache_match import choose_caches
+from launcher.training.write_teacher_cache import CacheReport, cache_teachers
 from model.recognizer import Recognizer
 from model.student import Student
 from tests.benchmarks.interleaved import time_in_turns
@@ -72,24 +72,26 @@ def open_run(folder: Path, utterances: int, quick: bool) -> tuple[Recipe, RunFol
 
 def open_task(
     recipe: Recipe, run: RunFolder, stage: DistillStage, name: str
-) -> tuple[Distill | Pretrain, Inputs, Student]:
+) -> tuple[DistillationLoss | RecognitionLoss, Inputs, Student]:
     """What one of the three costs, what it reads and whom it trains."""
     inputs = open_inputs(recipe, run, "train", recipe.batches, recipe.augment, (0,), CPU, factor=4)
     tokenizer = Tokenizer.load(run.tokenizer)
     torch.manual_seed(2)
     student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, {}).train()
-    pretrain = Pretrain(stage.objective, stage.model.encoder)
+    pretrain = RecognitionLoss(stage.objective, stage.model.encoder)
     if name == NONE:
         return pretrain, inputs, student
     caches = choose_caches(recipe, run, stage) if name == READ else None
-    lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, CPU, caches)
-    task = Distill(pretrain, stage.distill, lessons, helpers)
+    named_teachers, helpers = load_teachers(recipe, run, stage, tokenizer.pieces, CPU, caches)
+    task = DistillationLoss(pretrain, stage.distill, named_teachers, helpers)
     inputs.keeps_source = wants_source(task)
     read_caches(task, inputs, stage.steps)
     return task, inputs, student
 
 
-def stepper(task: Distill | Pretrain, inputs: Inputs, student: Student, steps: int) -> Callable[[], None]:
+def stepper(
+    task: DistillationLoss | RecognitionLoss, inputs: Inputs, student: Student, steps: int
+) -> Callable[[], None]:
     """A function that trains for one step more."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     batches: Iterator = inputs.steps(0, steps)

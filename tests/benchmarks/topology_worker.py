@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
+from launcher.processes.heartbeat import Heartbeat
+from launcher.processes.stop_request import StopRequest
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
-from launcher.stopping import StopRequest
 from launcher.training import parallel
-from launcher.training.heartbeat import Heartbeat
 from launcher.training.setup import build_trainer
 from launcher.training.trainer import Trainer
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from data.audio import Utterance, audio_seconds, read_audio
 from data.corpora import CORPORA, CorpusConfig, aelita, folder, fsdd, prepare
 from data.corpora.aelita import AelitaConfig
 from data.corpora.folder import FolderConfig, normalize_text
 from data.corpora.fsdd import FsddConfig
 from data.errors import DataError
-from data.manifest import Utterance, audio_seconds, read_audio
 from data.shards import read_index
 
 RATE_HZ = 8000

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel, measure_statistics
-from data.manifest import Clip, Utterance
 from data.reader import ShardReader
 from data.shards import read_index, write_split
 

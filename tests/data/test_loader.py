@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import data.loader
+from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.features import FeaturesConfig
 from data.loader import Loader
-from data.manifest import Clip, Utterance
-from data.plan import BatchesConfig, Plan
 from data.reader import ShardReader, UtteranceError
+from data.sampler import BatchesConfig, BatchSampler
 from data.shards import read_index, write_split
 from data.tokenizer import TokenizerConfig, token_lengths, train_tokenizer
 
@@ -55,7 +55,7 @@ def corpus(tmp_path_factory):
 
 def make_plan(index, tokenizer, lanes=LANES):
     tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
-    return Plan(
+    return BatchSampler(
         index.shard,
         index.samples,
         tokens,
@@ -249,7 +249,7 @@ def test_a_shard_that_never_answers_ends_the_process_with_an_error(corpus, tmp_p
         "from types import SimpleNamespace\n"
         "import numpy as np\n"
         "from data.loader import Loader\n"
-        "from data.plan import MicroBatch\n"
+        "from data.sampler import MicroBatch\n"
         "one = np.array([1])\n"
         "batch = MicroBatch(0, 0, 0, one, one, one)\n"
         "plan = SimpleNamespace(micro_batch=lambda step, lane: batch)\n"

@@ -10,8 +10,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
-from data.manifest import Clip, Utterance, read_audio, read_manifest
+from data.manifest import read_manifest
 
 RATE_HZ = 16000
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.features import FeaturesConfig
-from data.masking import Masking, MaskingConfig, hidden_encoder_frames, masked_share
-from data.plan import BatchesConfig, Plan
+from data.masking import Masking, MaskingConfig, fully_masked_frames, masked_share
+from data.sampler import BatchesConfig, BatchSampler
 
 FEATURES = FeaturesConfig()
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=4)
@@ -67,7 +67,7 @@ def test_an_encoder_frame_is_predicted_when_nothing_of_it_was_heard(lengths, ste
     """predicted[s] == all of the utterance's frames in [factor s, factor (s + 1)) are masked, and there is one."""
     found = masking(factor=factor, start_probability=0.05, span_s=0.1)
     masked_BT = found.frames(step, 0, lengths)
-    predicted_BS = hidden_encoder_frames(masked_BT, torch.tensor(lengths), factor)
+    predicted_BS = fully_masked_frames(masked_BT, torch.tensor(lengths), factor)
     assert predicted_BS.shape == (len(lengths), -(-max(lengths) // factor))
     for masked_T, predicted_S, length in zip(masked_BT, predicted_BS, lengths, strict=True):
         for s, predicted in enumerate(predicted_S.tolist()):
@@ -78,7 +78,7 @@ def test_an_encoder_frame_is_predicted_when_nothing_of_it_was_heard(lengths, ste
 def test_the_count_of_a_step_is_what_its_lanes_mask_together():
     samples = np.random.default_rng(0).integers(16_000, 160_000, 40)
     zeros = np.zeros(40, dtype=np.int32)
-    plan = Plan(
+    plan = BatchSampler(
         zeros,
         samples,
         zeros,
@@ -95,7 +95,7 @@ def test_the_count_of_a_step_is_what_its_lanes_mask_together():
         for lane in range(3):
             lengths = FEATURES.num_frames(plan.micro_batch(step, lane).samples)
             masked_BT = found.frames(step, lane, lengths.tolist())
-            by_lane.append(int(hidden_encoder_frames(masked_BT, torch.from_numpy(lengths), 4).sum()))
+            by_lane.append(int(fully_masked_frames(masked_BT, torch.from_numpy(lengths), 4).sum()))
         assert found.count(plan, step) == sum(by_lane) > 0
 
 

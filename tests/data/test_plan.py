@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.plan import BatchesConfig, Plan, derive_seed
+from data.sampler import BatchesConfig, BatchSampler, derive_seed
 
 RATE_HZ = 1000
 SPEEDS = (0.9, 1.0, 1.1)
@@ -22,7 +22,7 @@ def encoder_frames(samples):
 
 def make_plan(durations_s, num_shards, batches, *, seed=0, speeds=SPEEDS, min_frames=3, transcribed=None):
     count = len(durations_s)
-    return Plan(
+    return BatchSampler(
         shard=np.arange(count, dtype=np.int32) * num_shards // count,
         samples=np.round(np.array(durations_s) * RATE_HZ).astype(np.int64),
         tokens=np.arange(count, dtype=np.int32) % 7,

@@ -9,8 +9,8 @@ import fsspec
 import numpy as np
 import pytest
 
+from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
-from data.manifest import Clip, Utterance, read_audio
 from data.reader import ShardReader, UtteranceError
 from data.shards import read_index, write_split
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import shards
+from data.audio import Clip, Utterance
 from data.errors import DataError
-from data.manifest import Clip, Utterance
-from data.shards import find_splits, read_index, stats, verify, write_split
+from data.shard_check import stats, verify
+from data.shards import find_splits, read_index, write_split
 
 RATE_HZ = 8000
 TEXTS = ("one", "два три", "l'été", "four")

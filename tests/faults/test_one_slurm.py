@@ -8,8 +8,8 @@ import pytest
 from one_slurm import Cluster, missing
 from runs import WAIT_S, Victim, write_recipe
 
+from launcher.processes.watchdog import processes_of
 from launcher.run_folder import read_json
-from launcher.watch import processes_of
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800)]
 

@@ -12,8 +12,8 @@ import yaml
 from runs import Victim, write_recipe
 from two_hosts import INTERFACE, TwoHosts, missing
 
+from launcher.processes.watchdog import processes_of
 from launcher.run_folder import read_json
-from launcher.watch import processes_of
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800)]
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from launcher import launch, supervisor
 from launcher.cli import main as chorus
+from launcher.processes import supervisor, worker_command
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
@@ -28,7 +28,7 @@ def main(behaviours: dict, arguments: list[str]) -> int:
         (Path(run_dir) / "report.html").write_text("<html></html>")
 
     with (
-        mock.patch.multiple(launch, training_command=training_command, evaluation_command=evaluation_command),
+        mock.patch.multiple(worker_command, training_command=training_command, evaluation_command=evaluation_command),
         mock.patch.object(supervisor, "POLL_S", 0.05),
         mock.patch("launcher.report.write_report", write_report, create=True),
         mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cpu"}),

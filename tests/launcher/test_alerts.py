@@ -1,6 +1,6 @@
 """Which events of a run raise an alert, and what it says."""
 
-from launcher.tracking.alerts import alert_of, untold_restarts
+from launcher.tracking.alerts import alert_of, unreported_restarts
 
 
 def event(name: str, stage: str = "teacher", **details) -> dict:
@@ -14,17 +14,17 @@ def test_a_restart_is_told_once_with_its_reason_by_the_attempt_that_follows_it()
         event("restart", restart=1, from_step=40),
         event("restart", stage="student", restart=3, from_step=7),
     ]
-    (told,) = untold_restarts(first, "teacher")
+    (told,) = unreported_restarts(first, "teacher")
     alert = alert_of(told)
     assert alert is not None
     assert (alert.title, alert.text) == ("teacher was restarted", "Restart 1, from step 40. rank 1 was killed.")
-    assert list(untold_restarts([*first, event("training_started", step=40)], "teacher")) == []
+    assert list(unreported_restarts([*first, event("training_started", step=40)], "teacher")) == []
 
 
 def test_restarts_that_never_came_to_train_are_told_by_the_one_that_does():
     lost = [event("process_lost", reason="no port"), event("restart", restart=1, from_step=0)]
     again = [event("process_lost", reason="no memory"), event("restart", restart=2, from_step=0)]
-    assert [told["reason"] for told in untold_restarts([*lost, *again], "teacher")] == ["no port.", "no memory."]
+    assert [told["reason"] for told in unreported_restarts([*lost, *again], "teacher")] == ["no port.", "no memory."]
 
 
 def test_a_left_out_update_names_a_few_of_its_utterances():

@@ -15,8 +15,8 @@ import soundfile
 import yaml
 
 from launcher.cli import main as chorus
+from launcher.processes.watchdog import processes_of
 from launcher.run_folder import RunFolder, read_json
-from launcher.watch import processes_of
 
 FAKE_CHORUS = Path(__file__).with_name("fake_chorus.py")
 ROOT = FAKE_CHORUS.parents[2]

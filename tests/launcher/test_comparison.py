@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from launcher.cli import main
 from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
+from launcher.comparison.model_results import read_comparison
 from launcher.comparison.picture import Point, _spread
-from launcher.comparison.rungs import read_comparison
 from launcher.errors import ConfigError
 from launcher.recipe import dump as dump_recipe
 from launcher.recipe import load_recipe

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.pipeline import Node, build_pipeline
 from launcher.recipe import DistillConfig, dump, load_recipe
 from launcher.recipe.distillation import WeightSchedule
+from launcher.stages.pipeline import StageNode, build_pipeline
 
 
 def refusal(*overrides: str) -> str:
@@ -97,7 +97,7 @@ def test_a_list_of_teachers_is_dumped_with_absolute_folders_and_loads_again(tmp_
         "stages.student.teachers=[{model: teacher, weight: 2}, {model: some/model, name: other, terms: [decoder]}]"
     )
     recipe = load_recipe("mini", ["stages.student.teacher=null", teachers])
-    first, second = recipe.training_stage("student").lessons
+    first, second = recipe.training_stage("student").named_teachers
     assert (first.name, second.name) == ("teacher", "other")
     assert Path(second.model).is_absolute()
     path = tmp_path / "recipe.yaml"
@@ -106,7 +106,7 @@ def test_a_list_of_teachers_is_dumped_with_absolute_folders_and_loads_again(tmp_
 
 
 def test_a_stage_depends_on_what_its_teachers_are_and_teach_not_on_where_they_lie():
-    def node(teachers: str) -> Node:
+    def node(teachers: str) -> StageNode:
         recipe = load_recipe("mini", ["stages.student.teacher=null", f"stages.student.teachers={teachers}"])
         return next(node for node in build_pipeline(recipe) if node.name == "student")
 

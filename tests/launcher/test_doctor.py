@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main as chorus
-from launcher.launching.examination import Examination
-from launcher.launching.hosts import read_topology
+from launcher.doctor.host_checks import HostChecks
 from launcher.recipe import ClusterConfig
+from launcher.recipe.hostfile import read_topology
 
 HERE = Path(__file__).parent
 
@@ -51,7 +51,7 @@ def test_a_host_out_of_reach_is_named_with_what_to_do(hostfile, tmp_path, capsys
 
 @pytest.fixture
 def examination(hostfile, tmp_path):
-    examination = Examination(ClusterConfig(hostfile=hostfile), read_topology(hostfile), tmp_path / "runs")
+    examination = HostChecks(ClusterConfig(hostfile=hostfile), read_topology(hostfile), tmp_path / "runs")
     facts = {"accelerator": "cuda", "gpus": 2, "folder_error": None, "free_bytes": 1 << 40, "clock_difference_s": 0.0}
     facts |= dict.fromkeys(("python", "torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece", "chorus"), "1")
     examination.hosts = {"node-a": facts, "node-b": dict(facts)}

@@ -15,24 +15,24 @@ import pytest
 import soundfile
 import torch
 
+from data.audio import Clip, Utterance
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
-from data.manifest import Clip, Utterance
 from data.reader import ShardReader
 from data.shard_index import read_index
 from data.shards import write_split
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.errors import CheckpointError, ConfigError
+from launcher.inference import evaluation_tracking
+from launcher.inference.evaluation import evaluate_model, transcribe
+from launcher.inference.evaluation_tracking import examples_table, track_evaluation
+from launcher.inference.finished_model import FinishedModel, write_finished_model
 from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
-from launcher.recognition import evaluation_tracking
-from launcher.recognition.evaluation import evaluate_model, transcribe
-from launcher.recognition.evaluation_tracking import examples_table, track_evaluation
-from launcher.recognition.finished_model import FinishedModel, write_finished_model
-from launcher.results import merge_results
 from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.stages.results import merge_results
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from launcher.goodput import measure_goodput
+from launcher.monitoring.goodput import measure_goodput
 
 
 class Clock:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from launcher.cli import main as chorus
 from launcher.errors import ConfigError
-from launcher.launching.hosts import Host, Topology, read_topology
 from launcher.recipe import load_recipe
+from launcher.recipe.hostfile import Host, Topology, read_topology
 
 HOSTS = """
 # the new rack

@@ -1,8 +1,8 @@
 """What a stage declares as used follows from its record in state.json."""
 
-from launcher.lineage import made_artifacts, used_artifacts
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
+from launcher.stages.lineage import made_artifacts, used_artifacts
 
 
 def write_state(run: RunFolder, inputs: dict[str, str]) -> None:

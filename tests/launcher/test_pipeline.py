@@ -3,9 +3,10 @@ import json
 import pytest
 import yaml
 
-from launcher.pipeline import Pipeline, build_pipeline, hash_of
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stages.fingerprint import hash_of
+from launcher.stages.pipeline import Pipeline, build_pipeline
 
 ALL = ["prepare", "tokenizer", "teacher", "student", "evaluation", "report"]
 

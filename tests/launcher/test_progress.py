@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launcher.progress import MetricsTail, Pace, PlainDisplay, TerminalDisplay, duration
+from launcher.monitoring.progress import MetricsTail, Pace, PlainDisplay, TerminalDisplay, duration
 
 ROWS = [{"step": step, "loss": 3.0, "audio_s_per_s": 40.0, "time": 2.0 * step} for step in range(1, 11)]
 

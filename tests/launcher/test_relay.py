@@ -14,8 +14,8 @@ import soundfile
 import yaml
 
 from launcher.cli import main as chorus
+from launcher.processes.watchdog import processes_of
 from launcher.run_folder import RunFolder, read_json
-from launcher.watch import processes_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -3,12 +3,12 @@
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.pipeline import Pipeline, build_pipeline
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
 from launcher.recipe import dump as dump_recipe
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stages.pipeline import Pipeline, build_pipeline
 
 SEEDS = "seeds=[1, 5]"
 
@@ -39,7 +39,7 @@ def test_teachers_in_a_list_and_starts_keep_to_their_seed_too():
         "stages.student.teachers=[{model: teacher, terms: [ctc, decoder]}, {model: some/folder, terms: [hidden]}]"
     )
     recipe = load_recipe("mini", [SEEDS, "stages.student.teacher=null", teachers])
-    first, second = recipe.training_stage("student-5").lessons
+    first, second = recipe.training_stage("student-5").named_teachers
     assert first.model == "teacher-5"
     assert second.model.endswith("some/folder")
     stage = "{name: again, kind: pretrain, initialize_from: teacher, steps: 3, model: {encoder: {layers: 6}}}"

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from launcher.errors import ConfigError
 from launcher.report import results_table, write_report
-from launcher.report.alignment import differences
-from launcher.report.evidence import read_evidence
 from launcher.report.figures import average_load, smooth
+from launcher.report.formatting import MISSING, count, duration
 from launcher.report.page import headline
 from launcher.report.results import tabulate
+from launcher.report.run_data import read_run_data
 from launcher.report.sizes import tabulate_sizes
-from launcher.report.wording import MISSING, count, duration
+from launcher.report.text_diff import differences
 from launcher.tracking import read_metrics
 
 START_TIME_S = 1.79e9
@@ -387,7 +387,7 @@ def test_a_headline_without_a_teacher_names_the_best_model():
 
 
 def test_the_load_is_relative_to_an_even_share(finished_run):
-    stage = next(stage for stage in read_evidence(finished_run).stages if stage.name == "student")
+    stage = next(stage for stage in read_run_data(finished_run).stages if stage.name == "student")
     load_LE = average_load(stage)
     assert load_LE is not None
     assert load_LE.shape == (6, 4)
@@ -395,7 +395,7 @@ def test_the_load_is_relative_to_an_even_share(finished_run):
 
 
 def test_smoothing_keeps_a_straight_line_and_follows_to_both_ends():
-    from launcher.report.evidence import Series
+    from launcher.report.run_data import Series
 
     line = Series(np.arange(200), np.linspace(0, 1, 200))
     np.testing.assert_allclose(smooth(line), line.values, atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.manifest import Clip, Utterance
+from data.audio import Clip, Utterance
 from data.shards import write_split
 from launcher.cli import main as chorus
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import launch
 from launcher.cli import main as chorus
-from launcher.launching.kinds import launcher_of
+from launcher.processes import worker_command
+from launcher.processes.launchers import make_launcher
 from launcher.recipe import ClusterConfig
 from launcher.run_folder import RunFolder
 
@@ -144,7 +144,7 @@ def test_inside_a_job_one_srun_starts_an_agent_on_every_node(tmp_path, monkeypat
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     cluster = ClusterConfig.model_validate({"processes": 4, "launcher": "slurm", "slurm": {"nodes": 2}})
-    launched = launcher_of(cluster).training(RunFolder(tmp_path / "a run"), "teacher", port=29500)
+    launched = make_launcher(cluster).training(RunFolder(tmp_path / "a run"), "teacher", port=29500)
     assert launched.ranks == {"gpu-07": [0, 1], "gpu-09": [2, 3]}
     (command,) = launched.commands
     assert command.arguments[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
@@ -156,4 +156,4 @@ def test_inside_a_job_one_srun_starts_an_agent_on_every_node(tmp_path, monkeypat
     assert "--master_addr=gpu-07" in words.splitlines()
     assert words.splitlines()[-2:] == [str(tmp_path / "a run"), "teacher"]
     assert Path(words.splitlines()[0]) == Path(sys.executable)
-    assert launch.deepspeed_executable() in words.splitlines()
+    assert worker_command.deepspeed_executable() in words.splitlines()

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher import launch, supervisor, watch
 from launcher.errors import ConfigError, DistributedError, Preempted
-from launcher.launching.kinds import launcher_of
-from launcher.launching.processes import Processes
-from launcher.launching.ssh import SshLauncher
-from launcher.progress import PlainDisplay
+from launcher.monitoring.progress import PlainDisplay
+from launcher.processes import supervisor, watchdog, worker_command
+from launcher.processes.launchers import make_launcher
+from launcher.processes.process_group import ProcessGroup
+from launcher.processes.ssh import SshLauncher
+from launcher.processes.stop_request import StopRequest
+from launcher.processes.supervisor import Job, supervise
+from launcher.processes.watchdog import Deadlines, processes_of
 from launcher.recipe import ClusterConfig
 from launcher.run_folder import RunFolder, read_json
-from launcher.stopping import StopRequest
-from launcher.supervisor import Job, supervise
-from launcher.watch import Deadlines, processes_of
 
 HERE = Path(__file__).parent
 STAGE = "teacher"
@@ -52,9 +52,9 @@ def stand_ins(tmp_path, monkeypatch):
     deepspeed = tmp_path / "bin" / "deepspeed"
     deepspeed.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE}/fake_deepspeed.py "$@"\n')
     deepspeed.chmod(0o755)
-    monkeypatch.setattr(launch, "deepspeed_executable", lambda: str(deepspeed))
+    monkeypatch.setattr(worker_command, "deepspeed_executable", lambda: str(deepspeed))
     monkeypatch.setattr(supervisor, "POLL_S", 0.05)
-    monkeypatch.setattr(watch, "LINGER_S", 2.0)
+    monkeypatch.setattr(watchdog, "LINGER_S", 2.0)
 
 
 def cluster_of(tmp_path: Path, hosts: str = "node-a slots=1\nnode-b slots=2\n", **settings) -> ClusterConfig:
@@ -78,7 +78,7 @@ class Supervision:
     def __call__(self, attempts=(), steps=6, restarts=1, deadlines=None, hosts=None, **behaviour):
         behaviour |= {"steps": steps, "attempts": list(attempts)}
         self._monkeypatch.setenv("FAKE_BEHAVIOUR", json.dumps(behaviour))
-        launcher = launcher_of(cluster_of(self._tmp_path, **({"hosts": hosts} if hosts else {})))
+        launcher = make_launcher(cluster_of(self._tmp_path, **({"hosts": hosts} if hosts else {})))
         stage = self.run.stage(STAGE)
         job = Job(
             stage,
@@ -179,7 +179,7 @@ def test_nothing_is_started_anew_while_a_host_that_may_still_work_is_out_of_reac
     def cut():
         wait_until(lambda: run.stage(STAGE).checkpoint_steps())
         (tmp_path / "down" / "node-b").touch()
-        agents = [process for process in processes_of(run) if "launcher.launching.node" in process.cmdline()]
+        agents = [process for process in processes_of(run) if "launcher.processes.agent" in process.cmdline()]
         next(agent for agent in agents if agent.environ()["FAKE_HOST"] == "node-b").kill()
         wait_until(lambda: any(event["event"] == "host_out_of_reach" for event in run.events()))
         (tmp_path / "down" / "node-b").unlink()
@@ -199,8 +199,8 @@ def test_nothing_is_started_anew_while_a_host_that_may_still_work_is_out_of_reac
 
 def test_a_host_that_does_not_see_the_run_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_BEHAVIOUR", "{}")
-    launcher = launcher_of(cluster_of(tmp_path))
-    started = Processes(launcher.training(RunFolder("/nowhere/run"), STAGE).commands, tmp_path / "log")
+    launcher = make_launcher(cluster_of(tmp_path))
+    started = ProcessGroup(launcher.training(RunFolder("/nowhere/run"), STAGE).commands, tmp_path / "log")
     wait_until(lambda: started.poll() is not None)
     assert started.poll() == 2
     started.end()
@@ -211,11 +211,11 @@ def test_a_host_that_does_not_see_the_run_folder_says_so(tmp_path, monkeypatch):
 def started(run, tmp_path, monkeypatch):
     """Processes on both hosts that work for ever and do not leave by themselves."""
     monkeypatch.setenv("FAKE_BEHAVIOUR", json.dumps({"steps": 10**9, "attempts": [], "stubborn": True}))
-    launcher = launcher_of(cluster_of(tmp_path))
+    launcher = make_launcher(cluster_of(tmp_path))
     launched = launcher.training(run, STAGE)
     for path, text in launched.files.items():
         path.write_text(text)
-    return Processes(launched.commands, run.stage(STAGE).launcher_log)
+    return ProcessGroup(launched.commands, run.stage(STAGE).launcher_log)
 
 
 def test_processes_elsewhere_end_when_the_one_that_holds_them_is_gone(started, run):
@@ -229,11 +229,11 @@ def test_processes_elsewhere_end_when_the_one_that_holds_them_is_gone(started, r
 
 def test_processes_elsewhere_end_when_the_connection_falls_silent(run, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_BEHAVIOUR", json.dumps({"steps": 10**9, "attempts": []}))
-    launched = launcher_of(cluster_of(tmp_path)).training(run, STAGE)
+    launched = make_launcher(cluster_of(tmp_path)).training(run, STAGE)
     run.stage(STAGE).hostfile.write_text("node-a slots=1\nnode-b slots=2\n")
-    code = "import launcher.launching.node as n, sys; n.SILENCE_S = 3; sys.exit(n.main(sys.argv[1:]))"
+    code = "import launcher.processes.agent as n, sys; n.SILENCE_S = 3; sys.exit(n.main(sys.argv[1:]))"
     inner = shlex.split(launched.commands[1].arguments[-1])
-    agent = [sys.executable, "-c", code, *inner[inner.index("launcher.launching.node") + 1 :]]
+    agent = [sys.executable, "-c", code, *inner[inner.index("launcher.processes.agent") + 1 :]]
     process = subprocess.Popen(agent, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])})
     assert process.stdin
     process.stdin.write(b"{}\n")
@@ -246,9 +246,9 @@ def test_an_agent_that_is_killed_takes_nothing_else_down_and_leaves_nothing_once
     wait_until(lambda: len(run.stage(STAGE).read_heartbeats()) == 3)
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)", "other/run", STAGE])
     for process in processes_of(run):
-        if "launcher.launching.node" in process.cmdline():
+        if "launcher.processes.agent" in process.cmdline():
             process.kill()
-    launcher = SshLauncher(cluster_of(tmp_path), launcher_of(cluster_of(tmp_path)).topology)
+    launcher = SshLauncher(cluster_of(tmp_path), make_launcher(cluster_of(tmp_path)).topology)
     assert launcher.end_elsewhere(run, STAGE, terminate_s=0.2) >= 3
     assert processes_of(run) == []
     assert bystander.poll() is None
@@ -267,11 +267,11 @@ def test_the_environment_arrives_whole_and_secrets_are_on_no_command_line(run, t
     shown = tmp_path / "shown.json"
     code = f"import json, os; json.dump(dict(os.environ), open({str(shown)!r}, 'w'))"
     monkeypatch.setattr(
-        launch, "evaluation_command", lambda run, stage: [sys.executable, "-c", code, str(run.path), stage]
+        worker_command, "evaluation_command", lambda run, stage: [sys.executable, "-c", code, str(run.path), stage]
     )
-    launcher = launcher_of(cluster_of(tmp_path, environment=("MY_TOKEN", "MY_PATH"), threads=3))
+    launcher = make_launcher(cluster_of(tmp_path, environment=("MY_TOKEN", "MY_PATH"), threads=3))
     launched = launcher.evaluation(run, STAGE)
-    started = Processes(launched.commands, tmp_path / "log")
+    started = ProcessGroup(launched.commands, tmp_path / "log")
     wait_until(lambda: started.poll() is not None)
     assert started.poll() == 0, (tmp_path / "log").read_text()
     seen = json.loads(shown.read_text())
@@ -289,7 +289,7 @@ def test_the_environment_arrives_whole_and_secrets_are_on_no_command_line(run, t
 def test_the_lines_for_ssh_are_these(run, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_BEHAVIOUR", "{}")
     cluster = cluster_of(tmp_path, ssh_options=("-p", "2222"), master_address="10.0.0.1", include="node-b:1")
-    first = launcher_of(cluster).training(run, STAGE, port=29500).commands[0].arguments
+    first = make_launcher(cluster).training(run, STAGE, port=29500).commands[0].arguments
     assert first[:4] == ["ssh", "-T", "-p", "2222"]
     assert {"BatchMode=yes", "ServerAliveInterval=5", "ServerAliveCountMax=6"} <= set(first)
     assert first[-2] == "node-b"

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from launcher import supervisor, watch
 from launcher.errors import DistributedError, Preempted
-from launcher.launching.processes import Command, Launch
-from launcher.progress import PlainDisplay
+from launcher.monitoring.progress import PlainDisplay
+from launcher.processes import supervisor, watchdog
+from launcher.processes.process_group import Command, Launch
+from launcher.processes.stop_request import StopRequest
+from launcher.processes.supervisor import Job, supervise
+from launcher.processes.watchdog import Deadlines, processes_of
 from launcher.run_folder import RunFolder, read_json
-from launcher.stopping import StopRequest
-from launcher.supervisor import Job, supervise
-from launcher.watch import Deadlines, processes_of
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 ROOT = FAKE_WORKER.parents[2]
@@ -84,7 +84,7 @@ class Supervision:
 def supervision(run, monkeypatch):
     monkeypatch.setattr(supervisor, "POLL_S", 0.05)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.2)
-    monkeypatch.setattr(watch, "LINGER_S", 1.0)
+    monkeypatch.setattr(watchdog, "LINGER_S", 1.0)
     return Supervision(run)
 
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trackers import _no_settings_from_outside, open_tracker  # noqa: F401  a fixture for all tests here
 
-from launcher.tracking import TrackingConfig, WandbConfig, choose_mode, mirror, read_metrics, wandb_backend
+from launcher.tracking import TrackingConfig, WandbConfig, background_writer, choose_mode, read_metrics, wandb_backend
 
 DISABLED = TrackingConfig(wandb=WandbConfig(mode="disabled"))
 OFFLINE = TrackingConfig(wandb=WandbConfig(mode="offline"))
@@ -207,7 +207,7 @@ def test_a_hanging_wandb_costs_no_step_and_close_keeps_its_deadline(tmp_path, mo
     released = threading.Event()
     fake = FakeWandb(**{place: lambda *_, **__: released.wait(30)})
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(mirror, "QUEUE_RECORDS", 100)
+    monkeypatch.setattr(background_writer, "QUEUE_RECORDS", 100)
     tracker = open_tracker(tmp_path, OFFLINE)
     start_s = time.perf_counter()
     for step in range(1, 501):

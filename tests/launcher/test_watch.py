@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from launcher import watch
+from launcher.processes import watchdog
+from launcher.processes.watchdog import Deadlines, Watchdog
 from launcher.run_folder import RunFolder, write_json
-from launcher.watch import Deadlines, Watch
 
 
 @pytest.fixture
@@ -25,20 +25,20 @@ def stage(tmp_path):
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     return now
 
 
 @pytest.mark.parametrize(("later_s", "first"), [(0.0, 1), (0.2, 1), (2.0, 0)])
 def test_of_losses_noted_close_together_the_first_is_the_one_that_wrote_least_lately(stage, clock, later_s, first):
-    watch_ = Watch(stage, 2, Deadlines())
+    watch_ = Watchdog(stage, 2, Deadlines())
     stage.loss_file(0).touch()
     if later_s:
         assert watch_.look() is None
         clock[0] += later_s
     stage.loss_file(1).touch()
     assert watch_.look() is None
-    clock[0] += watch.LINGER_S + 0.1
+    clock[0] += watchdog.LINGER_S + 0.1
     failure = watch_.look()
     assert failure
     assert failure.rank == first

@@ -10,16 +10,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.accounting import (
-    count_parameters,
-    count_parts,
-    encoder_operations,
-    forward_operations,
-    training_operations,
-)
+from model.costs.flops import count_parameters, count_parts, encoder_operations, forward_operations, training_operations
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
-from model.experts import MixtureOfExperts
+from model.moe.experts import MixtureOfExperts
 from model.recognizer import Recognizer, RecognizerConfig
 from model.transducer import TransducerConfig
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from data.plan import Totals
-from launcher.training.tasks import MicroBatch, Pretrain
-from model.activations import MicroBatchSize, activation_bytes, is_known
+from data.sampler import Totals
+from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
+from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
-from model.objectives import ObjectiveConfig
+from model.losses import ObjectiveConfig
 from model.recognizer import Recognizer, RecognizerConfig
 from model.transducer import TransducerConfig
 
@@ -54,13 +54,13 @@ def measured(recognizer: Recognizer, size: MicroBatchSize, autocast: bool) -> in
         alive.add(saved)
         return saved
 
-    batch = MicroBatch(
+    batch = FeatureBatch(
         torch.randn(size.utterances, size.frames, MEL_BINS),
         torch.full((size.utterances,), size.frames),
         torch.randint(4, VOCABULARY, (size.utterances, size.tokens)),
         torch.full((size.utterances,), size.tokens),
     )
-    task = Pretrain(ObjectiveConfig(), recognizer.config.encoder)
+    task = RecognitionLoss(ObjectiveConfig(), recognizer.config.encoder)
     totals = Totals(utterances=size.utterances, tokens=1, frames=1)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -8,7 +8,7 @@ from test_encoder import MEL_BINS, build, encoder_config
 from transformers import Wav2Vec2ConformerConfig
 from transformers.models.wav2vec2_conformer import modeling_wav2vec2_conformer as reference
 
-from model.attention import RelativePositions, RelativeSelfAttention, RotaryPositions, SelfAttention, _shift
+from model.layers.attention import RelativePositions, RelativeSelfAttention, RotaryPositions, SelfAttention, _shift
 
 WIDTH, HEADS, FRAMES = 24, 3, 17
 

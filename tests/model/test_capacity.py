@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.experts import MixtureOfExperts
-from model.router import Router, RouterConfig, pool, within_capacity
+from model.moe.experts import MixtureOfExperts
+from model.moe.router import Router, RouterConfig, pool, within_capacity
 
 WIDTH, HIDDEN = 12, 20
 

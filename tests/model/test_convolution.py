@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.convolution import ConvolutionModule
-from model.packing import Packing
+from model.layers.convolution import ConvolutionModule
+from model.layers.packing import Packing
 
 
 def run(

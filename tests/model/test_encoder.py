@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model.encoder import Encoder, EncoderConfig
-from model.router import ExpertsConfig, RouterConfig
-from model.subsampling import SubsamplingConfig, output_length
+from model.layers.subsampling import SubsamplingConfig, output_length
+from model.moe.router import ExpertsConfig, RouterConfig
 
 MEL_BINS = 20
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.experts import ExpertStack, MixtureOfExperts, ResidualMixture, build_experts
-from model.router import ExpertsConfig, Router, RouterConfig, Routing, pool
+from model.moe.experts import ExpertStack, MixtureOfExperts, ResidualMixture, build_experts
+from model.moe.router import ExpertsConfig, Router, RouterConfig, Routing, pool
 
 WIDTH, HIDDEN = 12, 20
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.accounting import count_parts, forward_operations, masked_operations
+from model.costs.flops import count_parts, forward_operations, masked_operations
 from model.encoder import Encoder, EncoderConfig
 from model.export import holds_encoder_alone, load_encoder, load_model, save_encoder, save_model
 from model.masked_prediction import MaskedPredictor, MaskedPredictorConfig, evenness

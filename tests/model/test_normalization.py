@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_encoder import MEL_BINS, build
 
-from model.chunks import ChunksConfig
-from model.normalization import FrameBatchNorm
+from model.layers.batch_norm import FrameBatchNorm
+from model.layers.chunk_mask import ChunksConfig
 
 WIDTH = 6
 

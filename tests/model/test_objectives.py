@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model import objectives
+from model import losses
 from model.decoder import Decoder, DecoderConfig, append_end, shift_right
 from model.recognizer import BLANK, END, START
 
@@ -25,7 +25,7 @@ def test_the_ctc_sum_is_torchs_sum():
     expected = functional.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1), tokens, lengths, token_lengths, blank=BLANK, reduction="sum"
     )
-    torch.testing.assert_close(objectives.ctc_sum(logits, lengths, tokens, token_lengths), expected)
+    torch.testing.assert_close(losses.ctc_sum(logits, lengths, tokens, token_lengths), expected)
 
 
 def test_sums_do_not_depend_on_how_a_batch_is_split():
@@ -33,9 +33,9 @@ def test_sums_do_not_depend_on_how_a_batch_is_split():
     decoder_logits = torch.randn(4, 6, VOCABULARY)
 
     def total(rows: slice) -> torch.Tensor:
-        return objectives.ctc_sum(
-            logits[rows], lengths[rows], tokens[rows], token_lengths[rows]
-        ) + objectives.attention_sum(decoder_logits[rows], tokens[rows], token_lengths[rows], lengths[rows] > 0, 0.1)
+        return losses.ctc_sum(logits[rows], lengths[rows], tokens[rows], token_lengths[rows]) + losses.attention_sum(
+            decoder_logits[rows], tokens[rows], token_lengths[rows], lengths[rows] > 0, 0.1
+        )
 
     torch.testing.assert_close(total(slice(0, 4)), total(slice(0, 1)) + total(slice(1, 4)))
 
@@ -44,8 +44,8 @@ def test_an_utterance_without_frames_costs_nothing_and_has_a_gradient_of_zero():
     logits = torch.randn(1, 4, VOCABULARY, requires_grad=True)
     nothing = torch.zeros(1, dtype=torch.int64)
     decoder_logits = torch.randn(1, 2, VOCABULARY, requires_grad=True)
-    loss = objectives.ctc_sum(logits, nothing, nothing[:, None], nothing)
-    loss = loss + objectives.attention_sum(decoder_logits, nothing[:, None], nothing, nothing > 0, 0.1)
+    loss = losses.ctc_sum(logits, nothing, nothing[:, None], nothing)
+    loss = loss + losses.attention_sum(decoder_logits, nothing[:, None], nothing, nothing > 0, 0.1)
     loss.backward()
     assert loss.item() == 0.0
     assert logits.grad.abs().max() == 0.0
@@ -56,7 +56,7 @@ def test_the_attention_sum_counts_each_token_and_one_end_per_utterance():
     _, lengths, tokens, token_lengths = batch()
     logits = torch.zeros(4, 6, VOCABULARY)
     per_target = torch.log(torch.tensor(float(VOCABULARY)))
-    found = objectives.attention_sum(logits, tokens, token_lengths, lengths > 0, 0.0)
+    found = losses.attention_sum(logits, tokens, token_lengths, lengths > 0, 0.0)
     torch.testing.assert_close(found, per_target * (int(token_lengths.sum()) + 4))
 
 
@@ -81,9 +81,9 @@ def test_the_decoder_does_not_see_later_tokens():
 def test_the_divergence_is_zero_at_the_teacher_and_has_its_gradient_there(temperature):
     teacher = torch.randn(2, 3, VOCABULARY)
     weight = torch.ones(2, 3)
-    assert float(objectives.divergence_sum(teacher, teacher, weight, temperature)) == pytest.approx(0.0, abs=1e-5)
+    assert float(losses.divergence_sum(teacher, teacher, weight, temperature)) == pytest.approx(0.0, abs=1e-5)
     student = (teacher + 0.5 * torch.randn_like(teacher)).requires_grad_()
-    loss = objectives.divergence_sum(student, teacher, weight, temperature)
+    loss = losses.divergence_sum(student, teacher, weight, temperature)
     loss.backward()
     # d/dz T^2 KL(p_T || p_S) = T (p_S - p_T): of about the same size for every temperature.
     expected = temperature * ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1))
@@ -95,9 +95,9 @@ def test_hidden_and_cosine_distances_ignore_padding():
     valid = torch.tensor([[True] * 4, [True, True, False, False]])
     changed = student.clone()
     changed[1, 2:] += 10.0
-    for distance in (objectives.hidden_sum, objectives.cosine_sum):
+    for distance in (losses.hidden_sum, losses.cosine_sum):
         torch.testing.assert_close(distance(student, teacher, valid), distance(changed, teacher, valid))
-    assert float(objectives.hidden_sum(teacher, teacher, valid)) == 0.0
+    assert float(losses.hidden_sum(teacher, teacher, valid)) == 0.0
 
 
 def test_blank_frames_weigh_less_and_padding_nothing():
@@ -105,4 +105,4 @@ def test_blank_frames_weigh_less_and_padding_nothing():
     teacher[0, 0, BLANK] = 5.0
     teacher[0, 1, 4] = 5.0
     valid = torch.tensor([[True, True, False]])
-    torch.testing.assert_close(objectives.frame_weights(teacher, valid, 0.1), torch.tensor([[0.1, 1.0, 0.0]]))
+    torch.testing.assert_close(losses.frame_weights(teacher, valid, 0.1), torch.tensor([[0.1, 1.0, 0.0]]))

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_encoder import MEL_BINS, build
 
-from model.attention import rotate
-from model.packing import Packing
-from model.subsampling import valid_mask
+from model.layers.attention import rotate
+from model.layers.packing import Packing
+from model.layers.subsampling import valid_mask
 
 
 @settings(deadline=None, max_examples=50)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.rows import pick, place
+from model.layers.permute_rows import gather_unique, scatter_unique
 
 # Some rows, all of them in another order, none.
 INDICES = pytest.mark.parametrize("index", [[4, 0, 2], [3, 1, 4, 0, 2], []], ids=str)
@@ -16,9 +16,11 @@ def rows(number):
 @INDICES
 def test_picked_rows_and_their_gradients_are_those_of_indexing(index):
     x_MD, index_N = rows(5), torch.tensor(index, dtype=torch.long)
-    torch.testing.assert_close(pick(x_MD, index_N), x_MD[index_N], rtol=0, atol=0)
+    torch.testing.assert_close(gather_unique(x_MD, index_N), x_MD[index_N], rtol=0, atol=0)
     weight = torch.arange(3.0)
-    found, expected = (torch.autograd.grad((y * weight).sum(), x_MD) for y in (pick(x_MD, index_N), x_MD[index_N]))
+    found, expected = (
+        torch.autograd.grad((y * weight).sum(), x_MD) for y in (gather_unique(x_MD, index_N), x_MD[index_N])
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -26,7 +28,7 @@ def test_picked_rows_and_their_gradients_are_those_of_indexing(index):
 def test_placing_undoes_picking_and_leaves_zeros_elsewhere(index):
     """pick(place(x)) = x, and the other rows are 0."""
     x_ND, index_N = rows(len(index)), torch.tensor(index, dtype=torch.long)
-    placed_MD = place(x_ND, index_N, 5)
+    placed_MD = scatter_unique(x_ND, index_N, 5)
     torch.testing.assert_close(placed_MD[index_N], x_ND, rtol=0, atol=0)
     assert placed_MD.count_nonzero() == x_ND.numel()
-    assert torch.autograd.gradcheck(lambda x: place(x, index_N, 5), x_ND)
+    assert torch.autograd.gradcheck(lambda x: scatter_unique(x, index_N, 5), x_ND)

@@ -5,22 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.experts import ExpertStack
-from model.shares import Share, recurring, shares_of
+from model.moe.experts import ExpertStack
+from model.moe.row_padding import ExpertRows, expert_rows, pad_to_bucket
 
 
 def test_few_numbers_of_rows_recur_and_none_is_much_larger():
     """16 numbers per octave from 256 on, at most rows / 16 more from 512 on."""
-    found = [recurring(rows) for rows in range(1, 4097)]
+    found = [pad_to_bucket(rows) for rows in range(1, 4097)]
     assert len(set(found)) == 16 + 16 + 16 * 3
     assert all(rows <= more < rows + 16 for rows, more in enumerate(found[:511], start=1))
     assert all(rows <= more <= rows * 17 / 16 for rows, more in enumerate(found[511:], start=512))
-    assert recurring(0) == 0
+    assert pad_to_bucket(0) == 0
 
 
 def test_a_share_reaches_into_the_next_rows_and_is_zero_past_the_last():
     x_MD = torch.arange(10.0).view(5, 2)
-    within, beyond = Share(1, 2, 3), Share(3, 1, 4)
+    within, beyond = ExpertRows(1, 2, 3), ExpertRows(3, 1, 4)
     assert torch.equal(within.of(x_MD), x_MD[1:4])
     assert within.of(x_MD).data_ptr() == x_MD[1:].data_ptr()
     assert torch.equal(beyond.of(x_MD), torch.tensor([[6.0, 7.0], [8.0, 9.0], [0.0, 0.0], [0.0, 0.0]]))
@@ -30,13 +30,13 @@ def test_a_share_reaches_into_the_next_rows_and_is_zero_past_the_last():
 
 @pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, [3, 0, 20]), (torch.bfloat16, [16, 0, 32])], ids=str)
 def test_only_bf16_products_on_a_cpu_get_more_rows(dtype, rows):
-    shares = shares_of([3, 0, 20], torch.empty(23, 4, dtype=dtype))
+    shares = expert_rows([3, 0, 20], torch.empty(23, 4, dtype=dtype))
     assert [(share.start, share.frames, share.rows) for share in shares] == [
         (0, 3, rows[0]),
         (3, 0, rows[1]),
         (3, 20, rows[2]),
     ]
-    assert shares_of([3], torch.empty(3, 4, dtype=torch.bfloat16, device="meta")) == [Share(0, 3, 3)]
+    assert expert_rows([3], torch.empty(3, 4, dtype=torch.bfloat16, device="meta")) == [ExpertRows(0, 3, 3)]
 
 
 @settings(deadline=None, max_examples=40)

@@ -8,8 +8,8 @@ from test_encoder import MEL_BINS, build, encoder_config
 from torch import Tensor
 
 from model.encoder import Encoder, EncoderOutput
-from model.experts import ResidualMixture
-from model.router import Router, RouterConfig
+from model.moe.experts import ResidualMixture
+from model.moe.router import Router, RouterConfig
 
 EVERYTHING = {
     "private_head": 1,

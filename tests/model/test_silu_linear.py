@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.silu_linear import SiluLinear
+from model.layers.silu_linear import SiluLinear
 
 SHAPES = pytest.mark.parametrize("shape", [(11, 6), (2, 5, 6), (0, 6)], ids=str)
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_encoder import MEL_BINS, build, encoder_config
 
-from model.chunks import Chunk, ChunksConfig
-from model.normalization import FrameBatchNorm
+from model.layers.batch_norm import FrameBatchNorm
+from model.layers.chunk_mask import ChunkMask, ChunksConfig
+from model.layers.subsampling import SubsamplingConfig
 from model.streaming import StreamingEncoder
-from model.subsampling import SubsamplingConfig
 
 EXPERTS = {"count": 3, "router": {"per_frame": 2}}
 
@@ -48,7 +48,7 @@ def whole(encoder, features_TF, chunk=None) -> torch.Tensor:
     factor=st.sampled_from([4, 6, 8]),
     num_features=st.integers(1, 90),
     cuts=st.lists(st.integers(0, 90), max_size=6),
-    chunk=st.builds(Chunk, st.integers(1, 5), st.none() | st.integers(0, 3)),
+    chunk=st.builds(ChunkMask, st.integers(1, 5), st.none() | st.integers(0, 3)),
     seed=st.integers(0, 100),
 )
 def test_any_pieces_of_an_utterance_give_the_frames_of_the_whole(
@@ -69,7 +69,7 @@ def test_any_pieces_of_an_utterance_give_the_frames_of_the_whole(
 @pytest.mark.parametrize("factor", [4, 6, 8])
 def test_a_chunk_comes_out_with_its_own_last_feature(factor):
     encoder = streaming_encoder(subsampling=SubsamplingConfig(channels=4, factor=factor))
-    stream = StreamingEncoder(encoder, Chunk(3, 1))
+    stream = StreamingEncoder(encoder, ChunkMask(3, 1))
     pieces = torch.randn(2 * 3 * factor, MEL_BINS).split(1)
     counts = [len(stream.push(piece)) for piece in pieces]
     assert counts == ([0] * (3 * factor - 1) + [3]) * 2
@@ -78,7 +78,7 @@ def test_a_chunk_comes_out_with_its_own_last_feature(factor):
 def test_memory_is_bounded_by_the_left_context():
     encoder = streaming_encoder()
 
-    def kept(num_features: int, chunk: Chunk) -> int:
+    def kept(num_features: int, chunk: ChunkMask) -> int:
         """Bytes that a stream holds on to after some features, storages whole."""
         stream = StreamingEncoder(encoder, chunk)
         for piece in torch.randn(num_features, MEL_BINS).split(7):
@@ -87,8 +87,8 @@ def test_memory_is_bounded_by_the_left_context():
         tensors += [tensor for past in stream._pasts for tensor in (past._key, past._value, past._inputs)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
-    assert kept(1600, Chunk(4, 2)) == kept(160, Chunk(4, 2))
-    assert kept(1600, Chunk(4)) > 5 * kept(160, Chunk(4))
+    assert kept(1600, ChunkMask(4, 2)) == kept(160, ChunkMask(4, 2))
+    assert kept(1600, ChunkMask(4)) > 5 * kept(160, ChunkMask(4))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "relative", "none"])
@@ -99,7 +99,7 @@ def test_a_frame_sees_its_chunk_and_the_left_ones_and_no_others(positions):
     features = torch.randn(6 * 16, MEL_BINS)
     changed = features.clone()
     changed[2 * 16 + 5 : 2 * 16 + 8] += 1.0
-    chunk = Chunk(4, 1)
+    chunk = ChunkMask(4, 1)
     difference = (whole(encoder, features, chunk) - whole(encoder, changed, chunk)).abs().amax(-1)
     assert (difference > 1e-5).nonzero().flatten().tolist() == list(range(8, 18))
 
@@ -109,7 +109,7 @@ def test_padding_does_not_matter_in_chunks():
     features, lengths = torch.randn(3, 90, MEL_BINS), torch.tensor([90, 31, 0])
     for row, length in enumerate(lengths.tolist()):
         features[row, length:] = 0.0
-    chunk = Chunk(2, 1)
+    chunk = ChunkMask(2, 1)
     together = encoder(features, lengths, chunk).frames_BSD
     assert torch.isfinite(together).all()
     torch.testing.assert_close(together[1, :8], whole(encoder, features[1, :31], chunk), rtol=1e-4, atol=1e-5)
@@ -118,7 +118,7 @@ def test_padding_does_not_matter_in_chunks():
 def test_training_draws_chunks_as_configured_and_evaluation_none():
     encoder = build(causal_convolution=True, chunks=ChunksConfig(max_frames=3, full_context=0.4), dropout=0.0)
     features, lengths = torch.randn(1, 80, MEL_BINS), torch.tensor([80])
-    possible = [encoder(features, lengths, chunk).frames_BSD for chunk in map(Chunk, (1, 2, 3))]
+    possible = [encoder(features, lengths, chunk).frames_BSD for chunk in map(ChunkMask, (1, 2, 3))]
     possible.append(encoder.eval()(features, lengths).frames_BSD)
     encoder.train()
     torch.manual_seed(0)
@@ -157,19 +157,19 @@ def test_what_would_look_beyond_a_chunk_is_refused():
     with pytest.raises(ValueError, match="causal_convolution is false"):
         encoder_config(chunks=ChunksConfig())
     with pytest.raises(ValueError, match="causal_convolution: true"):
-        build()(torch.randn(1, 20, MEL_BINS), torch.tensor([20]), Chunk(2))
+        build()(torch.randn(1, 20, MEL_BINS), torch.tensor([20]), ChunkMask(2))
     with pytest.raises(ValueError, match="causal_convolution: false"):
-        StreamingEncoder(build().eval(), Chunk(2))
+        StreamingEncoder(build().eval(), ChunkMask(2))
     with pytest.raises(ValueError, match="training mode"):
-        StreamingEncoder(build(causal_convolution=True), Chunk(2))
+        StreamingEncoder(build(causal_convolution=True), ChunkMask(2))
     with pytest.raises(ValueError, match="0 frames"):
-        Chunk(0)
+        ChunkMask(0)
     with pytest.raises(ValueError, match="left_chunks is -1"):
-        Chunk(2, -1)
+        ChunkMask(2, -1)
 
 
 def test_a_stream_ends_once():
-    stream = StreamingEncoder(streaming_encoder(), Chunk(2))
+    stream = StreamingEncoder(streaming_encoder(), ChunkMask(2))
     with pytest.raises(ValueError, match="push its features first"):
         stream.finish()
     stream.push(torch.randn(9, MEL_BINS))

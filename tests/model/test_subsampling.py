@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_encoder import MEL_BINS, build
 
-from model.subsampling import ConvolutionSubsampling, SubsamplingConfig, output_length
+from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig, output_length
 
 FACTORS = pytest.mark.parametrize("factor", [4, 6, 8])
 

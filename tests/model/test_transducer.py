@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
+from model.layers.subsampling import SubsamplingConfig
 from model.recognizer import BLANK, Recognizer, RecognizerConfig
 from model.search import transducer_greedy
-from model.subsampling import SubsamplingConfig
 from model.transducer import Transducer, TransducerConfig
 from model.upcycle import initialize_from_teacher
 

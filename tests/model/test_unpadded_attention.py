@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from model.unpadded_attention import attend_within
+from model.layers.varlen_attention import attend_within
 
 
 def parts_of(lengths: list[int], dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:

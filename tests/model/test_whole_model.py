@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from model.accounting import count_parameters
+from model.costs.flops import count_parameters
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.export import load_model, save_model
+from model.layers.subsampling import SubsamplingConfig
+from model.moe.router import EMBEDDING_WIDTH, ExpertsConfig
 from model.recognizer import Recognizer, RecognizerConfig
-from model.router import EMBEDDING_WIDTH, ExpertsConfig
-from model.subsampling import SubsamplingConfig
 from model.upcycle import initialize_from_teacher, spread_evenly
 
 MEL_BINS, VOCABULARY = 20, 9

@@ -14,7 +14,7 @@ from launcher.run_folder import StageFolder
 from launcher.training.checkpoint.layout import FORMAT, MANIFEST, WEIGHT, Piece, file_sha256, manifest_digest
 
 if TYPE_CHECKING:
-    from launcher.training.parallel import Fragment
+    from launcher.training.fragments import Fragment
 
 logger = logging.getLogger(__name__)
 

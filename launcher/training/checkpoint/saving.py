@@ -38,7 +38,7 @@ from launcher.training.checkpoint.layout import (
 from launcher.training.checkpoint.retention import has_room, retire
 
 if TYPE_CHECKING:
-    from launcher.training.parallel import Fragment
+    from launcher.training.fragments import Fragment
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import torch
 
-from data.companions import Arrays
-from launcher.recipe.teachers import TeacherFacts
-from launcher.recognition.finished_model import FinishedModel
-from launcher.teacher_cache import CacheDescription
-from launcher.training.tasks import MicroBatch
-from launcher.training.teachers.compact import empty, restore
+from data.sidecars import Arrays
+from launcher.inference.finished_model import FinishedModel
+from launcher.recipe.teachers import TeacherSpec
+from launcher.training.recognition_loss import FeatureBatch
+from launcher.training.teachers.cache_codec import empty, restore
+from launcher.training.teachers.cache_match import CacheDescription
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
+from model.layers.subsampling import output_length
 from model.recognizer import Recognizer
-from model.subsampling import output_length
 
 
 class CachedTeacher(Teacher):
@@ -27,7 +27,7 @@ class CachedTeacher(Teacher):
         folder: Path,
         description: CacheDescription,
         model: Path,
-        facts: TeacherFacts,
+        facts: TeacherSpec,
         vocabulary_size: int,
         device: torch.device,
     ):
@@ -40,9 +40,9 @@ class CachedTeacher(Teacher):
         # A teacher that hears the student's features pads them as the student does.
         self.factor = facts.factor if description.heard.features else None
 
-    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+    def __call__(self, batch: FeatureBatch) -> TeacherOutput:
         num_frames = output_length(batch.features_BTF.shape[1], self.factor) if self.factor else 1
-        stored = batch.companions[self.name] or [self.nothing]
+        stored = batch.sidecars[self.name] or [self.nothing]
         return restore(stored, self.vocabulary_size, self.device, num_frames, batch.tokens_BU.shape[1] + 1)
 
     def load_recognizer(self) -> Recognizer | None:

@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 
 from data.features import LogMel
-from launcher.training.tasks import MicroBatch
+from launcher.training.recognition_loss import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
 from model.recognizer import Recognizer
 
-Hears = Literal["augmented", "clean", "waveform"]
+TeacherInput = Literal["augmented", "clean", "waveform"]
 
 
 class RecognizerTeacher(Teacher):
@@ -19,7 +19,7 @@ class RecognizerTeacher(Teacher):
         self,
         recognizer: Recognizer,
         front_end: LogMel,
-        hears: Hears = "augmented",
+        hears: TeacherInput = "augmented",
         same_tokens: bool = True,
     ):
         self.recognizer, self.front_end, self.hears, self.same_tokens = recognizer, front_end, hears, same_tokens
@@ -29,7 +29,7 @@ class RecognizerTeacher(Teacher):
         self.has_decoder = same_tokens and recognizer.decoder is not None
 
     @torch.no_grad()
-    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+    def __call__(self, batch: FeatureBatch) -> TeacherOutput:
         features_BTF, lengths_B = batch.features_BTF, batch.lengths_B
         if self.hears != "augmented":
             assert batch.source is not None

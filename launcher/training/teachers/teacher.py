@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from launcher.training.tasks import MicroBatch
+from launcher.training.recognition_loss import FeatureBatch
 
 
 class Layers(Protocol):
@@ -43,5 +43,5 @@ class Teacher(ABC):
     needs_source: bool = False
 
     @abstractmethod
-    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+    def __call__(self, batch: FeatureBatch) -> TeacherOutput:
         """What the teacher makes of a micro-batch; without gradient."""

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from launcher.errors import CheckpointError, ConfigError
-from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherFacts
-from launcher.training.tasks import MicroBatch
+from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherSpec
+from launcher.training.recognition_loss import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
 
 # Filterbanks of transformers: windows of 25 ms every 10 ms.
@@ -30,11 +30,11 @@ class WaveformTeacher(Teacher):
 
     needs_source = True
 
-    def __init__(self, facts: TeacherFacts, device: torch.device, together: bool):
+    def __init__(self, facts: TeacherSpec, device: torch.device, together: bool):
         self.facts, self.device, self.together, self.frame_s = facts, device, together, facts.frame_s
 
     @torch.no_grad()
-    def __call__(self, batch: MicroBatch) -> TeacherOutput:
+    def __call__(self, batch: FeatureBatch) -> TeacherOutput:
         assert batch.source is not None
         samples = batch.source.samples_B.tolist()
         lengths = [self.num_frames(number) for number in samples]
@@ -60,7 +60,7 @@ class WaveformTeacher(Teacher):
 class TransformersTeacher(WaveformTeacher):
     """The encoder of a wav2vec 2.0, HuBERT or Speech2Text model, whatever head it was saved with."""
 
-    def __init__(self, folder: Path, facts: TeacherFacts, device: torch.device):
+    def __init__(self, folder: Path, facts: TeacherSpec, device: torch.device):
         try:
             from transformers import AutoFeatureExtractor, AutoModel
         except ImportError:
@@ -103,7 +103,7 @@ class TorchaudioTeacher(WaveformTeacher):
     """A wav2vec 2.0 or HuBERT model of torchaudio: torchaudio.json says how to build it, and whether waveforms are
     normalised first."""
 
-    def __init__(self, folder: Path, facts: TeacherFacts, device: torch.device):
+    def __init__(self, folder: Path, facts: TeacherSpec, device: torch.device):
         from torchaudio.models import wav2vec2_model
 
         description = json.loads((folder / "torchaudio.json").read_text(encoding="utf-8"))

@@ -69,7 +69,7 @@ CONFIGURATION = {
 def main(out: Path) -> None:
     parallel.start_processes(60)
     model = Shared()
-    before = model.shares()
+    before = model.moe.row_padding()
     engine, *_ = deepspeed.initialize(model=model, config=CONFIGURATION)
     torch.save({"before": before, "after": engine.module.shares()}, out / f"rank-{dist.get_rank()}.pt")
     dist.barrier()

@@ -11,24 +11,24 @@ from pathlib import Path
 import jiwer
 import torch
 
+from data.audio import Utterance, read_audio
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.features import FeaturesConfig, LogMel
-from data.manifest import Utterance, read_audio
-from data.masking import Masking, MaskingConfig, hidden_encoder_frames
-from data.plan import Totals, derive_seed
+from data.masking import Masking, MaskingConfig, fully_masked_frames
+from data.sampler import Totals, derive_seed
 from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from launcher.recipe import OptimizerConfig
+from launcher.training.masked_prediction_loss import MaskedPredictionLoss
+from launcher.training.recognition_loss import CleanInputs, FeatureBatch, RecognitionLoss
 from launcher.training.schedule import learning_rate
-from launcher.training.self_supervised import SelfSupervised
-from launcher.training.tasks import MicroBatch, Pretrain, Source
 from model.encoder import EncoderConfig
+from model.layers.subsampling import output_length
+from model.losses import ExpertsObjectiveConfig, ObjectiveConfig
 from model.masked_prediction import MaskedPredictor, MaskedPredictorConfig
-from model.objectives import ExpertsObjectiveConfig, ObjectiveConfig
 from model.quantizer import QuantizerConfig
 from model.recognizer import Recognizer, RecognizerConfig
 from model.search import greedy
-from model.subsampling import output_length
 from model.upcycle import initialize_encoder
 
 NUM_HEARD, NUM_HELD_OUT, EVERY = 1400, 60, 9
@@ -55,9 +55,9 @@ OPTIMIZER = OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=50)
 class Corpus:
     """Batches of all phrases, of those with a transcript, and of some held out, as normalised features."""
 
-    heard: list[MicroBatch]
-    labelled: list[MicroBatch]
-    held_out: list[MicroBatch]
+    heard: list[FeatureBatch]
+    labelled: list[FeatureBatch]
+    held_out: list[FeatureBatch]
     tokenizer: Tokenizer
 
 
@@ -87,17 +87,17 @@ def log_mel(utterance: Utterance) -> torch.Tensor:
     return LogMel(FEATURES)(waveform[None], torch.tensor([len(waveform)]))[0][0]
 
 
-def batches(pairs: list[tuple[torch.Tensor, list[int]]]) -> list[MicroBatch]:
+def batches(pairs: list[tuple[torch.Tensor, list[int]]]) -> list[FeatureBatch]:
     """Micro-batches of utterances of about equal length."""
     pairs = sorted(pairs, key=lambda pair: len(pair[0]))
     return [collate(pairs[start : start + BATCH]) for start in range(0, len(pairs), BATCH)]
 
 
-def collate(pairs: list[tuple[torch.Tensor, list[int]]]) -> MicroBatch:
+def collate(pairs: list[tuple[torch.Tensor, list[int]]]) -> FeatureBatch:
     features = [features for features, _ in pairs]
     tokens = [torch.tensor(tokens) for _, tokens in pairs]
     pad = torch.nn.utils.rnn.pad_sequence
-    return MicroBatch(
+    return FeatureBatch(
         pad(features, batch_first=True),
         torch.tensor([len(one) for one in features]),
         pad(tokens, batch_first=True),
@@ -105,16 +105,16 @@ def collate(pairs: list[tuple[torch.Tensor, list[int]]]) -> MicroBatch:
     )
 
 
-def hide(batch: MicroBatch, step: int) -> tuple[MicroBatch, Totals]:
+def hide(batch: FeatureBatch, step: int) -> tuple[FeatureBatch, Totals]:
     masking = Masking(MASKING, FEATURES, ENCODER.subsampling.factor, seed=1)
     heard_BTF, masked_BT = masking.hide(batch.features_BTF, batch.lengths_B, step, 0)
-    predicted_BS = hidden_encoder_frames(masked_BT, batch.lengths_B, ENCODER.subsampling.factor)
+    predicted_BS = fully_masked_frames(masked_BT, batch.lengths_B, ENCODER.subsampling.factor)
     silence = torch.zeros(len(batch.lengths_B), 0), torch.zeros_like(batch.lengths_B)
-    masked_batch = replace(batch, features_BTF=heard_BTF, source=Source(batch.features_BTF, masked_BT, *silence))
+    masked_batch = replace(batch, features_BTF=heard_BTF, source=CleanInputs(batch.features_BTF, masked_BT, *silence))
     return masked_batch, Totals(0, 0, 1, masked=int(predicted_BS.sum()))
 
 
-def totals(batch: MicroBatch) -> Totals:
+def totals(batch: FeatureBatch) -> Totals:
     frames = int(output_length(batch.lengths_B, ENCODER.subsampling.factor).sum())
     return Totals(len(batch.lengths_B), int(batch.token_lengths_B.sum()), frames)
 
@@ -133,14 +133,14 @@ def train(model: torch.nn.Module, task, prepared, num_steps: int) -> None:
         adamw.step()
 
 
-def drawn(batches: list[MicroBatch], step: int) -> MicroBatch:
+def drawn(batches: list[FeatureBatch], step: int) -> FeatureBatch:
     return batches[derive_seed(1, "batch", step) % len(batches)]
 
 
 def listen(corpus: Corpus) -> MaskedPredictor:
     torch.manual_seed(1)
     model = MaskedPredictor(MaskedPredictorConfig(encoder=ENCODER, quantizer=QUANTIZER), 80)
-    task = SelfSupervised(ExpertsObjectiveConfig(), ENCODER)
+    task = MaskedPredictionLoss(ExpertsObjectiveConfig(), ENCODER)
     train(model, task, lambda step: hide(drawn(corpus.heard, step), step), LISTENING_STEPS)
     return model.eval()
 
@@ -148,7 +148,7 @@ def listen(corpus: Corpus) -> MaskedPredictor:
 @torch.no_grad()
 def masked_accuracy(model: MaskedPredictor, corpus: Corpus) -> tuple[float, float]:
     """The share of the held-out phrases' masked frames whose code is predicted, and that of the commonest code."""
-    task = SelfSupervised(ExpertsObjectiveConfig(), ENCODER)
+    task = MaskedPredictionLoss(ExpertsObjectiveConfig(), ENCODER)
     correct, masked, counts_QC = 0.0, 0, 0
     for step, batch in enumerate(corpus.held_out):
         hidden, counts = hide(batch, step)
@@ -165,9 +165,9 @@ def learn(corpus: Corpus, seed: int, start: MaskedPredictor | None) -> float:
     model = Recognizer(RecognizerConfig(encoder=ENCODER), 80, corpus.tokenizer.vocabulary_size)
     if start is not None:
         initialize_encoder(model.encoder, start.encoder)
-    task = Pretrain(ObjectiveConfig(), ENCODER)
+    task = RecognitionLoss(ObjectiveConfig(), ENCODER)
 
-    def prepared(step: int) -> tuple[MicroBatch, Totals]:
+    def prepared(step: int) -> tuple[FeatureBatch, Totals]:
         batch = drawn(corpus.labelled, step)
         return batch, totals(batch)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data.plan import Totals
+from data.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
-from launcher.training.tasks import MicroBatch, Pretrain
+from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
-from model.objectives import ObjectiveConfig
+from model.layers.subsampling import SubsamplingConfig, output_length
+from model.losses import ObjectiveConfig
+from model.moe.router import ExpertsConfig, RouterConfig
 from model.recognizer import Recognizer, RecognizerConfig
-from model.router import ExpertsConfig, RouterConfig
-from model.subsampling import SubsamplingConfig, output_length
 from model.transducer import TransducerConfig
 
 LANES, MEL_BINS, VOCABULARY = 4, 20, 9
@@ -43,17 +43,17 @@ OBJECTIVE = ObjectiveConfig(balance_weight=1.0, z_weight=0.1)
 LENGTHS = [[90, 71], [40], [66, 50, 49], []]
 
 
-def micro_batch(lane: int) -> MicroBatch:
+def micro_batch(lane: int) -> FeatureBatch:
     generator = torch.Generator().manual_seed(lane)
     if not LENGTHS[lane]:
         nothing = torch.zeros(1, dtype=torch.int64)
-        return MicroBatch(torch.zeros(1, 16, MEL_BINS), nothing, nothing[:, None], nothing)
+        return FeatureBatch(torch.zeros(1, 16, MEL_BINS), nothing, nothing[:, None], nothing)
     lengths = torch.tensor(LENGTHS[lane])
     features = torch.randn(len(lengths), int(lengths.max()), MEL_BINS, generator=generator)
     for row, length in enumerate(LENGTHS[lane]):
         features[row, length:] = 0.0
     tokens = torch.randint(4, VOCABULARY, (len(lengths), 5), generator=generator)
-    return MicroBatch(features, lengths, tokens, torch.randint(2, 6, (len(lengths),), generator=generator))
+    return FeatureBatch(features, lengths, tokens, torch.randint(2, 6, (len(lengths),), generator=generator))
 
 
 def totals() -> Totals:
@@ -67,9 +67,9 @@ def totals() -> Totals:
     )
 
 
-def build() -> tuple[Recognizer, Pretrain]:
+def build() -> tuple[Recognizer, RecognitionLoss]:
     torch.manual_seed(3)
-    return Recognizer(CONFIG, MEL_BINS, VOCABULARY), Pretrain(OBJECTIVE, CONFIG.encoder)
+    return Recognizer(CONFIG, MEL_BINS, VOCABULARY), RecognitionLoss(OBJECTIVE, CONFIG.encoder)
 
 
 def reference() -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def reference() -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in recognizer.named_parameters() if p.grad is not None}
 
 
-def train_step(engine, task: Pretrain, lanes: range) -> float:
+def train_step(engine, task: RecognitionLoss, lanes: range) -> float:
     """One update from this process's lanes; the loss of the step over all processes."""
     loss = torch.zeros(())
     for lane in lanes:

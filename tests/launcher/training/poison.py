@@ -14,11 +14,11 @@ import torch
 
 from launcher import worker
 from launcher.training.inputs import Inputs
-from launcher.training.tasks import Pretrain
+from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.trainer import Trainer
 
 LANE = 1
-micro_batch, step, parts = Inputs.micro_batch, Trainer._step, Pretrain.parts
+micro_batch, step, parts = Inputs.micro_batch, Trainer._step, RecognitionLoss.parts
 
 
 def install(faults: dict[int, str]) -> None:
@@ -51,7 +51,7 @@ def install(faults: dict[int, str]) -> None:
         self.recovery.skipped += 1
         return False
 
-    Inputs.micro_batch, Trainer._step, Pretrain.parts = bad_features, omitted, bad_gradient
+    Inputs.micro_batch, Trainer._step, RecognitionLoss.parts = bad_features, omitted, bad_gradient
 
 
 if __name__ == "__main__":

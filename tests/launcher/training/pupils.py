@@ -8,11 +8,11 @@ import torch
 from data.features import FeaturesConfig, LogMel
 from launcher.recipe import DistillConfig, DistillStage, TeacherConfig
 from launcher.recipe.teachers import hidden_layers
-from launcher.training.distillation import Distill, Lesson
-from launcher.training.tasks import Pretrain
+from launcher.training.distillation.loss import DistillationLoss, TeacherTerms
+from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.teachers.chorus import RecognizerTeacher
 from model.recognizer import Recognizer, RecognizerConfig
-from model.student import Helper, Student
+from model.student import AuxiliaryHead, Student
 
 DENSE = RecognizerConfig(
     encoder=gradients.CONFIG.encoder.model_copy(update={"experts": None, "groups": 4}),
@@ -41,7 +41,7 @@ def recognizer(seed: int = 0, **encoder: Any) -> Recognizer:
     return Recognizer(config, gradients.MEL_BINS, gradients.VOCABULARY).eval().requires_grad_(False)
 
 
-def lesson(of: DistillStage, config: TeacherConfig, teacher: Recognizer, **values: Any) -> Lesson:
+def lesson(of: DistillStage, config: TeacherConfig, teacher: Recognizer, **values: Any) -> TeacherTerms:
     compared = hidden_layers(of)
     given = {
         "terms": of.distill.active(),
@@ -49,24 +49,26 @@ def lesson(of: DistillStage, config: TeacherConfig, teacher: Recognizer, **value
         **values,
     }
     opened = RecognizerTeacher(teacher, FRONT_END, config.hears or "augmented")
-    return Lesson(config.name, opened, config.weight, ratio=FRAME_S / opened.frame_s, **given)
+    return TeacherTerms(config.name, opened, config.weight, ratio=FRAME_S / opened.frame_s, **given)
 
 
-def task(of: DistillStage, lessons: list[Lesson], helpers: dict[str, Helper] | None = None) -> Distill:
-    return Distill(Pretrain(gradients.OBJECTIVE, DENSE.encoder), of.distill, lessons, helpers)
+def task(
+    of: DistillStage, named_teachers: list[TeacherTerms], helpers: dict[str, AuxiliaryHead] | None = None
+) -> DistillationLoss:
+    return DistillationLoss(RecognitionLoss(gradients.OBJECTIVE, DENSE.encoder), of.distill, named_teachers, helpers)
 
 
-def simple_task(teacher: Recognizer, **distill: Any) -> Distill:
+def simple_task(teacher: Recognizer, **distill: Any) -> DistillationLoss:
     """One teacher without helpers."""
     of = stage(**DistillConfig.model_validate(distill).model_dump())
-    return task(of, [lesson(of, of.lessons[0], teacher)])
+    return task(of, [lesson(of, of.named_teachers[0], teacher)])
 
 
-def student(seed: int = 1, helpers: dict[str, Helper] | None = None) -> Student:
+def student(seed: int = 1, helpers: dict[str, AuxiliaryHead] | None = None) -> Student:
     torch.manual_seed(seed)
     return Student(DENSE, gradients.MEL_BINS, gradients.VOCABULARY, helpers or {})
 
 
-def parts(of: Distill, pupil: Recognizer, lane: int = 0, progress: float = 0.0) -> dict[str, torch.Tensor]:
+def parts(of: DistillationLoss, pupil: Recognizer, lane: int = 0, progress: float = 0.0) -> dict[str, torch.Tensor]:
     found, _ = of(pupil, gradients.micro_batch(lane), gradients.totals(), progress)
     return found

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import model.encoder
 from model.block import LayerOutput
-from model.objectives import ObjectiveConfig
+from model.losses import ObjectiveConfig
 
 
 def configure() -> None:

@@ -12,8 +12,8 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.shards import write_split
 from data.tokenizer import Tokenizer
+from launcher.inference.finished_model import write_finished_model
 from launcher.recipe import load_recipe
-from launcher.recognition.finished_model import write_finished_model
 from launcher.run_folder import RunFolder
 from model.recognizer import Recognizer
 

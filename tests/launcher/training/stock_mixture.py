@@ -11,9 +11,9 @@ import torch.distributed as dist
 from deepspeed.moe.layer import MoE
 
 from launcher.training import parallel
-from model.experts import MixtureOfExperts, ResidualMixture
-from model.feedforward import FeedForward
-from model.router import Router, RouterConfig
+from model.layers.feedforward import FeedForward
+from model.moe.experts import MixtureOfExperts, ResidualMixture
+from model.moe.router import Router, RouterConfig
 
 NUM_EXPERTS, WIDTH, HIDDEN, NUM_FRAMES = 4, 16, 24, 60
 

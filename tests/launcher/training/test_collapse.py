@@ -7,7 +7,7 @@ import processes
 import pytest
 from small_runs import STAGE
 
-from launcher.training.collapse import ROWS, CollapseDetector
+from launcher.training.health.routing_collapse import ROWS, CollapseDetector
 
 EVEN = [0.25, 0.25, 0.25, 0.25]
 ALONE = [0.97, 0.01, 0.01, 0.01]

@@ -9,18 +9,18 @@ from torch.nn import functional
 from data.features import FeaturesConfig, LogMel
 from launcher.recipe.distillation import SequenceDistillConfig
 from launcher.recipe.teachers import hidden_layers
-from launcher.training.distillation import Distill, Lesson
-from launcher.training.frames import interpolate, pick_nearest
-from launcher.training.tasks import Source
-from launcher.training.teachers import TeacherOutput
+from launcher.training.distillation.cluster_targets import k_means, nearest_units
+from launcher.training.distillation.frame_alignment import interpolate, pick_nearest
+from launcher.training.distillation.loss import DistillationLoss, TeacherTerms
+from launcher.training.distillation.pseudo_labels import pseudo_labels_of
+from launcher.training.recognition_loss import CleanInputs
 from launcher.training.teachers.chorus import RecognizerTeacher
-from launcher.training.texts import find_texts
-from launcher.training.units import k_means, nearest_units
-from model import objectives
+from launcher.training.teachers.teacher import TeacherOutput
+from model import losses
 from model.encoder import EncoderConfig
+from model.layers.subsampling import valid_mask
 from model.recognizer import BLANK, Recognizer
-from model.student import Helper, Student
-from model.subsampling import valid_mask
+from model.student import AuxiliaryHead, Student
 
 DISTANCES = ("distill/hidden", "distill/ctc", "distill/decoder")
 
@@ -83,9 +83,9 @@ def test_validation_measures_recognition_alone():
 
 
 def test_an_empty_lane_adds_nothing_to_any_term():
-    teacher, helper = pupils.recognizer(), Helper(3, 4)
+    teacher, helper = pupils.recognizer(), AuxiliaryHead(3, 4)
     of = pupils.stage(sequence={"weight": 1.0}, units={"weight": 1.0})
-    taught = pupils.lesson(of, of.lessons[0], teacher, unit_helper="units", unit_layer=3)
+    taught = pupils.lesson(of, of.named_teachers[0], teacher, unit_helper="units", unit_layer=3)
     taught.centroids_CD = torch.randn(4, 16)
     parts = pupils.parts(pupils.task(of, [taught], {"units": helper}), pupils.student(1, {"units": helper}).train(), 3)
     assert {"distill/sequence", "distill/units"} < set(parts)
@@ -111,13 +111,15 @@ def test_the_teachers_texts_cost_what_transcripts_would():
     task = pupils.simple_task(teacher, sequence={"weight": 2.0})
     batch, totals = gradients.micro_batch(0), gradients.totals()
     output = teacher(batch.features_BTF, batch.lengths_B)
-    texts = find_texts(output.ctc_BSV, output.encoder.lengths_B, output.encoder.lengths_B, SequenceDistillConfig())
+    texts = pseudo_labels_of(
+        output.ctc_BSV, output.encoder.lengths_B, output.encoder.lengths_B, SequenceDistillConfig()
+    )
     assert texts.row_N.tolist() == [0, 1]
     mine = pupil(batch.features_BTF, batch.lengths_B, texts.tokens_NU, texts.token_lengths_N)
     lengths_B, config = mine.encoder.lengths_B, gradients.OBJECTIVE
     tokens = (texts.tokens_NU, texts.token_lengths_N)
-    ctc = objectives.ctc_sum(mine.ctc_BSV, lengths_B, *tokens) / totals.tokens
-    attention = objectives.attention_sum(mine.decoder_BUV, *tokens, lengths_B > 0, config.label_smoothing)
+    ctc = losses.ctc_sum(mine.ctc_BSV, lengths_B, *tokens) / totals.tokens
+    attention = losses.attention_sum(mine.decoder_BUV, *tokens, lengths_B > 0, config.label_smoothing)
     expected = config.ctc_weight * ctc + (1 - config.ctc_weight) * attention / (totals.tokens + totals.utterances)
     part = pupils.parts(task, pupil)["distill/sequence"]
     torch.testing.assert_close(part, 2.0 * expected)
@@ -134,7 +136,7 @@ def test_texts_of_an_utterance_share_one_weight_by_their_probability_and_the_tem
     weights = {}
     for temperature in (1.0, 4.0):
         config = SequenceDistillConfig(search="prefix_beam", texts=3, beam=6, temperature=temperature)
-        texts = find_texts(logits_BSV, lengths_B, lengths_B, config)
+        texts = pseudo_labels_of(logits_BSV, lengths_B, lengths_B, config)
         sums_B = torch.zeros(3).index_add(0, texts.row_N, texts.weight_N)
         torch.testing.assert_close(sums_B, torch.ones(3))
         weights[temperature] = texts.weight_N[texts.row_N == 0]
@@ -148,11 +150,11 @@ def test_empty_texts_and_texts_without_room_are_left_out():
     path = [4, BLANK, 4, 5]
     logits_BSV = torch.stack([logits_of(path), logits_of([BLANK] * 4), logits_of(path)])
     lengths_B = torch.tensor([4, 4, 4])
-    texts = find_texts(logits_BSV, lengths_B, torch.tensor([4, 4, 3]), SequenceDistillConfig())
+    texts = pseudo_labels_of(logits_BSV, lengths_B, torch.tensor([4, 4, 3]), SequenceDistillConfig())
     assert texts.row_N.tolist() == [0]
     assert texts.tokens_NU.tolist() == [[4, 4, 5]]
     assert texts.weight_N.tolist() == [1.0]
-    nothing = find_texts(logits_BSV[1:2], lengths_B[1:2], lengths_B[1:2], SequenceDistillConfig())
+    nothing = pseudo_labels_of(logits_BSV[1:2], lengths_B[1:2], lengths_B[1:2], SequenceDistillConfig())
     assert nothing.weight_N.tolist() == [0.0]
     assert nothing.token_lengths_N.tolist() == [0]
 
@@ -182,7 +184,7 @@ def test_k_means_survives_fewer_different_states_than_clusters():
     torch.testing.assert_close(centroids_CD, torch.ones(4, 3))
 
 
-def learn(task: Distill, pupil: Student, name: str, steps: int) -> list[float]:
+def learn(task: DistillationLoss, pupil: Student, name: str, steps: int) -> list[float]:
     """Train the pupil for one part of its loss alone, on one lane; that part at every step."""
     optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
     losses = []
@@ -195,11 +197,11 @@ def learn(task: Distill, pupil: Student, name: str, steps: int) -> list[float]:
     return losses
 
 
-def unit_task(**units) -> tuple[Distill, Student, Lesson]:
+def unit_task(**units) -> tuple[DistillationLoss, Student, TeacherTerms]:
     of = pupils.stage(units={"weight": 1.0, "count": 6, **units}, hidden={"weight": 0}, ctc={"weight": 0})
-    taught = pupils.lesson(of, of.lessons[0], pupils.recognizer(), unit_helper="units-teacher", unit_layer=2)
+    taught = pupils.lesson(of, of.named_teachers[0], pupils.recognizer(), unit_helper="units-teacher", unit_layer=2)
     taught.centroids_CD = torch.randn(6, 16, generator=torch.Generator().manual_seed(5))
-    helpers = {"units-teacher": Helper(3, 6)}
+    helpers = {"units-teacher": AuxiliaryHead(3, 6)}
     return pupils.task(of, [taught], helpers), pupils.student(1, helpers).train(), taught
 
 
@@ -212,7 +214,7 @@ def test_a_student_learns_to_tell_its_teachers_units():
     teacher = taught.teacher(batch)
     units_BS = nearest_units(teacher.layers[2], taught.centroids_CD)
     valid_BS = valid_mask(teacher.lengths_B, units_BS.shape[1])
-    expected = objectives.units_sum(output.helped["units-teacher"], units_BS, valid_BS) / gradients.totals().frames
+    expected = losses.units_sum(output.helped["units-teacher"], units_BS, valid_BS) / gradients.totals().frames
     torch.testing.assert_close(pupils.parts(task, pupil, lane=2)["distill/units"], expected)
 
 
@@ -221,7 +223,7 @@ def test_units_may_count_at_frames_that_time_masks_hide_alone():
     batch, totals = gradients.micro_batch(0), gradients.totals()
 
     def part(masked_BT: torch.Tensor) -> float:
-        batch.source = Source(batch.features_BTF, masked_BT, torch.zeros(2, 1), torch.zeros(2))
+        batch.source = CleanInputs(batch.features_BTF, masked_BT, torch.zeros(2, 1), torch.zeros(2))
         return task(pupil, batch, totals, 0.0)[0]["distill/units"].item()
 
     nowhere = torch.zeros(2, 90, dtype=torch.bool)
@@ -255,11 +257,11 @@ def test_several_teachers_teach_the_weighted_mean_of_what_each_would_alone():
     teachers = [{"model": "first", "weight": 3.0}, {"model": "second", "weight": 1.0, "terms": ["hidden", "decoder"]}]
     of = pupils.stage(teachers)
     terms = [of.distill.active(), frozenset({"hidden", "decoder"})]
-    lessons = [
+    named_teachers = [
         pupils.lesson(of, config, teacher, terms=taught)
-        for config, teacher, taught in zip(of.lessons, (first, second), terms, strict=True)
+        for config, teacher, taught in zip(of.named_teachers, (first, second), terms, strict=True)
     ]
-    parts = pupils.parts(pupils.task(of, lessons), pupil)
+    parts = pupils.parts(pupils.task(of, named_teachers), pupil)
     alone = [pupils.parts(pupils.simple_task(teacher), pupil) for teacher in (first, second)]
     for name, one, other in (("hidden", 0.75, 0.25), ("decoder", 0.75, 0.25), ("ctc", 1.0, None)):
         torch.testing.assert_close(parts[f"distill/{name}/first"], one * alone[0][f"distill/{name}"])
@@ -272,8 +274,8 @@ def test_several_teachers_teach_the_weighted_mean_of_what_each_would_alone():
 def test_a_narrower_and_shallower_student_follows_through_a_projection():
     teacher = pupils.recognizer(0, width=24, layers=6, groups=6)
     of = pupils.stage([{"model": "teacher", "layers": [1, 5]}], hidden={"layers": [1, 3], "projection": True})
-    helpers = {"hidden-1": Helper(1, 24), "hidden-3": Helper(3, 24)}
-    taught = pupils.lesson(of, of.lessons[0], teacher, projections={1: "hidden-1", 3: "hidden-3"})
+    helpers = {"hidden-1": AuxiliaryHead(1, 24), "hidden-3": AuxiliaryHead(3, 24)}
+    taught = pupils.lesson(of, of.named_teachers[0], teacher, projections={1: "hidden-1", 3: "hidden-3"})
     assert taught.pairs == ((1, 1), (3, 5))
     task, pupil = pupils.task(of, [taught], helpers), pupils.student(1, helpers).train()
     losses = learn(task, pupil, "distill/hidden", steps=60)
@@ -310,7 +312,7 @@ def test_a_student_of_fewer_frames_is_compared_at_its_own_times():
             return TeacherOutput({layer: states for layer in range(4)}, lengths_B)
 
     of = pupils.stage(hidden={"resample": True}, ctc={"weight": 0}, decoder={"weight": 0})
-    taught = Lesson("teacher", Still(), 1.0, of.distill.active(), ((3, 3),), ratio=2.0)
+    taught = TeacherTerms("teacher", Still(), 1.0, of.distill.active(), ((3, 3),), ratio=2.0)
     pupil, batch = pupils.student().train(), gradients.micro_batch(2)
     output = pupil(batch.features_BTF, batch.lengths_B)
     lengths_B, state_BSD = output.encoder.lengths_B, output.encoder.layers[3]
@@ -318,7 +320,7 @@ def test_a_student_of_fewer_frames_is_compared_at_its_own_times():
     last_B1 = ((batch.lengths_B + 1) // 2 - 1)[:, None]
     target_BSD = torch.minimum(times_BS, last_B1)[..., None].expand_as(state_BSD)
     valid_BS = valid_mask(lengths_B, state_BSD.shape[1])
-    expected = objectives.hidden_sum(state_BSD, target_BSD, valid_BS) / gradients.totals().frames
+    expected = losses.hidden_sum(state_BSD, target_BSD, valid_BS) / gradients.totals().frames
     torch.testing.assert_close(pupils.parts(pupils.task(of, [taught]), pupil, lane=2)["distill/hidden"], expected)
 
 
@@ -328,7 +330,7 @@ def test_a_teacher_may_hear_what_masks_hide_or_the_speech_itself():
     waveforms_BS = torch.randn(2, 16000, generator=torch.Generator().manual_seed(2))
     samples_B = torch.tensor([16000, 9000])
     clean_BTF = batch.features_BTF + 1
-    batch.source = Source(clean_BTF, clean_BTF[..., 0] > 9, waveforms_BS, samples_B)
+    batch.source = CleanInputs(clean_BTF, clean_BTF[..., 0] > 9, waveforms_BS, samples_B)
     teacher = pupils.recognizer()
     assert not RecognizerTeacher(teacher, pupils.FRONT_END).needs_source
     heard = RecognizerTeacher(teacher, pupils.FRONT_END, "clean")(batch)

@@ -14,13 +14,13 @@ from small_runs import STAGE, write_teacher
 from data.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError
+from launcher.inference.finished_model import FinishedModel
 from launcher.recipe import load_recipe
-from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, write_json
 from launcher.tracking import read_metrics
 from launcher.training.checkpoint import open_checkpoint
+from launcher.training.distillation.setup import load_teachers
 from launcher.training.inputs import open_inputs
-from launcher.training.lessons import open_lessons
 
 STEPS = 6
 # A teacher of other width and depth, whose units, states and texts count in turns.
@@ -139,15 +139,15 @@ def test_a_folder_with_another_tokenizer_teaches_states_alone(distilled, make_di
     recipe = load_recipe(run.recipe_file)
     stage, pieces = recipe.training_stage(STAGE), Tokenizer.load(run.tokenizer).pieces
     device = torch.device("cpu")
-    lessons, _ = open_lessons(recipe, run, stage, pieces, device)
-    assert "sequence" in lessons[0].terms
+    named_teachers, _ = load_teachers(recipe, run, stage, pieces, device)
+    assert "sequence" in named_teachers[0].terms
     others = [*pieces[:-1], "another"]
     with pytest.raises(ConfigError, match=r"compares tokens with its teacher .* in distill\.ctc"):
-        open_lessons(recipe, run, stage, others, device)
-    states = stage.lessons[0].model_copy(update={"terms": ("hidden", "units")})
-    lessons, _ = open_lessons(recipe, run, stage.model_copy(update={"teachers": (states,)}), others, device)
-    assert lessons[0].terms == {"hidden", "units"}
-    assert not lessons[0].teacher.same_tokens
+        load_teachers(recipe, run, stage, others, device)
+    states = stage.named_teachers[0].model_copy(update={"terms": ("hidden", "units")})
+    named_teachers, _ = load_teachers(recipe, run, stage.model_copy(update={"teachers": (states,)}), others, device)
+    assert named_teachers[0].terms == {"hidden", "units"}
+    assert not named_teachers[0].teacher.same_tokens
 
 
 def test_what_a_batch_was_made_from_is_kept_where_it_is_asked_for(distilled):

@@ -16,7 +16,7 @@ from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 from launcher.tracking import read_metrics
 from launcher.training.inputs import NO_AUGMENTATION, open_inputs
-from model.subsampling import ConvolutionSubsampling, SubsamplingConfig
+from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig
 
 ENCODER = {
     "convolution_norm": "batch",

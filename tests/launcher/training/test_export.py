@@ -8,12 +8,12 @@ import torch
 from small_runs import STAGE
 
 from launcher.cli import main
+from launcher.inference.finished_model import FinishedModel
 from launcher.recipe import load_recipe
-from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, write_json
 from launcher.tracking import read_metrics
 from launcher.training.inputs import NO_AUGMENTATION, Inputs, open_inputs
-from launcher.training.tasks import Pretrain
+from launcher.training.recognition_loss import RecognitionLoss
 from model.recognizer import Recognizer
 
 CHANGES = ("steps=4", "log_every=1", "validate_every=2", "checkpoint.every_steps=2")
@@ -43,7 +43,11 @@ def dev_inputs(run: RunFolder) -> Inputs:
 def validation_loss(run: RunFolder, recognizer: Recognizer) -> float:
     """What the training measured as validation/loss, measured with a model in this process."""
     stage, inputs = load_recipe(run.recipe_file).training_stage(STAGE), dev_inputs(run)
-    task, num_steps, sum_of_losses = Pretrain(stage.objective, stage.model.encoder), inputs.plan.steps_per_epoch, 0.0
+    task, num_steps, sum_of_losses = (
+        RecognitionLoss(stage.objective, stage.model.encoder),
+        inputs.plan.steps_per_epoch,
+        0.0,
+    )
     for batches in inputs.steps(0, num_steps):
         for batch in batches:
             parts, _ = task(recognizer, inputs.micro_batch(batch), inputs.plan.totals(batch.step), 1.0)

@@ -15,12 +15,12 @@ from launcher.errors import CheckpointError, ConfigError
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
 from launcher.recipe import Recipe, TeacherConfig, check_inputs, load_recipe
-from launcher.recipe.teachers import read_facts
+from launcher.recipe.teachers import read_spec
 from launcher.run_folder import RunFolder
-from launcher.training.distillation import Lesson
-from launcher.training.tasks import MicroBatch, Source
+from launcher.training.distillation.loss import TeacherTerms
+from launcher.training.recognition_loss import CleanInputs, FeatureBatch
 from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher, WaveformTeacher
-from model.student import Helper
+from model.student import AuxiliaryHead
 
 CPU = torch.device("cpu")
 SPEECH = {
@@ -88,13 +88,13 @@ def save_torchaudio(kind: str, folder: Path) -> Path:
 
 
 def opened(kind: str, folder: Path) -> WaveformTeacher:
-    facts = read_facts(save(kind, folder), "The teacher")
+    facts = read_spec(save(kind, folder), "The teacher")
     assert (facts.layers, facts.width) == (3, 24)
     of = TorchaudioTeacher if facts.kind == "torchaudio" else TransformersTeacher
     return of(folder, facts, CPU)
 
 
-def batch(samples: list[int]) -> MicroBatch:
+def batch(samples: list[int]) -> FeatureBatch:
     """Noise as speech, each utterance the same in any company, beside a student's features of the same length."""
     waveforms_BS = torch.zeros(len(samples), max(samples))
     for row, number in enumerate(samples):
@@ -102,8 +102,8 @@ def batch(samples: list[int]) -> MicroBatch:
     lengths_B = ((torch.tensor(samples) - 400) // 160 + 1).clamp(min=0)
     features_BTF = torch.randn(len(samples), max(16, int(lengths_B.max())), gradients.MEL_BINS)
     tokens_BU = torch.full((len(samples), 3), 5)
-    source = Source(features_BTF, features_BTF[..., 0] > 9, waveforms_BS, torch.tensor(samples))
-    return MicroBatch(features_BTF, lengths_B, tokens_BU, torch.full((len(samples),), 3), source)
+    source = CleanInputs(features_BTF, features_BTF[..., 0] > 9, waveforms_BS, torch.tensor(samples))
+    return FeatureBatch(features_BTF, lengths_B, tokens_BU, torch.full((len(samples),), 3), source)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,8 +144,8 @@ def test_a_student_follows_states_and_units_of_a_teacher_from_elsewhere(kind, tm
         ctc={"weight": 0},
         decoder={"weight": 0},
     )
-    helpers = {"a": Helper(1, 24), "b": Helper(3, 24), "units": Helper(3, 4)}
-    lesson = Lesson(
+    helpers = {"a": AuxiliaryHead(1, 24), "b": AuxiliaryHead(3, 24), "units": AuxiliaryHead(3, 4)}
+    lesson = TeacherTerms(
         "other",
         teacher,
         1.0,

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from launcher.training.measures import Agreed, Measures, Window, add, expert_measures
-from model.router import Router, RouterConfig
+from launcher.training.metrics import MetricAccumulator, ReducedMetrics, StepMetrics, add_metrics, routing_metrics
+from model.moe.router import Router, RouterConfig
 
 NAMES = ["layer-00-first", "layer-00-second"]
 
 
-def close(lanes: list[Measures]) -> dict:
-    sums: Measures = {}
+def close(lanes: list[StepMetrics]) -> dict:
+    sums: StepMetrics = {}
     for measures in lanes:
-        add(sums, measures)
+        add_metrics(sums, measures)
     scalars = {name: value.item() for name, value in sums.items() if not value.ndim}
-    window = Window()
-    window.add(Agreed(scalars, {name: value.tolist() for name, value in sums.items() if value.ndim}, {}), {})
+    window = MetricAccumulator()
+    window.add(ReducedMetrics(scalars, {name: value.tolist() for name, value in sums.items() if value.ndim}, {}), {})
     return window.close()
 
 
@@ -24,7 +24,7 @@ def test_a_row_tells_load_entropy_and_under_a_capacity_the_dropped_share_of_ever
     torch.manual_seed(0)
     routers = [Router(8, 4, RouterConfig(per_frame=2), factor) for _ in NAMES]
     lanes = [[router(torch.randn(frames, 8)) for router in routers] for frames in (30, 0, 50)]
-    row = close([expert_measures(routings, NAMES) for routings in lanes])
+    row = close([routing_metrics(routings, NAMES) for routings in lanes])
     kinds = ("load", "entropy", "dropped") if factor else ("load", "entropy")
     assert row.keys() == {f"experts/{name}/{kind}" for name in NAMES for kind in kinds}
     for place, name in enumerate(NAMES):

@@ -18,20 +18,20 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.errors import DataError
 from data.features import measure_statistics
-from data.masking import hidden_encoder_frames
+from data.masking import fully_masked_frames
 from data.reader import ShardReader
 from data.shards import read_index, write_split
 from launcher.cli import main
 from launcher.errors import CheckpointError, ConfigError
+from launcher.inference.evaluation import evaluate_model
+from launcher.inference.finished_model import FinishedModel
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
 from launcher.recipe import PretrainStage, SelfSupervisedStage, check_inputs, load_recipe
-from launcher.recognition.evaluation import evaluate_model
-from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, read_json, write_json
 from launcher.tracking import read_metrics
+from launcher.training.initialization import initialize_from_encoder
 from launcher.training.inputs import open_inputs
-from launcher.training.starting import start_from_encoder
 from model.export import load_encoder
 from model.recognizer import Recognizer, RecognizerConfig
 
@@ -194,7 +194,7 @@ def test_a_stage_starts_as_all_of_it_or_as_its_lowest_layers(alone, num_layers):
     changes = {"initialize_from": STAGE, "initialize_layers": num_layers}
     stage = PretrainStage(name="student", kind="pretrain", steps=1, model=model, **changes)
     recognizer = Recognizer(model, recipe.features.mel_bins, 20)
-    start_from_encoder(recognizer, stage, recipe, alone)
+    initialize_from_encoder(recognizer, stage, recipe, alone)
     assert recognizer.encoder.subsampling.first.weight.equal(start.subsampling.first.weight)
     for mine, its in zip(recognizer.encoder.blocks, start.blocks, strict=True):
         assert mine.attention.output.weight.equal(its.attention.output.weight) == (num_layers is None)
@@ -208,7 +208,7 @@ def test_masked_frames_of_a_step_are_counted_over_all_lanes_before_they_are_read
     inputs = open_inputs(recipe, alone, "train", recipe.batches, recipe.augment, lanes, device, 4, stage.masking)
     for step, batches in enumerate(inputs.steps(0, 3)):
         masked = [inputs.micro_batch(batch) for batch in batches]
-        predicted = [hidden_encoder_frames(one.source.masked_BT, one.lengths_B, 4) for one in masked]
+        predicted = [fully_masked_frames(one.source.masked_BT, one.lengths_B, 4) for one in masked]
         assert inputs.totals(step).masked == sum(int(predicted_BS.sum()) for predicted_BS in predicted) > 0
         for one in masked:
             changed_BT = (one.features_BTF != one.source.features_BTF).any(-1)

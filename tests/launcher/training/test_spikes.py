@@ -1,6 +1,6 @@
 import random
 
-from launcher.training.spikes import SpikeDetector
+from launcher.training.health.loss_spikes import SpikeDetector
 
 
 def falling(steps: int) -> list[float]:

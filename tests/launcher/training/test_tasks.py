@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from launcher.recipe import OptimizerConfig
+from launcher.training.recognition_loss import RecognitionLoss, balance_sum
 from launcher.training.schedule import learning_rate
-from launcher.training.tasks import Pretrain, balance_sum
 from model.encoder import EncoderConfig
-from model.objectives import ObjectiveConfig
+from model.losses import ObjectiveConfig
+from model.moe.router import ExpertsConfig, Router, RouterConfig
 from model.recognizer import Recognizer
-from model.router import ExpertsConfig, Router, RouterConfig
 
 
 def test_a_step_costs_the_same_however_its_lanes_are_dealt():
@@ -28,7 +28,7 @@ def test_each_weight_of_the_experts_adds_its_part_in_proportion():
 
     def parts(**weights: float) -> dict[str, float]:
         objective = ObjectiveConfig(**weights)
-        found, _ = Pretrain(objective, gradients.CONFIG.encoder)(
+        found, _ = RecognitionLoss(objective, gradients.CONFIG.encoder)(
             recognizer, gradients.micro_batch(0), gradients.totals(), 0.0
         )
         return {name: part.item() for name, part in found.items()}
@@ -70,7 +70,9 @@ def test_a_second_decoder_learns_texts_backwards_for_its_share_of_the_attention_
     before, _ = task(plain, gradients.micro_batch(0), gradients.totals(), 0.0)
     parts = {}
     for share in (0.0, 0.25):
-        weighed = Pretrain(gradients.OBJECTIVE.model_copy(update={"reverse_weight": share}), gradients.CONFIG.encoder)
+        weighed = RecognitionLoss(
+            gradients.OBJECTIVE.model_copy(update={"reverse_weight": share}), gradients.CONFIG.encoder
+        )
         parts[share], _ = weighed(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
     assert "loss/reverse_attention" not in before
     torch.testing.assert_close(parts[0.0]["loss/attention"], before["loss/attention"])
@@ -83,7 +85,9 @@ def test_a_second_decoder_learns_texts_backwards_for_its_share_of_the_attention_
 def test_the_transducers_weight_scales_its_loss_and_no_other():
     recognizer, task = gradients.build()
     parts, _ = task(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
-    halved = Pretrain(gradients.OBJECTIVE.model_copy(update={"transducer_weight": 0.5}), gradients.CONFIG.encoder)
+    halved = RecognitionLoss(
+        gradients.OBJECTIVE.model_copy(update={"transducer_weight": 0.5}), gradients.CONFIG.encoder
+    )
     other, _ = halved(recognizer, gradients.micro_batch(0), gradients.totals(), 0.0)
     assert parts["loss/transducer"].item() > 0
     for name, part in parts.items():

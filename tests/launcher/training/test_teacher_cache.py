@@ -16,31 +16,31 @@ from small_runs import STAGE, write_shards, write_teacher
 from test_foreign_teachers import save
 from torch.nn import functional
 
-import launcher.training.caching
+import launcher.training.write_teacher_cache
 from data.augment import AugmentConfig
-from data.companions import CompanionWriter
-from data.plan import derive_seed
+from data.sampler import derive_seed
+from data.sidecars import SidecarWriter
 from data.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError, Preempted
-from launcher.execution import Executor
-from launcher.pipeline import build_pipeline
-from launcher.progress import PlainDisplay
+from launcher.executor import Executor
+from launcher.inference.finished_model import FinishedModel
+from launcher.monitoring.progress import PlainDisplay
+from launcher.processes.stop_request import StopRequest
 from launcher.recipe import Recipe, check_model_folders, load_recipe
 from launcher.recipe.teachers import MASKS
-from launcher.recognition.finished_model import FinishedModel
 from launcher.run_folder import RunFolder, write_json
-from launcher.stopping import StopRequest
-from launcher.teacher_cache import DESCRIPTION, Kept, choose_caches, describe_choice, facts_of
+from launcher.stages.pipeline import build_pipeline
 from launcher.tracking import read_metrics
-from launcher.training.distillation import Distill
+from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.distillation.setup import load_teachers, read_caches
+from launcher.training.initialization import initialize_from_first_teacher
 from launcher.training.inputs import Inputs, open_inputs
-from launcher.training.lessons import open_lessons, read_caches
-from launcher.training.starting import start_from_teacher
-from launcher.training.tasks import Pretrain
-from launcher.training.teachers import TeacherOutput
+from launcher.training.recognition_loss import RecognitionLoss
+from launcher.training.teachers.cache_codec import compact, restore
+from launcher.training.teachers.cache_match import DESCRIPTION, CacheContents, choose_caches, describe_choice, spec_of
 from launcher.training.teachers.cached import CachedTeacher
-from launcher.training.teachers.compact import compact, restore
+from launcher.training.teachers.teacher import TeacherOutput
 from model.student import Student
 
 CPU = torch.device("cpu")
@@ -123,7 +123,7 @@ def test_a_posterior_cut_to_its_likeliest_tokens_is_a_posterior_and_as_far_from_
     generator = torch.Generator().manual_seed(seed)
     p_V, q_V = sharpness * torch.randn(12, generator=generator), torch.randn(12, generator=generator)
     output = TeacherOutput([], torch.tensor([1]), ctc_BSV=p_V[None, None])
-    keep = Kept(
+    keep = CacheContents(
         speeds=(1.0,), min_utterance_s=0, max_utterance_s=9, layers=(), ctc=True, decoder=False, top_tokens=kept
     )
     found = restore(compact(output, torch.tensor([0]), keep), 12, CPU)
@@ -145,7 +145,7 @@ def test_a_posterior_cut_to_its_likeliest_tokens_is_a_posterior_and_as_far_from_
 def test_a_state_that_fp16_cannot_hold_is_refused():
     states = torch.zeros(1, 3, 4)
     states[0, 2, 1] = 7e4
-    keep = Kept(
+    keep = CacheContents(
         speeds=(1.0,), min_utterance_s=0, max_utterance_s=9, layers=(0,), ctc=False, decoder=False, top_tokens=1
     )
     compact(TeacherOutput([states], torch.tensor([2])), torch.tensor([0]), keep)
@@ -156,25 +156,27 @@ def test_a_state_that_fp16_cannot_hold_is_refused():
 # --- the same losses --------------------------------------------------------------------------------
 
 
-def open_stage(run: RunFolder, recipe: Recipe, use_cache: bool) -> tuple[Distill, Student, Inputs]:
+def open_stage(run: RunFolder, recipe: Recipe, use_cache: bool) -> tuple[DistillationLoss, Student, Inputs]:
     """The stage's task, student and inputs of all lanes, in this process."""
     stage = recipe.training_stage(STAGE)
     tokenizer = Tokenizer.load(run.tokenizer)
     lanes = tuple(range(recipe.batches.lanes))
     inputs = open_inputs(recipe, run, "train", recipe.batches, recipe.augment, lanes, CPU, factor=4)
     caches = choose_caches(recipe, run, stage) if use_cache else None
-    lessons, helpers = open_lessons(recipe, run, stage, tokenizer.pieces, CPU, caches)
-    width = facts_of(recipe, run, stage, stage.lessons[0]).width
-    lessons[0].centroids_CD = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
+    named_teachers, helpers = load_teachers(recipe, run, stage, tokenizer.pieces, CPU, caches)
+    width = spec_of(recipe, run, stage, stage.named_teachers[0]).width
+    named_teachers[0].centroids_CD = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(3)
     student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, helpers).train()
-    task = Distill(Pretrain(stage.objective, stage.model.encoder), stage.distill, lessons, helpers)
+    task = DistillationLoss(
+        RecognitionLoss(stage.objective, stage.model.encoder), stage.distill, named_teachers, helpers
+    )
     inputs.keeps_source = not use_cache
     read_caches(task, inputs, stage.steps)
     return task, student, inputs
 
 
-def parts_of(task: Distill, student: Student, inputs: Inputs, step: int) -> list[dict[str, float]]:
+def parts_of(task: DistillationLoss, student: Student, inputs: Inputs, step: int) -> list[dict[str, float]]:
     found = []
     for batches in inputs.steps(step, step + 1):
         for batch in batches:
@@ -190,7 +192,7 @@ def test_a_stored_teacher_costs_what_one_that_hears_does_at_every_speed(cached):
     2^-10 sum p |log p| (|log p / q| + 1) per token or frame, here (V < 50) by less than 2^-10 x 4 x (1 + 1)."""
     recipe = load_recipe(cached.recipe_file, [f"stages.{STAGE}.steps=100"])
     online, stored = (open_stage(cached, recipe, use_cache) for use_cache in (False, True))
-    assert isinstance(stored[0].lessons[0].teacher, CachedTeacher)
+    assert isinstance(stored[0].named_teachers[0].teacher, CachedTeacher)
     plan = stored[2].plan
     last = plan.steps_per_epoch - 1
     speeds = {
@@ -220,7 +222,7 @@ def test_a_teacher_that_hears_waveforms_can_be_stored(make_student, tmp_path, ca
     assert store(run, capsys)["teacher"] == "strange"
     recipe = load_recipe(run.recipe_file)
     online, stored = (open_stage(run, recipe, use_cache) for use_cache in (False, True))
-    assert isinstance(stored[0].lessons[0].teacher, CachedTeacher)
+    assert isinstance(stored[0].named_teachers[0].teacher, CachedTeacher)
     for heard, read in zip(parts_of(*online, 0), parts_of(*stored, 0), strict=True):
         assert {"distill/hidden", "distill/units"} < heard.keys()
         assert read == pytest.approx(heard, rel=4 * ROUNDING)
@@ -244,7 +246,7 @@ def test_a_stored_teacher_is_not_loaded_but_to_start_from_it(cached, monkeypatch
     stage = recipe.training_stage(STAGE)
     task, student, _ = open_stage(cached, recipe, use_cache=True)
     assert not loaded
-    start_from_teacher(student, stage, task.lessons[0])
+    initialize_from_first_teacher(student, stage, task.named_teachers[0])
     assert len(loaded) == 1
     assert student.ctc.weight.equal(load(*loaded[0]).recognizer.ctc.weight)
 
@@ -344,14 +346,14 @@ def test_a_cache_changes_nothing_of_what_a_stage_is(cached):
 
 def test_a_command_that_was_stopped_goes_on_and_a_second_one_does_nothing(cached, make_student, tmp_path, capsys,
                                                                           monkeypatch):  # fmt: skip
-    write = CompanionWriter.write
+    write = SidecarWriter.write
 
     def write_two(writer, shard, keys, members):
         if shard == 2:
             raise Preempted("The run was asked to stop.")
         return write(writer, shard, keys, members)
 
-    monkeypatch.setattr(CompanionWriter, "write", write_two)
+    monkeypatch.setattr(SidecarWriter, "write", write_two)
     assert main(["cache-teacher", f"{cached.path}/{STAGE}", "--out", str(tmp_path)]) == 75
     monkeypatch.undo()
     (folder,) = tmp_path.iterdir()
@@ -377,7 +379,7 @@ def test_a_command_that_was_stopped_goes_on_and_a_second_one_does_nothing(cached
 
 def test_a_disk_without_room_is_told_before_anything_is_written(cached, tmp_path, capsys, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 10**6)  # pyright: ignore
-    monkeypatch.setattr(launcher.training.caching.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(launcher.training.write_teacher_cache.shutil, "disk_usage", lambda path: usage)
     assert main(["cache-teacher", f"{cached.path}/{STAGE}", "--out", str(tmp_path)]) == 3
     assert "for 6 shards, and the disk has 0.0 GB" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.tar"))
@@ -386,9 +388,11 @@ def test_a_disk_without_room_is_told_before_anything_is_written(cached, tmp_path
 def test_the_room_that_is_asked_for_is_what_is_taken(cached, tmp_path, capsys, monkeypatch):
     """Never less, and no more than a third above it: characters stand for tokens, and members for their overhead."""
     expected = []
-    estimate = launcher.training.caching.expected_bytes
+    estimate = launcher.training.write_teacher_cache.expected_bytes
     monkeypatch.setattr(
-        launcher.training.caching, "expected_bytes", lambda *of: expected.append(estimate(*of)) or expected[0]
+        launcher.training.write_teacher_cache,
+        "expected_bytes",
+        lambda *of: expected.append(estimate(*of)) or expected[0],
     )
     taken = store(cached, capsys, "--out", str(tmp_path))["bytes"]
     assert taken <= expected[0] <= 1.33 * taken

@@ -14,8 +14,8 @@ import yaml
 from small_runs import kill_everything, recipe_values
 from wandb_records import artifacts, stage_records
 
+from launcher.monitoring.status import run_status
 from launcher.run_folder import RunFolder, read_json
-from launcher.status import run_status
 from launcher.tracking import read_metrics
 from launcher.tracking.sync import unsent_records
 

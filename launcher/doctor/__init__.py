@@ -1,0 +1,1 @@
+"""What `chorus doctor --hostfile` finds out about the hosts of a run."""

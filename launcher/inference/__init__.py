@@ -1,0 +1,1 @@
+"""Recognition with finished models: searches, streaming, evaluation. Nothing here imports training."""

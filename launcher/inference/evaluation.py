@@ -1,0 +1,174 @@
+"""Recognises a split, or single recordings, with finished models, and counts errors with jiwer.
+
+Character error rates count spaces, as jiwer does; rates are sums over the corpus, not means over utterances.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+
+from data.audio import Clip, Utterance, read_audio
+from data.errors import DataError
+from data.reader import ShardReader
+from data.shards import read_index
+from launcher.inference.finished_model import FinishedModel
+from launcher.inference.streaming import StreamingRecognizer
+from launcher.planning.operations import operations_per_second
+from launcher.processes.heartbeat import Heartbeat
+from launcher.recipe import EvaluateStage, Recipe, SearchConfig
+from launcher.run_folder import RunFolder, write_lines
+from model.costs.flops import count_parameters
+from model.search import Hypothesis
+
+# Padded audio per batch: enough to keep the cores busy, little enough for any machine.
+BATCH_S = 60.0
+NUM_EXAMPLES = 20
+
+
+def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: Heartbeat) -> dict[str, Any]:
+    """The evaluation of every model of a stage on its split; see `evaluate_model`.
+
+    The hypotheses of all utterances go into files of the stage, and some of them, as examples, into what is returned.
+    """
+    folder = recipe.split_folder(run, stage.split)
+    results = {}
+    for position, name in enumerate(stage.models):
+        heartbeat.beat(position, "evaluate")
+        model = FinishedModel.load(run.stage(name).model, stage.search)
+        found = evaluate_model(model, folder, stage.split, lambda done: heartbeat.beat(done, "evaluate"))
+        rows = found.pop("hypotheses")
+        write_lines(run.stage(stage.name).hypotheses_file(name), rows)
+        results[name] = {**found, "examples": rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]}
+    return {"models": results}
+
+
+def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batch) -> dict[str, Any]:
+    """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder."""
+    reader = ShardReader(read_index(folder))
+    if not reader.index.text_length.any():
+        raise DataError(
+            f"None of the {len(reader.index)} utterances at {folder} has a transcript: no error rate can be measured. "
+            "Name a split with transcripts."
+        )
+    references, hypotheses, keys = [], [], []
+    busy_s = audio_s = 0.0
+    for batch in _batches(reader, model.features.config.sample_rate_hz):
+        examples = [reader.read(utterance) for utterance in batch]
+        waveforms = [example.waveform for example in examples]
+        if not keys:
+            model.recognise(waveforms)  # a first call sets up threads and kernels, which is not the model's speed
+        started = time.perf_counter()
+        hypotheses += model.recognise(waveforms)
+        busy_s += time.perf_counter() - started
+        audio_s += sum(map(len, waveforms)) / model.features.config.sample_rate_hz
+        references += [example.text for example in examples]
+        keys += [example.key for example in examples]
+        on_batch(len(keys))
+    rows = [
+        {"key": key, "reference": reference, "hypothesis": hypothesis}
+        for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True))
+    ]
+    operations = operations_per_second(model.recognizer, model.features.config)
+    return {
+        **count_parameters(model.recognizer).as_dict(),
+        "encoder_operations_per_s": operations.encoder,
+        "operations_per_s": operations.forward,
+        split: {
+            "cer": jiwer.cer(references, hypotheses),
+            "wer": jiwer.wer(references, hypotheses),
+            "utterances": len(keys),
+            "seconds": round(audio_s, 3),
+            "rtf": busy_s / audio_s,
+            "threads": torch.get_num_threads(),
+            "search": model.search.config.model_dump(mode="json"),
+        },
+        "hypotheses": rows,
+    }
+
+
+def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
+    """Utterances of about equal length together, longest first, BATCH_S of padded audio at a time; those without a
+    transcript are left out."""
+    samples = reader.index.samples
+    batch: list[int] = []
+    for utterance in np.argsort(-samples, kind="stable").tolist():
+        if not reader.index.text_length[utterance]:
+            continue
+        longest = samples[batch[0]] if batch else 0
+        if batch and longest * (len(batch) + 1) > BATCH_S * sample_rate_hz:
+            yield batch
+            batch = []
+        batch.append(utterance)
+    if batch:
+        yield batch
+
+
+def transcribe(
+    model_folder: Path,
+    paths: list[Path],
+    search: SearchConfig | None = None,
+    on_text: Callable[[float, str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """What is said in each recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
+
+    With `on_text`, a recording is read chunk by chunk, and the seconds heard and the text so far are handed over after
+    each. Raises DataError naming the file that does not exist or cannot be decoded, and ConfigError for a search that
+    cannot read chunk by chunk.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
+    model = FinishedModel.load(model_folder, search)
+    rate_hz = model.features.config.sample_rate_hz
+    transcripts = []
+    for path in paths:
+        waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), rate_hz)
+        found = _in_chunks(model, waveform, on_text) if on_text else model.hypotheses([waveform])[0]
+        transcripts.append({"audio": str(path), **transcript(model, found)})
+    return transcripts
+
+
+def _in_chunks(model: FinishedModel, waveform: np.ndarray, on_text: Callable[[float, str], None]) -> list[Hypothesis]:
+    stream = StreamingRecognizer(model)
+    for start in range(0, len(waveform), stream.chunk_samples):
+        piece = waveform[start : start + stream.chunk_samples]
+        tokens = stream.push(piece).tokens
+        on_text((start + len(piece)) / model.features.config.sample_rate_hz, model.tokenizer.decode(tokens))
+    return stream.finish()
+
+
+def transcript(model: FinishedModel, found: list[Hypothesis]) -> dict[str, Any]:
+    """The best of an utterance's hypotheses as text and tokens, and all of them as `n_best`; docs/search.md has an
+    example. Times are in seconds from the start of the recording, None for tokens that do not fit into it."""
+    rows = [
+        {
+            "text": model.tokenizer.decode(hypothesis.tokens),
+            "score": round(hypothesis.score, 4),
+            "probability": _rounded(hypothesis.probability, 4),
+            "tokens": _tokens(model, hypothesis),
+        }
+        for hypothesis in found
+    ]
+    return {"text": rows[0]["text"], "n_best": rows}
+
+
+def _tokens(model: FinishedModel, hypothesis: Hypothesis) -> list[dict[str, Any]]:
+    frames = hypothesis.frames or [None] * len(hypothesis.tokens)
+    pieces = model.tokenizer.pieces
+    return [
+        {
+            "token": pieces[token],
+            "start_s": _rounded(None if frame is None else frame * model.frame_s, 3),
+            "confidence": round(confidence, 4),
+        }
+        for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True)
+    ]
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    return None if number is None else round(number, digits)

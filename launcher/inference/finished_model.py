@@ -1,0 +1,136 @@
+"""A finished model: a folder with everything that recognition needs, and nothing of the run that made it.
+
+model.json model.safetensors    the recogniser (model/export.py)
+tokenizer/                      SentencePiece
+features.json                   the front-end's configuration and statistics
+
+A stage that learns without transcripts leaves an encoder alone, and no tokenizer: a start for recognisers.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.features import FeaturesConfig, LogMel
+from data.tokenizer import Tokenizer
+from launcher.errors import CheckpointError
+from launcher.inference.search import Search
+from launcher.recipe import GreedyConfig, SearchConfig
+from launcher.run_folder import RunFolder, write_json
+from model.export import holds_encoder_alone, load_model, save_encoder, save_model
+from model.masked_prediction import MaskedPredictorConfig
+from model.recognizer import Recognizer, RecognizerConfig, RecognizerOutput
+from model.search import Hypothesis
+from model.student import without_auxiliary_heads
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+class FinishedModel:
+    """A recogniser with its front-end and tokenizer, on the CPU, and a way to search."""
+
+    def __init__(self, recognizer: Recognizer, features: LogMel, tokenizer: Tokenizer, search: Search):
+        self.recognizer, self.features, self.tokenizer, self.search = recognizer, features, tokenizer, search
+
+    @classmethod
+    def load(cls, folder: Path, search: SearchConfig | None = None) -> "FinishedModel":
+        """Open a model folder, to be searched greedily unless another search is given.
+
+        CheckpointError when a part is missing or cannot be read; ConfigError or DataError when the search does not go
+        with the model or lacks a file.
+        """
+        try:
+            stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+            features = build_features(FeaturesConfig.model_validate(stored["config"]), stored)
+            if holds_encoder_alone(folder):
+                raise CheckpointError(
+                    f"{folder} holds an encoder that learnt without transcripts, and no recogniser. Start one from it: "
+                    "a pretrain stage whose initialize_from names this folder or its stage."
+                )
+            recognizer, tokenizer = load_model(folder), Tokenizer.load(folder / "tokenizer")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or "
+                "remove the folder and run the recipe again: the stage's last checkpoint makes it anew."
+            ) from None
+        searcher = Search(search or GreedyConfig(), recognizer, tokenizer, f"the model in {folder}")
+        return cls(recognizer, features, tokenizer, searcher)
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one encoder frame to the next."""
+        hop_s = self.features.config.hop_samples / self.features.config.sample_rate_hz
+        return hop_s * self.recognizer.encoder.subsampling.factor
+
+    def recognise(self, waveforms: list[np.ndarray]) -> list[str]:
+        """The texts of mono float32 waveforms at the model's sample rate, as one batch."""
+        return [self.tokenizer.decode(found[0].tokens) for found in self.hypotheses(waveforms)]
+
+    @torch.inference_mode()
+    def hypotheses(self, waveforms: list[np.ndarray]) -> list[list[Hypothesis]]:
+        """What the search finds for each waveform, best first."""
+        return self.search(self.encode(waveforms))
+
+    @torch.inference_mode()
+    def encode(self, waveforms: list[np.ndarray]) -> RecognizerOutput:
+        """What the recogniser gives for the waveforms, as one batch, for a search to read."""
+        samples_B = torch.tensor([len(waveform) for waveform in waveforms])
+        waveforms_BS = torch.zeros(len(waveforms), max(int(samples_B.max()), self.features.config.window_samples))
+        for row, waveform in zip(waveforms_BS, waveforms, strict=True):
+            row[: len(waveform)] = torch.from_numpy(waveform)
+        features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
+        chunk = self.search.config.chunk
+        return self.recognizer(features_BTF, lengths_B, chunk=chunk.chunk if chunk else None)
+
+
+def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:
+    """The feature front-end with the `mean` and `std` per mel bin that were measured on the training split."""
+    features = LogMel(config)
+    features.set_statistics(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
+    return features
+
+
+def read_features(folder: Path) -> FeaturesConfig:
+    """The front-end's configuration of a finished model; CheckpointError when it cannot be read."""
+    try:
+        stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        return FeaturesConfig.model_validate(stored["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / 'features.json'} of a finished model cannot be read: {error}. Copy the folder again from where "
+            "it was trained."
+        ) from None
+
+
+def write_finished_model(
+    folder: Path,
+    run: RunFolder,
+    config: RecognizerConfig | MaskedPredictorConfig,
+    features: FeaturesConfig,
+    state: dict[str, Tensor],
+) -> None:
+    """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all.
+
+    What only helped the training is left behind.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if isinstance(config, MaskedPredictorConfig):
+        save_encoder(temporary, config.encoder, features.mel_bins, state)
+        statistics = json.loads(run.statistics_file.read_text(encoding="utf-8"))
+    else:
+        (temporary / "tokenizer").mkdir()
+        vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
+        save_model(temporary, config, features.mel_bins, vocabulary_size, without_auxiliary_heads(state))
+        for name in TOKENIZER_FILES:
+            shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
+        statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
+    write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

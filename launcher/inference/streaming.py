@@ -1,0 +1,76 @@
+"""A recording that is still going on: samples in pieces, the text so far at any time.
+
+What comes out is what the same model gives for the whole recording with the same chunk. Between pieces it keeps less
+than a window of samples, what `StreamingEncoder` keeps, and the state of the search.
+
+Shapes: S samples, T feature frames, D model width, V vocabulary.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from launcher.errors import ConfigError
+from launcher.inference.finished_model import FinishedModel
+from launcher.recipe.search import GreedyConfig, PrefixBeamConfig
+from model.search import GreedySearch, Hypothesis, PrefixBeamSearch
+from model.streaming import StreamingEncoder
+
+
+class StreamingRecognizer:
+    """One recording through a finished model whose search has a chunk and reads CTC alone; else ConfigError."""
+
+    def __init__(self, model: FinishedModel):
+        config = model.search.config
+        if config.chunk is None:
+            raise ConfigError(
+                "Audio that is still arriving needs chunks, and the search has none. Say how many encoder frames are "
+                f"seen at once, such as --chunk 16 ({16 * model.frame_s:.2g} s), and with --left-chunks how far back."
+            )
+        if isinstance(config, PrefixBeamConfig):
+            self._search = PrefixBeamSearch(1, config.beam, config.candidates, model.search.fusion)
+        elif isinstance(config, GreedyConfig):
+            self._search = GreedySearch(1)
+        else:
+            raise ConfigError(
+                f"The search {config.kind} needs the whole recording. While audio arrives, search with greedy or "
+                "prefix_beam."
+            )
+        self.model = model
+        self._encoder = StreamingEncoder(model.recognizer.encoder, config.chunk.chunk)
+        self._waiting = torch.zeros(0)
+
+    @property
+    def chunk_samples(self) -> int:
+        """The samples of one chunk at the model's rate: after so many more there is something new to read."""
+        chunk, subsampling = self._encoder.chunk, self.model.recognizer.encoder.subsampling
+        return chunk.frames * subsampling.factor * self.model.features.config.hop_samples
+
+    @torch.inference_mode()
+    def push(self, waveform: np.ndarray) -> Hypothesis:
+        """The next mono float32 samples at the model's rate, any number of them; the best text so far."""
+        self._waiting = torch.cat((self._waiting, torch.from_numpy(waveform)))
+        num_frames = self.model.features.num_frames(len(self._waiting))
+        features_BTF, _ = self.model.features(self._waiting[None], torch.tensor([len(self._waiting)]))
+        # A copy: a view would keep the samples before it.
+        self._waiting = self._waiting[num_frames * self.model.features.config.hop_samples :].clone()
+        self._read(self._encoder.push(features_BTF[0]))
+        return self.found()[0]
+
+    @torch.inference_mode()
+    def finish(self) -> list[Hypothesis]:
+        """The recording has ended: its texts, best first, as many as the search's `n_best`."""
+        self._read(self._encoder.finish())
+        config = self.model.search.config
+        return self.found(config.n_best if isinstance(config, PrefixBeamConfig) else 1)
+
+    def found(self, n_best: int = 1) -> list[Hypothesis]:
+        """The best texts of what has been read so far."""
+        if isinstance(self._search, PrefixBeamSearch):
+            return self._search.finish(n_best)[0]
+        return self._search.finish()
+
+    def _read(self, frames_SD: Tensor) -> None:
+        if len(frames_SD):
+            logits_SV = self.model.recognizer.ctc(frames_SD)
+            self._search.advance(logits_SV[None], torch.tensor([len(frames_SD)]))

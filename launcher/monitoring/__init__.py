@@ -1,0 +1,1 @@
+"""How a run is doing: progress while it works, status and goodput from its folder."""

@@ -1,0 +1,1 @@
+"""The processes of a stage: launchers that start them, a supervisor that watches them and ends them."""

@@ -1,0 +1,38 @@
+"""Which launcher a recipe asks for."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from launcher.processes.local import LocalLauncher
+from launcher.processes.process_group import Launch
+from launcher.processes.shared_folder import SharedFolderLauncher
+from launcher.processes.slurm import SlurmLauncher
+from launcher.processes.ssh import SshLauncher
+from launcher.recipe import ClusterConfig
+from launcher.recipe.hostfile import Topology, read_topology
+from launcher.run_folder import RunFolder
+
+
+class Launcher(Protocol):
+    """Says what to start here so that a stage's processes run where they should."""
+
+    topology: Topology
+
+    def training(self, run: RunFolder, stage: str, port: int | None = None) -> Launch: ...
+
+    def evaluation(self, run: RunFolder, stage: str) -> Launch: ...
+
+    def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int: ...
+
+    def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]: ...
+
+
+def make_launcher(cluster: ClusterConfig) -> Launcher:
+    """Return the launcher of a resolved recipe; ConfigError when its hostfile cannot be used."""
+    if cluster.kind == "local":
+        return LocalLauncher(cluster)
+    if cluster.kind == "slurm":
+        return SlurmLauncher(cluster)
+    assert cluster.hostfile
+    topology = read_topology(cluster.hostfile, cluster.include, cluster.exclude)
+    return SharedFolderLauncher(cluster, topology) if cluster.kind == "no_ssh" else SshLauncher(cluster, topology)

@@ -1,0 +1,134 @@
+"""How a stage's processes are started on this machine: the command line and the environment of each.
+
+Training goes through the `deepspeed` command, evaluation is one plain process. What differs between one host and many
+is in `launching/`. Refused: more processes than there are GPUs.
+"""
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.errors import ConfigError
+from launcher.recipe import ClusterConfig
+from launcher.run_folder import RunFolder
+
+PACKAGES = Path(__file__).parent.parent
+WORKER_MODULE = "launcher.worker"
+
+
+def accelerator() -> str:
+    """Return "cuda" or "cpu": the variable DS_ACCELERATOR where set, otherwise what PyTorch finds."""
+    chosen = os.environ.get("DS_ACCELERATOR")
+    if chosen:
+        return chosen
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_machine(cluster: ClusterConfig) -> None:
+    """Refuse more processes than there are GPUs (ConfigError); processors may hold any number."""
+    if cluster.kind != "local" or accelerator() != "cuda":
+        return  # `chorus doctor --hostfile` looks at other hosts
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if cluster.processes > gpus:
+        raise ConfigError(
+            f"cluster.processes is {cluster.processes}, but PyTorch sees {gpus} GPU{'s' * (gpus > 1)} "
+            f"here, and every process needs one. Pass --processes {gpus} (with --set "
+            "cluster.expert_parallel=N, N a divisor of it), or train on the processors with "
+            "DS_ACCELERATOR=cpu in the environment."
+        )
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def training_command(processes: int, run: RunFolder, stage: str, port: int) -> list[str]:
+    """Return the command that starts the processes of a training stage on this machine."""
+    return [
+        deepspeed_executable(),
+        "--hostfile=/dev/null",  # DeepSpeed would otherwise read /job/hostfile where there is one
+        *_devices(processes, os.environ),
+        "--no_local_rank",
+        f"--master_port={port}",
+        "--module",
+        WORKER_MODULE,
+        str(run.path),
+        stage,
+    ]
+
+
+def evaluation_command(run: RunFolder, stage: str) -> list[str]:
+    """Return the command of an evaluation: one process."""
+    return [sys.executable, "-u", "-m", WORKER_MODULE, str(run.path), stage]
+
+
+def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dict[str, str]:
+    """Return the environment of a stage's processes, derived from this one's."""
+    environment = dict(os.environ)
+    environment |= python_environment(environment) | {
+        "OMP_NUM_THREADS": str(cluster.threads or max(1, num_cores() // processes)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CHORUS_LAUNCHER_PID": str(os.getpid()),
+    }
+    if accelerator() == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which `python -m` finds Chorus from any folder."""
+    search_path = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(search_path),
+        # `python -m` would put the current folder first, where a user may keep a package named data or model.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def shown(command: list[str]) -> str:
+    """Return a command as it would be typed."""
+    return shlex.join([Path(command[0]).name, *command[1:]])
+
+
+def _devices(processes: int, environment: Mapping[str, str]) -> list[str]:
+    """Keep to the GPUs of CUDA_VISIBLE_DEVICES, which `--num_gpus` alone would ignore."""
+    visible = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+    if environment.get("DS_ACCELERATOR") == "cpu" or not visible:
+        return [f"--num_gpus={processes}"]
+    if not all(device.strip().isdigit() for device in visible):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES is {environment['CUDA_VISIBLE_DEVICES']!r}; the deepspeed command "
+            "understands only numbers there. Give the GPUs by their index, such as "
+            "CUDA_VISIBLE_DEVICES=0,1."
+        )
+    return [f"--include=localhost:{','.join(device.strip() for device in visible[:processes])}"]
+
+
+def deepspeed_executable() -> str:
+    """Return the path of the `deepspeed` command; ConfigError when there is none."""
+    beside_python = Path(sys.executable).with_name("deepspeed")
+    found = str(beside_python) if beside_python.is_file() else shutil.which("deepspeed")
+    if not found:
+        raise ConfigError(
+            f"There is no `deepspeed` command beside {sys.executable} nor in PATH. Install Chorus with its "
+            f"dependencies in this environment: pip install chorus-asr."
+        )
+    return found
+
+
+def num_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

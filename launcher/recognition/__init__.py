@@ -1,1 +1,0 @@
-"""Finished models at work: opened, searched, streamed, evaluated."""

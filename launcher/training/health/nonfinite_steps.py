@@ -1,0 +1,52 @@
+"""What became of steps whose loss or gradient is infinite or undefined.
+
+The update of such a step is left out, on every process alike. After `max_skips` in a row the weights are taken back
+to the newest checkpoint from before the row; the step, and with it the data and the learning rate, goes on, so that
+what was read since that checkpoint is passed over. If that does not help, an older checkpoint is taken. After
+`max_rollbacks` the stage ends.
+"""
+
+from dataclasses import dataclass
+
+from launcher.recipe import RecoveryConfig
+
+
+@dataclass
+class NonfiniteSteps:
+    """The record of bad steps that goes into checkpoints, equal on all processes.
+
+    skipped: steps so far whose update is not in the weights, left out or taken back. in_a_row: left out since the last
+    one that was applied. rollbacks: how often the weights were taken back. restored: the checkpoint's step that they
+    were taken back to, until an update is applied again.
+    """
+
+    skipped: int = 0
+    in_a_row: int = 0
+    rollbacks: int = 0
+    restored: int | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether the last step was applied. Until then a checkpoint would only push out an older, better one."""
+        return self.in_a_row == 0 and self.restored is None
+
+    def applied(self) -> None:
+        self.in_a_row, self.restored = 0, None
+
+    def left_out(self) -> None:
+        self.skipped += 1
+        self.in_a_row += 1
+
+    def too_many(self, config: RecoveryConfig) -> bool:
+        return self.in_a_row > config.max_skips
+
+    def newest_good(self, step: int) -> int:
+        """The latest step whose checkpoint may mend what is wrong at `step`."""
+        before = step - self.in_a_row
+        return before if self.restored is None else min(before, self.restored - 1)
+
+    def taken_back(self, step: int, restored: int, skipped_then: int) -> None:
+        """The weights at `step` are now those of the checkpoint of step `restored`, which had missed `skipped_then`."""
+        self.skipped = skipped_then + step - restored
+        self.in_a_row, self.restored = 0, restored
+        self.rollbacks += 1

@@ -1,0 +1,51 @@
+"""What a stage's model starts as, where it is not drawn anew: an encoder that was trained before, or a teacher."""
+
+from launcher.errors import ConfigError
+from launcher.inference.finished_model import read_features
+from launcher.recipe import DistillStage, PretrainStage, Recipe
+from launcher.run_folder import RunFolder
+from launcher.training.distillation.loss import TeacherTerms
+from launcher.training.teachers.load import recognizer_of
+from model.export import load_encoder
+from model.recognizer import Recognizer
+from model.upcycle import initialize_encoder, initialize_from_teacher
+
+
+def initialize_from_encoder(recognizer: Recognizer, stage: PretrainStage, recipe: Recipe, run: RunFolder) -> None:
+    """Copy the encoder of a finished model; ConfigError where it is of another shape or has heard other features."""
+    model = stage.initialize_from
+    assert model is not None
+    folder = run.model_folder(model)
+    features = read_features(folder)
+    if features != recipe.features:
+        differing = [key for key, value in features if value != getattr(recipe.features, key)]
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from {model}: its features.{differing[0]} was "
+            f"{getattr(features, differing[0])} and is {getattr(recipe.features, differing[0])} in this recipe. Make "
+            "the features equal."
+        )
+    try:
+        initialize_encoder(recognizer.encoder, load_encoder(folder), stage.initialize_layers)
+    except ValueError as error:
+        raise ConfigError(f"Stage {stage.name} cannot start from {model}: {error}.") from None
+
+
+def initialize_from_first_teacher(recognizer: Recognizer, stage: DistillStage, lesson: TeacherTerms) -> None:
+    """Start from the first teacher; ConfigError where it is not of the same shape."""
+    teacher = recognizer_of(lesson.teacher)
+    model = stage.named_teachers[0].model
+    if teacher is None:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {model}, which is not a model of Chorus. Put one that is "
+            "first among its teachers, or set initialize_from_teacher to false."
+        )
+    if teacher.vocabulary_size != recognizer.vocabulary_size:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {model}: it knows {teacher.vocabulary_size} tokens and this "
+            f"run's tokenizer {recognizer.vocabulary_size}. Train both with one tokenizer, or set "
+            "initialize_from_teacher to false."
+        )
+    try:
+        initialize_from_teacher(recognizer, teacher)
+    except ValueError as error:
+        raise ConfigError(f"Stage {stage.name} cannot start from teacher {model}: {error}.") from None

@@ -1,0 +1,1 @@
+"""The layers of a block, and how padded batches are packed for them."""

@@ -1,0 +1,44 @@
+"""What a layer remembers of the frames before a chunk, when an utterance comes piece by piece.
+
+Shapes: B batch, H heads, T frames, K head width, D model width.
+"""
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of up to `max_frames` frames (None: all), and the last inputs of the depthwise convolution.
+
+    Keys are kept without their positions: those are counted from the oldest key that is kept, and so stay small
+    however long an utterance is. One past belongs to one layer, also where layers share a block.
+    """
+
+    def __init__(self, max_frames: int | None):
+        self.max_frames = max_frames
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+        self._inputs: Tensor | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames' keys and values are kept."""
+        return 0 if self._key is None else self._key.shape[2]
+
+    def extend(self, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept keys and values with a chunk's own behind them, the newest of which are kept for the next chunk."""
+        if self._key is not None and self._value is not None:
+            key_BHTK = torch.cat((self._key, key_BHTK), dim=2)
+            value_BHTK = torch.cat((self._value, value_BHTK), dim=2)
+        first = 0 if self.max_frames is None else max(0, key_BHTK.shape[2] - self.max_frames)
+        # Copies: a view would keep what is to be forgotten.
+        self._key, self._value = key_BHTK[:, :, first:].clone(), value_BHTK[:, :, first:].clone()
+        return key_BHTK, value_BHTK
+
+    def precede(self, x_BTD: Tensor, num_frames: int) -> Tensor:
+        """A chunk's frames with the `num_frames` before them in front, zeros where the utterance has none."""
+        if self._inputs is None:
+            self._inputs = x_BTD.new_zeros(x_BTD.shape[0], num_frames, x_BTD.shape[2])
+        x_BTD = torch.cat((self._inputs, x_BTD), dim=1)
+        self._inputs = x_BTD[:, x_BTD.shape[1] - num_frames :].clone()
+        return x_BTD
