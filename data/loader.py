@@ -1,4 +1,4 @@
-"""Batches of a plan, read ahead by a few threads.
+"""Batches of a sampler, read ahead by a few threads.
 
 What it promises, as an equation over what the iterators hand out, bit by bit:
 
@@ -92,7 +92,7 @@ class Loader:
 
     def __init__(
         self,
-        plan: BatchSampler,
+        sampler: BatchSampler,
         reader: ShardReader,
         tokenizer: Tokenizer | None,
         lanes: Sequence[int],
@@ -102,7 +102,7 @@ class Loader:
         max_broken_ratio: float = 0.01,
         patience_s: float = 600.0,
     ):
-        self.plan = plan
+        self.sampler = sampler
         self.reader = reader
         self.tokenizer = tokenizer
         self.lanes = tuple(lanes)
@@ -134,7 +134,7 @@ class Loader:
             executor.close()
 
     def _submit(self, step: int, executor: _Threads | _Inline) -> tuple[list[BatchSpec], list[list[Future[_Prepared]]]]:
-        micro_batches = [self.plan.micro_batch(step, lane) for lane in self.lanes]
+        micro_batches = [self.sampler.micro_batch(step, lane) for lane in self.lanes]
         wanted = {name: one.reader for name, one in self.sidecars.items() if one.counts(step)}
         futures = [
             [

@@ -74,11 +74,11 @@ class Masking:
         noise_BTF = self.noise(step, lane, features_BTF.shape).to(features_BTF.device)
         return torch.where(masked_BT[:, :, None], noise_BTF, features_BTF), masked_BT
 
-    def count(self, plan: BatchSampler, step: int) -> int:
+    def count(self, sampler: BatchSampler, step: int) -> int:
         """Masked encoder frames of a step over all lanes. Utterances that turn out broken stay counted."""
         total = 0
-        for lane in range(plan.batches.lanes):
-            lengths = self.features.num_frames(plan.micro_batch(step, lane).samples)
+        for lane in range(sampler.batches.lanes):
+            lengths = self.features.num_frames(sampler.micro_batch(step, lane).samples)
             masked_BT = self.frames(step, lane, lengths.tolist())
             total += int(fully_masked_frames(masked_BT, torch.from_numpy(lengths), self.factor).sum())
         return total

@@ -1,14 +1,14 @@
 """Which utterances every lane reads at every step: a pure function of index, seed and step.
 
 A *lane* is a virtual data-parallel slot. Step `s` takes micro-batch `s` of every lane, and process `r` of
-`W` runs the lanes `r, r + W, ...`, so the plan knows nothing of processes and a run may change their number
+`W` runs the lanes `r, r + W, ...`, so the sampler knows nothing of processes and a run may change their number
 at any step.
 
 What it promises: every utterance that is not excluded is read exactly once per epoch; a micro-batch stays
 within its budget (one utterance above the budget is a batch of one); no step is empty; every epoch has the
 same number of steps, so the place of a step is a division; the answer for a step does not depend on what was
 asked before. All arithmetic that decides is in integers or in single IEEE operations, and no order comes from
-a generator whose stream may change with a library's release, so that every machine computes the same plan.
+a generator whose stream may change with a library's release, so that every machine computes the same sampler.
 
 One epoch is made like this. The shards are shuffled and taken a pool at a time; a pool is sorted by length
 after augmentation, cut into micro-batches, and their order is shuffled. The sequence of all micro-batches is
@@ -20,7 +20,7 @@ is cut, a few slots are added (half the square root of its micro-batches, twice 
 every epoch is fitted into these slots. One with fewer micro-batches halves the fullest until each slot is taken:
 no lane idles. One with more, which is rare, takes speeds and pools of the first epoch, known to fit, and
 shuffles their micro-batches anew. Only where utterances are fewer than slots do some lanes hand out an empty
-micro-batch, at the last step. The price is one layout when the plan is opened, and steps within a few per cent
+micro-batch, at the last step. The price is one layout when the sampler is opened, and steps within a few per cent
 of the fewest possible; what it buys is that no epoch has to be laid out to find those after it.
 """
 
@@ -117,7 +117,7 @@ class BatchSpec:
 class Totals:
     """Sums over all lanes of one step: the denominators of the loss.
 
-    A plan knows nothing of utterances that turn out broken when they are read: they stay counted.
+    A sampler knows nothing of utterances that turn out broken when they are read: they stay counted.
     """
 
     utterances: int

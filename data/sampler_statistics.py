@@ -1,4 +1,4 @@
-"""What a plan does with a corpus, measured on one epoch: steps, padding, shuffling, and what it leaves out."""
+"""What a sampler does with a corpus, measured on one epoch: steps, padding, shuffling, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from data.sampler import BatchSampler
 
 @dataclass(frozen=True)
 class SamplingStatistics:
-    """One epoch of a plan. Shares are of 1.
+    """One epoch of a sampler. Shares are of 1.
 
     `padding` is silence that fills up shorter utterances, over all audio of the micro-batches. The two
     shares of neighbours say how many pairs of utterances that a lane reads one after the other come from one
-    shard: `neighbours_expected` of a perfect shuffle of the whole corpus, `neighbours_observed` of this plan.
+    shard: `neighbours_expected` of a perfect shuffle of the whole corpus, `neighbours_observed` of this sampler.
     The nearer the two, the better the mixing; larger pools bring them nearer.
     """
 
@@ -33,40 +33,40 @@ class SamplingStatistics:
         return asdict(self)
 
 
-def measure_sampling(plan: BatchSampler, epoch: int = 0) -> SamplingStatistics:
+def measure_sampling(sampler: BatchSampler, epoch: int = 0) -> SamplingStatistics:
     """Walk through one epoch, lane by lane."""
-    first = epoch * plan.steps_per_epoch
+    first = epoch * sampler.steps_per_epoch
     filled = padded_samples = samples = neighbours = neighbours_of_one_shard = 0
-    for lane in range(plan.batches.lanes):
+    for lane in range(sampler.batches.lanes):
         read = []
-        for step in range(first, first + plan.steps_per_epoch):
-            batch = plan.micro_batch(step, lane)
+        for step in range(first, first + sampler.steps_per_epoch):
+            batch = sampler.micro_batch(step, lane)
             if len(batch.utterances):
                 filled += 1
                 padded_samples += len(batch.samples) * int(batch.samples.max())
                 samples += int(batch.samples.sum())
                 read.append(batch.utterances)
-        shards = plan.shard[np.concatenate(read)] if read else np.empty(0)
+        shards = sampler.shard[np.concatenate(read)] if read else np.empty(0)
         neighbours += max(0, len(shards) - 1)
         neighbours_of_one_shard += int((shards[1:] == shards[:-1]).sum())
-    sizes = plan.shard_sizes
+    sizes = sampler.shard_sizes
     count = int(sizes.sum())
     return SamplingStatistics(
-        steps_per_epoch=plan.steps_per_epoch,
+        steps_per_epoch=sampler.steps_per_epoch,
         utterances=count,
         utterances_per_micro_batch=count / filled,
-        empty_micro_batches=plan.steps_per_epoch * plan.batches.lanes - filled,
+        empty_micro_batches=sampler.steps_per_epoch * sampler.batches.lanes - filled,
         padding=1 - samples / padded_samples,
         neighbours_expected=int((sizes * (sizes - 1)).sum()) / max(1, count * (count - 1)),
         neighbours_observed=neighbours_of_one_shard / max(1, neighbours),
-        excluded={reason: len(utterances) for reason, utterances in plan.excluded.items()},
+        excluded={reason: len(utterances) for reason, utterances in sampler.excluded.items()},
     )
 
 
-def describe_excluded(plan: BatchSampler) -> str:
-    """What a plan leaves out and why, as one sentence."""
-    found = {reason: len(utterances) for reason, utterances in plan.excluded.items() if len(utterances)}
-    count = f"{sum(found.values())} of {len(plan.shard)} utterances"
+def describe_excluded(sampler: BatchSampler) -> str:
+    """What a sampler leaves out and why, as one sentence."""
+    found = {reason: len(utterances) for reason, utterances in sampler.excluded.items() if len(utterances)}
+    count = f"{sum(found.values())} of {len(sampler.shard)} utterances"
     if not found:
         return f"{count} are left out."
     return f"{count} are left out: {', '.join(f'{number} {reason}' for reason, number in found.items())}."

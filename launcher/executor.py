@@ -76,14 +76,14 @@ class Executor:
             if only is not None and node.name not in only:
                 continue
             heading = f"[{number}/{len(self._pipeline.nodes)}] {node.name}"
-            standing = self._pipeline.standing(node)
-            if standing.done:
+            stage_status = self._pipeline.status_of(node)
+            if stage_status.done:
                 self._display.say(f"{heading}: done already")
                 continue
             self._stop.check()
-            self._display.say(f"{heading}: {standing.reason}")
+            self._display.say(f"{heading}: {stage_status.reason}")
             started = time.monotonic()
-            self._run_node(node, standing)
+            self._run_node(node, stage_status)
             self._display.say(f"{node.name}: done in {duration(time.monotonic() - started)}")
             ran.append(node.name)
         return ran
@@ -92,14 +92,15 @@ class Executor:
         """Leave the resolved recipe in the run folder, where the processes read it."""
         write_text(self._run.recipe_file, dump(self._recipe))
 
-    def _run_node(self, node: StageNode, standing: StageStatus) -> None:
-        if standing.fingerprint is None:
+    def _run_node(self, node: StageNode, stage_status: StageStatus) -> None:
+        if stage_status.fingerprint is None:
             raise ConfigError(
-                f"Stage {node.name} {standing.reason}, which this run folder does not have yet. Run the whole recipe."
+                f"Stage {node.name} {stage_status.reason}, which this run folder does not have yet. Run the whole "
+                "recipe."
             )
-        self._set_aside(node, standing)
-        self._pipeline.started(node, standing)
-        self._run.append_event("stage_started", stage=node.name, reason=standing.reason)
+        self._set_aside(node, stage_status)
+        self._pipeline.started(node, stage_status)
+        self._run.append_event("stage_started", stage=node.name, reason=stage_status.reason)
         try:
             self._action(node)()
         except Preempted:
@@ -114,17 +115,17 @@ class Executor:
         self._pipeline.ended(node, status)
         self._run.append_event(f"stage_{status}", stage=node.name)
 
-    def _set_aside(self, node: StageNode, standing: StageStatus) -> None:
+    def _set_aside(self, node: StageNode, stage_status: StageStatus) -> None:
         """Move the work of other settings or inputs out of the way, and say where it is."""
         record = self._pipeline.record(node.name)
-        if not record or record["fingerprint"] == standing.fingerprint:
+        if not record or record["fingerprint"] == stage_status.fingerprint:
             return
         folder = self._run.stage(node.name)
         has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
         if node.kind in (*TRAINING_KINDS, "evaluate") and has_work:
             aside = _unused_name(folder.path)
             folder.path.rename(aside)
-            self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=standing.reason)
+            self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=stage_status.reason)
             self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
 
     def _action(self, node: StageNode) -> Callable[[], None]:

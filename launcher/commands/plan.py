@@ -31,12 +31,12 @@ def plan(options: argparse.Namespace) -> int:
         {
             "name": node.name,
             "kind": node.kind,
-            "done": standing.done,
-            "reason": standing.reason,
+            "done": stage_status.done,
+            "reason": stage_status.reason,
             "commands": _commands(node, launcher, run),
             **numbers["stages"].get(node.name, {}),
         }
-        for node, standing in Pipeline(recipe, run).standings()
+        for node, stage_status in Pipeline(recipe, run).statuses()
     ]
     found = {
         "recipe": recipe.name,

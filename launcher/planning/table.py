@@ -2,7 +2,8 @@
 disk; what to be warned of, and what to choose instead.
 
 Memory is what an engine keeps for weights, gradients and optimizer under a ZeRO stage (`launcher.planning.memory`), a
-teacher's weights, and the activations of one micro-batch of utterances of `UTTERANCE_S` (`model.costs.activation_memory`).
+teacher's weights, and the activations of one micro-batch of utterances of `UTTERANCE_S`
+(`model.costs.activation_memory`).
 """
 
 import json

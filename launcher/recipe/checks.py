@@ -71,8 +71,8 @@ def check_model_folders(recipe: Recipe) -> None:
         if isinstance(stage, DistillStage):
             for teacher in stage.named_teachers:
                 if teacher.is_folder:
-                    facts = read_spec(Path(teacher.model), _whose(stage, teacher))
-                    check_teacher(recipe, stage, teacher, facts)
+                    spec = read_spec(Path(teacher.model), _whose(stage, teacher))
+                    check_teacher(recipe, stage, teacher, spec)
         if isinstance(stage, PretrainStage) and stage.initialize_from and is_folder(stage.initialize_from):
             _check_start(stage, Path(stage.initialize_from))
 
@@ -87,10 +87,10 @@ def _start(stage: PretrainStage) -> str:
 
 
 def _check_start(stage: PretrainStage, folder: Path) -> None:
-    facts = read_spec(folder, _start(stage))
-    if facts.kind != "chorus":
+    spec = read_spec(folder, _start(stage))
+    if spec.kind != "chorus":
         raise ConfigError(
-            f"{_start(stage)} is the folder {folder}, which holds a model of {facts.kind}. Name the model folder of a "
+            f"{_start(stage)} is the folder {folder}, which holds a model of {spec.kind}. Name the model folder of a "
             "finished stage; other models can only be teachers of a distill stage."
         )
 

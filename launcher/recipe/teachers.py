@@ -42,13 +42,13 @@ class TeacherSpec:
 
 
 def spec_of_stage(recipe: Recipe, name: str) -> TeacherSpec:
-    """The facts of a training stage of this recipe; ConfigError when it trains no recogniser."""
+    """The spec of a training stage of this recipe; ConfigError when it trains no recogniser."""
     encoder = recipe.recognition_stage(name).model.encoder
     return _chorus(encoder, recipe.features.hop_ms / 1000, recipe.features.mel_bins)
 
 
 def read_spec(folder: Path, where: str) -> TeacherSpec:
-    """The facts of a folder; CheckpointError, beginning with `where`, when it is none of the known ones."""
+    """The spec of a folder; CheckpointError, beginning with `where`, when it is none of the known ones."""
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{where} is the folder {folder}, which holds no finished model (*.safetensors). Name the model folder of "
@@ -111,10 +111,10 @@ def terms_of(stage: DistillStage, teacher: TeacherConfig) -> frozenset[str]:
     return active if teacher.terms is None else active & frozenset(teacher.terms)
 
 
-def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec) -> None:
+def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> None:
     """Refuse a teacher from which this student cannot learn what it is to learn (ConfigError)."""
     who = "its teacher" if len(stage.named_teachers) == 1 else f"its teacher {teacher.name}"
-    if not facts.recognizes:
+    if not spec.recognizes:
         raise ConfigError(
             f"Stage {stage.name}: {who} is an encoder that learnt without transcripts, and no recogniser. Start one "
             f"from it, a pretrain stage with initialize_from: {teacher.model}, and name that."
@@ -126,26 +126,26 @@ def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, f
             f"Stage {stage.name} is to learn {idle[0]} from {who}, but distill.{idle[0]} weighs nothing. Give it a "
             f"weight, or take {idle[0]} out of the teacher's terms."
         )
-    _check_hearing(recipe, stage, teacher, facts, who)
-    if facts.kind != "chorus":
-        _check_foreign(recipe, stage, terms, facts, who)
-    _check_frame_rates(recipe, stage, terms, facts, who)
+    _check_hearing(recipe, stage, teacher, spec, who)
+    if spec.kind != "chorus":
+        _check_foreign(recipe, stage, terms, spec, who)
+    _check_frame_rates(recipe, stage, terms, spec, who)
     if "hidden" in terms:
-        _check_hidden(stage, teacher, facts, who)
+        _check_hidden(stage, teacher, spec, who)
     if "units" in terms:
-        _check_units(stage, facts, who)
-    if stage.distill.cache.required and (reason := why_no_cache(recipe, stage, teacher, facts)):
+        _check_units(stage, spec, who)
+    if stage.distill.cache.required and (reason := why_no_cache(recipe, stage, teacher, spec)):
         raise ConfigError(
             f"Stage {stage.name} is to read {who} from a cache (distill.cache.use is {stage.distill.cache.use}), and "
             f"there can be none: {reason}."
         )
 
 
-def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec) -> str:
+def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> str:
     """Why what a teacher gives cannot be stored; empty when it can."""
     augment = recipe.augment_of(stage)
     masks = [key for key in MASKS if getattr(augment, key)]
-    if facts.kind != "chorus" or teacher.hears not in (None, "augmented") or not masks:
+    if spec.kind != "chorus" or teacher.hears not in (None, "augmented") or not masks:
         return ""
     return (
         f"it hears masks that are drawn anew at every step (augment.{masks[0]} is {getattr(augment, masks[0])}). List "
@@ -154,31 +154,31 @@ def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, fa
     )
 
 
-def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec, who: str) -> None:
-    if facts.kind != "chorus" and teacher.hears not in (None, "waveform"):
+def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, who: str) -> None:
+    if spec.kind != "chorus" and teacher.hears not in (None, "waveform"):
         raise ConfigError(
             f"Stage {stage.name}: {who} has a front-end of its own, but hears is {teacher.hears}. Set it to waveform "
             "or leave it out."
         )
-    other_bins = facts.kind == "chorus" and facts.mel_bins != recipe.features.mel_bins
+    other_bins = spec.kind == "chorus" and spec.mel_bins != recipe.features.mel_bins
     if other_bins and teacher.hears != "waveform":
         raise ConfigError(
-            f"Stage {stage.name}: {who} hears {facts.mel_bins} mel bins, and features.mel_bins is "
+            f"Stage {stage.name}: {who} hears {spec.mel_bins} mel bins, and features.mel_bins is "
             f"{recipe.features.mel_bins}. Make them equal, or list it in teachers with hears: waveform."
         )
 
 
-def _check_foreign(recipe: Recipe, stage: DistillStage, terms: frozenset[str], facts: TeacherSpec, who: str) -> None:
+def _check_foreign(recipe: Recipe, stage: DistillStage, terms: frozenset[str], spec: TeacherSpec, who: str) -> None:
     tokens = [name for name in TOKEN_TERMS if name in terms]
     if tokens:
         raise ConfigError(
-            f"Stage {stage.name} compares the tokens of {who}, a model of {facts.kind}, whose tokenizer is not this "
+            f"Stage {stage.name} compares the tokens of {who}, a model of {spec.kind}, whose tokenizer is not this "
             f"run's, in distill.{tokens[0]}. Set its weight to 0, or list the teacher in teachers with terms among "
             "hidden and units."
         )
     if recipe.features.sample_rate_hz != SAMPLE_RATE_HZ:
         raise ConfigError(
-            f"Stage {stage.name}: {who}, a model of {facts.kind}, hears {SAMPLE_RATE_HZ} Hz, and "
+            f"Stage {stage.name}: {who}, a model of {spec.kind}, hears {SAMPLE_RATE_HZ} Hz, and "
             f"features.sample_rate_hz is {recipe.features.sample_rate_hz}. Prepare the corpus at {SAMPLE_RATE_HZ} Hz, "
             "or choose another teacher."
         )
@@ -189,22 +189,20 @@ def frame_s(recipe: Recipe, stage: DistillStage) -> float:
     return stage.model.encoder.subsampling.factor * recipe.features.hop_ms / 1000
 
 
-def _check_frame_rates(
-    recipe: Recipe, stage: DistillStage, terms: frozenset[str], facts: TeacherSpec, who: str
-) -> None:
+def _check_frame_rates(recipe: Recipe, stage: DistillStage, terms: frozenset[str], spec: TeacherSpec, who: str) -> None:
     mine = frame_s(recipe, stage)
     framewise = "ctc" in terms or ("hidden" in terms and not stage.distill.hidden.resample)
-    if not framewise or math.isclose(mine, facts.frame_s):
+    if not framewise or math.isclose(mine, spec.frame_s):
         return
     remedy = (
         "Make them equal, or set distill.hidden.weight, distill.hidden.cosine and distill.ctc.weight to 0; hidden "
         "states can be compared with distill.hidden.resample."
     )
-    mine_ms, theirs_ms = f"{1000 * mine:g} ms", f"{1000 * facts.frame_s:g} ms"
-    if facts.factor and facts.factor != stage.model.encoder.subsampling.factor:
+    mine_ms, theirs_ms = f"{1000 * mine:g} ms", f"{1000 * spec.frame_s:g} ms"
+    if spec.factor and spec.factor != stage.model.encoder.subsampling.factor:
         raise ConfigError(
             f"Stage {stage.name} is compared to {who} frame by frame, but its encoder.subsampling.factor is "
-            f"{stage.model.encoder.subsampling.factor} and {who}'s is {facts.factor}. {remedy}"
+            f"{stage.model.encoder.subsampling.factor} and {who}'s is {spec.factor}. {remedy}"
         )
     raise ConfigError(
         f"Stage {stage.name} is compared to {who} frame by frame, but its frames are {mine_ms} apart and {who}'s "
@@ -212,18 +210,18 @@ def _check_frame_rates(
     )
 
 
-def _check_hidden(stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec, who: str) -> None:
+def _check_hidden(stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, who: str) -> None:
     student, hidden = stage.model.encoder, stage.distill.hidden
     off = "set distill.hidden.weight and distill.hidden.cosine to 0."
-    if teacher.layers is None and facts.layers != student.layers:
+    if teacher.layers is None and spec.layers != student.layers:
         raise ConfigError(
             f"Stage {stage.name} compares hidden states layer by layer, but its encoder.layers is {student.layers} and "
-            f"{who}'s is {facts.layers}. Make them equal, name the teacher's layers in teachers, or {off}"
+            f"{who}'s is {spec.layers}. Make them equal, name the teacher's layers in teachers, or {off}"
         )
-    if facts.width != student.width and not hidden.projection:
+    if spec.width != student.width and not hidden.projection:
         raise ConfigError(
             f"Stage {stage.name} compares hidden states layer by layer, but its encoder.width is {student.width} and "
-            f"{who}'s is {facts.width}. Make them equal, set distill.hidden.projection to true, or {off}"
+            f"{who}'s is {spec.width}. Make them equal, set distill.hidden.projection to true, or {off}"
         )
     beyond = [layer for layer in hidden.layers or () if not 0 <= layer < student.layers]
     if beyond:
@@ -239,24 +237,24 @@ def _check_hidden(stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpe
             f"Stage {stage.name} compares its layers {list(compared)} (distill.hidden.layers) to layers "
             f"{list(teacher.layers)} of {who}; name as many of both."
         )
-    _check_layers(stage, "teachers", [layer for layer in teacher.layers if not 0 <= layer < facts.layers], who, facts)
+    _check_layers(stage, "teachers", [layer for layer in teacher.layers if not 0 <= layer < spec.layers], who, spec)
 
 
-def _check_units(stage: DistillStage, facts: TeacherSpec, who: str) -> None:
+def _check_units(stage: DistillStage, spec: TeacherSpec, who: str) -> None:
     units, depth = stage.distill.units, stage.model.encoder.layers
     if units.layer is not None and units.layer >= depth:
         raise ConfigError(
             f"Stage {stage.name} predicts units from layer {units.layer} (distill.units.layer), but it has layers 0 to "
             f"{depth - 1}."
         )
-    beyond = [units.teacher_layer] if (units.teacher_layer or 0) >= facts.layers else []
-    _check_layers(stage, "distill.units.teacher_layer", beyond, who, facts)
+    beyond = [units.teacher_layer] if (units.teacher_layer or 0) >= spec.layers else []
+    _check_layers(stage, "distill.units.teacher_layer", beyond, who, spec)
 
 
-def _check_layers(stage: DistillStage, key: str, beyond: list[Any], who: str, facts: TeacherSpec) -> None:
+def _check_layers(stage: DistillStage, key: str, beyond: list[Any], who: str, spec: TeacherSpec) -> None:
     if beyond:
         raise ConfigError(
-            f"Stage {stage.name} names layer {beyond[0]} of {who} in {key}, which has layers 0 to {facts.layers - 1}."
+            f"Stage {stage.name} names layer {beyond[0]} of {who} in {key}, which has layers 0 to {spec.layers - 1}."
         )
 
 
@@ -266,10 +264,10 @@ def compared_layers(stage: DistillStage, teacher: TeacherConfig) -> tuple[tuple[
     return tuple(zip(mine, teacher.layers or mine, strict=True)) if mine else ()
 
 
-def units_layer(stage: DistillStage, facts: TeacherSpec) -> int:
+def units_layer(stage: DistillStage, spec: TeacherSpec) -> int:
     """The layer of a teacher whose states are clustered."""
     given = stage.distill.units.teacher_layer
-    return facts.layers - 1 if given is None else given
+    return spec.layers - 1 if given is None else given
 
 
 def hidden_layers(stage: DistillStage) -> tuple[int, ...]:

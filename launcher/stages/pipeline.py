@@ -98,31 +98,31 @@ class Pipeline:
         """Return what state.json says of a stage; empty when it has never been started."""
         return self._records.get(name, {})
 
-    def standings(self) -> Iterator[tuple[StageNode, StageStatus]]:
-        """Yield every stage with its standing, without changing anything.
+    def statuses(self) -> Iterator[tuple[StageNode, StageStatus]]:
+        """Yield every stage with its status, without changing anything.
 
         What comes after a stage that is not done depends on what that stage will give.
         """
         awaited: list[str] = []
         for node in self.nodes:
-            standing = self.standing(node)
+            stage_status = self.status_of(node)
             upstream = [name for name in self._upstream(node) if name in awaited]
-            if standing.done and upstream:
-                standing = StageStatus(False, f"depends on {', '.join(upstream)}", None, standing.inputs)
-            if not standing.done:
+            if stage_status.done and upstream:
+                stage_status = StageStatus(False, f"depends on {', '.join(upstream)}", None, stage_status.inputs)
+            if not stage_status.done:
                 awaited.append(node.name)
-            yield node, standing
+            yield node, stage_status
 
     def later_steps(self, name: str) -> int:
         """Return the steps of the trainings after a stage, which is not done, that are to run."""
-        to_run = [node.name for node, standing in self.standings() if not standing.done]
+        to_run = [node.name for node, stage_status in self.statuses() if not stage_status.done]
         later = to_run[to_run.index(name) + 1 :]
         return sum(stage.steps for stage in self.recipe.training_stages() if stage.name in later)
 
     def _upstream(self, node: StageNode) -> list[str]:
         return ["prepare" if name.startswith("corpus/") else name for name in node.inputs]
 
-    def standing(self, node: StageNode) -> StageStatus:
+    def status_of(self, node: StageNode) -> StageStatus:
         """Return whether a stage is done, from its record and from what lies on the disk now."""
         found = {name: self._input_hash(name) for name in node.inputs}
         inputs = {name: value for name, value in found.items() if value is not None}
@@ -202,15 +202,15 @@ class Pipeline:
     def _splits(self) -> list[str]:
         return sorted({"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)})
 
-    def started(self, node: StageNode, standing: StageStatus) -> None:
+    def started(self, node: StageNode, stage_status: StageStatus) -> None:
         """Record that a stage runs."""
         record = self.record(node.name)
         self._set(
             node,
             status="running",
-            fingerprint=standing.fingerprint,
+            fingerprint=stage_status.fingerprint,
             settings=node.settings.beside(record["settings"]) if record else node.settings.values,
-            inputs=standing.inputs,
+            inputs=stage_status.inputs,
             started=round(time.time(), 3),
         )
 

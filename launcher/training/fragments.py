@@ -30,7 +30,7 @@ class Fragment:
     writes: bool = True
 
 
-def shapes(recognizer: Model) -> dict[str, list[int]]:
+def full_shapes(recognizer: Model) -> dict[str, list[int]]:
     """The shape of every parameter over all experts, by its name in an unspread model."""
     experts = _expert_parameters(recognizer)
     return {
@@ -39,7 +39,7 @@ def shapes(recognizer: Model) -> dict[str, list[int]]:
     }
 
 
-def offsets(recognizer: Model) -> dict[str, int]:
+def local_offsets(recognizer: Model) -> dict[str, int]:
     """Where the part of each parameter that this process computes with starts in the whole, flattened over experts."""
     experts = _expert_parameters(recognizer)
     return {
@@ -48,9 +48,9 @@ def offsets(recognizer: Model) -> dict[str, int]:
     }
 
 
-def replicas(engine: Engine) -> Iterator[Fragment]:
+def replica_fragments(engine: Engine) -> Iterator[Fragment]:
     """The weights that this process keeps to compute with: all, of experts its own; under ZeRO 3 its shards."""
-    starts = offsets(engine.module)
+    starts = local_offsets(engine.module)
     for name, parameter in engine.module.named_parameters():
         if engine.zero_optimization_stage() == 3:
             if shard := _shard(engine.optimizer, parameter):
@@ -59,7 +59,7 @@ def replicas(engine: Engine) -> Iterator[Fragment]:
             yield Fragment(name, starts[name], parameter.data.view(-1), {})
 
 
-def fragments(engine: Engine) -> Iterator[Fragment]:
+def owned_fragments(engine: Engine) -> Iterator[Fragment]:
     """The fp32 weights and the moments that this process owns, under any ZeRO stage.
 
     Moments that the optimizer has not made yet (before the first step) are made, as zeros.
@@ -70,7 +70,7 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
 
 def _whole_fragments(engine: Engine) -> Iterator[Fragment]:
     """Without ZeRO the optimizer keeps its state beside each parameter, on every process that holds it."""
-    starts, experts = offsets(engine.module), _expert_parameters(engine.module)
+    starts, experts = local_offsets(engine.module), _expert_parameters(engine.module)
     for name, parameter in engine.module.named_parameters():
         state = _moments(engine.optimizer.state[parameter], parameter.data)
         views = {key: value.view(-1) for key, value in state.items()}
@@ -79,7 +79,7 @@ def _whole_fragments(engine: Engine) -> Iterator[Fragment]:
 
 def _flat_fragments(engine: Engine) -> Iterator[Fragment]:
     """ZeRO 1 and 2 flatten a group's parameters one behind the other and cut that into a partition per process."""
-    starts, zero = offsets(engine.module), engine.optimizer
+    starts, zero = local_offsets(engine.module), engine.optimizer
     states = [_moments(zero.optimizer.state[flat], flat) for flat in zero.single_partition_of_fp32_groups]
     for name, parameter in engine.module.named_parameters():
         mapping = parameter._hp_mapping  # none where this process owns nothing of the parameter
@@ -95,7 +95,7 @@ def _flat_fragments(engine: Engine) -> Iterator[Fragment]:
 
 def _sharded_fragments(engine: Engine) -> Iterator[Fragment]:
     """ZeRO 3 cuts every parameter into a shard per process and flattens the shards of a sub-group."""
-    starts, zero = offsets(engine.module), engine.optimizer
+    starts, zero = local_offsets(engine.module), engine.optimizer
     flats = zero.fp32_partitioned_groups_flat
     states = [_moments(zero.optimizer.state[flat], flat) for flat in flats]
     for name, parameter in engine.module.named_parameters():

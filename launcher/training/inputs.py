@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Inputs:
-    """A split as seen by one process: the plan of all lanes, and this process's share of the batches.
+    """A split as seen by one process: the sampler of all lanes, and this process's share of the batches.
 
     With `keeps_source` a micro-batch also holds what its features were made from."""
 
-    plan: BatchSampler
+    sampler: BatchSampler
     loader: Loader
     features: LogMel
     specaugment: SpecAugment | None
@@ -54,8 +54,8 @@ class Inputs:
 
     def totals(self, step: int) -> Totals:
         """The counts of a step over all lanes, masked frames included where features are masked."""
-        totals = self.plan.totals(step)
-        return replace(totals, masked=self.masking.count(self.plan, step)) if self.masking else totals
+        totals = self.sampler.totals(step)
+        return replace(totals, masked=self.masking.count(self.sampler, step)) if self.masking else totals
 
     def micro_batch(self, batch: WaveformBatch) -> FeatureBatch:
         """A lane's batch as augmented or masked features on the device."""
@@ -109,7 +109,7 @@ def open_inputs(
 ) -> Inputs:
     """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out.
 
-    `factor` is that of the stage's subsampling: how many feature frames the plan counts as one frame. With `masking`
+    `factor` is that of the stage's subsampling: how many feature frames the sampler counts as one frame. With `masking`
     features are masked instead of augmented, and transcripts are not looked at: utterances without one take part.
     `seed` is the stage's, where it has one of its own.
     """
@@ -122,7 +122,7 @@ def open_inputs(
     tokens, min_frames = np.zeros((2, len(index)), dtype=np.int32)
     if tokenizer is not None:
         tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
-    plan = BatchSampler(
+    sampler = BatchSampler(
         index.shard,
         index.samples,
         tokens,
@@ -135,18 +135,22 @@ def open_inputs(
         transcribed=index.text_length > 0 if masking is None else None,
     )
     if 0 in lanes:
-        _tell(plan, run, split)
-    loader = Loader(plan, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
+        _tell(sampler, run, split)
+    loader = Loader(sampler, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
     masks = augment.frequency_masks + augment.time_masks
     specaugment = SpecAugment(augment, recipe.features) if masks and masking is None else None
     masked = Masking(masking, recipe.features, factor, seed) if masking is not None else None
-    return Inputs(plan, loader, features, specaugment, seed, device, masked, keeps_source=masked is not None)
+    return Inputs(sampler, loader, features, specaugment, seed, device, masked, keeps_source=masked is not None)
 
 
-def _tell(plan: BatchSampler, run: RunFolder, split: str) -> None:
-    """Log the shape of a split's plan, and leave it among the run's events."""
-    logger.info("%s: %d steps per epoch. %s", split, plan.steps_per_epoch, describe_excluded(plan))
-    excluded = {reason: len(utterances) for reason, utterances in plan.excluded.items()}
+def _tell(sampler: BatchSampler, run: RunFolder, split: str) -> None:
+    """Log the shape of a split's sampler, and leave it among the run's events."""
+    logger.info("%s: %d steps per epoch. %s", split, sampler.steps_per_epoch, describe_excluded(sampler))
+    excluded = {reason: len(utterances) for reason, utterances in sampler.excluded.items()}
     run.append_event(
-        "plan_opened", split=split, steps_per_epoch=plan.steps_per_epoch, utterances=len(plan.shard), left_out=excluded
+        "plan_opened",
+        split=split,
+        steps_per_epoch=sampler.steps_per_epoch,
+        utterances=len(sampler.shard),
+        left_out=excluded,
     )

@@ -24,8 +24,9 @@ from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage
 from launcher.run_folder import RunFolder, StageFolder
 from launcher.tracking import Tracker
-from launcher.training import checkpoint, fragments, parallel
+from launcher.training import checkpoint, parallel
 from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.fragments import full_shapes, owned_fragments, replica_fragments, set_optimizer_step
 from launcher.training.health.loss_spikes import SpikeDetector
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.health.routing_collapse import CollapseDetector
@@ -133,7 +134,7 @@ class Trainer:
         # 1, unless the loss is not finite: then its gradient must not be either, whatever backward would make of it.
         finite = 1 + (value - value)
         # The engine averages over micro-batches and processes; lanes are both together.
-        self.engine.backward(loss * finite * self.train.plan.batches.lanes)
+        self.engine.backward(loss * finite * self.train.sampler.batches.lanes)
         measures = {name: part.detach() for name, part in parts.items()} | self.judge.measures(output, totals)
         experts = routing_metrics(output.encoder.routings, self.stage.model.encoder.routing_names)
         layers = {**experts, **norm_metrics(output.encoder.moments)}
@@ -205,8 +206,8 @@ class Trainer:
 
     def _log(self, row: dict[str, Any]) -> None:
         del row["stop"]
-        audio_s = row.pop("samples") / self.train.plan.sample_rate_hz
-        position = {"step": self.step, "epoch": self.train.plan.position(self.step - 1)[0]}
+        audio_s = row.pop("samples") / self.train.sampler.sample_rate_hz
+        position = {"step": self.step, "epoch": self.train.sampler.position(self.step - 1)[0]}
         row = {**position, **row, "audio_s_per_s": audio_s / row["step_s"], "time": time.time()}
         row["skipped"] = self.recovery.skipped
         if self.tracker:
@@ -240,9 +241,9 @@ class Trainer:
             return None
         started = time.perf_counter()
         self.engine.eval()
-        plan = self.validation.plan
+        sampler = self.validation.sampler
         sums = torch.zeros(1 + self.judge.num_sums, dtype=torch.float64, device=self.train.device)
-        num_steps = plan.steps_per_epoch
+        num_steps = sampler.steps_per_epoch
         for batches in self.validation.steps(0, num_steps):
             self.heartbeat.beat(self.step, "validate")
             totals = self.validation.totals(batches[0].step)
@@ -270,8 +271,8 @@ class Trainer:
         begun = self.saver.start(
             checkpoint.State(
                 self.step,
-                fragments.fragments(self.engine),
-                {**fragments.shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
+                owned_fragments(self.engine),
+                {**full_shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
                 buffers,
                 {"window": asdict(self.window), "recovery": asdict(self.recovery)},
                 validation_cer,
@@ -296,14 +297,14 @@ class Trainer:
 
     def _load(self, saved: checkpoint.Checkpoint) -> NonfiniteSteps:
         """Copy weights, moments and buffers from a checkpoint; returns its record of bad steps."""
-        for replica in fragments.replicas(self.engine):
+        for replica in replica_fragments(self.engine):
             saved.fill(replica)
-        for fragment in fragments.fragments(self.engine):
+        for fragment in owned_fragments(self.engine):
             saved.fill(fragment)
         for name, buffer in _buffers(self.engine.module):
             buffer.copy_(saved.whole(checkpoint.BUFFER, name))
         recovery = NonfiniteSteps(**saved.trainer.get("recovery", {}))
-        fragments.set_optimizer_step(self.engine, saved.step - recovery.skipped)
+        set_optimizer_step(self.engine, saved.step - recovery.skipped)
         return recovery
 
 

@@ -89,11 +89,11 @@ def cache_teachers(
     shard that holds something broken is stored anew."""
     wanted: list[_Wanted] = []
     for teacher in stage.named_teachers:
-        facts = spec_of(recipe, run, stage, teacher)
-        check_teacher(recipe, stage, teacher, facts)
-        if reason := why_no_cache(recipe, stage, teacher, facts):
+        spec = spec_of(recipe, run, stage, teacher)
+        check_teacher(recipe, stage, teacher, spec)
+        if reason := why_no_cache(recipe, stage, teacher, spec):
             raise ConfigError(f"What teacher {teacher.name} of stage {stage.name} gives cannot be stored: {reason}.")
-        wanted.append(_Wanted(teacher, facts, describe(recipe, run, stage, teacher, facts)))
+        wanted.append(_Wanted(teacher, spec, describe(recipe, run, stage, teacher, spec)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     factor, batches = stage.model.encoder.subsampling.factor, recipe.batches_of(stage)
     inputs = open_inputs(recipe, run, "train", batches, NO_AUGMENTATION, (), device, factor)
@@ -109,7 +109,7 @@ class _Wanted:
     """A teacher and the cache that is wanted of it."""
 
     config: TeacherConfig
-    facts: TeacherSpec
+    spec: TeacherSpec
     description: CacheDescription
 
 
@@ -126,8 +126,8 @@ def _store(
     if missing or read_description(folder) is None:
         tokenizer = inputs.loader.tokenizer
         assert tokenizer is not None
-        _check_room(writer, missing, kept, wanted.facts, tokenizer.vocabulary_size)
-        teacher = load_teacher(run, wanted.config, wanted.facts, tokenizer.pieces, inputs.device)
+        _check_room(writer, missing, kept, wanted.spec, tokenizer.vocabulary_size)
+        teacher = load_teacher(run, wanted.config, wanted.spec, tokenizer.pieces, inputs.device)
         check_tokens(stage, wanted.config, teacher, len(tokenizer.pieces))
         told = {"same_tokens": teacher.same_tokens, "has_decoder": teacher.has_decoder}
         write_description(folder, description.model_copy(update=told))
@@ -156,9 +156,9 @@ def _write(
         of_shard = list(islice(keys, len(writer.utterances(shard))))
         if shard not in awaited:
             continue
-        plan = _ShardPlan(writer.split, _chosen(writer, shard, kept), kept.speeds, inputs.plan.batches)
+        sampler = _ShardSampler(writer.split, _chosen(writer, shard, kept), kept.speeds, inputs.sampler.batches)
         members: dict[tuple[int, int], Arrays] = {}
-        for rows, column, arrays, broken in _hear_shard(plan, teacher, kept, inputs, autocast, of_shard):
+        for rows, column, arrays, broken in _hear_shard(sampler, teacher, kept, inputs, autocast, of_shard):
             members |= {(row, column): one for row, one in zip(rows, arrays, strict=True)}
             left_out += [key for key in broken if key not in left_out]
             done += len(rows) + len(broken)
@@ -174,15 +174,15 @@ def _write(
 
 
 def _hear_shard(
-    plan: "_ShardPlan", teacher: Teacher, kept: CacheContents, inputs: Inputs, autocast: bool, keys: Sequence[str]
+    sampler: "_ShardSampler", teacher: Teacher, kept: CacheContents, inputs: Inputs, autocast: bool, keys: Sequence[str]
 ) -> Iterator[tuple[list[int], int, list[Arrays], list[str]]]:
     """Places in the shard, place of the speed, and the arrays of a batch, with the keys of what could not be read."""
     loader = inputs.loader
-    reading = Loader(cast(BatchSampler, plan), loader.reader, loader.tokenizer, (0,), loader.workers)
+    reading = Loader(cast(BatchSampler, sampler), loader.reader, loader.tokenizer, (0,), loader.workers)
     heard = replace(inputs, loader=reading, keeps_source=teacher.needs_source)
-    for step, (batch,) in enumerate(reading.steps(0, len(plan.cuts))):
-        utterances, column = plan.cuts[step]
-        rows = [int(utterance) - plan.first for utterance in utterances]
+    for step, (batch,) in enumerate(reading.steps(0, len(sampler.cuts))):
+        utterances, column = sampler.cuts[step]
+        rows = [int(utterance) - sampler.first for utterance in utterances]
         rows = [row for row in rows if keys[row] not in batch.quarantined]
         arrays = []
         if rows:
@@ -200,7 +200,7 @@ def _chosen(writer: SidecarWriter, shard: int, kept: CacheContents) -> npt.NDArr
     return utterances[fitting & (split.text_length[utterances] > 0)]
 
 
-class _ShardPlan:
+class _ShardSampler:
     """The utterances of one shard at one speed after the other, longest first, as micro-batches of a lane 0."""
 
     def __init__(
@@ -230,10 +230,10 @@ class _ShardPlan:
 
 
 def _check_room(
-    writer: SidecarWriter, missing: Sequence[int], kept: CacheContents, facts: TeacherSpec, vocabulary: int
+    writer: SidecarWriter, missing: Sequence[int], kept: CacheContents, spec: TeacherSpec, vocabulary: int
 ) -> None:
     """DataError when the disk has no room for the missing shards."""
-    expected = expected_bytes(writer, missing, kept, facts, vocabulary)
+    expected = expected_bytes(writer, missing, kept, spec, vocabulary)
     writer.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(writer.folder).free
     if expected > free:
@@ -245,19 +245,19 @@ def _check_room(
 
 
 def expected_bytes(
-    writer: SidecarWriter, shards: Sequence[int], kept: CacheContents, facts: TeacherSpec, vocabulary: int
+    writer: SidecarWriter, shards: Sequence[int], kept: CacheContents, spec: TeacherSpec, vocabulary: int
 ) -> float:
     """What some shards will take, by the lengths of recordings and transcripts."""
     bytes_per_token = 2 + (2 if vocabulary <= 2**16 else 4)
     posterior = 2 * vocabulary if kept.top_tokens >= vocabulary else kept.top_tokens * bytes_per_token + 2
-    per_frame = 2 * facts.width * len(kept.layers) + posterior * kept.ctc
+    per_frame = 2 * spec.width * len(kept.layers) + posterior * kept.ctc
     fixed = MEMBER_BYTES + ARRAY_BYTES * (1 + len(kept.layers) + 3 * (kept.ctc + kept.decoder))
     expected, split = 0.0, writer.split
     for shard in shards:
         utterances = _chosen(writer, shard, kept)
         targets = split.text_length[utterances] + 2
         for speed in kept.speeds:
-            frames = split.samples[utterances] / speed / split.sample_rate_hz / facts.frame_s
+            frames = split.samples[utterances] / speed / split.sample_rate_hz / spec.frame_s
             expected += float((frames * per_frame + targets * posterior * kept.decoder + fixed).sum())
     return expected
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
-# The starter of processes lives with the tests of training.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "launcher" / "training")]
+HELPERS = ROOT / "tests" / "helpers"
+sys.path[:0] = [str(ROOT), str(HELPERS)]
 
 import processes  # noqa: E402
 from memory_worker import MEL_BINS, MODELS, VOCABULARY, Case  # noqa: E402
@@ -69,7 +69,7 @@ def predict(case: Case) -> int:
 def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        worker = Path(__file__).with_name("memory_worker.py")
+        worker = HELPERS / "memory_worker.py"
         processes.run([str(worker), folder, case.dump()], case.processes, out / "log", timeout_s=600)
         found = json.loads((out / "rank-0.json").read_text())
     return Measured(predict(case), found["tensors"], found["resident"], found["framework"])

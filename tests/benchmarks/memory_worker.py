@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from data.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
 from launcher.training import parallel
+from launcher.training.expert_parallel import spread_experts
 from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
 from model.costs.activation_memory import MicroBatchSize
 from model.decoder import DecoderConfig
@@ -171,7 +172,7 @@ def train(case: Case, tracked: TensorBytes) -> dict[str, int]:
     """The peaks over all steps, and what is held between them."""
     torch.manual_seed(1)
     recognizer = Recognizer(case.model, MEL_BINS, VOCABULARY)
-    parallel.spread_experts(recognizer, case.expert_parallel, dist.get_rank())
+    spread_experts(recognizer, case.expert_parallel, dist.get_rank())
     engine = parallel.build_engine(
         recognizer, OptimizerConfig(), case.deepspeed_file, case.accumulation, case.precision
     )

@@ -1,8 +1,8 @@
 """Students in bf16 on new utterances in every step: `OMP_NUM_THREADS=1 python -m tests.benchmarks.shapes [--rounds N]`.
 
 Experts multiply with as many rows as they get frames, or with a few more, so that shapes of products recur
-(`model/moe/row_padding.py`). The encoders of the students of `base` and `mini`, forward and backward, on five utterances of 3 to
-9 s; each variant draws its own, so that none meets the shapes of the other.
+(`model/moe/row_padding.py`). The encoders of the students of `base` and `mini`, forward and backward, on five
+utterances of 3 to 9 s; each variant draws its own, so that none meets the shapes of the other.
 """
 
 import argparse

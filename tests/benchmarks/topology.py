@@ -18,8 +18,8 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parents[2]
-# The starter of processes lives with the tests of training.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "launcher" / "training")]
+HELPERS = ROOT / "tests" / "helpers"
+sys.path[:0] = [str(ROOT), str(HELPERS)]
 
 import processes  # noqa: E402
 from topology_worker import REVERSE_LANES, STAGE  # noqa: E402
@@ -106,7 +106,7 @@ def train(folder: Path, topologies: list[Topology], steps: int, precision: str) 
     results: dict[Topology, Result] = {}
     for (world, _), same in together.items():
         runs = [_make_run(folder / topology.folder_name, topology, shards, tokenizer) for topology in same]
-        worker = Path(__file__).with_name("topology_worker.py")
+        worker = HELPERS / "topology_worker.py"
         processes.run([str(worker), *(str(run.path) for run in runs)], world, folder / "log", timeout_s=3600)
         results |= {topology: _result(run, world) for topology, run in zip(same, runs, strict=True)}
     return results

@@ -18,6 +18,7 @@ from launcher.processes.stop_request import StopRequest
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 from launcher.training import parallel
+from launcher.training.fragments import local_offsets
 from launcher.training.setup import build_trainer
 from launcher.training.trainer import Trainer
 
@@ -55,7 +56,7 @@ def keep_first_gradients(trainer: Trainer, file: Path) -> None:
 
     def agree_and_keep(*arguments):
         if trainer.step == 0:
-            starts = parallel.offsets(trainer.engine.module)
+            starts = local_offsets(trainer.engine.module)
             gradients = {
                 name: (starts[name], safe_get_full_grad(parameter))
                 for name, parameter in trainer.engine.module.named_parameters()

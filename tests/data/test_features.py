@@ -1,7 +1,6 @@
 """Log-mel features and their statistics."""
 
 import time
-from pathlib import Path
 
 import kaldi_native_fbank
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 
 from data.audio import Clip, Utterance
 from data.errors import DataError
@@ -16,7 +16,7 @@ from data.features import FeaturesConfig, LogMel, measure_statistics
 from data.reader import ShardReader
 from data.shards import read_index, write_split
 
-AUDIO = Path(__file__).parents[2] / "data" / "embedded" / "aelita" / "audio"
+AUDIO = ROOT / "data" / "embedded" / "aelita" / "audio"
 
 
 def noise(seed, *shape):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 import data.loader
 from data.audio import Clip, Utterance
@@ -22,7 +23,7 @@ from data.sampler import BatchesConfig, BatchSampler
 from data.shards import read_index, write_split
 from data.tokenizer import TokenizerConfig, token_lengths, train_tokenizer
 
-AELITA = Path(__file__).parents[2] / "data" / "embedded" / "aelita"
+AELITA = ROOT / "data" / "embedded" / "aelita"
 LANES = 4
 
 
@@ -50,10 +51,10 @@ def corpus(tmp_path_factory):
     write_split(utterances, folder / "train", sample_rate_hz=16000, shard_seconds=30, seed=1)
     index = read_index(folder / "train")
     tokenizer = train_tokenizer(index.transcripts(), TokenizerConfig(), folder / "tokenizer")
-    return ShardReader(index), tokenizer, make_plan(index, tokenizer)
+    return ShardReader(index), tokenizer, make_sampler(index, tokenizer)
 
 
-def make_plan(index, tokenizer, lanes=LANES):
+def make_sampler(index, tokenizer, lanes=LANES):
     tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
     return BatchSampler(
         index.shard,
@@ -69,8 +70,8 @@ def make_plan(index, tokenizer, lanes=LANES):
 
 
 def load(corpus, start, stop, *, lanes=range(LANES), workers=2):
-    reader, tokenizer, plan = corpus
-    return list(Loader(plan, reader, tokenizer, lanes, workers).steps(start, stop))
+    reader, tokenizer, sampler = corpus
+    return list(Loader(sampler, reader, tokenizer, lanes, workers).steps(start, stop))
 
 
 def assert_same(first, second):
@@ -114,11 +115,11 @@ def test_lanes_spread_over_processes_are_together_those_of_one_process(corpus, w
 
 
 def test_a_batch_is_what_the_plan_says_padded_with_zeros(corpus):
-    reader, tokenizer, plan = corpus
+    reader, tokenizer, sampler = corpus
     keys = list(reader.index.keys())
-    for step, lanes in enumerate(load(corpus, 0, plan.steps_per_epoch)):
+    for step, lanes in enumerate(load(corpus, 0, sampler.steps_per_epoch)):
         for lane, batch in enumerate(lanes):
-            planned = plan.micro_batch(step, lane)
+            planned = sampler.micro_batch(step, lane)
             assert (batch.step, batch.lane, batch.quarantined) == (step, lane, [])
             assert batch.keys == [keys[utterance] for utterance in planned.utterances]
             assert batch.samples_B.tolist() == planned.samples.tolist()
@@ -129,15 +130,15 @@ def test_a_batch_is_what_the_plan_says_padded_with_zeros(corpus):
                 assert not batch.tokens_BU[row, length:].any()
                 assert batch.waveforms_BS[row, :samples].abs().max() > 0.01
                 assert not batch.waveforms_BS[row, samples:].any()
-        totals = plan.totals(step)
+        totals = sampler.totals(step)
         assert sum(len(batch.keys) for batch in lanes) == totals.utterances
         assert sum(int(batch.token_lengths_B.sum()) for batch in lanes) == totals.tokens
 
 
 def test_a_lane_without_an_utterance_gives_an_empty_batch(corpus):
     reader, tokenizer, _ = corpus
-    plan = make_plan(reader.index, tokenizer, lanes=len(reader.index) + 2)
-    (batches,) = Loader(plan, reader, tokenizer, range(plan.batches.lanes), workers=0).steps(0, 1)
+    sampler = make_sampler(reader.index, tokenizer, lanes=len(reader.index) + 2)
+    (batches,) = Loader(sampler, reader, tokenizer, range(sampler.batches.lanes), workers=0).steps(0, 1)
     empty = [batch for batch in batches if not batch.keys]
     assert len(empty) == 2
     for batch in empty:
@@ -146,8 +147,8 @@ def test_a_lane_without_an_utterance_gives_an_empty_batch(corpus):
 
 
 def test_without_a_tokenizer_the_same_recordings_come_without_tokens(corpus):
-    reader, _, plan = corpus
-    for with_tokens, without in zip(load(corpus, 0, 3), load((reader, None, plan), 0, 3), strict=True):
+    reader, _, sampler = corpus
+    for with_tokens, without in zip(load(corpus, 0, 3), load((reader, None, sampler), 0, 3), strict=True):
         for batch, silent in zip(with_tokens, without, strict=True):
             assert silent.waveforms_BS.equal(batch.waveforms_BS)
             assert silent.keys == batch.keys
@@ -181,15 +182,15 @@ def broken(*utterances):
 
 
 def faulty(corpus, fault, *, workers=2, **options):
-    reader, tokenizer, plan = corpus
-    return Loader(plan, FaultyReader(reader, fault), tokenizer, range(LANES), workers, **options)
+    reader, tokenizer, sampler = corpus
+    return Loader(sampler, FaultyReader(reader, fault), tokenizer, range(LANES), workers, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_utterance_is_left_out_and_named_and_the_others_stay_in_place(corpus, workers, caplog):
-    plan = corpus[2]
-    num_steps = plan.steps_per_epoch
-    planned = plan.micro_batch(1, 2)
+    sampler = corpus[2]
+    num_steps = sampler.steps_per_epoch
+    planned = sampler.micro_batch(1, 2)
     victim = int(planned.utterances[0])
     loader = faulty(corpus, broken(victim), workers=workers)
     with caplog.at_level(logging.WARNING):
@@ -252,10 +253,10 @@ def test_a_shard_that_never_answers_ends_the_process_with_an_error(corpus, tmp_p
         "from data.sampler import MicroBatch\n"
         "one = np.array([1])\n"
         "batch = MicroBatch(0, 0, 0, one, one, one)\n"
-        "plan = SimpleNamespace(micro_batch=lambda step, lane: batch)\n"
+        "sampler = SimpleNamespace(micro_batch=lambda step, lane: batch)\n"
         "hang = threading.Event().wait\n"
         "reader = SimpleNamespace(read=lambda _: hang(), shard=lambda _: 'shard-000007.tar')\n"
-        "next(Loader(plan, reader, None, [0], 1, patience_s=0.2).steps(0, 1))\n"
+        "next(Loader(sampler, reader, None, [0], 1, patience_s=0.2).steps(0, 1))\n"
     )
     repository = Path(data.loader.__file__).parents[1]
     run = subprocess.run(
@@ -271,9 +272,9 @@ def test_a_shard_that_never_answers_ends_the_process_with_an_error(corpus, tmp_p
 
 @pytest.mark.parametrize("consumed", [0, 2])
 def test_threads_end_when_the_iterator_is_closed(corpus, consumed):
-    reader, tokenizer, plan = corpus
+    reader, tokenizer, sampler = corpus
     before = set(threading.enumerate())
-    steps = Loader(plan, reader, tokenizer, range(LANES), 4).steps(0, 20)
+    steps = Loader(sampler, reader, tokenizer, range(LANES), 4).steps(0, 20)
     for _ in range(consumed):
         next(steps)
     assert len(set(threading.enumerate()) - before) == (4 if consumed else 0)

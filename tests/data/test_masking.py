@@ -78,7 +78,7 @@ def test_an_encoder_frame_is_predicted_when_nothing_of_it_was_heard(lengths, ste
 def test_the_count_of_a_step_is_what_its_lanes_mask_together():
     samples = np.random.default_rng(0).integers(16_000, 160_000, 40)
     zeros = np.zeros(40, dtype=np.int32)
-    plan = BatchSampler(
+    sampler = BatchSampler(
         zeros,
         samples,
         zeros,
@@ -90,13 +90,13 @@ def test_the_count_of_a_step_is_what_its_lanes_mask_together():
         encoder_frames=lambda samples: (FEATURES.num_frames(samples) + 3) // 4,
     )
     found = masking()
-    for step in (0, 3, plan.steps_per_epoch + 1):
+    for step in (0, 3, sampler.steps_per_epoch + 1):
         by_lane = []
         for lane in range(3):
-            lengths = FEATURES.num_frames(plan.micro_batch(step, lane).samples)
+            lengths = FEATURES.num_frames(sampler.micro_batch(step, lane).samples)
             masked_BT = found.frames(step, lane, lengths.tolist())
             by_lane.append(int(fully_masked_frames(masked_BT, torch.from_numpy(lengths), 4).sum()))
-        assert found.count(plan, step) == sum(by_lane) > 0
+        assert found.count(sampler, step) == sum(by_lane) > 0
 
 
 def test_noise_has_its_deviation_and_is_of_its_step_and_lane():

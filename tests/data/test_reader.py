@@ -3,18 +3,18 @@
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from paths import ROOT
 
 from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
 from data.reader import ShardReader, UtteranceError
 from data.shards import read_index, write_split
 
-AELITA = Path(__file__).parents[2] / "data" / "embedded" / "aelita"
+AELITA = ROOT / "data" / "embedded" / "aelita"
 
 
 def utterances(count):

@@ -9,11 +9,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 
 from data.errors import DataError
 from data.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig, token_lengths, train_tokenizer
 
-PHRASES = Path(__file__).parents[2] / "data" / "embedded" / "aelita" / "phrases.jsonl"
+PHRASES = ROOT / "data" / "embedded" / "aelita" / "phrases.jsonl"
 KINDS = [
     TokenizerConfig(kind="char"),
     TokenizerConfig(kind="unigram", pieces=120),

@@ -1,14 +1,14 @@
 """A loss or gradient that is not finite, on any lane at any step of a run that a user started."""
 
 import random
-from pathlib import Path
 
 import pytest
+from paths import HELPERS
 from runs import Victim, assert_same_weights
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 
-TRAINING_TESTS = Path(__file__).parents[1] / "launcher" / "training"
+TRAINING_TESTS = HELPERS
 # Python runs this file of the search path first in every process; only the training processes are poisoned.
 HOOK = """
 import sys

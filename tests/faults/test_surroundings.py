@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from runs import assert_same_weights
-from test_tracking_isolation import nobody_there, server_that_answers, server_that_hangs
+from wandb_servers import nobody_there, server_that_answers, server_that_hangs
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 

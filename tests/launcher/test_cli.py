@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+from paths import HELPERS
 
 from launcher.cli import main as chorus
 from launcher.processes.watchdog import processes_of
 from launcher.run_folder import RunFolder, read_json
 
-FAKE_CHORUS = Path(__file__).with_name("fake_chorus.py")
+FAKE_CHORUS = HELPERS / "fake_chorus.py"
 ROOT = FAKE_CHORUS.parents[2]
 HEAVY = ("torch", "deepspeed", "wandb", "matplotlib", "pydantic", "numpy", "rich", "yaml")
 

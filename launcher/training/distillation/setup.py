@@ -65,20 +65,20 @@ def _open_lesson(
     device: torch.device,
     cache: CacheChoice,
 ) -> tuple[TeacherTerms, dict[str, AuxiliaryHead]]:
-    facts = spec_of(recipe, run, stage, config)
-    check_teacher(recipe, stage, config, facts)
+    spec = spec_of(recipe, run, stage, config)
+    check_teacher(recipe, stage, config, spec)
     terms = terms_of(stage, config)
     if cache.folder and cache.description:
         model = run.model_folder(config.model)
-        teacher = CachedTeacher(config.name, cache.folder, cache.description, model, facts, len(pieces), device)
+        teacher = CachedTeacher(config.name, cache.folder, cache.description, model, spec, len(pieces), device)
     else:
-        teacher = load_teacher(run, config, facts, pieces, device)
+        teacher = load_teacher(run, config, spec, pieces, device)
     check_tokens(stage, config, teacher, len(pieces))
     if stage.model.decoder is None or not teacher.has_decoder:
         terms -= {"decoder"}
     pairs = compared_layers(stage, config)
     lesson = TeacherTerms(config.name, teacher, config.weight, terms, pairs, frame_s(recipe, stage) / teacher.frame_s)
-    return lesson, _add_helpers(lesson, stage, facts)
+    return lesson, _add_helpers(lesson, stage, spec)
 
 
 def check_tokens(stage: DistillStage, config: TeacherConfig, teacher: Teacher, num_pieces: int) -> None:
@@ -92,16 +92,16 @@ def check_tokens(stage: DistillStage, config: TeacherConfig, teacher: Teacher, n
         )
 
 
-def _add_helpers(lesson: TeacherTerms, stage: DistillStage, facts: TeacherSpec) -> dict[str, AuxiliaryHead]:
+def _add_helpers(lesson: TeacherTerms, stage: DistillStage, spec: TeacherSpec) -> dict[str, AuxiliaryHead]:
     """The helpers that a lesson needs; the lesson learns their names."""
     helpers = {}
     if "hidden" in lesson.terms and stage.distill.hidden.projection:
         lesson.projections = {mine: f"hidden-{lesson.name}-{mine:02d}" for mine, _ in lesson.pairs}
-        helpers |= {name: AuxiliaryHead(layer, facts.width) for layer, name in lesson.projections.items()}
+        helpers |= {name: AuxiliaryHead(layer, spec.width) for layer, name in lesson.projections.items()}
     if "units" in lesson.terms:
         units, last = stage.distill.units, stage.model.encoder.layers - 1
         lesson.unit_helper = f"units-{lesson.name}"
-        lesson.unit_layer = units_layer(stage, facts)
+        lesson.unit_layer = units_layer(stage, spec)
         helpers[lesson.unit_helper] = AuxiliaryHead(last if units.layer is None else units.layer, units.count)
     return helpers
 
@@ -163,10 +163,10 @@ def _states(task: DistillationLoss, lesson: TeacherTerms, train: Inputs) -> Iter
     """The teacher's states [N, D] at the valid frames of every lane in the first steps."""
     loader, config = train.loader, task.config.units
     every = Loader(
-        loader.plan,
+        loader.sampler,
         loader.reader,
         loader.tokenizer,
-        range(loader.plan.batches.lanes),
+        range(loader.sampler.batches.lanes),
         loader.workers,
         sidecars={name: Sidecars(one.reader) for name, one in loader.sidecars.items() if name == lesson.name},
     )

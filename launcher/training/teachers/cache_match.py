@@ -108,7 +108,7 @@ def spec_of(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: Teache
 
 
 def describe(
-    recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig, facts: TeacherSpec
+    recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec
 ) -> CacheDescription:
     """The cache that suits a stage exactly. CheckpointError when the teacher is not finished, DataError when the shards
     are not there."""
@@ -118,18 +118,18 @@ def describe(
             f"The teacher {teacher.name} of stage {stage.name} has no finished model in "
             f"{run.model_folder(teacher.model)}. Run the recipe until its stage is done."
         )
-    own_front_end = facts.kind != "chorus" or teacher.hears == "waveform"
+    own_front_end = spec.kind != "chorus" or teacher.hears == "waveform"
     tokenizer = [run.tokenizer / "tokenizer.model", run.tokenizer / "tokenizer.json"]
     terms, batches, cache = terms_of(stage, teacher), recipe.batches_of(stage), stage.distill.cache
     layers = {theirs for _, theirs in compared_layers(stage, teacher)}
-    layers |= {units_layer(stage, facts)} if "units" in terms else set()
+    layers |= {units_layer(stage, spec)} if "units" in terms else set()
     return CacheDescription(
         name=teacher.name,
         heard=TeacherInputs(
             teacher=sha256,
             shards=tuple(shard["sha256"] for shard in read_summary(recipe.split_folder(run, "train"))["shards"]),
             features=None if own_front_end else _hash_front_end(recipe, run),
-            tokenizer=hash_files(tokenizer, run.tokenizer) if facts.kind == "chorus" else None,
+            tokenizer=hash_files(tokenizer, run.tokenizer) if spec.kind == "chorus" else None,
             precision=recipe.cluster.precision,
         ),
         kept=CacheContents(
@@ -209,10 +209,10 @@ def _choose(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: Teache
     folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}")) if root else []
     if not folders and not stage.distill.cache.required:
         return CacheChoice()
-    facts = spec_of(recipe, run, stage, teacher)
-    if reason := why_no_cache(recipe, stage, teacher, facts):
+    spec = spec_of(recipe, run, stage, teacher)
+    if reason := why_no_cache(recipe, stage, teacher, spec):
         return CacheChoice(reason=reason)
-    wanted, reasons = describe(recipe, run, stage, teacher, facts), []
+    wanted, reasons = describe(recipe, run, stage, teacher, spec), []
     names = [shard["name"] for shard in read_summary(recipe.split_folder(run, "train"))["shards"]]
     for folder in sorted(folders, key=lambda folder: folder.name != wanted.folder_name):
         found = read_description(folder)

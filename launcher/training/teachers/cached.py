@@ -27,18 +27,18 @@ class CachedTeacher(Teacher):
         folder: Path,
         description: CacheDescription,
         model: Path,
-        facts: TeacherSpec,
+        spec: TeacherSpec,
         vocabulary_size: int,
         device: torch.device,
     ):
-        self.name, self.folder, self.model, self.facts = name, folder, model, facts
-        self.vocabulary_size, self.device, self.frame_s = vocabulary_size, device, facts.frame_s
+        self.name, self.folder, self.model, self.spec = name, folder, model, spec
+        self.vocabulary_size, self.device, self.frame_s = vocabulary_size, device, spec.frame_s
         self.same_tokens, self.has_decoder = description.same_tokens, description.has_decoder
         kept = description.kept
         has = {"ctc": kept.ctc and self.same_tokens, "decoder": kept.decoder and self.has_decoder}
-        self.nothing: Arrays = empty(facts.width, vocabulary_size, kept.model_copy(update=has))
+        self.nothing: Arrays = empty(spec.width, vocabulary_size, kept.model_copy(update=has))
         # A teacher that hears the student's features pads them as the student does.
-        self.factor = facts.factor if description.heard.features else None
+        self.factor = spec.factor if description.heard.features else None
 
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
         num_frames = output_length(batch.features_BTF.shape[1], self.factor) if self.factor else 1
@@ -47,4 +47,4 @@ class CachedTeacher(Teacher):
 
     def load_recognizer(self) -> Recognizer | None:
         """The recogniser behind it, read anew; none where it is not one of Chorus."""
-        return FinishedModel.load(self.model).recognizer if self.facts.kind == "chorus" else None
+        return FinishedModel.load(self.model).recognizer if self.spec.kind == "chorus" else None

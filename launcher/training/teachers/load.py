@@ -14,14 +14,14 @@ from model.recognizer import Recognizer
 
 
 def load_teacher(
-    run: RunFolder, teacher: TeacherConfig, facts: TeacherSpec, pieces: list[str], device: torch.device
+    run: RunFolder, teacher: TeacherConfig, spec: TeacherSpec, pieces: list[str], device: torch.device
 ) -> Teacher:
     """A teacher of a student with these tokens, frozen, on the device; CheckpointError when it cannot be read."""
     folder = run.model_folder(teacher.model)
-    if facts.kind == "transformers":
-        return TransformersTeacher(folder, facts, device)
-    if facts.kind == "torchaudio":
-        return TorchaudioTeacher(folder, facts, device)
+    if spec.kind == "transformers":
+        return TransformersTeacher(folder, spec, device)
+    if spec.kind == "torchaudio":
+        return TorchaudioTeacher(folder, spec, device)
     model = FinishedModel.load(folder)
     recognizer = model.recognizer.to(device).requires_grad_(False)
     same_tokens = model.tokenizer.pieces == pieces

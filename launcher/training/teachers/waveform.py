@@ -30,8 +30,8 @@ class WaveformTeacher(Teacher):
 
     needs_source = True
 
-    def __init__(self, facts: TeacherSpec, device: torch.device, together: bool):
-        self.facts, self.device, self.together, self.frame_s = facts, device, together, facts.frame_s
+    def __init__(self, spec: TeacherSpec, device: torch.device, together: bool):
+        self.spec, self.device, self.together, self.frame_s = spec, device, together, spec.frame_s
 
     @torch.no_grad()
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
@@ -39,8 +39,8 @@ class WaveformTeacher(Teacher):
         samples = batch.source.samples_B.tolist()
         lengths = [self.num_frames(number) for number in samples]
         rows = [row for row, length in enumerate(lengths) if length > 0]
-        shape = (len(samples), max(1, *lengths), self.facts.width)
-        layers = [torch.zeros(shape, device=self.device) for _ in range(self.facts.layers)]
+        shape = (len(samples), max(1, *lengths), self.spec.width)
+        layers = [torch.zeros(shape, device=self.device) for _ in range(self.spec.layers)]
         for group in [rows] if self.together and rows else [[row] for row in rows]:
             waveforms = [batch.source.waveforms_BS[row, : samples[row]] for row in group]
             for layer, states_BSD in zip(layers, self.encode(waveforms), strict=True):
@@ -60,7 +60,7 @@ class WaveformTeacher(Teacher):
 class TransformersTeacher(WaveformTeacher):
     """The encoder of a wav2vec 2.0, HuBERT or Speech2Text model, whatever head it was saved with."""
 
-    def __init__(self, folder: Path, facts: TeacherSpec, device: torch.device):
+    def __init__(self, folder: Path, spec: TeacherSpec, device: torch.device):
         try:
             from transformers import AutoFeatureExtractor, AutoModel
         except ImportError:
@@ -80,7 +80,7 @@ class TransformersTeacher(WaveformTeacher):
         self.encoder = (model.get_encoder() if self.filterbank else model).to(device).eval().requires_grad_(False)
         # Group norms look at all of an utterance, and a filterbank's convolutions beyond its end.
         together = not self.filterbank and model.config.feat_extract_norm == "layer"
-        super().__init__(facts, device, together)
+        super().__init__(spec, device, together)
 
     def num_frames(self, samples: int) -> int:
         if self.filterbank:
@@ -103,7 +103,7 @@ class TorchaudioTeacher(WaveformTeacher):
     """A wav2vec 2.0 or HuBERT model of torchaudio: torchaudio.json says how to build it, and whether waveforms are
     normalised first."""
 
-    def __init__(self, folder: Path, facts: TeacherSpec, device: torch.device):
+    def __init__(self, folder: Path, spec: TeacherSpec, device: torch.device):
         from torchaudio.models import wav2vec2_model
 
         description = json.loads((folder / "torchaudio.json").read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ class TorchaudioTeacher(WaveformTeacher):
         self.normalize = bool(description.get("normalize_waveform", False))
         self.convolutions: list[list[int]] = description["model"]["extractor_conv_layer_config"]
         self.model = model.to(device).eval().requires_grad_(False)
-        super().__init__(facts, device, together=description["model"]["extractor_mode"] == "layer_norm")
+        super().__init__(spec, device, together=description["model"]["extractor_mode"] == "layer_norm")
 
     def num_frames(self, samples: int) -> int:
         for _, kernel, stride in self.convolutions:

@@ -98,8 +98,8 @@ def test_batch_norms_moments_are_no_metrics(alone):
 
 
 def test_the_plan_counts_the_frames_that_the_stages_encoder_makes(alone):
-    [plan] = [event for event in alone.events() if event["event"] == "plan_opened" and event["split"] == "train"]
-    assert plan["left_out"]["infeasible for CTC"] == left_out(alone, 8) > left_out(alone, 4)
+    [sampler] = [event for event in alone.events() if event["event"] == "plan_opened" and event["split"] == "train"]
+    assert sampler["left_out"]["infeasible for CTC"] == left_out(alone, 8) > left_out(alone, 4)
 
 
 @pytest.mark.parametrize("factor", [4, 6, 8])
@@ -113,4 +113,4 @@ def test_a_steps_frames_are_those_of_its_micro_batches(make_run, factor):
     [batches] = inputs.steps(0, 1)
     micro_batches = [inputs.micro_batch(batch) for batch in batches]
     made = sum(int(front(batch.features_BTF, batch.lengths_B)[1].sum()) for batch in micro_batches)
-    assert made == inputs.plan.totals(0).frames
+    assert made == inputs.sampler.totals(0).frames

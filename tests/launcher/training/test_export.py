@@ -45,12 +45,12 @@ def validation_loss(run: RunFolder, recognizer: Recognizer) -> float:
     stage, inputs = load_recipe(run.recipe_file).training_stage(STAGE), dev_inputs(run)
     task, num_steps, sum_of_losses = (
         RecognitionLoss(stage.objective, stage.model.encoder),
-        inputs.plan.steps_per_epoch,
+        inputs.sampler.steps_per_epoch,
         0.0,
     )
     for batches in inputs.steps(0, num_steps):
         for batch in batches:
-            parts, _ = task(recognizer, inputs.micro_batch(batch), inputs.plan.totals(batch.step), 1.0)
+            parts, _ = task(recognizer, inputs.micro_batch(batch), inputs.sampler.totals(batch.step), 1.0)
             sum_of_losses += sum(float(part) for part in parts.values())
     return sum_of_losses / num_steps
 

@@ -5,17 +5,16 @@ both. DeepSpeed's balance loss is `first_choice`, which for one choice is `switc
 on the second choice, a random order of dropping, and buffers padded to the fullest expert.
 """
 
-from pathlib import Path
-
 import processes
 import pytest
 import torch
+from paths import HELPERS
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("stock")
-    processes.run([str(Path(__file__).with_name("stock_mixture.py")), str(folder)], 1, folder / "log")
+    processes.run([str(HELPERS / "stock_mixture.py"), str(folder)], 1, folder / "log")
     return torch.load(folder / "compared.pt")
 
 

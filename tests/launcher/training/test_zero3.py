@@ -1,10 +1,10 @@
 """ZeRO 3 cuts every parameter into shards: what looks at a model between steps must still see whole ones."""
 
 import json
-from pathlib import Path
 
 import processes
 import pytest
+from paths import HELPERS
 from small_runs import STAGE
 
 from launcher.run_folder import read_json
@@ -28,7 +28,7 @@ def test_a_run_that_validates_on_its_way_measures_the_same_under_zero_3(make_run
 @pytest.mark.slow
 @pytest.mark.parametrize("deepspeed", ["zero1", "zero2", "zero3"])
 def test_a_training_taken_back_on_its_way_repeats_itself(tmp_path, deepspeed):
-    script = Path(__file__).with_name("rewind.py")
+    script = HELPERS / "rewind.py"
     processes.run([str(script), str(tmp_path), deepspeed], 2, tmp_path / "log")
     before, after = json.loads((tmp_path / "losses.json").read_text())
     assert before == after
