@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.files import flush_folder
 from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
 from launcher.recipe import Recipe, ShardsCorpus
-from launcher.run_folder import RunFolder, flush_folder, write_json
+from launcher.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from data.shard_index import ShardIndex

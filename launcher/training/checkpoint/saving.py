@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.files import flush_folder
 from launcher.recipe import CheckpointConfig
-from launcher.run_folder import StageFolder, flush_folder, write_json, write_text
+from launcher.run_folder import StageFolder, write_json, write_text
 from launcher.training.checkpoint.layout import (
     BUFFER,
     FORMAT,
