@@ -6,22 +6,21 @@ at any step.
 
 What it promises: every utterance that is not excluded is read exactly once per epoch; a micro-batch stays
 within its budget (one utterance above the budget is a batch of one); no step is empty; every epoch has the
-same number of steps, so the place of a step is a division; the answer for a step does not depend on what was
-asked before. All arithmetic that decides is in integers or in single IEEE operations, and no order comes from
-a generator whose stream may change with a library's release, so that every machine computes the same sampler.
+same number of steps, so a step's epoch is found by a division; the answer for a step does not depend on earlier
+calls. All arithmetic that decides is in integers or in single IEEE operations, and no order comes from
+a generator whose stream may change with a library's release, so that every machine computes the same batches.
 
 One epoch is made like this. The shards are shuffled and taken a pool at a time; a pool is sorted by length
 after augmentation, cut into micro-batches, and their order is shuffled. The sequence of all micro-batches is
-cut into equal parts, one for each lane. So a lane reads few shards at a time, whole pools but for those at
-its two ends, and all lanes end together.
+cut into equal parts, one for each lane. So a lane reads few shards at a time, whole pools except at its two
+ends, and all lanes end together.
 
-How many micro-batches come out depends on the speeds and the company that an epoch draws. So the first epoch
-is cut, a few slots are added (half the square root of its micro-batches, twice what the number spreads), and
-every epoch is fitted into these slots. One with fewer micro-batches halves the fullest until each slot is taken:
-no lane idles. One with more, which is rare, takes speeds and pools of the first epoch, known to fit, and
-shuffles their micro-batches anew. Only where utterances are fewer than slots do some lanes hand out an empty
-micro-batch, at the last step. The price is one layout when the sampler is opened, and steps within a few per cent
-of the fewest possible; what it buys is that no epoch has to be laid out to find those after it.
+The number of micro-batches depends on the speeds and pools that an epoch draws. So the first epoch is cut, a
+few slots are added, and every epoch is fitted into these slots. An epoch with fewer micro-batches halves the
+fullest until each slot is taken: no lane idles. One with more, which is rare, takes speeds and pools of the
+first epoch, known to fit, and shuffles their micro-batches anew. Only where utterances are fewer than slots do
+some lanes get an empty micro-batch, at the last step. The price is one layout when the sampler is opened, and
+steps within a few per cent of the fewest possible; in return no epoch has to be laid out to find a later one.
 """
 
 from __future__ import annotations
@@ -39,8 +38,10 @@ from pydantic import BaseModel, Field, model_validator
 from data.errors import DataError
 
 Integers = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int32]
+"""Positions of utterances in the index; int32, as there may be tens of millions."""
 
-# Utterances change places with others up to this share longer, so that epochs do not repeat the same batches.
+# Utterances are sorted as if they were up to this share longer, so that epochs do not repeat the same batches.
 LENGTH_JITTER = 0.05
 # The loader reads ahead into the next epoch while the trainer still asks for totals of this one.
 CACHED_EPOCHS = 2
@@ -52,8 +53,14 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     Every random number of a run comes from a generator seeded by this function, so none depends on the
     order in which others were drawn.
     """
-    path = (int(seed), *(part if isinstance(part, str) else int(part) for part in parts))
-    return int.from_bytes(blake2b(repr(path).encode(), digest_size=8).digest(), "big") >> 1
+    path: list[int | str] = [int(seed)]
+    for part in parts:
+        # A numpy integer has another repr than the same Python integer.
+        path.append(part if isinstance(part, str) else int(part))
+
+    digest = blake2b(repr(tuple(path)).encode(), digest_size=8).digest()
+    # 63 bits, because some generators take signed 64-bit seeds.
+    return int.from_bytes(digest, "big") >> 1
 
 
 class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
@@ -87,18 +94,20 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
 
     def capacity(self, samples: Integers, sample_rate_hz: int) -> Integers:
         """How many utterances of so many samples fit into a micro-batch, one at least."""
+        budget = round(self.seconds * sample_rate_hz)
+        # T * (1 + T / attention_s) in whole samples: integers round alike on every machine.
         cost = samples + samples * samples // round(self.attention_s * sample_rate_hz)
-        return np.maximum(1, round(self.seconds * sample_rate_hz) // cost)
+        return np.maximum(1, budget // cost)
 
-    def lanes_of(self, rank: int, world: int) -> tuple[int, ...]:
-        """The lanes that process `rank` of `world` runs. ValueError when `world` does not divide `lanes`."""
-        if self.lanes % world:
-            divisors = [number for number in range(1, self.lanes + 1) if self.lanes % number == 0]
+    def lanes_of(self, rank: int, world_size: int) -> tuple[int, ...]:
+        """The lanes that process `rank` of `world_size` runs. ValueError when `world_size` does not divide `lanes`."""
+        if self.lanes % world_size:
+            divisors = [str(number) for number in range(1, self.lanes + 1) if self.lanes % number == 0]
             raise ValueError(
-                f"batches.lanes is {self.lanes}, which {world} processes do not divide. Run with one of "
-                f"{', '.join(map(str, divisors))} processes, or set batches.lanes to a multiple of {world}."
+                f"batches.lanes is {self.lanes}, which {world_size} processes do not divide. Run with one of "
+                f"{', '.join(divisors)} processes, or set batches.lanes to a multiple of {world_size}."
             )
-        return tuple(range(rank, self.lanes, world))
+        return tuple(range(rank, self.lanes, world_size))
 
 
 @dataclass(frozen=True)
@@ -117,21 +126,30 @@ class BatchSpec:
 class Totals:
     """Sums over all lanes of one step: the denominators of the loss.
 
-    A sampler knows nothing of utterances that turn out broken when they are read: they stay counted.
+    Utterances that turn out broken when they are read stay counted: the sampler reads no audio.
     """
 
     utterances: int
     tokens: int
     frames: int  # encoder frames after the speed perturbation
-    masked: int = 0  # of them those whose content is to be predicted, where any is masked
+    masked: int = 0  # frames whose content is to be predicted, 0 without masked prediction
+
+
+@dataclass(frozen=True)
+class _CutEpoch:
+    """The utterances of an epoch cut into micro-batches, pool after pool, before anything is shuffled."""
+
+    utterances: Positions  # within each pool about longest first
+    starts: Integers  # where each micro-batch starts in `utterances`
+    pool_starts: Integers  # where each pool starts in `utterances`, and the end
 
 
 @dataclass(frozen=True)
 class _Epoch:
     """Layout of one epoch. Micro-batch k holds `utterances[starts[k]:stops[k]]`; they lie lane after lane."""
 
-    draw: int  # the epoch whose speeds and pools it has: itself, or the first one
-    utterances: npt.NDArray[np.int32]
+    source_epoch: int  # the epoch whose speeds and pools it uses: itself, or the first one
+    utterances: Positions
     starts: Integers
     stops: Integers
     lane_starts: Integers  # [lanes + 1] first micro-batch of each lane
@@ -143,8 +161,8 @@ class BatchSampler:
     All arrays have one entry per utterance, in the order of the index: `shard` (number of its shard),
     `samples` (at `sample_rate_hz`), `tokens` (length of its transcript) and `min_frames` (the shortest
     output CTC can align: tokens plus adjacent repeats). `encoder_frames` maps samples to encoder frames,
-    for arrays. `transcribed` tells utterances with a transcript from those without, which are left out; none: all are
-    used. `excluded` holds the utterances that are left out, by reason; `steps_per_epoch` is the same for every epoch.
+    for arrays. `transcribed` is True for utterances with a transcript, and the others are excluded; without it all are
+    used. `excluded` holds the excluded utterances by reason; `steps_per_epoch` is the same for every epoch.
 
     DataError when no utterance is left to train on.
     """
@@ -172,12 +190,25 @@ class BatchSampler:
         self._samples = np.asarray(samples, dtype=np.int64)
         self._tokens = np.asarray(tokens)
         self._encoder_frames = encoder_frames
+
         self.excluded = self._exclude(np.asarray(min_frames), transcribed)
-        self._utterances, self._shard_starts = self._group_by_shard()
+        usable = np.ones(len(self._samples), dtype=bool)
+        for utterances in self.excluded.values():
+            usable[utterances] = False
+
+        # Shard after shard, so that a pool is a concatenation of slices.
+        utterances = np.flatnonzero(usable).astype(np.int32)
+        self._utterances = utterances[np.argsort(self.shard[utterances], kind="stable")]
+        _, shard_starts = np.unique(self.shard[self._utterances], return_index=True)
+        self._shard_starts = np.append(shard_starts, len(self._utterances))
+
         first = self._cut_epoch(0)
-        slots = min(_slots(len(first[1])), len(self._utterances))
-        self.steps_per_epoch = -(-slots // batches.lanes)
-        self._epochs = OrderedDict({0: self._fit(0, 0, *first)})
+        num_batches = len(first.starts)
+        # An epoch's micro-batches vary like the square root of their number; half of it is twice that spread.
+        slots = num_batches + math.isqrt(num_batches) // 2
+        slots = min(slots, len(self._utterances))
+        self.steps_per_epoch = math.ceil(slots / batches.lanes)
+        self._epochs = OrderedDict({0: self._fit(0, 0, first)})
 
     @property
     def shard_sizes(self) -> Integers:
@@ -193,9 +224,15 @@ class BatchSampler:
         epoch, step_in_epoch = self.position(step)
         layout = self._epoch(epoch)
         utterances = self._slot(layout, step_in_epoch, lane)
-        speeds = self._speeds(layout.draw, utterances)
-        samples = change_length(self._samples[utterances], speeds)
-        return BatchSpec(step, epoch, lane, utterances, speeds.astype(np.float32), samples)
+        speeds = self._speeds(layout.source_epoch, utterances)
+        return BatchSpec(
+            step=step,
+            epoch=epoch,
+            lane=lane,
+            utterances=utterances,
+            speeds=speeds.astype(np.float32),
+            samples=change_length(self._samples[utterances], speeds),
+        )
 
     def totals(self, step: int) -> Totals:
         """Utterances, tokens and encoder frames of a step, over all lanes."""
@@ -203,121 +240,142 @@ class BatchSampler:
         layout = self._epoch(epoch)
         lanes = [self._slot(layout, step_in_epoch, lane) for lane in range(self.batches.lanes)]
         utterances = np.concatenate(lanes)
-        samples = change_length(self._samples[utterances], self._speeds(layout.draw, utterances))
-        frames = int(self._encoder_frames(samples).sum())
-        return Totals(len(utterances), int(self._tokens[utterances].sum()), frames)
+        speeds = self._speeds(layout.source_epoch, utterances)
+        samples = change_length(self._samples[utterances], speeds)
+        return Totals(
+            utterances=len(utterances),
+            tokens=int(self._tokens[utterances].sum()),
+            frames=int(self._encoder_frames(samples).sum()),
+        )
 
     def _slot(self, layout: _Epoch, step_in_epoch: int, lane: int) -> Integers:
         """The utterances of a lane at a step."""
         batch = int(layout.lane_starts[lane]) + step_in_epoch
         if batch >= layout.lane_starts[lane + 1]:
             return np.empty(0, dtype=np.int64)
-        return layout.utterances[layout.starts[batch] : layout.stops[batch]].astype(np.int64)
+        start = layout.starts[batch]
+        stop = layout.stops[batch]
+        return layout.utterances[start:stop].astype(np.int64)
 
     def _exclude(
         self, min_frames: npt.NDArray[np.integer], transcribed: npt.NDArray[np.bool_] | None
     ) -> dict[str, Integers]:
+        seconds = self._samples / self.sample_rate_hz
+        # The fastest speed leaves the fewest frames: feasible at that speed is feasible at every one.
         fastest = np.full(len(self._samples), self.speeds.max())
         frames = self._encoder_frames(change_length(self._samples, fastest))
-        seconds = self._samples / self.sample_rate_hz
+
+        masks: dict[str, npt.NDArray[np.bool_]] = {}
+        if transcribed is not None and not transcribed.all():
+            masks["without a transcript"] = ~transcribed
+        masks["too long"] = seconds > self.batches.max_utterance_s
+        masks["too short"] = seconds < self.batches.min_utterance_s
+        # An utterance without a frame has nothing to learn from, whatever its transcript.
+        masks["infeasible for CTC"] = frames < np.maximum(min_frames, 1)
+
         excluded: dict[str, Integers] = {}
-        kept = np.ones(len(seconds), dtype=bool)
-        unlabelled = [] if transcribed is None or transcribed.all() else [("without a transcript", ~transcribed)]
-        for reason, mask in (
-            *unlabelled,
-            ("too long", seconds > self.batches.max_utterance_s),
-            ("too short", seconds < self.batches.min_utterance_s),
-            # An utterance without a frame has nothing to learn from, whatever its transcript.
-            ("infeasible for CTC", frames < np.maximum(min_frames, 1)),
-        ):
-            excluded[reason] = np.flatnonzero(mask & kept)
-            kept &= ~mask
-        if not kept.any():
-            counts = ", ".join(f"{len(ids)} {reason}" for reason, ids in excluded.items())
+        usable = np.ones(len(seconds), dtype=bool)
+        for reason, mask in masks.items():
+            # Each utterance is counted once, under the first reason that applies.
+            excluded[reason] = np.flatnonzero(mask & usable)
+            usable &= ~mask
+
+        if not usable.any():
+            counts = ", ".join(f"{len(utterances)} {reason}" for reason, utterances in excluded.items())
             raise DataError(
-                f"No utterance is left to train on: of {len(kept)} in the index, {counts}. Look at the "
+                f"No utterance is left to train on: of {len(usable)} in the index, {counts}. Look at the "
                 f"corpus, at batches.min_utterance_s ({self.batches.min_utterance_s}) and at "
                 f"batches.max_utterance_s ({self.batches.max_utterance_s})."
             )
         return excluded
 
-    def _group_by_shard(self) -> tuple[npt.NDArray[np.int32], Integers]:
-        """The utterances that are not excluded, shard after shard, and where each shard starts (and the end)."""
-        kept = np.ones(len(self._samples), dtype=bool)
-        for ids in self.excluded.values():
-            kept[ids] = False
-        utterances = np.flatnonzero(kept).astype(np.int32)
-        utterances = utterances[np.argsort(self.shard[utterances], kind="stable")]
-        _, starts = np.unique(self.shard[utterances], return_index=True)
-        return utterances, np.append(starts, len(utterances))
-
     def _epoch(self, epoch: int) -> _Epoch:
+        """The layout of an epoch, from the cache of the last few where it is there."""
         if epoch not in self._epochs:
-            self._epochs[epoch] = self._lay_out(epoch)
+            cut = self._cut_epoch(epoch)
+            source_epoch = epoch
+            if len(cut.starts) > self.steps_per_epoch * self.batches.lanes:
+                source_epoch = 0
+                cut = self._cut_epoch(source_epoch)
+            self._epochs[epoch] = self._fit(epoch, source_epoch, cut)
             while len(self._epochs) > CACHED_EPOCHS:
                 self._epochs.popitem(last=False)
         self._epochs.move_to_end(epoch)
         return self._epochs[epoch]
 
-    def _lay_out(self, epoch: int) -> _Epoch:
-        cut = self._cut_epoch(epoch)
-        if len(cut[1]) <= self.steps_per_epoch * self.batches.lanes:
-            return self._fit(epoch, epoch, *cut)
-        return self._fit(epoch, 0, *self._cut_epoch(0))
-
-    def _cut_epoch(self, draw: int) -> tuple[npt.NDArray[np.int32], Integers, Integers]:
-        """Utterances pool after pool, each about longest first; where micro-batches and where pools start."""
+    def _cut_epoch(self, epoch: int) -> _CutEpoch:
+        """Shuffle the shards of an epoch into pools, and cut each pool into micro-batches."""
         num_shards = len(self._shard_starts) - 1
-        shuffled = np.argsort(_random_bits(derive_seed(self.seed, "shards", draw), np.arange(num_shards)))
-        order, starts, pool_starts = np.empty_like(self._utterances), [], [0]
-        for pool in np.array_split(shuffled, -(-num_shards // self.batches.pool_shards)):
-            shards = [self._utterances[self._shard_starts[one] : self._shard_starts[one + 1]] for one in pool]
-            utterances, cuts = self._cut_pool(draw, np.concatenate(shards))
+        num_pools = math.ceil(num_shards / self.batches.pool_shards)
+        shuffled = np.argsort(_random_bits(derive_seed(self.seed, "shards", epoch), np.arange(num_shards)))
+
+        order = np.empty_like(self._utterances)
+        starts: list[Integers] = []
+        pool_starts = [0]
+        for pool in np.array_split(shuffled, num_pools):
+            shards = [self._utterances[self._shard_starts[shard] : self._shard_starts[shard + 1]] for shard in pool]
+            utterances, cuts = self._cut_pool(epoch, np.concatenate(shards))
             first = pool_starts[-1]
-            order[first : first + len(utterances)] = utterances
+            stop = first + len(utterances)
+            order[first:stop] = utterances
             starts.append(cuts + first)
-            pool_starts.append(first + len(utterances))
-        return order, np.concatenate(starts), np.array(pool_starts)
+            pool_starts.append(stop)
+        return _CutEpoch(order, np.concatenate(starts), np.array(pool_starts))
 
-    def _cut_pool(self, draw: int, utterances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], Integers]:
+    def _cut_pool(self, epoch: int, utterances: Positions) -> tuple[Positions, Integers]:
         """A pool about longest first, and where its micro-batches start."""
-        samples = change_length(self._samples[utterances], self._speeds(draw, utterances))
-        longer = 1.0 + LENGTH_JITTER * _uniform(derive_seed(self.seed, "jitter", draw), utterances)
-        order = np.argsort(-(samples * longer).astype(np.int64), kind="stable")
+        samples = change_length(self._samples[utterances], self._speeds(epoch, utterances))
+        jitter = 1.0 + LENGTH_JITTER * _uniform(derive_seed(self.seed, "jitter", epoch), utterances)
+        order = np.argsort(-(samples * jitter).astype(np.int64), kind="stable")
+
+        # With jitter the first of a batch need not be its longest, so the budget counts the longest still to come.
         longest = np.maximum.accumulate(samples[order][::-1])[::-1]
-        sizes = self.batches.capacity(longest, self.sample_rate_hz).tolist()
-        starts, position = [], 0
-        while position < len(sizes):
-            starts.append(position)
-            position += sizes[position]
-        return utterances[order], np.array(starts, dtype=np.int64)
+        bounds = cut_batches(self.batches.capacity(longest, self.sample_rate_hz))
+        return utterances[order], bounds[:-1]
 
-    def _fit(
-        self, epoch: int, draw: int, utterances: npt.NDArray[np.int32], starts: Integers, pool_starts: Integers
-    ) -> _Epoch:
+    def _fit(self, epoch: int, source_epoch: int, cut: _CutEpoch) -> _Epoch:
         """Halve the fullest micro-batches until the slots are taken, shuffle within pools, share out to lanes."""
-        slots = min(self.steps_per_epoch * self.batches.lanes, len(utterances))
+        num_utterances = len(cut.utterances)
+        slots = min(self.steps_per_epoch * self.batches.lanes, num_utterances)
+        starts = cut.starts
         while len(starts) < slots:
-            sizes = np.diff(starts, append=len(utterances))
+            sizes = np.diff(starts, append=num_utterances)
             fullest = np.argsort(-sizes, kind="stable")[: slots - len(starts)]
+            # A batch of one cannot be halved; another round then halves the halves of the others.
             fullest = fullest[sizes[fullest] > 1]
-            starts = np.sort(np.append(starts, starts[fullest] + sizes[fullest] // 2))
-        stops = np.append(starts[1:], len(utterances))
-        pools = np.searchsorted(pool_starts, starts, side="right")
-        shuffled = np.lexsort((_random_bits(derive_seed(self.seed, "batches", epoch), starts), pools))
-        lane_starts = np.arange(self.batches.lanes + 1) * len(starts) // self.batches.lanes
-        return _Epoch(draw, utterances, starts[shuffled], stops[shuffled], lane_starts)
+            middles = starts[fullest] + sizes[fullest] // 2
+            starts = np.sort(np.append(starts, middles))
+        stops = np.append(starts[1:], num_utterances)
 
-    def _speeds(self, draw: int, utterances: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        pools = np.searchsorted(cut.pool_starts, starts, side="right")
+        random_bits = _random_bits(derive_seed(self.seed, "batches", epoch), starts)
+        # The last key sorts first: by pool, and at random within it.
+        shuffled = np.lexsort((random_bits, pools))
+        lane_starts = np.arange(self.batches.lanes + 1) * len(starts) // self.batches.lanes
+        return _Epoch(source_epoch, cut.utterances, starts[shuffled], stops[shuffled], lane_starts)
+
+    def _speeds(self, epoch: int, utterances: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """The speed that each utterance draws in an epoch."""
         if len(self.speeds) == 1:
             return np.full(len(utterances), self.speeds[0])
-        draws = _uniform(derive_seed(self.seed, "speed", draw), utterances)
+        draws = _uniform(derive_seed(self.seed, "speed", epoch), utterances)
         return self.speeds[(draws * len(self.speeds)).astype(np.int64)]
 
 
-def _slots(micro_batches: int) -> int:
-    """Slots for epochs of about so many micro-batches, whose number spreads like its square root."""
-    return micro_batches + math.isqrt(micro_batches) // 2
+def cut_batches(capacities: Integers) -> Integers:
+    """Cut a sequence of utterances into batches, each as large as the utterance that begins it allows.
+
+    `capacities` [N] are the largest sizes of a batch that begins at each position, one at least. Returns bounds
+    int64 [batches + 1]: batch b holds the positions from `bounds[b]` up to `bounds[b + 1]`.
+    """
+    sizes = capacities.tolist()
+    bounds = [0]
+    position = 0
+    while position < len(sizes):
+        position += sizes[position]
+        # The last batch may have room for more utterances than there are.
+        bounds.append(min(position, len(sizes)))
+    return np.array(bounds, dtype=np.int64)
 
 
 def change_length(samples: Integers, speeds: npt.NDArray[np.float64] | float) -> Integers:
@@ -334,4 +392,7 @@ def _random_bits(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[n
 
 
 def _uniform(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    return (_random_bits(seed, positions) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    """Float64 in [0, 1) at the given positions of the stream `seed`."""
+    # A float64 holds 53 bits exactly, so the upper 53 of the 64 are used.
+    high_bits = _random_bits(seed, positions) >> np.uint64(11)
+    return high_bits.astype(np.float64) * 2.0**-53

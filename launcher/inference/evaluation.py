@@ -5,6 +5,7 @@ Character error rates count spaces, as jiwer does; rates are sums over the corpu
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
 from data.reader import ShardReader
+from data.sampler import cut_batches
 from data.shards import read_index
 from launcher.inference.finished_model import FinishedModel
 from launcher.inference.streaming import StreamingRecognizer
@@ -94,18 +96,13 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
 def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
     """Utterances of about equal length together, longest first, BATCH_S of padded audio at a time; those without a
     transcript are left out."""
-    samples = reader.index.samples
-    batch: list[int] = []
-    for utterance in np.argsort(-samples, kind="stable").tolist():
-        if not reader.index.text_length[utterance]:
-            continue
-        longest = samples[batch[0]] if batch else 0
-        if batch and longest * (len(batch) + 1) > BATCH_S * sample_rate_hz:
-            yield batch
-            batch = []
-        batch.append(utterance)
-    if batch:
-        yield batch
+    index = reader.index
+    transcribed = np.flatnonzero(index.text_length)
+    order = transcribed[np.argsort(-index.samples[transcribed], kind="stable")]
+    # The first utterance of a batch is its longest: the others are padded to it.
+    capacities = np.maximum(1, int(BATCH_S * sample_rate_hz) // index.samples[order])
+    for start, stop in pairwise(cut_batches(capacities)):
+        yield order[start:stop].tolist()
 
 
 def transcribe(

@@ -7,7 +7,7 @@ that hears what changes from step to step, one that is not finished, and a disk 
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +17,7 @@ import torch
 
 from data.errors import DataError
 from data.loader import Loader
-from data.sampler import BatchesConfig, BatchSampler, BatchSpec, change_length
+from data.sampler import BatchesConfig, BatchSampler, BatchSpec, change_length, cut_batches
 from data.shard_index import ShardIndex
 from data.sidecars import Arrays, SidecarWriter, find_broken, open_sidecars
 from launcher.errors import ConfigError
@@ -215,11 +215,10 @@ class _ShardSampler:
         self.cuts: list[tuple[npt.NDArray[np.int64], int]] = []
         order = utterances[np.argsort(-split.samples[utterances], kind="stable")]
         for column, speed in enumerate(speeds):
-            sizes = batches.capacity(change_length(split.samples[order], speed), split.sample_rate_hz).tolist()
-            position = 0
-            while position < len(order):
-                self.cuts.append((order[position : position + sizes[position]], column))
-                position += sizes[position]
+            samples = change_length(split.samples[order], speed)
+            bounds = cut_batches(batches.capacity(samples, split.sample_rate_hz))
+            for start, stop in pairwise(bounds):
+                self.cuts.append((order[start:stop], column))
 
     def micro_batch(self, step: int, lane: int) -> BatchSpec:
         """As that of a `Plan`."""
