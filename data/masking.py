@@ -1,8 +1,8 @@
-"""Spans of features that a model has to guess, and the noise that stands in their place (Chiu et al., BEST-RQ, 2022).
+"""Masked spans of features for masked prediction, and the noise that replaces them (Chiu et al., BEST-RQ, 2022).
 
-A span may start at every frame and covers a fixed time; spans overlap, and end with their utterance at the latest.
+A span may start at every frame and covers a fixed time. Spans may overlap, and end with their utterance at the latest.
 Which frames are masked follows from (seed, step, lane) and the lengths of the utterances alone, so that any process can
-count them for every lane before one is read.
+count them for every lane before any audio is read.
 
 Shapes: B batch, T feature frames, S encoder frames, F mel bins.
 """
@@ -21,7 +21,7 @@ from data.sampler import BatchSampler, derive_seed
 
 
 class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
-    """What a model that learns without transcripts does not hear."""
+    """Which feature frames are masked in stages that learn without transcripts."""
 
     start_probability: float = Field(
         default=0.01, gt=0, le=1, description="share of the feature frames at which a masked span starts"
@@ -33,14 +33,17 @@ class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Masking:
-    """Draws masks and noise for the micro-batches of a plan.
+    """Draws masks and noise for the micro-batches of a sampler.
 
     `factor` feature frames make one encoder frame. ValueError when a span is shorter than that: no encoder frame would
     ever be masked as a whole.
     """
 
     def __init__(self, config: MaskingConfig, features: FeaturesConfig, factor: int, seed: int):
-        self.config, self.features, self.factor, self.seed = config, features, factor, seed
+        self.config = config
+        self.features = features
+        self.factor = factor
+        self.seed = seed
         self.span_frames = span_frames(config, features)
         if self.span_frames < factor:
             raise ValueError(
@@ -51,27 +54,33 @@ class Masking:
     def frames(self, step: int, lane: int, lengths: Sequence[int]) -> Tensor:
         """Which feature frames of a lane's utterances are masked: bool [B, T], none beyond a length. On the CPU."""
         lengths_B = torch.tensor(lengths, dtype=torch.int64)
-        positions_T = torch.arange(int(lengths_B.max()) if len(lengths) else 0)
+        positions_T = torch.arange(max(lengths, default=0))
         valid_BT = positions_T < lengths_B[:, None]
+
+        # Only valid frames draw, one utterance after the other: padding does not change what is masked.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "mask", step, lane))
         draws = torch.rand(int(lengths_B.sum()), generator=generator, dtype=torch.float64)
-        # Only valid frames draw, one utterance after the other: padding has no part in what is masked.
         starts_BT = torch.zeros(valid_BT.shape, dtype=torch.int64)
         starts_BT[valid_BT] = (draws < self.config.start_probability).long()
-        so_far_BT = starts_BT.cumsum(1)
-        before_BT = functional.pad(so_far_BT, (self.span_frames, 0))[:, : len(positions_T)]
-        return (so_far_BT > before_BT) & valid_BT
+
+        # A frame lies in a span when more spans started up to it than up to `span_frames` frames before it.
+        num_starts_BT = starts_BT.cumsum(1)
+        earlier_BT = functional.pad(num_starts_BT, (self.span_frames, 0))[:, : len(positions_T)]
+        return (num_starts_BT > earlier_BT) & valid_BT
 
     def noise(self, step: int, lane: int, shape: Sequence[int]) -> Tensor:
         """What takes the place of masked features: fp32 of a shape [B, T, F]. On the CPU, whatever computes with it."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "mask noise", step, lane))
         return self.config.noise * torch.randn(*shape, generator=generator)
 
-    def hide(self, features_BTF: Tensor, lengths_B: Tensor, step: int, lane: int) -> tuple[Tensor, Tensor]:
+    def apply_mask(self, features_BTF: Tensor, lengths_B: Tensor, step: int, lane: int) -> tuple[Tensor, Tensor]:
         """Features of a lane with noise in masked spans, and which frames are masked: bool [B, T]. On their device."""
+        device = features_BTF.device
         masked_BT = self.frames(step, lane, lengths_B.tolist())
-        masked_BT = functional.pad(masked_BT, (0, features_BTF.shape[1] - masked_BT.shape[1])).to(features_BTF.device)
-        noise_BTF = self.noise(step, lane, features_BTF.shape).to(features_BTF.device)
+        # A batch may be padded beyond its longest utterance.
+        padding = features_BTF.shape[1] - masked_BT.shape[1]
+        masked_BT = functional.pad(masked_BT, (0, padding)).to(device)
+        noise_BTF = self.noise(step, lane, features_BTF.shape).to(device)
         return torch.where(masked_BT[:, :, None], noise_BTF, features_BTF), masked_BT
 
     def count(self, sampler: BatchSampler, step: int) -> int:
@@ -80,7 +89,8 @@ class Masking:
         for lane in range(sampler.batches.lanes):
             lengths = self.features.num_frames(sampler.micro_batch(step, lane).samples)
             masked_BT = self.frames(step, lane, lengths.tolist())
-            total += int(fully_masked_frames(masked_BT, torch.from_numpy(lengths), self.factor).sum())
+            masked_BS = fully_masked_frames(masked_BT, torch.from_numpy(lengths), self.factor)
+            total += int(masked_BS.sum())
         return total
 
 
@@ -88,10 +98,13 @@ def fully_masked_frames(masked_BT: Tensor, lengths_B: Tensor, factor: int) -> Te
     """The encoder frames of which every valid feature frame is masked: bool [B, S], on the device of the mask."""
     batch, num_frames = masked_BT.shape
     valid_BT = torch.arange(num_frames, device=masked_BT.device) < lengths_B[:, None]
-    heard_BT = functional.pad(valid_BT & ~masked_BT, (0, -num_frames % factor))
-    touched_BT = functional.pad(masked_BT, (0, -num_frames % factor))
-    heard_BS = heard_BT.view(batch, -1, factor).any(-1)
-    return touched_BT.view(batch, -1, factor).any(-1) & ~heard_BS
+    visible_BT = valid_BT & ~masked_BT
+
+    # The last encoder frame may have fewer than `factor` feature frames; those that lack are neither.
+    padding = (0, -num_frames % factor)
+    any_visible_BS = functional.pad(visible_BT, padding).view(batch, -1, factor).any(-1)
+    any_masked_BS = functional.pad(masked_BT, padding).view(batch, -1, factor).any(-1)
+    return any_masked_BS & ~any_visible_BS
 
 
 def span_frames(config: MaskingConfig, features: FeaturesConfig) -> int:
@@ -101,4 +114,5 @@ def span_frames(config: MaskingConfig, features: FeaturesConfig) -> int:
 
 def masked_share(config: MaskingConfig, features: FeaturesConfig) -> float:
     """The share of a long utterance's feature frames that are masked, on average."""
+    # A frame is visible when none of the span_frames spans that would cover it starts.
     return 1 - (1 - config.start_probability) ** span_frames(config, features)

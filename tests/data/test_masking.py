@@ -110,7 +110,7 @@ def test_noise_has_its_deviation_and_is_of_its_step_and_lane():
 
 def test_noise_stands_in_masked_spans_and_nowhere_else():
     found, lengths, features_BTF = masking(start_probability=0.05), [300, 120], torch.ones(2, 310, 5)
-    heard_BTF, masked_BT = found.hide(features_BTF, torch.tensor(lengths), 4, 2)
+    heard_BTF, masked_BT = found.apply_mask(features_BTF, torch.tensor(lengths), 4, 2)
     assert masked_BT[:, :300].equal(found.frames(4, 2, lengths))
     assert not masked_BT[:, 300:].any()
     assert heard_BTF[masked_BT].equal(found.noise(4, 2, (2, 310, 5))[masked_BT])

@@ -107,7 +107,7 @@ def collate(pairs: list[tuple[torch.Tensor, list[int]]]) -> FeatureBatch:
 
 def hide(batch: FeatureBatch, step: int) -> tuple[FeatureBatch, Totals]:
     masking = Masking(MASKING, FEATURES, ENCODER.subsampling.factor, seed=1)
-    heard_BTF, masked_BT = masking.hide(batch.features_BTF, batch.lengths_B, step, 0)
+    heard_BTF, masked_BT = masking.apply_mask(batch.features_BTF, batch.lengths_B, step, 0)
     predicted_BS = fully_masked_frames(masked_BT, batch.lengths_B, ENCODER.subsampling.factor)
     silence = torch.zeros(len(batch.lengths_B), 0), torch.zeros_like(batch.lengths_B)
     masked_batch = replace(batch, features_BTF=heard_BTF, source=CleanInputs(batch.features_BTF, masked_BT, *silence))
