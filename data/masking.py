@@ -9,6 +9,7 @@ Shapes: B batch, T feature frames, S encoder frames, F mel bins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -102,8 +103,10 @@ def fully_masked_frames(masked_BT: Tensor, lengths_B: Tensor, factor: int) -> Te
 
     # The last encoder frame may have fewer than `factor` feature frames; those that lack are neither.
     padding = (0, -num_frames % factor)
-    any_visible_BS = functional.pad(visible_BT, padding).view(batch, -1, factor).any(-1)
-    any_masked_BS = functional.pad(masked_BT, padding).view(batch, -1, factor).any(-1)
+    # No -1 in the shape: an empty lane has no elements to infer it from.
+    grouped_shape = (batch, math.ceil(num_frames / factor), factor)
+    any_visible_BS = functional.pad(visible_BT, padding).view(grouped_shape).any(-1)
+    any_masked_BS = functional.pad(masked_BT, padding).view(grouped_shape).any(-1)
     return any_masked_BS & ~any_visible_BS
 
 
