@@ -28,6 +28,7 @@ from launcher.recipe import (
     dump,
 )
 from launcher.run_folder import TRAINING_KINDS, RunFolder, read_json, write_text
+from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
 from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
 from launcher.stages.results import merge_results
@@ -168,12 +169,11 @@ class Executor:
         ConfigError where reading is required and cannot be."""
         if not isinstance(stage, DistillStage):
             return
-        if stage.distill.cache.use == "make" and not all(
-            choice.folder for choice in find_caches(self._recipe, self._run, stage).values()
-        ):
-            root = folder_for_caches(self._recipe, self._run, stage)
-            self._in_process(lambda recipe, run, display: _store_outputs(recipe, run, stage, root, display))
-        for teacher, choice in choose_caches(self._recipe, self._run, stage).items():
+        context = StageContext(self._recipe, self._run, stage)
+        if stage.distill.cache.use == "make" and not all(choice.folder for choice in find_caches(context).values()):
+            root = folder_for_caches(context)
+            self._in_process(lambda recipe, run, display: _store_outputs(context, root, display))
+        for teacher, choice in choose_caches(context).items():
             if said := describe_choice(teacher, choice):
                 self._display.say(f"{stage.name}: {said}")
 
@@ -214,11 +214,11 @@ def _source(stage: AnyTrainingStage) -> str:
     return "recordings alone" if isinstance(stage, SelfSupervisedStage) else "transcripts"
 
 
-def _store_outputs(recipe: Recipe, run: RunFolder, stage: DistillStage, root: Path, display: Display) -> None:
+def _store_outputs(context: StageContext[DistillStage], root: Path, display: Display) -> None:
     from launcher.training.write_teacher_cache import cache_teachers
 
-    for report in cache_teachers(recipe, run, stage, root, display):
-        display.say(f"{stage.name}: {report.describe()}")
+    for report in cache_teachers(context, root, display):
+        display.say(f"{context.name}: {report.describe()}")
 
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:

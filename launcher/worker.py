@@ -19,7 +19,8 @@ from launcher.run_folder import RunFolder, StageFolder, write_json
 
 if TYPE_CHECKING:
     from launcher.processes.heartbeat import Heartbeat
-    from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe
+    from launcher.recipe import AnyTrainingStage, EvaluateStage
+    from launcher.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
 
@@ -61,57 +62,51 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
     import torch
 
     from launcher.recipe import EvaluateStage, load_recipe
+    from launcher.stages.context import StageContext
 
     recipe = load_recipe(run.recipe_file)
     stage = recipe.stage(stage_name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if isinstance(stage, EvaluateStage):
         with stop.interrupting():  # there is nothing to save halfway
-            _evaluate(recipe, run, stage, heartbeat)
+            _evaluate(StageContext(recipe, run, stage), heartbeat)
     else:
-        _train(recipe, run, stage, heartbeat, stop)
+        _train(StageContext(recipe, run, stage), heartbeat, stop)
 
 
-def _evaluate(recipe: "Recipe", run: RunFolder, stage: "EvaluateStage", heartbeat: "Heartbeat") -> None:
+def _evaluate(context: "StageContext[EvaluateStage]", heartbeat: "Heartbeat") -> None:
     from launcher.inference.evaluation import evaluate
     from launcher.inference.evaluation_tracking import track_evaluation
 
-    found = evaluate(recipe, run, stage, heartbeat)
-    write_json(run.stage(stage.name).evaluation_file, found)
-    track_evaluation(recipe, run, stage, found)
-    write_json(run.stage(stage.name).done_file, {"status": "done", "step": 0})
+    results = evaluate(context, heartbeat)
+    write_json(context.folder.evaluation_file, results)
+    track_evaluation(context, results)
+    write_json(context.folder.done_file, {"status": "done", "step": 0})
 
 
-def _train(
-    recipe: "Recipe",
-    run: RunFolder,
-    stage: "AnyTrainingStage",
-    heartbeat: "Heartbeat",
-    stop: StopRequest,
-) -> None:
+def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", stop: StopRequest) -> None:
     import torch.distributed as dist
 
     from launcher.stages.lineage import made_artifacts
     from launcher.training import parallel
     from launcher.training.setup import build_trainer, write_model
 
-    device = parallel.start_processes(recipe.cluster.longest_deadline_s)
-    folder = run.stage(stage.name)
-    trainer = build_trainer(recipe, run, stage, heartbeat, device, stop)
+    device = parallel.start_processes(context.recipe.cluster.longest_deadline_s)
+    trainer = build_trainer(context, heartbeat, device, stop)
     try:
         status = trainer.run()
     except Exception:
-        if trainer.tracker:
-            trainer.tracker.close(timeout_s=3)  # the alerts that say what went wrong
+        trainer.log.close(timeout_s=3)  # the alerts that say what went wrong
         raise
+
     if dist.get_rank() == 0:
         if status == "done":
-            write_model(recipe, run, stage)
-        if trainer.tracker:
-            if status == "done":
-                trainer.tracker.artifacts(lambda: made_artifacts(recipe, run, stage.name), used=False)
-            trainer.tracker.close(timeout_s=20)
-        write_json(folder.done_file, {"status": status, "step": trainer.step})
+            write_model(context)
+            if trainer.log.tracker:
+                trainer.log.tracker.artifacts(lambda: made_artifacts(context), used=False)
+        trainer.log.close(timeout_s=20)
+        # Last of all: the launcher takes this file for the end of the stage.
+        write_json(context.folder.done_file, {"status": status, "step": trainer.step})
     dist.barrier()
     dist.destroy_process_group()
 

@@ -13,6 +13,7 @@ from launcher.monitoring.progress import open_display
 from launcher.monitoring.status import open_run
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import DistillStage, check_model_folders, load_recipe
+from launcher.stages.context import StageContext
 from launcher.training.teachers.cache_match import folder_for_caches
 from launcher.training.write_teacher_cache import cache_teachers
 
@@ -26,9 +27,10 @@ def cache_teacher(options: argparse.Namespace, stop: StopRequest) -> int:
         if not isinstance(stage, DistillStage):
             raise ConfigError(f"Stage {stage.name} of recipe {recipe.name} has no teacher: it is of kind {stage.kind}.")
         check_model_folders(recipe)
-        root = Path(options.out).expanduser().absolute() if options.out else folder_for_caches(recipe, run, stage)
+        context = StageContext(recipe, run, stage)
+        root = Path(options.out).expanduser().absolute() if options.out else folder_for_caches(context)
         with run.locked():
-            reports = cache_teachers(recipe, run, stage, root, open_display(sys.stderr), options.verify)
+            reports = cache_teachers(context, root, open_display(sys.stderr), options.verify)
     if options.json:
         print(json.dumps({"caches": [report.as_dict() for report in reports]}, ensure_ascii=False, indent=2))
         return 0

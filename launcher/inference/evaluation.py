@@ -22,8 +22,9 @@ from launcher.inference.finished_model import FinishedModel
 from launcher.inference.streaming import StreamingRecognizer
 from launcher.planning.operations import operations_per_second
 from launcher.processes.heartbeat import Heartbeat
-from launcher.recipe import EvaluateStage, Recipe, SearchConfig
-from launcher.run_folder import RunFolder, write_lines
+from launcher.recipe import EvaluateStage, SearchConfig
+from launcher.run_folder import write_lines
+from launcher.stages.context import StageContext
 from model.costs.flops import count_parameters
 from model.search import Hypothesis
 
@@ -32,12 +33,13 @@ BATCH_S = 60.0
 NUM_EXAMPLES = 20
 
 
-def evaluate(recipe: Recipe, run: RunFolder, stage: EvaluateStage, heartbeat: Heartbeat) -> dict[str, Any]:
+def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict[str, Any]:
     """The evaluation of every model of a stage on its split; see `evaluate_model`.
 
     The hypotheses of all utterances go into files of the stage, and some of them, as examples, into what is returned.
     """
-    folder = recipe.split_folder(run, stage.split)
+    run, stage = context.run, context.stage
+    folder = context.split_folder(stage.split)
     results = {}
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")

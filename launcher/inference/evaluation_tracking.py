@@ -14,8 +14,8 @@ import soundfile
 from data.reader import ShardReader
 from data.shard_index import read_index
 from launcher.inference.error_counts import count_errors
-from launcher.recipe import EvaluateStage, Recipe
-from launcher.run_folder import RunFolder
+from launcher.recipe import EvaluateStage
+from launcher.stages.context import StageContext
 from launcher.stages.lineage import made_artifacts, used_artifacts
 from launcher.tracking import Sound, Table, Tracker
 
@@ -25,8 +25,9 @@ TIMEOUT_S = 60.0
 COLUMNS = ("key", "audio", "reference", "hypothesis", "word_errors", "words", "character_errors", "characters")
 
 
-def track_evaluation(recipe: Recipe, run: RunFolder, stage: EvaluateStage, found: dict[str, Any]) -> None:
+def track_evaluation(context: StageContext[EvaluateStage], found: dict[str, Any]) -> None:
     """Show `found`, what `launcher.inference.evaluation.evaluate` returned. What fails is in the stage's logs."""
+    recipe, run, stage = context.recipe, context.run, context.stage
     tracker = Tracker(
         run.stage(stage.name).path,
         recipe.tracking,
@@ -34,12 +35,12 @@ def track_evaluation(recipe: Recipe, run: RunFolder, stage: EvaluateStage, found
         recipe=recipe.model_dump(mode="json"),
         resume_step=None,
     )
-    tracker.artifacts(lambda: used_artifacts(recipe, run, stage.name), used=True)
+    tracker.artifacts(lambda: used_artifacts(context), used=True)
     folder = recipe.split_folder(run, stage.split)
     for name, model in found["models"].items():
         tracker.summarize(_numbers(name, model))
         tracker.table(lambda name=name, model=model: examples_table(f"examples/{name}", model["examples"], folder))
-    tracker.artifacts(lambda: made_artifacts(recipe, run, stage.name), used=False)
+    tracker.artifacts(lambda: made_artifacts(context), used=False)
     tracker.close(TIMEOUT_S)
     if tracker.unmirrored:
         logs = run.stage(stage.name).logs

@@ -166,9 +166,9 @@ def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], last: bool) -> float:
 def _unkept(events: Iterable[dict[str, Any]], stage: str) -> Iterator[tuple[int, int]]:
     """Intervals (after, up to) of steps whose update is not in the weights, though the run went on past them."""
     for event in events:
-        if event.get("stage") == stage and event["event"] == "update_left_out":
+        if event.get("stage") == stage and event["event"] in ("update_skipped", "update_left_out"):
             yield event["step"] - 1, event["step"]
-        if event.get("stage") == stage and event["event"] == "weights_taken_back":
+        if event.get("stage") == stage and event["event"] in ("rolled_back", "weights_taken_back"):
             yield event["to_step"], event["step"]
 
 

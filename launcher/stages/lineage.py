@@ -11,15 +11,17 @@ from typing import Any
 from data.shard_index import read_summary
 from launcher.recipe import Recipe
 from launcher.run_folder import RunFolder, read_json
+from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline
 from launcher.tracking import Artifact
 
 
-def used_artifacts(recipe: Recipe, run: RunFolder, stage: str) -> Iterator[Artifact]:
+def used_artifacts(context: StageContext) -> Iterator[Artifact]:
     """The inputs of a stage as its record in state.json names them; none where there is no record.
 
     A teacher from elsewhere and a file of a search go by their fingerprint. DataError when shards are gone.
     """
+    recipe, run, stage = context.recipe, context.run, context.name
     pipeline = Pipeline(recipe, run)
     for name, fingerprint in pipeline.record(stage).get("inputs", {}).items():
         if name.startswith("corpus/"):
@@ -35,8 +37,9 @@ def used_artifacts(recipe: Recipe, run: RunFolder, stage: str) -> Iterator[Artif
             yield _model(pipeline, name, fingerprint)
 
 
-def made_artifacts(recipe: Recipe, run: RunFolder, stage: str) -> Iterator[Artifact]:
+def made_artifacts(context: StageContext) -> Iterator[Artifact]:
     """What a stage has left: a finished model or an evaluation; nothing before it is there."""
+    recipe, run, stage = context.recipe, context.run, context.name
     pipeline = Pipeline(recipe, run)
     node = next(node for node in pipeline.nodes if node.name == stage)
     fingerprint = pipeline.output_hash(node)

@@ -12,8 +12,8 @@ Event = dict[str, Any]
 _ALERTS: dict[str, tuple[str, str, Literal["WARN", "ERROR"]]] = {
     "restart": ("{stage} was restarted", "Restart {restart}, from step {from_step}. {reason}", "WARN"),
     "loss_spike": ("The loss of {stage} jumped", "Step {step}: {loss:.3g}, usual was {usual:.3g}.", "WARN"),
-    "update_left_out": ("{stage} left an update out", "Step {step}: {reason}: {utterances}.", "WARN"),
-    "weights_taken_back": ("{stage} took its weights back", "Step {step}: to those of step {to_step}.", "ERROR"),
+    "update_skipped": ("{stage} skipped an update", "Step {step}: {reason}: {utterances}.", "WARN"),
+    "rolled_back": ("The weights of {stage} were rolled back", "Step {step}: to those of step {to_step}.", "ERROR"),
     "routing_collapsed": ("Routing in {stage} collapsed", "Layer {layer} at step {step}: {reason}.", "WARN"),
 }
 

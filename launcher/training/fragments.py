@@ -1,4 +1,10 @@
-"""Which intervals of which parameters this process owns, under any ZeRO stage; checkpoints are made of them."""
+"""Which intervals of which parameters this process owns, under any ZeRO stage; checkpoints are made of them.
+
+A fragment is an interval of one parameter, flattened over all experts as in an unspread model. It knows no topology,
+so whoever holds an interval later finds it, whatever process wrote it.
+
+Everything here stands on private parts of DeepSpeed 0.19: where ZeRO keeps fp32 weights and how it cuts them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +18,7 @@ from launcher.training.expert_parallel import ExpertParallelMixture
 from launcher.training.parallel import Engine
 from model.masked_prediction import Model
 
+# AdamW's names of its moments in torch; also the kinds under which checkpoints store them.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -30,33 +37,42 @@ class Fragment:
     writes: bool = True
 
 
-def full_shapes(recognizer: Model) -> dict[str, list[int]]:
+def full_shapes(model: Model) -> dict[str, list[int]]:
     """The shape of every parameter over all experts, by its name in an unspread model."""
-    experts = _expert_parameters(recognizer)
-    return {
-        name: [experts[name].num_experts, *_shape(parameter)[1:]] if name in experts else list(_shape(parameter))
-        for name, parameter in recognizer.named_parameters()
-    }
+    mixtures = _mixture_of_parameter(model)
+    shapes = {}
+    for name, parameter in model.named_parameters():
+        shape = list(_shape(parameter))
+        if name in mixtures:
+            shape[0] = mixtures[name].num_experts
+        shapes[name] = shape
+    return shapes
 
 
-def local_offsets(recognizer: Model) -> dict[str, int]:
+def local_offsets(model: Model) -> dict[str, int]:
     """Where the part of each parameter that this process computes with starts in the whole, flattened over experts."""
-    experts = _expert_parameters(recognizer)
-    return {
-        name: experts[name].ep_rank * _shape(parameter).numel() if name in experts else 0
-        for name, parameter in recognizer.named_parameters()
-    }
+    mixtures = _mixture_of_parameter(model)
+    starts = {}
+    for name, parameter in model.named_parameters():
+        if name in mixtures:
+            starts[name] = mixtures[name].ep_rank * _shape(parameter).numel()
+        else:
+            starts[name] = 0
+    return starts
 
 
 def replica_fragments(engine: Engine) -> Iterator[Fragment]:
-    """The weights that this process keeps to compute with: all, of experts its own; under ZeRO 3 its shards."""
+    """The weights that this process keeps to compute with: all of the shared ones, of experts its own; under ZeRO 3
+    its shards."""
     starts = local_offsets(engine.module)
     for name, parameter in engine.module.named_parameters():
-        if engine.zero_optimization_stage() == 3:
-            if shard := _shard(engine.optimizer, parameter):
-                yield Fragment(name, starts[name] + shard.start, parameter.ds_tensor.data[: len(shard)], {})
-        else:
+        if engine.zero_optimization_stage() < 3:
             yield Fragment(name, starts[name], parameter.data.view(-1), {})
+            continue
+        shard = _zero3_shard(engine.optimizer, parameter)
+        if shard:
+            # The local tensor is padded so that all processes have as much; the padding belongs to no parameter.
+            yield Fragment(name, starts[name] + shard.start, parameter.ds_tensor.data[: len(shard)], {})
 
 
 def owned_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -64,56 +80,71 @@ def owned_fragments(engine: Engine) -> Iterator[Fragment]:
 
     Moments that the optimizer has not made yet (before the first step) are made, as zeros.
     """
-    owned = {0: _whole_fragments, 1: _flat_fragments, 2: _flat_fragments, 3: _sharded_fragments}
-    return owned[engine.zero_optimization_stage()](engine)
+    match engine.zero_optimization_stage():
+        case 0:
+            return _unsharded_fragments(engine)
+        case 1 | 2:
+            return _partition_fragments(engine)
+        case stage:
+            assert stage == 3
+            return _zero3_fragments(engine)
 
 
-def _whole_fragments(engine: Engine) -> Iterator[Fragment]:
+def _unsharded_fragments(engine: Engine) -> Iterator[Fragment]:
     """Without ZeRO the optimizer keeps its state beside each parameter, on every process that holds it."""
-    starts, experts = local_offsets(engine.module), _expert_parameters(engine.module)
+    starts = local_offsets(engine.module)
+    mixtures = _mixture_of_parameter(engine.module)
+    rank = dist.get_rank()
     for name, parameter in engine.module.named_parameters():
-        state = _moments(engine.optimizer.state[parameter], parameter.data)
-        views = {key: value.view(-1) for key, value in state.items()}
-        yield Fragment(name, starts[name], parameter.data.view(-1), views, _first_replica(experts.get(name)))
+        moments = _moments(engine.optimizer.state[parameter], parameter.data)
+        views = {key: value.view(-1) for key, value in moments.items()}
+        # Of the processes that hold the same values, the first writes: rank 0, or of experts the first group's.
+        num_writers = mixtures[name].ep_size if name in mixtures else 1
+        yield Fragment(name, starts[name], parameter.data.view(-1), views, writes=rank < num_writers)
 
 
-def _flat_fragments(engine: Engine) -> Iterator[Fragment]:
+def _partition_fragments(engine: Engine) -> Iterator[Fragment]:
     """ZeRO 1 and 2 flatten a group's parameters one behind the other and cut that into a partition per process."""
-    starts, zero = local_offsets(engine.module), engine.optimizer
-    states = [_moments(zero.optimizer.state[flat], flat) for flat in zero.single_partition_of_fp32_groups]
+    starts = local_offsets(engine.module)
+    zero = engine.optimizer
+    moments_of_group = [_moments(zero.optimizer.state[flat], flat) for flat in zero.single_partition_of_fp32_groups]
     for name, parameter in engine.module.named_parameters():
-        mapping = parameter._hp_mapping  # none where this process owns nothing of the parameter
+        mapping = parameter._hp_mapping
         if mapping is None:
-            continue
-        inside, address = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-        views = {
-            key: value.narrow(0, address.start, address.numel)
-            for key, value in states[mapping.param_group_index].items()
-        }
-        yield Fragment(name, starts[name] + inside.start, mapping.get_hp_fragment(), views)
+            continue  # nothing of this parameter is in this process's partition
+        in_parameter = mapping.lp_fragment_address
+        in_partition = mapping.get_hp_fragment_address()
+        views = {}
+        for key, value in moments_of_group[mapping.param_group_index].items():
+            views[key] = value.narrow(0, in_partition.start, in_partition.numel)
+        yield Fragment(name, starts[name] + in_parameter.start, mapping.get_hp_fragment(), views)
 
 
-def _sharded_fragments(engine: Engine) -> Iterator[Fragment]:
+def _zero3_fragments(engine: Engine) -> Iterator[Fragment]:
     """ZeRO 3 cuts every parameter into a shard per process and flattens the shards of a sub-group."""
-    starts, zero = local_offsets(engine.module), engine.optimizer
+    starts = local_offsets(engine.module)
+    zero = engine.optimizer
     flats = zero.fp32_partitioned_groups_flat
-    states = [_moments(zero.optimizer.state[flat], flat) for flat in flats]
+    moments_of_group = [_moments(zero.optimizer.state[flat], flat) for flat in flats]
     for name, parameter in engine.module.named_parameters():
-        shard = _shard(zero, parameter)
+        shard = _zero3_shard(zero, parameter)
         if not shard:
             continue
         group, position, _ = zero.grad_position[zero.get_param_id(parameter)]
-        views = {key: value.narrow(0, position, len(shard)) for key, value in states[group].items()}
+        views = {}
+        for key, value in moments_of_group[group].items():
+            views[key] = value.narrow(0, position, len(shard))
         values = flats[group].data.narrow(0, position, len(shard))
         yield Fragment(name, starts[name] + shard.start, values, views)
 
 
-def _shard(zero: Any, parameter: nn.Parameter) -> range:
+def _zero3_shard(zero: Any, parameter: nn.Parameter) -> range:
     """The interval of a flattened parameter in this process's shard under ZeRO 3, without padding; it may be empty.
 
     Experts are cut over the processes that hold the same ones.
     """
-    size, numel = parameter.partition_numel(), _shape(parameter).numel()  # pyright: ignore[reportAttributeAccessIssue]
+    size = parameter.partition_numel()  # pyright: ignore[reportAttributeAccessIssue]
+    numel = _shape(parameter).numel()
     start = min(zero._get_param_partition_rank(parameter) * size, numel)
     return range(start, min(start + size, numel))
 
@@ -124,6 +155,7 @@ def set_optimizer_step(engine: Engine, step: int) -> None:
     for state in optimizer.state.values():
         state["step"].fill_(step)
     engine.global_steps = step
+
     if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
         engine.optimizer._hp_optimizer_states_linked = False  # the moments' tensors may be new
     persistent = getattr(engine.optimizer, "persistent_parameters", [])
@@ -134,6 +166,7 @@ def set_optimizer_step(engine: Engine, step: int) -> None:
 
 
 def _moments(state: dict, parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's moments of a parameter, made as it makes them itself where there was no step yet."""
     if not state:
         state["step"] = torch.zeros(())
         for key in MOMENTS:
@@ -141,21 +174,16 @@ def _moments(state: dict, parameter: Tensor) -> dict[str, Tensor]:
     return {key: state[key] for key in MOMENTS}
 
 
-def _expert_parameters(recognizer: nn.Module) -> dict[str, ExpertParallelMixture]:
+def _mixture_of_parameter(model: nn.Module) -> dict[str, ExpertParallelMixture]:
     """The mixture that each spread parameter belongs to, by the parameter's name."""
-    return {
-        f"{prefix}.experts.{name}": mixture
-        for prefix, mixture in recognizer.named_modules()
-        if isinstance(mixture, ExpertParallelMixture)
-        for name, _ in mixture.experts.named_parameters()
-    }
+    mixtures = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, ExpertParallelMixture):
+            for name, _ in module.experts.named_parameters():
+                mixtures[f"{prefix}.experts.{name}"] = module
+    return mixtures
 
 
 def _shape(parameter: Tensor) -> torch.Size:
     """A parameter's shape, which ZeRO 3 keeps elsewhere while the parameter itself is sharded and empty."""
     return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _first_replica(mixture: ExpertParallelMixture | None) -> bool:
-    rank = dist.get_rank()
-    return rank == 0 if mixture is None else rank < mixture.ep_size

@@ -1,9 +1,10 @@
-"""What a stage's model starts as, where it is not drawn anew: an encoder that was trained before, or a teacher."""
+"""The weights that a stage's model starts from, where they are not drawn anew: an encoder that was trained before, or
+a teacher."""
 
 from launcher.errors import ConfigError
 from launcher.inference.finished_model import read_features
-from launcher.recipe import DistillStage, PretrainStage, Recipe
-from launcher.run_folder import RunFolder
+from launcher.recipe import DistillStage, PretrainStage
+from launcher.stages.context import StageContext
 from launcher.training.distillation.loss import TeacherTerms
 from launcher.training.teachers.load import recognizer_of
 from model.export import load_encoder
@@ -11,17 +12,20 @@ from model.recognizer import Recognizer
 from model.upcycle import initialize_encoder, initialize_from_teacher
 
 
-def initialize_from_encoder(recognizer: Recognizer, stage: PretrainStage, recipe: Recipe, run: RunFolder) -> None:
-    """Copy the encoder of a finished model; ConfigError where it is of another shape or has heard other features."""
+def initialize_from_encoder(recognizer: Recognizer, context: StageContext[PretrainStage]) -> None:
+    """Copy the encoder of a finished model; ConfigError where it is of another shape or was trained on other
+    features."""
+    stage = context.stage
     model = stage.initialize_from
     assert model is not None
-    folder = run.model_folder(model)
+    folder = context.run.model_folder(model)
     features = read_features(folder)
-    if features != recipe.features:
-        differing = [key for key, value in features if value != getattr(recipe.features, key)]
+    expected_features = context.recipe.features
+    if features != expected_features:
+        differing = [key for key, value in features if value != getattr(expected_features, key)]
         raise ConfigError(
             f"Stage {stage.name} cannot start from {model}: its features.{differing[0]} was "
-            f"{getattr(features, differing[0])} and is {getattr(recipe.features, differing[0])} in this recipe. Make "
+            f"{getattr(features, differing[0])} and is {getattr(expected_features, differing[0])} in this recipe. Make "
             "the features equal."
         )
     try:
@@ -30,9 +34,9 @@ def initialize_from_encoder(recognizer: Recognizer, stage: PretrainStage, recipe
         raise ConfigError(f"Stage {stage.name} cannot start from {model}: {error}.") from None
 
 
-def initialize_from_first_teacher(recognizer: Recognizer, stage: DistillStage, lesson: TeacherTerms) -> None:
-    """Start from the first teacher; ConfigError where it is not of the same shape."""
-    teacher = recognizer_of(lesson.teacher)
+def initialize_from_first_teacher(recognizer: Recognizer, stage: DistillStage, teacher_terms: TeacherTerms) -> None:
+    """Copy the weights of the first teacher; ConfigError where it is not of the same shape."""
+    teacher = recognizer_of(teacher_terms.teacher)
     model = stage.named_teachers[0].model
     if teacher is None:
         raise ConfigError(

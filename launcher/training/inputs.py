@@ -12,22 +12,23 @@ from torch import Tensor
 from data.augment import AugmentConfig, SpecAugment, apply_mask
 from data.features import LogMel
 from data.loader import Loader, WaveformBatch
-from data.masking import Masking, MaskingConfig
+from data.masking import Masking
 from data.reader import ShardReader
-from data.sampler import BatchesConfig, BatchSampler, Totals, derive_seed
+from data.sampler import BatchSampler, Totals, derive_seed
 from data.sampler_statistics import describe_excluded
-from data.shards import read_index
 from data.token_counts import token_counts
 from data.tokenizer import Tokenizer
 from launcher.inference.finished_model import build_features
-from launcher.recipe import Recipe
+from launcher.recipe import AnyTrainingStage, SelfSupervisedStage
 from launcher.run_folder import RunFolder
-from launcher.training.recognition_loss import CleanInputs, FeatureBatch
+from launcher.stages.context import StageContext
+from launcher.training.feature_batch import CleanInputs, FeatureBatch
 from model.layers.subsampling import output_length
 
-# What validation and evaluation hear is what was recorded.
+# Validation and evaluation take recordings as they are.
 NO_AUGMENTATION = AugmentConfig(speeds=(1.0,), frequency_masks=0, time_masks=0)
-# An empty lane still passes through every layer: one utterance of this many feature frames, none of them valid.
+# An empty lane still passes through every layer, because every process enters every collective: it is one utterance of
+# this many feature frames, none of them valid.
 EMPTY_FRAMES = 16
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 class Inputs:
     """A split as seen by one process: the sampler of all lanes, and this process's share of the batches.
 
-    With `keeps_source` a micro-batch also holds what its features were made from."""
+    With `keeps_source` a micro-batch also holds what its features were made from.
+    """
 
     sampler: BatchSampler
     loader: Loader
@@ -55,28 +57,38 @@ class Inputs:
     def totals(self, step: int) -> Totals:
         """The counts of a step over all lanes, masked frames included where features are masked."""
         totals = self.sampler.totals(step)
-        return replace(totals, masked=self.masking.count(self.sampler, step)) if self.masking else totals
+        if self.masking is not None:
+            totals = replace(totals, masked=self.masking.count(self.sampler, step))
+        return totals
 
     def micro_batch(self, batch: WaveformBatch) -> FeatureBatch:
         """A lane's batch as augmented or masked features on the device."""
         if not batch.keys:
             return self._empty(batch)
-        waveforms_BS, samples_B = batch.waveforms_BS.to(self.device, non_blocking=True), batch.samples_B.to(self.device)
+        waveforms_BS = batch.waveforms_BS.to(self.device, non_blocking=True)
+        samples_B = batch.samples_B.to(self.device)
         clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        features_BTF, masked_BT = self._hide(clean_BTF, lengths_B, batch)
+        features_BTF, masked_BT = self._mask(clean_BTF, lengths_B, batch)
+
+        source = None
+        if self.keeps_source:
+            source = CleanInputs(clean_BTF, masked_BT, waveforms_BS, samples_B)
         return FeatureBatch(
-            features_BTF,
-            lengths_B,
-            batch.tokens_BU.to(self.device),
-            batch.token_lengths_B.to(self.device),
-            CleanInputs(clean_BTF, masked_BT, waveforms_BS, samples_B) if self.keeps_source else None,
-            batch.sidecars,
+            features_BTF=features_BTF,
+            lengths_B=lengths_B,
+            tokens_BU=batch.tokens_BU.to(self.device),
+            token_lengths_B=batch.token_lengths_B.to(self.device),
+            source=source,
+            sidecars=batch.sidecars,
         )
 
-    def _hide(self, clean_BTF: Tensor, lengths_B: Tensor, batch: WaveformBatch) -> tuple[Tensor, Tensor]:
-        """What is heard of a lane's features, and the frames of which nothing is: bool [B, T]."""
+    def _mask(self, clean_BTF: Tensor, lengths_B: Tensor, batch: WaveformBatch) -> tuple[Tensor, Tensor]:
+        """A lane's features under the masks of its step, and the frames that are masked as a whole: bool [B, T].
+
+        Masks are drawn from (seed, step, lane), so they depend neither on the process nor on what was drawn before.
+        """
         if self.masking is not None:
-            return self.masking.hide(clean_BTF, lengths_B, batch.step, batch.lane)
+            return self.masking.apply_mask(clean_BTF, lengths_B, batch.step, batch.lane)
         if self.specaugment is not None:
             generator = torch.Generator()
             generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
@@ -86,65 +98,91 @@ class Inputs:
 
     def _empty(self, batch: WaveformBatch) -> FeatureBatch:
         config = self.features.config
-        features = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
-        nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
+        features_BTF = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
+        zero_B = torch.zeros(1, dtype=torch.int64, device=self.device)
         source = None
         if self.keeps_source:
-            silence = features.new_zeros(1, config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples)
-            source = CleanInputs(features, features[..., 0] > 0, silence, nothing)
-        return FeatureBatch(features, nothing, nothing[:, None], nothing, source, batch.sidecars)
+            num_samples = config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples
+            silence_BS = features_BTF.new_zeros(1, num_samples)
+            nothing_masked_BT = features_BTF[..., 0] > 0
+            source = CleanInputs(features_BTF, nothing_masked_BT, silence_BS, zero_B)
+        return FeatureBatch(
+            features_BTF=features_BTF,
+            lengths_B=zero_B,
+            tokens_BU=zero_B[:, None],
+            token_lengths_B=zero_B,
+            source=source,
+            sidecars=batch.sidecars,
+        )
 
 
 def open_inputs(
-    recipe: Recipe,
-    run: RunFolder,
+    context: StageContext[AnyTrainingStage],
     split: str,
-    batches: BatchesConfig,
-    augment: AugmentConfig,
     lanes: tuple[int, ...],
     device: torch.device,
-    factor: int,
-    masking: MaskingConfig | None = None,
-    seed: int | None = None,
+    augment: AugmentConfig = NO_AUGMENTATION,
 ) -> Inputs:
-    """Open a split of the recipe's corpus for the lanes of one process; one of them tells what is left out.
+    """Open a split of the recipe's corpus for the lanes of one process; the process of lane 0 logs what is excluded.
 
-    `factor` is that of the stage's subsampling: how many feature frames the sampler counts as one frame. With `masking`
-    features are masked instead of augmented, and transcripts are not looked at: utterances without one take part.
-    `seed` is the stage's, where it has one of its own.
+    A self-supervised stage masks features instead of augmenting them and does not look at transcripts: utterances
+    without one take part.
     """
-    seed = recipe.seed if seed is None else seed
-    index = read_index(recipe.split_folder(run, split))
-    features_file = run.features_file if masking is None else run.statistics_file
-    statistics = json.loads(features_file.read_text(encoding="utf-8"))
+    recipe = context.recipe
+    run = context.run
+    factor = context.subsampling_factor
+    self_supervised = isinstance(context.stage, SelfSupervisedStage)
+    index = context.read_index(split)
+
+    statistics_file = run.statistics_file if self_supervised else run.features_file
+    statistics = json.loads(statistics_file.read_text(encoding="utf-8"))
     features = build_features(recipe.features, statistics).to(device)
-    tokenizer = Tokenizer.load(run.tokenizer) if masking is None else None
-    tokens, min_frames = np.zeros((2, len(index)), dtype=np.int32)
-    if tokenizer is not None:
+
+    tokenizer = None
+    tokens = min_frames = np.zeros(len(index), dtype=np.int32)
+    transcribed = None
+    masking = None
+    if isinstance(context.stage, SelfSupervisedStage):
+        masking = Masking(context.stage.masking, recipe.features, factor, context.seed)
+    else:
+        tokenizer = Tokenizer.load(run.tokenizer)
         tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
+        transcribed = index.text_length > 0
+
+    specaugment = None
+    if masking is None and augment.frequency_masks + augment.time_masks > 0:
+        specaugment = SpecAugment(augment, recipe.features)
+
     sampler = BatchSampler(
         index.shard,
         index.samples,
         tokens,
         min_frames,
-        batches,
-        seed,
+        context.batches,
+        context.seed,
         index.sample_rate_hz,
         augment.speeds,
         encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples), factor),
-        transcribed=index.text_length > 0 if masking is None else None,
+        transcribed=transcribed,
     )
     if 0 in lanes:
-        _tell(sampler, run, split)
+        _report_sampler(sampler, run, split)
     loader = Loader(sampler, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
-    masks = augment.frequency_masks + augment.time_masks
-    specaugment = SpecAugment(augment, recipe.features) if masks and masking is None else None
-    masked = Masking(masking, recipe.features, factor, seed) if masking is not None else None
-    return Inputs(sampler, loader, features, specaugment, seed, device, masked, keeps_source=masked is not None)
+    return Inputs(
+        sampler=sampler,
+        loader=loader,
+        features=features,
+        specaugment=specaugment,
+        seed=context.seed,
+        device=device,
+        masking=masking,
+        # A masked prediction is about the clean features.
+        keeps_source=masking is not None,
+    )
 
 
-def _tell(sampler: BatchSampler, run: RunFolder, split: str) -> None:
-    """Log the shape of a split's sampler, and leave it among the run's events."""
+def _report_sampler(sampler: BatchSampler, run: RunFolder, split: str) -> None:
+    """Log the shape of a split's epochs and what is excluded, and leave both among the run's events."""
     logger.info("%s: %d steps per epoch. %s", split, sampler.steps_per_epoch, describe_excluded(sampler))
     excluded = {reason: len(utterances) for reason, utterances in sampler.excluded.items()}
     run.append_event(

@@ -1,4 +1,4 @@
-"""What one micro-batch of masked features costs: the codes of what was not heard, and the experts' balance.
+"""The loss of one micro-batch of masked features: the codes of the masked frames, and the experts' balance.
 
 As everywhere, the loss is a sum divided by a count of the whole step: here of its masked encoder frames, which follow
 from the lengths of the utterances and the seed, so that every process knows them before anything is read.
@@ -10,8 +10,9 @@ from torch import nn
 
 from data.masking import fully_masked_frames
 from data.sampler import Totals
+from launcher.training.feature_batch import FeatureBatch
 from launcher.training.metrics import StepMetrics
-from launcher.training.recognition_loss import FeatureBatch, LossTerms, router_loss_terms
+from launcher.training.recognition_loss import LossTerms, router_loss_terms
 from model.encoder import EncoderConfig
 from model.losses import ExpertsObjectiveConfig
 from model.masked_prediction import MaskedPredictorOutput, evenness
@@ -21,18 +22,20 @@ class MaskedPredictionLoss:
     """Masked prediction of a frozen quantizer's codes, and the experts' balance losses."""
 
     def __init__(self, objective: ExpertsObjectiveConfig, encoder: EncoderConfig):
-        self.objective, self.encoder = objective, encoder
+        self.objective = objective
+        self.encoder = encoder
 
     def __call__(
         self, model: nn.Module, batch: FeatureBatch, totals: Totals, progress: float
     ) -> tuple[LossTerms, MaskedPredictorOutput]:
-        """The weighted parts of the loss, which add up to it. `batch` holds masked features and their source."""
+        """The weighted terms of the loss, which add up to it. `batch` holds masked features and their source."""
         assert batch.source is not None
         factor = self.encoder.subsampling.factor
         predicted_BS = fully_masked_frames(batch.source.masked_BT, batch.lengths_B, factor)
         output = model(batch.source.features_BTF, batch.lengths_B, batch.features_BTF, predicted_BS)
-        parts = {"loss/masked": output.loss_sum() / max(totals.masked, 1)}
-        return parts | router_loss_terms(output.encoder, self.objective, self.encoder, totals), output
+        terms = {"loss/masked": output.loss_sum() / max(totals.masked, 1)}
+        terms |= router_loss_terms(output.encoder, self.objective, self.encoder, totals)
+        return terms, output
 
 
 def masked_prediction_metrics(output: MaskedPredictorOutput, totals: Totals) -> StepMetrics:

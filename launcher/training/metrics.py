@@ -1,7 +1,7 @@
-"""From what each lane measured to one row of metrics.
+"""From what each lane measured to one row of metrics.jsonl.
 
-Lanes' measures are sums; `agree` adds them up over all processes in one collective per step; a window keeps the mean
-over the steps since the last row.
+A lane's metrics are sums. `all_reduce_metrics` adds them up over all processes, in one collective per step. A
+`MetricAccumulator` keeps the means over the steps since the last row.
 """
 
 from dataclasses import dataclass, field
@@ -19,32 +19,40 @@ NORMS = "norms/"
 
 
 def routing_metrics(routings: list[Routing], names: list[str]) -> StepMetrics:
-    """Choices per expert, the entropy summed over choices and, under a capacity, the choices that were dropped, for
-    each named routing."""
-    measures: StepMetrics = {}
+    """A lane's numbers of each named routing: `load`, the choices per expert [E]; `entropy`, summed over choices; and
+    `dropped`, the choices beyond a capacity where there is one."""
+    metrics: StepMetrics = {}
     for name, routing in zip(names, routings, strict=True):
-        measures[f"experts/{name}/load"] = routing.counts_E
-        measures[f"experts/{name}/entropy"] = routing.entropy * routing.counts_E.sum()
+        metrics[f"experts/{name}/load"] = routing.counts_E
+        metrics[f"experts/{name}/entropy"] = routing.entropy * routing.counts_E.sum()
         if routing.kept_NK is not None:
-            measures[f"experts/{name}/dropped"] = (~routing.kept_NK).sum()
-    return measures
+            metrics[f"experts/{name}/dropped"] = (~routing.kept_NK).sum()
+    return metrics
 
 
 def norm_metrics(moments: list[Tensor]) -> StepMetrics:
-    """The moments of the valid frames in each BatchNorm, by layer."""
-    return {f"{NORMS}layer-{layer:02d}/moments": values for layer, values in enumerate(moments)}
+    """The moments of a lane's valid frames in each BatchNorm, by layer."""
+    metrics: StepMetrics = {}
+    for layer, values in enumerate(moments):
+        metrics[f"{NORMS}layer-{layer:02d}/moments"] = values
+    return metrics
 
 
-def add_metrics(sums: StepMetrics, measures: StepMetrics) -> None:
-    """Add a lane's measures to those of the lanes before it."""
-    for name, value in measures.items():
-        sums[name] = sums[name] + value if name in sums else value
+def add_metrics(sums: StepMetrics, metrics: StepMetrics) -> None:
+    """Add a lane's metrics to those of the lanes before it."""
+    for name, value in metrics.items():
+        if name in sums:
+            sums[name] = sums[name] + value
+        else:
+            sums[name] = value
 
 
 @dataclass(frozen=True)
 class ReducedMetrics:
-    """One step's measures over all lanes of all processes: single numbers, expert choices and BatchNorm's moments by
-    layer."""
+    """One step's metrics, summed over all lanes of all processes.
+
+    scalars: single numbers. loads: choices per expert, by routing. moments: those of BatchNorm, by layer.
+    """
 
     scalars: dict[str, float]
     loads: dict[str, list[float]]
@@ -52,51 +60,63 @@ class ReducedMetrics:
 
 
 def all_reduce_metrics(sums: StepMetrics, device: torch.device) -> ReducedMetrics:
-    """Sum measures over all processes. Collective; every process must hold the same names."""
+    """Sum metrics over all processes. Collective; every process must hold the same names."""
+    # One vector in one order of names, so that a step costs one collective. Counts are exact in fp64 up to 2^53.
     names = sorted(sums)
     vector = torch.cat([sums[name].to(device).flatten().double() for name in names])
     dist.all_reduce(vector)
-    values = iter(vector.tolist())  # once: on a GPU every single number read would wait for it
-    agreed = ReducedMetrics({}, {}, {})
+
+    # Read back at once: on a GPU every single number would wait for the device.
+    values = vector.tolist()
+    reduced = ReducedMetrics({}, {}, {})
+    start = 0
     for name in names:
-        if sums[name].ndim:
-            vectors = agreed.moments if name.startswith(NORMS) else agreed.loads
-            vectors[name] = [next(values) for _ in range(sums[name].numel())]
+        stop = start + sums[name].numel()
+        if not sums[name].ndim:
+            reduced.scalars[name] = values[start]
+        elif name.startswith(NORMS):
+            reduced.moments[name] = values[start:stop]
         else:
-            agreed.scalars[name] = next(values)
-    return agreed
+            reduced.loads[name] = values[start:stop]
+        start = stop
+    return reduced
 
 
 @dataclass
 class MetricAccumulator:
-    """Sums over the steps since the last row; part of a checkpoint, so that rows survive a resume.
-
-    Loads and drops are turned into shares of each step's choices, entropies into means, before they are added.
-    """
+    """Sums over the steps since the last row. It is part of a checkpoint, so that a row survives a resume."""
 
     steps: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, agreed: ReducedMetrics, own: dict[str, float]) -> None:
-        measures = {**agreed.scalars, **own}
-        for name, load in agreed.loads.items():
-            choices = max(sum(load), 1.0)
-            measures |= {f"{name}/{expert}": count / choices for expert, count in enumerate(load)}
-            for mean in (name.replace("/load", "/entropy"), name.replace("/load", "/dropped")):
-                if mean in measures:
-                    measures[mean] /= choices
+    def add(self, reduced: ReducedMetrics, **measured: float) -> None:
+        """Add a step: its reduced metrics, and what every process has measured alike."""
+        metrics = {**reduced.scalars, **measured}
+
+        # Every step counts the same in a row, however many frames it had: loads and drops become shares of the step's
+        # choices and entropies means over them before they are added.
+        for name, load in reduced.loads.items():
+            num_choices = max(sum(load), 1.0)
+            for expert, count in enumerate(load):
+                metrics[f"{name}/{expert}"] = count / num_choices
+            for kind in ("/entropy", "/dropped"):
+                sum_name = name.replace("/load", kind)
+                if sum_name in metrics:
+                    metrics[sum_name] /= num_choices
+
         self.steps += 1
-        for name, value in measures.items():
+        for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def close(self) -> dict[str, Any]:
-        """The mean of every measure, loads as one list per layer; the window is empty after that."""
+        """The mean of every metric, loads as one list per routing. The accumulator is empty after that."""
         row: dict[str, Any] = {}
         for name, value in self.sums.items():
-            layer, separator, _ = name.partition("/load/")
-            if separator:
-                row.setdefault(f"{layer}/load", []).append(value / self.steps)
+            routing, is_load, _ = name.partition("/load/")
+            if is_load:
+                row.setdefault(f"{routing}/load", []).append(value / self.steps)
             else:
                 row[name] = value / self.steps
-        self.steps, self.sums = 0, {}
+        self.steps = 0
+        self.sums = {}
         return row

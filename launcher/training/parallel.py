@@ -1,15 +1,12 @@
-"""The only place that spreads a model over processes. In this order:
+"""A finished model spread over processes. In this order:
 
 1. `start_processes` joins the process group (gloo on CPUs, NCCL on GPUs) without any compiler at run time.
-2. `spread_experts` leaves each process its share of every block's experts and puts in the exchange that moves frames.
+2. `spread_experts` (expert_parallel.py) leaves each process its part of every block's experts and puts in the token
+   dispatcher that moves frames to them.
 3. `build_engine` hands the model to DeepSpeed, whose ZeRO stage shards what the configuration says; `update` is its
    step.
-4. `fragments` and `replicas` say which interval of which parameter this process owns and copies; checkpoints are made
-   of those and never touch DeepSpeed.
-
-`ExpertParallelMixture` stands on DeepSpeed 0.19's AutoEP layer: the engine recognises experts, their process groups
-and their gradient averaging by that class and by the attributes set in `_mark_parameters`. DeepSpeed's automatic AutoEP
-mode stays off: it silently gives each layer a private copy of shared experts.
+4. `owned_fragments` and `replica_fragments` (fragments.py) say which interval of which parameter this process owns and
+   which copies it computes with. Checkpoints are made of those and never touch DeepSpeed.
 """
 
 import json
@@ -39,15 +36,15 @@ def start_processes(timeout_s: float) -> torch.device:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
-    return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def build_engine(
-    recognizer: Model,
+    model: Model,
     optimizer: OptimizerConfig,
     deepspeed_file: Path,
     accumulation: int,
@@ -63,23 +60,32 @@ def build_engine(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_norm,
         "steps_per_print": 2**62,
-        # No module is "safe" for DeepSpeed: those would have their gradients added up and reduced in bf16 under ZeRO,
-        # by errors of up to 2 % that depend on its stage.
-        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "torch_autocast": {
+            "enabled": precision == "bf16",
+            "dtype": "bfloat16",
+            # No module is "safe" for DeepSpeed: those would have their gradients added up and reduced in bf16 under
+            # ZeRO, by errors of up to 2 % that depend on its stage.
+            "lower_precision_safe_modules": [],
+        },
     }
     adamw = torch.optim.AdamW(
-        _parameter_groups(recognizer, optimizer.weight_decay),
+        _parameter_groups(model, optimizer.weight_decay),
         lr=optimizer.peak_learning_rate,
         betas=optimizer.betas,
     )
-    engine, *_ = deepspeed.initialize(model=recognizer, optimizer=adamw, config=configuration)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=configuration)
     return engine
 
 
-def _parameter_groups(recognizer: Model, weight_decay: float) -> list[dict]:
-    matrices = [p for p in recognizer.parameters() if is_matrix(p)]
-    known = {id(p) for p in matrices}
-    vectors = [p for p in recognizer.parameters() if id(p) not in known]
+def _parameter_groups(model: Model, weight_decay: float) -> list[dict]:
+    """Weight decay pulls matrices to zero, never the biases and scales of norms; DeepSpeed splits off experts."""
+    matrices = []
+    vectors = []
+    for parameter in model.parameters():
+        if is_matrix(parameter):
+            matrices.append(parameter)
+        else:
+            vectors.append(parameter)
     groups = [
         {"name": "matrices", "params": matrices, "weight_decay": weight_decay},
         {"name": "vectors", "params": vectors, "weight_decay": 0.0},
@@ -96,6 +102,9 @@ def update(engine: Engine) -> bool:
     if engine.zero_optimization_stage() > 0:
         engine.step()  # looks at the norm over all processes before it applies anything
         return engine.was_step_applied()
+
+    # Without ZeRO the engine applies whatever there is. Gradients are averaged over the processes already, so all of
+    # them see the same norm.
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     if nn.utils.get_total_norm(gradients).isfinite():
         engine.step()
@@ -113,4 +122,6 @@ def set_learning_rate(engine: Engine, value: float) -> None:
 def gradient_norm(engine: Engine) -> float:
     """Global norm of the last step's gradient before clipping; nan where the engine does not tell (ZeRO stage 0)."""
     norm = engine.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm)
+    if norm is None:
+        return float("nan")
+    return float(norm)

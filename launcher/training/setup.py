@@ -1,5 +1,7 @@
 """Puts a training stage together on each process, and takes the finished model out of it."""
 
+import logging
+
 import torch
 import torch.distributed as dist
 
@@ -8,10 +10,10 @@ from data.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe import AnyTrainingStage, PretrainStage, Recipe, SelfSupervisedStage
-from launcher.run_folder import RunFolder
+from launcher.recipe import AnyTrainingStage, DistillStage, PretrainStage, SelfSupervisedStage
+from launcher.stages.context import StageContext
 from launcher.stages.lineage import used_artifacts
-from launcher.tracking import Tracker, read_metrics
+from launcher.tracking import Tracker
 from launcher.training import parallel
 from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
 from launcher.training.distillation.loss import DistillationLoss
@@ -19,111 +21,134 @@ from launcher.training.distillation.setup import (
     agree_on_caches,
     load_teachers,
     make_cluster_targets,
+    needs_source,
     read_caches,
-    wants_source,
 )
 from launcher.training.expert_parallel import spread_experts
-from launcher.training.health.loss_spikes import SpikeDetector
-from launcher.training.health.routing_collapse import CollapseDetector
+from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.initialization import initialize_from_encoder, initialize_from_first_teacher
-from launcher.training.inputs import NO_AUGMENTATION, open_inputs
+from launcher.training.inputs import open_inputs
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
+from launcher.training.metrics import MetricAccumulator
 from launcher.training.recognition_loss import RecognitionLoss
-from launcher.training.trainer import Task, Trainer
-from launcher.training.validation import ErrorRate, MaskedAccuracy, Validator
+from launcher.training.trainer import StageLoss, Trainer
+from launcher.training.training_log import TrainingLog
+from launcher.training.training_state import restore_state
+from launcher.training.validation import ErrorRateValidator, MaskedAccuracyValidator, Validator
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer
 from model.student import Student
 
+logger = logging.getLogger(__name__)
+
 
 def build_trainer(
-    recipe: Recipe,
-    run: RunFolder,
-    stage: AnyTrainingStage,
-    heartbeat: Heartbeat,
-    device: torch.device,
-    stop: StopRequest,
+    context: StageContext[AnyTrainingStage], heartbeat: Heartbeat, device: torch.device, stop: StopRequest
 ) -> Trainer:
     """This process's trainer, resumed from the newest intact checkpoint when there is one. Collective."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    folder = run.stage(stage.name)
-    batches = recipe.batches_of(stage)
-    lanes = batches.lanes_of(rank, world)
-    factor = stage.model.encoder.subsampling.factor
-    masking = stage.masking if isinstance(stage, SelfSupervisedStage) else None
-    seed = recipe.seed_of(stage)
-    train = open_inputs(recipe, run, "train", batches, recipe.augment_of(stage), lanes, device, factor, masking, seed)
-    validation = None
-    if recipe.has_split(run, "dev"):
-        validation = open_inputs(recipe, run, "dev", batches, NO_AUGMENTATION, lanes, device, factor, masking, seed)
-    model, task, judge = _what_learns(recipe, run, stage, device)
-    if isinstance(task, DistillationLoss):
-        train.keeps_source = wants_source(task)
-        read_caches(task, train, stage.steps)
-        make_cluster_targets(task, folder, train, seed)
-    spread_experts(model, recipe.expert_parallel_of(stage), rank)
+    rank = dist.get_rank()
+    lanes = context.batches.lanes_of(rank, dist.get_world_size())
+    inputs = open_inputs(context, "train", lanes, device, context.augment)
+    validation_inputs = None
+    if context.has_split("dev"):
+        validation_inputs = open_inputs(context, "dev", lanes, device)
+
+    model, stage_loss, validator = _build_model_and_loss(context, device)
+    if isinstance(stage_loss, DistillationLoss):
+        inputs.keeps_source = needs_source(stage_loss)
+        read_caches(stage_loss, inputs, context.stage.steps)
+        make_cluster_targets(stage_loss, context.folder, inputs, context.seed)
+
+    spread_experts(model, context.expert_parallel, rank)
     engine = parallel.build_engine(
         model.to(device),
-        stage.optimizer,
-        recipe.deepspeed_of(stage),
+        context.stage.optimizer,
+        context.deepspeed_file,
         accumulation=len(lanes),
-        precision=recipe.cluster.precision,
+        precision=context.recipe.cluster.precision,
     )
-    saved = agreed_checkpoint(folder)
-    trainer = Trainer(stage, folder, seed, engine, task, train, validation, judge, heartbeat, stop, tracker=None)
+
+    step = 0
+    accumulator = MetricAccumulator()
+    nonfinite = NonfiniteSteps()
+    saved = agreed_checkpoint(context.folder)
     if saved:
-        trainer.resume(saved)
-    if rank == 0:
-        trainer.tracker = Tracker(
-            folder.path,
-            recipe.tracking,
-            run_name=recipe.name,
-            recipe=recipe.model_dump(mode="json"),
-            resume_step=trainer.step,
-        )
-        trainer.tracker.alert_restarts(run.events(), stage.name)
-        trainer.tracker.artifacts(lambda: used_artifacts(recipe, run, stage.name), used=True)
-        # What the loss and the routing usually are, as far as they were measured before.
-        rows = list(read_metrics(folder.metrics_file))
-        trainer.spikes = SpikeDetector(row["loss"] for row in rows if row.get("loss") is not None)
-        trainer.collapses = CollapseDetector(rows)
-    return trainer
+        step = saved.step
+        accumulator, nonfinite = restore_state(engine, saved)
+        logger.info("resumed from %s: weights, moments, step %d", saved.folder, step)
+
+    tracker = _open_tracker(context, resume_step=step) if rank == 0 else None
+    return Trainer(
+        context=context,
+        engine=engine,
+        stage_loss=stage_loss,
+        inputs=inputs,
+        validation_inputs=validation_inputs,
+        validator=validator,
+        log=TrainingLog(context, tracker),
+        heartbeat=heartbeat,
+        stop=stop,
+        step=step,
+        accumulator=accumulator,
+        nonfinite=nonfinite,
+    )
 
 
-def _what_learns(
-    recipe: Recipe, run: RunFolder, stage: AnyTrainingStage, device: torch.device
-) -> tuple[Model, Task, Validator]:
-    """The model of a stage, its task, and what tells how good it is."""
+def _open_tracker(context: StageContext[AnyTrainingStage], resume_step: int) -> Tracker:
+    """The tracker of the first process; rows of steps after `resume_step` are cut off, they are made again."""
+    tracker = Tracker(
+        context.folder.path,
+        context.recipe.tracking,
+        run_name=context.recipe.name,
+        recipe=context.recipe.model_dump(mode="json"),
+        resume_step=resume_step,
+    )
+    tracker.alert_restarts(context.run.events(), context.name)
+    tracker.artifacts(lambda: used_artifacts(context), used=True)
+    return tracker
+
+
+def _build_model_and_loss(
+    context: StageContext[AnyTrainingStage], device: torch.device
+) -> tuple[Model, StageLoss, Validator]:
+    """The whole model of a stage, what it is trained on, and what validates it."""
+    stage = context.stage
+    mel_bins = context.recipe.features.mel_bins
     # Every process draws the same whole model, so that experts can be spread by slicing.
-    weights_seed = derive_seed(recipe.seed_of(stage), "weights", stage.name)
+    weights_seed = derive_seed(context.seed, "weights", stage.name)
     torch.manual_seed(weights_seed)
+
     if isinstance(stage, SelfSupervisedStage):
-        predictor = MaskedPredictor(stage.model, recipe.features.mel_bins)
-        return (
-            predictor,
-            MaskedPredictionLoss(stage.objective, stage.model.encoder),
-            MaskedAccuracy(stage.model.quantizer),
-        )
-    tokenizer = Tokenizer.load(run.tokenizer)
-    recognizer = Recognizer(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size)
-    pretrain, judge = RecognitionLoss(stage.objective, stage.model.encoder), ErrorRate(tokenizer)
+        predictor = MaskedPredictor(stage.model, mel_bins)
+        prediction_loss = MaskedPredictionLoss(stage.objective, stage.model.encoder)
+        return predictor, prediction_loss, MaskedAccuracyValidator(stage.model.quantizer)
+
+    tokenizer = Tokenizer.load(context.run.tokenizer)
+    validator = ErrorRateValidator(tokenizer)
+    recognizer = Recognizer(stage.model, mel_bins, tokenizer.vocabulary_size)
+    recognition_loss = RecognitionLoss(stage.objective, stage.model.encoder)
     if isinstance(stage, PretrainStage):
         if stage.initialize_from:
-            initialize_from_encoder(recognizer, stage, recipe, run)
-        return recognizer, pretrain, judge
-    caches = agree_on_caches(recipe, run, stage)
-    named_teachers, helpers = load_teachers(recipe, run, stage, tokenizer.pieces, device, caches)
-    if helpers or any("sequence" in lesson.terms for lesson in named_teachers):
-        with torch.random.fork_rng(devices=[]):  # the same weights, and what is drawn later does not depend on helpers
+            initialize_from_encoder(recognizer, StageContext(context.recipe, context.run, stage))
+        return recognizer, recognition_loss, validator
+
+    distill_context = StageContext[DistillStage](context.recipe, context.run, stage)
+    caches = agree_on_caches(distill_context)
+    teachers, heads = load_teachers(distill_context, tokenizer.pieces, device, caches)
+    if heads or any("sequence" in teacher.terms for teacher in teachers):
+        # Drawn again from the same seed: the student's own weights are the same with and without auxiliary heads, and
+        # so is what is drawn after them.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights_seed)
-            recognizer = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, helpers)
+            recognizer = Student(stage.model, mel_bins, tokenizer.vocabulary_size, heads)
     if stage.initialize_from_teacher:
-        initialize_from_first_teacher(recognizer, stage, named_teachers[0])
-    bf16 = recipe.cluster.precision == "bf16"
-    return recognizer, DistillationLoss(pretrain, stage.distill, named_teachers, helpers, autocast=bf16), judge
+        initialize_from_first_teacher(recognizer, stage, teachers[0])
+    distillation_loss = DistillationLoss(recognition_loss, stage.distill, teachers, heads, autocast=context.uses_bf16)
+    return recognizer, distillation_loss, validator
 
 
-def write_model(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> None:
+def write_model(context: StageContext[AnyTrainingStage]) -> None:
     """Make the finished model of a stage from its newest intact checkpoint."""
-    folder = run.stage(stage.name)
-    write_finished_model(folder.model, run, stage.model, recipe.features, open_checkpoint(folder).weights())
+    folder = context.folder
+    weights = open_checkpoint(folder).weights()
+    write_finished_model(folder.model, context.run, context.stage.model, context.recipe.features, weights)

@@ -1,14 +1,13 @@
 """The training loop of one stage, as every process runs it.
 
-Each step: every lane's micro-batch forward and backward, one collective in which all processes agree (was a stop asked
-for? what did the step measure?), then the update, which is left out when the gradient is not finite. Whatever is random
-is seeded by step and lane, so a step is the same on any number of processes.
+Each step: forward and backward of every lane's micro-batch, one collective in which all processes agree (was a stop
+asked for? what did the step measure?), then the update, which is skipped when the gradient is not finite. Whatever is
+random is seeded by step and lane, so a step is the same on any number of processes.
 """
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,18 +17,13 @@ from torch import Tensor
 from data.loader import WaveformBatch
 from data.sampler import Totals, derive_seed
 from launcher.errors import CheckpointError, DivergedError
-from launcher.monitoring.goodput import stage_goodput
 from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage
-from launcher.run_folder import RunFolder, StageFolder
-from launcher.tracking import Tracker
+from launcher.stages.context import StageContext
 from launcher.training import checkpoint, parallel
 from launcher.training.distillation.loss import DistillationLoss
-from launcher.training.fragments import full_shapes, owned_fragments, replica_fragments, set_optimizer_step
-from launcher.training.health.loss_spikes import SpikeDetector
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
-from launcher.training.health.routing_collapse import CollapseDetector
 from launcher.training.inputs import Inputs
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
 from launcher.training.metrics import (
@@ -43,272 +37,243 @@ from launcher.training.metrics import (
 )
 from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.schedule import learning_rate
-from launcher.training.validation import Validator
+from launcher.training.training_log import TrainingLog
+from launcher.training.training_state import capture_state, restore_state
+from launcher.training.validation import Validator, validate
 
 logger = logging.getLogger(__name__)
 
-Task: TypeAlias = RecognitionLoss | DistillationLoss | MaskedPredictionLoss
+StageLoss: TypeAlias = RecognitionLoss | DistillationLoss | MaskedPredictionLoss
 
 
 @dataclass
 class Trainer:
     """One process's part in training a stage. Build it on every process alike, then call `run`."""
 
-    stage: AnyTrainingStage
-    folder: StageFolder
-    seed: int
-    engine: Any
-    task: Task
-    train: Inputs
-    validation: Inputs | None
-    judge: Validator
+    context: StageContext[AnyTrainingStage]
+    engine: parallel.Engine
+    stage_loss: StageLoss
+    inputs: Inputs
+    validation_inputs: Inputs | None
+    validator: Validator
+    log: TrainingLog
     heartbeat: Heartbeat
     stop: StopRequest
-    tracker: Tracker | None
     step: int = 0
-    window: MetricAccumulator = field(default_factory=MetricAccumulator)
-    recovery: NonfiniteSteps = field(default_factory=NonfiniteSteps)
-    spikes: SpikeDetector = field(default_factory=SpikeDetector)
-    collapses: CollapseDetector = field(default_factory=CollapseDetector)
-    saver: checkpoint.Saver = field(init=False)
+    accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
+    nonfinite: NonfiniteSteps = field(default_factory=NonfiniteSteps)
 
     def __post_init__(self) -> None:
-        self.saver = checkpoint.Saver(self.folder, self.stage.checkpoint, self.train.device)
+        self.stage = self.context.stage
+        self.saver = checkpoint.Saver(self.context.folder, self.stage.checkpoint, self.inputs.device)
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
-        self._event("training_started")
-        waiting = time.perf_counter()
-        for batches in self.train.steps(self.step, self.stage.steps):
-            data_wait_s = time.perf_counter() - waiting
-            stop = self._step(batches, data_wait_s)
-            due = self.step % self.stage.validate_every == 0 or self.step == self.stage.steps
-            validation_cer = self._validate() if due else None
-            last = stop or self.step == self.stage.steps
-            if last or (self.step % self.stage.checkpoint.every_steps == 0 and self.recovery.sound):
-                self._save(validation_cer, last)
-            if last:
+        self.log.event("training_started", self.step)
+        wait_started = time.perf_counter()
+        for batches in self.inputs.steps(self.step, self.stage.steps):
+            data_wait_s = time.perf_counter() - wait_started
+            stop_agreed = self.train_step(batches, data_wait_s)
+
+            at_end = self.step == self.stage.steps
+            validation_cer = None
+            if at_end or self.step % self.stage.validate_every == 0:
+                validation_cer = self.run_validation()
+
+            save_due = self.step % self.stage.checkpoint.every_steps == 0 and self.nonfinite.sound
+            if at_end or stop_agreed or save_due:
+                self.save(validation_cer, last=at_end or stop_agreed)
+            if stop_agreed:
                 break
-            waiting = time.perf_counter()
-        self._event("training_ended")
-        self._log_goodput()
+            wait_started = time.perf_counter()
+
+        self.log.event("training_ended", self.step)
+        self.log.goodput(self.step)
         return "done" if self.step == self.stage.steps else "stopped"
 
-    def _step(self, batches: list[WaveformBatch], data_wait_s: float) -> bool:
-        """One update, and its measures. True when the processes agreed to stop after it."""
+    def train_step(self, batches: list[WaveformBatch], data_wait_s: float) -> bool:
+        """One update from this process's lanes. True when the processes agreed to stop after it."""
         self.heartbeat.beat(self.step, "train")
         started = time.perf_counter()
         rate = learning_rate(self.stage.optimizer, self.step, self.stage.steps)
         parallel.set_learning_rate(self.engine, rate)
-        totals = self.train.totals(self.step)
+        totals = self.inputs.totals(self.step)
         self.engine.train()
-        sums: StepMetrics = {}
-        losses = []
+
+        # Forward and backward, lane after lane; the engine adds the gradients up.
+        metrics: StepMetrics = {}
+        lane_losses = []
         for index, batch in enumerate(batches):
-            losses.append(self._lane(batch, totals, sums))
+            loss = self.forward_backward(batch, totals, metrics)
+            lane_losses.append(loss)
             if index < len(batches) - 1:
-                self.engine.step()
-        agreed = self._agree(sums, batches)
+                self.engine.step()  # counts the micro-batch; the one after the last lane is the update
+
+        # Agreement: the step's one collective of our own.
+        reduced = self.agree(metrics, batches)
+
+        # Update, the same on every process: applied by all or by none.
         applied = parallel.update(self.engine)
         self.step += 1
         if applied:
-            self.recovery.applied()
-            self._rebalance(agreed)
-            self._update_norms(agreed)
+            self.nonfinite.update_applied()
+            self._update_buffers(reduced)
             step_s = time.perf_counter() - started + data_wait_s
-            own = {"learning_rate": rate, "grad_norm": parallel.gradient_norm(self.engine)}
-            self.window.add(agreed, {**own, "step_s": step_s, "data_wait": data_wait_s / step_s})
+            self.accumulator.add(
+                reduced,
+                learning_rate=rate,
+                grad_norm=parallel.gradient_norm(self.engine),
+                step_s=step_s,
+                data_wait=data_wait_s / step_s,
+            )
         else:
-            self._leave_out(batches, losses)
-        if self.window.steps and (self.step % self.stage.log_every == 0 or self.step == self.stage.steps):
-            self._log(self.window.close())
-        return agreed.scalars["stop"] > 0
+            self._skip_update(batches, lane_losses)
 
-    def _lane(self, batch: WaveformBatch, totals: Totals, sums: StepMetrics) -> Tensor:
-        """Forward and backward of one lane; returns its loss. Its measures are added to `sums`."""
-        micro_batch = self.train.micro_batch(batch)
-        torch.manual_seed(derive_seed(self.seed, "dropout", batch.step, batch.lane))
-        parts, output = self.task(self.engine, micro_batch, totals, self.step / self.stage.steps)
-        loss = torch.stack(list(parts.values())).sum()
+        # Log.
+        row_due = self.step % self.stage.log_every == 0 or self.step == self.stage.steps
+        if row_due and self.accumulator.steps:
+            self._write_row()
+        return reduced.scalars["stop"] > 0
+
+    def forward_backward(self, batch: WaveformBatch, totals: Totals, metrics: StepMetrics) -> Tensor:
+        """Forward and backward of one lane; adds its metrics to `metrics` and returns its loss."""
+        feature_batch = self.inputs.micro_batch(batch)
+        torch.manual_seed(derive_seed(self.context.seed, "dropout", batch.step, batch.lane))
+        terms, output = self.stage_loss(self.engine, feature_batch, totals, self.step / self.stage.steps)
+        loss = torch.stack(list(terms.values())).sum()
         value = loss.detach()
-        # 1, unless the loss is not finite: then its gradient must not be either, whatever backward would make of it.
-        finite = 1 + (value - value)
-        # The engine averages over micro-batches and processes; lanes are both together.
-        self.engine.backward(loss * finite * self.train.sampler.batches.lanes)
-        measures = {name: part.detach() for name, part in parts.items()} | self.judge.measures(output, totals)
-        experts = routing_metrics(output.encoder.routings, self.stage.model.encoder.routing_names)
-        layers = {**experts, **norm_metrics(output.encoder.moments)}
-        add_metrics(sums, {**measures, "loss": value, **layers})
+
+        # Backward can make finite gradients of an infinite loss (CTC's does). Multiplied by NaN they are seen as what
+        # they are by the gradient norm, which decides about the update.
+        finite = torch.where(value.isfinite(), 1.0, torch.nan)
+        # The engine divides by its micro-batches and processes, which are the lanes together; terms are divided by the
+        # counts of the whole step already.
+        self.engine.backward(loss * finite * self.inputs.sampler.batches.lanes)
+
+        for name, term in terms.items():
+            add_metrics(metrics, {name: term.detach()})
+        add_metrics(metrics, self.validator.step_metrics(output, totals))
+        add_metrics(metrics, {"loss": value})
+        add_metrics(metrics, routing_metrics(output.encoder.routings, self.stage.model.encoder.routing_names))
+        add_metrics(metrics, norm_metrics(output.encoder.moments))
         return value
 
-    def _agree(self, sums: StepMetrics, batches: list[WaveformBatch]) -> ReducedMetrics:
-        """This step's measures over all processes, and whether to stop."""
-        own = {
+    def agree(self, metrics: StepMetrics, batches: list[WaveformBatch]) -> ReducedMetrics:
+        """Sum the step's metrics over all processes, and with them whether to stop and how the save under way is."""
+        counts = {
             "samples": sum(int(batch.samples_B.sum()) for batch in batches),
             "quarantined": sum(len(batch.quarantined) for batch in batches),
-            "stop": int(self.folder.stop_file.exists() or self.stop.count > 0),
+            "stop": int(self.context.folder.stop_file.exists() or self.stop.count > 0),
             **self.saver.progress(),
         }
-        counts = {name: torch.tensor(value) for name, value in own.items()}
-        agreed = all_reduce_metrics({**sums, **counts}, self.train.device)
-        self.saver.settle(agreed.scalars.pop("save/writing"), agreed.scalars.pop("save/failed"))
-        return agreed
+        for name, count in counts.items():
+            metrics[name] = torch.tensor(count)
+        reduced = all_reduce_metrics(metrics, self.inputs.device)
+        self.saver.settle(reduced.scalars.pop("save/writing"), reduced.scalars.pop("save/failed"))
+        return reduced
 
-    def _leave_out(self, batches: list[WaveformBatch], losses: list[Tensor]) -> None:
-        """Record a step whose update was not applied; after too many in a row take the weights back."""
-        self.recovery.left_out()
-        bad = [batch for batch, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)]
-        found: list[list[list[str]]] = [[] for _ in range(dist.get_world_size())]
-        mine = [[key for batch in of for key in batch.keys] for of in (bad, batches)]
-        dist.all_gather_object(found, mine)
-        suspects = [key for keys, _ in found for key in keys]
-        reason = "the loss of these utterances is not finite" if suspects else "the gradient is not finite"
-        suspects = suspects or [key for _, keys in found for key in keys]
-        logger.warning("step %d: update left out, %s: %s", self.step, reason, ", ".join(suspects))
-        self._event("update_left_out", reason=reason, utterances=suspects)
-        if self.recovery.too_many(self.stage.recovery):
-            self._take_back()
+    def _update_buffers(self, reduced: ReducedMetrics) -> None:
+        """Move what learns without gradients: the routers' biases by the loads, BatchNorm's statistics by the moments,
+        both of all lanes."""
+        device = self.inputs.device
+        encoder = self.engine.module.encoder
+        loads = []
+        for name in self.stage.model.encoder.routing_names:
+            loads.append(torch.tensor(reduced.loads[f"experts/{name}/load"], device=device))
+        encoder.rebalance(loads)
+        encoder.update_norms([torch.tensor(values, dtype=torch.float64) for values in reduced.moments.values()])
 
-    def _take_back(self) -> None:
+    def _skip_update(self, batches: list[WaveformBatch], lane_losses: list[Tensor]) -> None:
+        """Record a step whose update was skipped, with the utterances it may be due to; too many roll back."""
+        self.nonfinite.update_skipped()
+
+        # Those whose own loss is not finite are to blame; where all losses are finite, every utterance of the step.
+        every_key = [key for batch in batches for key in batch.keys]
+        bad_keys = []
+        for batch, loss in zip(batches, lane_losses, strict=True):
+            if not torch.isfinite(loss):
+                bad_keys += batch.keys
+        bad_keys_of_all = _gather_lists(bad_keys)
+        every_key_of_all = _gather_lists(every_key)
+        if bad_keys_of_all:
+            reason = "the loss of these utterances is not finite"
+            suspects = bad_keys_of_all
+        else:
+            reason = "the gradient is not finite"
+            suspects = every_key_of_all
+        logger.warning("step %d: update skipped, %s: %s", self.step, reason, ", ".join(suspects))
+        self.log.event("update_skipped", self.step, reason=reason, utterances=suspects)
+
+        if self.nonfinite.too_many(self.stage.recovery):
+            self._roll_back()
+
+    def _roll_back(self) -> None:
         """Load the weights of a checkpoint from before the bad steps; the step goes on. DivergedError at the limit."""
         self.saver.finish()
         saved = None
-        if self.recovery.rollbacks < self.stage.recovery.max_rollbacks:
-            saved = checkpoint.agreed_checkpoint(self.folder, up_to=self.recovery.newest_good(self.step))
+        if self.nonfinite.rollbacks < self.stage.recovery.max_rollbacks:
+            saved = checkpoint.agreed_checkpoint(self.context.folder, up_to=self.nonfinite.newest_good(self.step))
         if saved is None:
             raise DivergedError(
-                f"The loss or the gradient was not finite in {self.recovery.in_a_row} steps up to step {self.step} of "
-                f"stage {self.stage.name}. No such update was applied. The weights were taken back to an earlier "
-                f"checkpoint {self.recovery.rollbacks} times (recovery.max_rollbacks is "
+                f"The loss or the gradient was not finite in {self.nonfinite.in_a_row} steps up to step {self.step} of "
+                f"stage {self.stage.name}. No such update was applied. The weights were rolled back to an earlier "
+                f"checkpoint {self.nonfinite.rollbacks} times (recovery.max_rollbacks is "
                 f"{self.stage.recovery.max_rollbacks}), and there is none left to try. events.jsonl names the "
                 "utterances: listen to them, or lower optimizer.peak_learning_rate, and run the same command again."
             )
-        then = self._load(saved)
-        self.recovery.taken_back(self.step, saved.step, then.skipped)
-        logger.warning("step %d: weights taken back to those of step %d", self.step, saved.step)
-        self._event("weights_taken_back", to_step=saved.step)
+        _, nonfinite_then = restore_state(self.engine, saved)
+        self.nonfinite.rolled_back(self.step, saved.step, nonfinite_then.skipped)
+        logger.warning("step %d: weights rolled back to those of step %d", self.step, saved.step)
+        self.log.event("rolled_back", self.step, to_step=saved.step)
 
-    def _event(self, name: str, **details: Any) -> None:
-        """Leave a record among the run's events, once for all processes."""
-        if dist.get_rank() == 0:
-            event = {"event": name, "stage": self.stage.name, "step": self.step, **details}
-            RunFolder(self.folder.path.parent).append_event(**event)
-            if self.tracker:
-                self.tracker.event(event)
-
-    def _rebalance(self, agreed: ReducedMetrics) -> None:
-        loads = [agreed.loads[f"experts/{name}/load"] for name in self.stage.model.encoder.routing_names]
-        self.engine.module.encoder.rebalance([torch.tensor(load, device=self.train.device) for load in loads])
-
-    def _update_norms(self, agreed: ReducedMetrics) -> None:
-        moments = [torch.tensor(values, dtype=torch.float64) for values in agreed.moments.values()]
-        self.engine.module.encoder.update_norms(moments)
-
-    def _log(self, row: dict[str, Any]) -> None:
+    def _write_row(self) -> None:
+        """One row of metrics: the means over the steps since the last one."""
+        row: dict[str, Any] = self.accumulator.close()
         del row["stop"]
-        audio_s = row.pop("samples") / self.train.sampler.sample_rate_hz
-        position = {"step": self.step, "epoch": self.train.sampler.position(self.step - 1)[0]}
-        row = {**position, **row, "audio_s_per_s": audio_s / row["step_s"], "time": time.time()}
-        row["skipped"] = self.recovery.skipped
-        if self.tracker:
-            self.tracker.log(row)
-            if usual := self.spikes.look(row["loss"]):
-                logger.warning("step %d: the loss jumped to %.3g, usual was %.3g", self.step, row["loss"], usual)
-                self._event("loss_spike", loss=row["loss"], usual=usual)
-            for change in self.collapses.look(row):
-                logger.warning("step %d: %s", self.step, change)
-                self._event(change.pop("event"), **change)
+        audio_s = row.pop("samples") / self.inputs.sampler.sample_rate_hz
+        epoch, _ = self.inputs.sampler.position(self.step - 1)
+        self.log.training_row(
+            self.step,
+            epoch=epoch,
+            **row,
+            audio_s_per_s=audio_s / row["step_s"],
+            time=time.time(),
+            skipped=self.nonfinite.skipped,
+        )
 
-    def _log_goodput(self) -> None:
-        """What the stage's wall time went to until now, as fractions of it."""
-        if self.tracker is None:
-            return
-        run = RunFolder(self.folder.path.parent)
-        goodput = stage_goodput(run, self.stage.name, run.events())
-        if goodput is not None:
-            measured = {f"goodput/{name}": share for name, share in goodput.shares().items()}
-            measured["goodput/wall_s"] = goodput.wall_s
-            self.tracker.log({"step": self.step, **measured, "time": time.time()})
-            self.tracker.summarize(measured)
-
-    @torch.no_grad()
-    def _validate(self) -> float | None:
-        """Measure the loss and what the judge asks for on the validation split, each process on its lanes.
-
-        Returns the character error rate over all processes; None without a validation split, or transcripts.
-        """
-        if self.validation is None:
+    def run_validation(self) -> float | None:
+        """Log the metrics of the validation split. Returns its character error rate over all processes; None without
+        such a split, or without transcripts."""
+        if self.validation_inputs is None:
             return None
         started = time.perf_counter()
-        self.engine.eval()
-        sampler = self.validation.sampler
-        sums = torch.zeros(1 + self.judge.num_sums, dtype=torch.float64, device=self.train.device)
-        num_steps = sampler.steps_per_epoch
-        for batches in self.validation.steps(0, num_steps):
-            self.heartbeat.beat(self.step, "validate")
-            totals = self.validation.totals(batches[0].step)
-            for batch in batches:
-                parts, output = self.task(self.engine, self.validation.micro_batch(batch), totals, 1.0)
-                loss = sum(float(part) for part in parts.values())
-                sums += sums.new_tensor([loss / num_steps, *self.judge.sums(batch, output)])
-        dist.all_reduce(sums)
-        loss, *judged = sums.tolist()
-        row = {"step": self.step, "validation/loss": loss, **self.judge.row(judged)}
-        row |= {"validation_s": time.perf_counter() - started, "time": time.time()}
-        if self.tracker:
-            self.tracker.log(row)
-        return row.get("validation/cer")
+        metrics = validate(
+            self.engine, self.stage_loss, self.validation_inputs, self.validator, self.heartbeat, self.step
+        )
+        self.log.row(self.step, **metrics, validation_s=time.perf_counter() - started)
+        return metrics.get("validation/cer")
 
-    def _save(self, validation_cer: float | None, last: bool) -> None:
+    def save(self, validation_cer: float | None, last: bool) -> None:
         """Begin a checkpoint of this step; the last one of a stage is waited for, and CheckpointError if it fails.
 
         Any other that fails is logged, and no reason to end. Logs how long training stood still for it.
         """
         self.heartbeat.beat(self.step, "save")
         started = time.perf_counter()
-        module = self.engine.module
-        buffers = dict(_buffers(module))
-        begun = self.saver.start(
-            checkpoint.State(
-                self.step,
-                owned_fragments(self.engine),
-                {**full_shapes(module), **{name: list(buffer.shape) for name, buffer in buffers.items()}},
-                buffers,
-                {"window": asdict(self.window), "recovery": asdict(self.recovery)},
-                validation_cer,
-            )
-        )
-        saved = begun and (not last or self.saver.finish())
-        row = {"step": self.step, "save_stall_s": time.perf_counter() - started, "time": time.time()}
-        if self.tracker:
-            self.tracker.log(row)
+        state = capture_state(self.engine, self.step, self.accumulator, self.nonfinite, validation_cer)
+        saved = self.saver.start(state)
+        if saved and last:
+            saved = self.saver.finish()
+        self.log.row(self.step, save_stall_s=time.perf_counter() - started)
         if last and not saved:
             raise CheckpointError(
                 f"Stage {self.stage.name} reached step {self.step}, but its last checkpoint could not be written to "
-                f"{self.folder.checkpoints}. Make room there and run the same command again."
+                f"{self.context.folder.checkpoints}. Make room there and run the same command again."
             )
 
-    def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint: weights, moments, buffers, step, and the open row of metrics."""
-        self.recovery = self._load(saved)
-        self.step = saved.step
-        self.window = MetricAccumulator(**saved.trainer["window"])
-        logger.info("resumed from %s: weights, moments, step %d", saved.folder, saved.step)
 
-    def _load(self, saved: checkpoint.Checkpoint) -> NonfiniteSteps:
-        """Copy weights, moments and buffers from a checkpoint; returns its record of bad steps."""
-        for replica in replica_fragments(self.engine):
-            saved.fill(replica)
-        for fragment in owned_fragments(self.engine):
-            saved.fill(fragment)
-        for name, buffer in _buffers(self.engine.module):
-            buffer.copy_(saved.whole(checkpoint.BUFFER, name))
-        recovery = NonfiniteSteps(**saved.trainer.get("recovery", {}))
-        set_optimizer_step(self.engine, saved.step - recovery.skipped)
-        return recovery
-
-
-def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that are part of a model's state, such as the routers' biases and BatchNorm's statistics."""
-    state = module.state_dict()
-    return ((name, buffer) for name, buffer in module.named_buffers() if name in state)
+def _gather_lists(local: list[str]) -> list[str]:
+    """The lists of all processes, one after the other. Collective."""
+    lists: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, local)
+    return [item for items in lists for item in items]

@@ -22,12 +22,13 @@ from data.shard_index import ShardIndex
 from data.sidecars import Arrays, SidecarWriter, find_broken, open_sidecars
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import Display, duration
-from launcher.recipe import DistillStage, Recipe, TeacherConfig
+from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import TeacherSpec, check_teacher, why_no_cache
 from launcher.run_folder import RunFolder
+from launcher.stages.context import StageContext
 from launcher.training.distillation.loss import run_teacher
 from launcher.training.distillation.setup import check_tokens
-from launcher.training.inputs import NO_AUGMENTATION, Inputs, open_inputs
+from launcher.training.inputs import Inputs, open_inputs
 from launcher.training.teachers.cache_codec import compact
 from launcher.training.teachers.cache_match import (
     CacheContents,
@@ -78,25 +79,23 @@ class CacheReport:
 
 
 def cache_teachers(
-    recipe: Recipe,
-    run: RunFolder,
-    stage: DistillStage,
+    context: StageContext[DistillStage],
     root: Path,
     display: Display,
     verify: bool = False,
 ) -> list[CacheReport]:
     """Store what every teacher of a stage gives in folders of `root`. With `verify` what is there is read first, and a
     shard that holds something broken is stored anew."""
+    recipe, run, stage = context.recipe, context.run, context.stage
     wanted: list[_Wanted] = []
     for teacher in stage.named_teachers:
-        spec = spec_of(recipe, run, stage, teacher)
+        spec = spec_of(context, teacher)
         check_teacher(recipe, stage, teacher, spec)
         if reason := why_no_cache(recipe, stage, teacher, spec):
             raise ConfigError(f"What teacher {teacher.name} of stage {stage.name} gives cannot be stored: {reason}.")
-        wanted.append(_Wanted(teacher, spec, describe(recipe, run, stage, teacher, spec)))
+        wanted.append(_Wanted(teacher, spec, describe(context, teacher, spec)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    factor, batches = stage.model.encoder.subsampling.factor, recipe.batches_of(stage)
-    inputs = open_inputs(recipe, run, "train", batches, NO_AUGMENTATION, (), device, factor)
+    inputs = open_inputs(context, "train", (), device)
     reports = []
     for one in wanted:
         reports.append(_store(one, run, stage, inputs, root, display, verify))

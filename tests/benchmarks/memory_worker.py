@@ -23,7 +23,8 @@ from data.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
 from launcher.training import parallel
 from launcher.training.expert_parallel import spread_experts
-from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
+from launcher.training.feature_batch import FeatureBatch
+from launcher.training.recognition_loss import RecognitionLoss
 from model.costs.activation_memory import MicroBatchSize
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig

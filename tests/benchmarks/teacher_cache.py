@@ -23,6 +23,7 @@ from launcher.inference.finished_model import write_finished_model
 from launcher.monitoring.progress import PlainDisplay
 from launcher.recipe import DistillStage, Recipe, dump, load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stages.context import StageContext
 from launcher.stages.preparation import make_tokenizer
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.distillation.setup import load_teachers, read_caches, wants_source
@@ -74,15 +75,15 @@ def open_task(
     recipe: Recipe, run: RunFolder, stage: DistillStage, name: str
 ) -> tuple[DistillationLoss | RecognitionLoss, Inputs, Student]:
     """What one of the three costs, what it reads and whom it trains."""
-    inputs = open_inputs(recipe, run, "train", recipe.batches, recipe.augment, (0,), CPU, factor=4)
+    inputs = open_inputs(StageContext(recipe, run, stage), "train", (0,), CPU, recipe.augment)
     tokenizer = Tokenizer.load(run.tokenizer)
     torch.manual_seed(2)
     student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, {}).train()
     pretrain = RecognitionLoss(stage.objective, stage.model.encoder)
     if name == NONE:
         return pretrain, inputs, student
-    caches = choose_caches(recipe, run, stage) if name == READ else None
-    named_teachers, helpers = load_teachers(recipe, run, stage, tokenizer.pieces, CPU, caches)
+    caches = choose_caches(StageContext(recipe, run, stage)) if name == READ else None
+    named_teachers, helpers = load_teachers(StageContext(recipe, run, stage), tokenizer.pieces, CPU, caches)
     task = DistillationLoss(pretrain, stage.distill, named_teachers, helpers)
     inputs.keeps_source = wants_source(task)
     read_caches(task, inputs, stage.steps)
@@ -131,7 +132,7 @@ def main() -> None:
         assert isinstance(stage, DistillStage)
         started = time.perf_counter()
         caches = Path(folder) / "shards" / "train.teachers"
-        (report,) = cache_teachers(recipe, run, stage, caches, PlainDisplay(io.StringIO()))
+        (report,) = cache_teachers(StageContext(recipe, run, stage), caches, PlainDisplay(io.StringIO()))
         making_s = time.perf_counter() - started
         steps = {
             name: stepper(*open_task(recipe, run, stage, name), arguments.rounds + 1) for name in (HEARS, READ, NONE)

@@ -17,6 +17,7 @@ from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stages.context import StageContext
 from launcher.training import parallel
 from launcher.training.fragments import local_offsets
 from launcher.training.setup import build_trainer
@@ -34,25 +35,24 @@ def main(folders: list[Path]) -> None:
         run = RunFolder(folder)
         recipe = load_recipe(run.recipe_file)
         heartbeat = Heartbeat(run.stage(STAGE), rank)
-        trainer = build_trainer(recipe, run, recipe.training_stage(STAGE), heartbeat, device, StopRequest())
+        trainer = build_trainer(StageContext.training(recipe, run, STAGE), heartbeat, device, StopRequest())
         if (folder / REVERSE_LANES).exists():
             reverse_lanes(trainer)
         keep_first_gradients(trainer, folder / f"gradients-{rank}.pt")
         trainer.run()
-        if trainer.tracker:
-            trainer.tracker.close(timeout_s=20)
+        trainer.log.close(timeout_s=20)
         trainer.engine.destroy()
     dist.barrier()
 
 
 def reverse_lanes(trainer: Trainer) -> None:
-    steps = trainer.train.steps
-    trainer.train.steps = lambda start, stop: (batches[::-1] for batches in steps(start, stop))
+    steps = trainer.inputs.steps
+    trainer.inputs.steps = lambda start, stop: (batches[::-1] for batches in steps(start, stop))
 
 
 def keep_first_gradients(trainer: Trainer, file: Path) -> None:
     """Write them where the processes agree on the step: all lanes have run backward, nothing is updated or clipped."""
-    agree = trainer._agree
+    agree = trainer.agree
 
     def agree_and_keep(*arguments):
         if trainer.step == 0:
@@ -64,7 +64,7 @@ def keep_first_gradients(trainer: Trainer, file: Path) -> None:
             torch.save(gradients, file)
         return agree(*arguments)
 
-    trainer._agree = agree_and_keep
+    trainer.agree = agree_and_keep
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_a_batch_that_is_not_finite(make_victim, record, seed):
     victim, without = make_victim(), make_victim()
     run_with(victim, {step: f"{kind}:{lane}"})
     run_with(without, {step: "omitted"})
-    (event,) = victim.events("update_left_out")
+    (event,) = victim.events("update_skipped")
     assert event["step"] == step + 1
     assert event["utterances"]
     assert not victim.events("process_lost")

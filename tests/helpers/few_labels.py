@@ -19,8 +19,9 @@ from data.masking import Masking, MaskingConfig, fully_masked_frames
 from data.sampler import Totals, derive_seed
 from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from launcher.recipe import OptimizerConfig
+from launcher.training.feature_batch import CleanInputs, FeatureBatch
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
-from launcher.training.recognition_loss import CleanInputs, FeatureBatch, RecognitionLoss
+from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.schedule import learning_rate
 from model.encoder import EncoderConfig
 from model.layers.subsampling import output_length

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from data.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
 from launcher.training.expert_parallel import spread_experts
+from launcher.training.feature_batch import FeatureBatch
 from launcher.training.fragments import local_offsets, owned_fragments
-from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
+from launcher.training.recognition_loss import RecognitionLoss
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.layers.subsampling import SubsamplingConfig, output_length

@@ -18,7 +18,7 @@ from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.trainer import Trainer
 
 LANE = 1
-micro_batch, step, parts = Inputs.micro_batch, Trainer._step, RecognitionLoss.parts
+micro_batch, step, terms = Inputs.micro_batch, Trainer.train_step, RecognitionLoss.terms
 
 
 def install(faults: dict[int, str]) -> None:
@@ -36,7 +36,7 @@ def install(faults: dict[int, str]) -> None:
         return made
 
     def bad_gradient(self, output, batch, totals):
-        made = parts(self, output, batch, totals)
+        made = terms(self, output, batch, totals)
         if goes_wrong("gradient", current["step"], current["lane"]):
             made["loss/ctc"] = made["loss/ctc"] + (0 * output.ctc_BSV.sum()).sqrt()
         return made
@@ -48,10 +48,10 @@ def install(faults: dict[int, str]) -> None:
         if faults.get(self.step) != "omitted":
             return step(self, batches, data_wait_s)
         self.step += 1
-        self.recovery.skipped += 1
+        self.nonfinite.skipped += 1
         return False
 
-    Inputs.micro_batch, Trainer._step, RecognitionLoss.parts = bad_features, omitted, bad_gradient
+    Inputs.micro_batch, Trainer.train_step, RecognitionLoss.terms = bad_features, omitted, bad_gradient
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from launcher.recipe import DistillConfig
 from launcher.training.distillation.cluster_targets import nearest_units
 from launcher.training.distillation.frame_alignment import interpolate, pick_nearest
 from launcher.training.distillation.pseudo_labels import pseudo_labels_of
-from launcher.training.recognition_loss import FeatureBatch, LossTerms, RecognitionLoss
+from launcher.training.feature_batch import FeatureBatch
+from launcher.training.recognition_loss import LossTerms, RecognitionLoss
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
 from model import losses
 from model.layers.subsampling import output_length, valid_mask
@@ -98,7 +99,7 @@ class DistillationLoss:
         texts = self._texts(heard, factors, batch)
         further = {"texts": texts} if texts else {}
         output = model(batch.features_BTF, batch.lengths_B, batch.tokens_BU, batch.token_lengths_B, **further)
-        parts = self.pretrain.parts(output, batch, totals)
+        parts = self.pretrain.terms(output, batch, totals)
         if self.helpers and model.training:
             parts["loss/ctc"] = parts["loss/ctc"] + self._idle(output, factors)
         for lesson in self.named_teachers:

@@ -13,7 +13,7 @@ from data.loader import Loader, Sidecars
 from data.sampler import derive_seed
 from data.sidecars import open_sidecars
 from launcher.errors import ConfigError
-from launcher.recipe import DistillStage, Recipe, TeacherConfig
+from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import (
     TOKEN_TERMS,
     TeacherSpec,
@@ -23,7 +23,8 @@ from launcher.recipe.teachers import (
     terms_of,
     units_layer,
 )
-from launcher.run_folder import RunFolder, StageFolder
+from launcher.run_folder import StageFolder
+from launcher.stages.context import StageContext
 from launcher.training.distillation.cluster_targets import k_means, read_units, sample_states, write_units
 from launcher.training.distillation.loss import DistillationLoss, TeacherTerms
 from launcher.training.inputs import Inputs
@@ -38,9 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_teachers(
-    recipe: Recipe,
-    run: RunFolder,
-    stage: DistillStage,
+    context: StageContext[DistillStage],
     pieces: list[str],
     device: torch.device,
     caches: Mapping[str, CacheChoice] | None = None,
@@ -48,24 +47,23 @@ def load_teachers(
     """The teachers of a stage, open, with what they teach, and the helpers that the student needs for it. Those whose
     outputs are in a cache are not opened."""
     named_teachers, helpers = [], {}
-    for config in stage.named_teachers:
+    for config in context.stage.named_teachers:
         cache = (caches or {}).get(config.name, CacheChoice())
-        lesson, wanted = _open_lesson(recipe, run, stage, config, pieces, device, cache)
+        lesson, wanted = _open_lesson(context, config, pieces, device, cache)
         named_teachers.append(lesson)
         helpers |= wanted
     return named_teachers, helpers
 
 
 def _open_lesson(
-    recipe: Recipe,
-    run: RunFolder,
-    stage: DistillStage,
+    context: StageContext[DistillStage],
     config: TeacherConfig,
     pieces: list[str],
     device: torch.device,
     cache: CacheChoice,
 ) -> tuple[TeacherTerms, dict[str, AuxiliaryHead]]:
-    spec = spec_of(recipe, run, stage, config)
+    recipe, run, stage = context.recipe, context.run, context.stage
+    spec = spec_of(context, config)
     check_teacher(recipe, stage, config, spec)
     terms = terms_of(stage, config)
     if cache.folder and cache.description:
@@ -106,16 +104,16 @@ def _add_helpers(lesson: TeacherTerms, stage: DistillStage, spec: TeacherSpec) -
     return helpers
 
 
-def agree_on_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[str, CacheChoice]:
+def agree_on_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]:
     """The caches that all processes read, by the names of teachers, as the first one chooses; it says so in its log and
     among the run's events. Collective."""
     found: list[dict[str, CacheChoice]] = [{}]
     if dist.get_rank() == 0:
-        found = [choose_caches(recipe, run, stage)]
+        found = [choose_caches(context)]
         for teacher, choice in found[0].items():
             if said := describe_choice(teacher, choice):
-                logger.info("%s: %s", stage.name, said)
-                run.append_event("teacher_cache", stage=stage.name, **cache_event(teacher, choice))
+                logger.info("%s: %s", context.name, said)
+                context.run.append_event("teacher_cache", stage=context.name, **cache_event(teacher, choice))
     dist.broadcast_object_list(found, 0)
     return found[0]
 
@@ -132,7 +130,7 @@ def read_caches(task: DistillationLoss, train: Inputs, steps: int) -> None:
             )
 
 
-def wants_source(task: DistillationLoss) -> bool:
+def needs_source(task: DistillationLoss) -> bool:
     """Whether a teacher, or a term, needs more of a micro-batch than its augmented features."""
     masked = task.config.units.masked_only and any("units" in lesson.terms for lesson in task.named_teachers)
     return masked or any(lesson.teacher.needs_source for lesson in task.named_teachers)

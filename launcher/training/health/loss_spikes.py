@@ -4,27 +4,30 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-ROWS = 50
-ENOUGH_ROWS = 20
-# Both must be exceeded: in standard deviations of the rows (by their median deviation), and relative to their median.
-DEVIATIONS, RATIO = 6.0, 1.25
+RECENT_ROWS = 50
+# A median of fewer rows says little about what is usual.
+MIN_ROWS = 20
+# A spike exceeds both: the median by so many standard deviations, and the median times a ratio. The first alone would
+# call every wiggle of a very smooth curve a spike, the second every row of a very noisy one.
+MAX_DEVIATIONS = 6.0
+MAX_RATIO = 1.25
+# The standard deviation of a normal distribution over its median absolute deviation, which spikes hardly move.
+STD_PER_MAD = 1.4826
 
 
 class SpikeDetector:
     """Compares each row's loss with the rows before it; rows of an earlier start may be handed in."""
 
     def __init__(self, losses: Iterable[float] = ()) -> None:
-        self._recent = deque(losses, maxlen=ROWS)
+        self._recent = deque(losses, maxlen=RECENT_ROWS)
 
-    def look(self, loss: float) -> float | None:
+    def check(self, loss: float) -> float | None:
         """Return the usual loss if this one is a spike, None if it is not. A spike does not become usual at once."""
-        usual = self._usual_if_exceeded(loss)
+        earlier = list(self._recent)
         self._recent.append(loss)
-        return usual
-
-    def _usual_if_exceeded(self, loss: float) -> float | None:
-        if len(self._recent) < ENOUGH_ROWS:
+        if len(earlier) < MIN_ROWS:
             return None
-        usual = median(self._recent)
-        deviation = 1.4826 * median(abs(value - usual) for value in self._recent)  # of a normal distribution
-        return usual if loss > max(usual + DEVIATIONS * deviation, RATIO * usual) else None
+        usual = median(earlier)
+        deviation = STD_PER_MAD * median(abs(value - usual) for value in earlier)
+        is_spike = loss > max(usual + MAX_DEVIATIONS * deviation, MAX_RATIO * usual)
+        return usual if is_spike else None

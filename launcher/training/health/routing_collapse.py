@@ -12,10 +12,13 @@ import numpy as np
 from launcher.tracking import expert_loads
 
 ROWS = 20
-# An expert's share of all choices, and its share times the number of experts; beyond the first the layer has
-# collapsed, within the second it has recovered.
-MOST_SHARE, RECOVERED_SHARE = 0.9, 0.8
-LEAST_LOAD, RECOVERED_LOAD = 0.05, 0.1
+# An expert's share of all choices: above MAX_SHARE the layer has collapsed, and it has recovered once all are below
+# RECOVERED_MAX_SHARE. The gap between the two keeps a layer at the limit from being reported again and again.
+MAX_SHARE = 0.9
+RECOVERED_MAX_SHARE = 0.8
+# An expert's load relative to an even one (its share times the number of experts), with the same kind of gap.
+MIN_LOAD = 0.05
+RECOVERED_MIN_LOAD = 0.1
 
 
 class CollapseDetector:
@@ -25,32 +28,40 @@ class CollapseDetector:
         self._recent: dict[str, deque[list[float]]] = {}
         self._collapsed: set[str] = set()
         for row in rows:
-            self.look(row)
+            self.check(row)
 
-    def look(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def check(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what changed with a row: `event` routing_collapsed or routing_recovered, `layer`, `reason`, `load`."""
         changes = []
         for layer, share in expert_loads(row):
             recent = self._recent.setdefault(layer, deque(maxlen=ROWS))
             recent.append(share)
             if len(recent) == ROWS:
-                changes += self._change(layer, np.mean(recent, axis=0))
+                change = self._change(layer, np.mean(recent, axis=0))
+                if change is not None:
+                    changes.append(change)
         return changes
 
-    def _change(self, layer: str, share_E: np.ndarray) -> list[dict[str, Any]]:
-        was = layer in self._collapsed
+    def _change(self, layer: str, share_E: np.ndarray) -> dict[str, Any] | None:
+        was_collapsed = layer in self._collapsed
+        min_load = RECOVERED_MIN_LOAD if was_collapsed else MIN_LOAD
+        max_share = RECOVERED_MAX_SHARE if was_collapsed else MAX_SHARE
+
         load_E = share_E * len(share_E)
-        idle = np.flatnonzero(load_E < (RECOVERED_LOAD if was else LEAST_LOAD)).tolist()
-        alone = share_E.max() > (RECOVERED_SHARE if was else MOST_SHARE)
-        is_collapsed = bool(idle) or bool(alone)
-        if is_collapsed == was:
-            return []
+        idle = np.flatnonzero(load_E < min_load).tolist()
+        one_takes_all = bool(share_E.max() > max_share)
+        is_collapsed = bool(idle) or one_takes_all
+        if is_collapsed == was_collapsed:
+            return None
+
         details = {"layer": layer, "load": [round(float(load), 4) for load in load_E]}
         if not is_collapsed:
             self._collapsed.remove(layer)
-            return [{"event": "routing_recovered", **details}]
+            return {"event": "routing_recovered", **details}
+
         self._collapsed.add(layer)
-        reason = f"expert {share_E.argmax()} takes {share_E.max():.0%} of the choices"
-        if not alone:
-            reason = f"experts {', '.join(map(str, idle))} take less than {LEAST_LOAD:.0%} of an even share"
-        return [{"event": "routing_collapsed", **details, "reason": f"{reason} over {ROWS} rows"}]
+        if one_takes_all:
+            reason = f"expert {share_E.argmax()} takes {share_E.max():.0%} of the choices"
+        else:
+            reason = f"experts {', '.join(map(str, idle))} take less than {MIN_LOAD:.0%} of an even share"
+        return {"event": "routing_collapsed", **details, "reason": f"{reason} over {ROWS} rows"}

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from data.shard_index import read_summary
 from data.sidecars import find_damage
 from launcher.errors import CheckpointError, ConfigError
-from launcher.recipe import DistillStage, Recipe, TeacherConfig
+from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import (
     TeacherSpec,
     compared_layers,
@@ -25,7 +25,8 @@ from launcher.recipe.teachers import (
     units_layer,
     why_no_cache,
 )
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.run_folder import read_json, write_json
+from launcher.stages.context import StageContext
 from launcher.stages.fingerprint import hash_files, hash_of
 from launcher.stages.pipeline import Pipeline
 
@@ -82,71 +83,75 @@ class CacheChoice:
     reason: str = ""
 
 
-def caches_folder(recipe: Recipe, run: RunFolder, stage: DistillStage) -> Path | None:
+def caches_folder(context: StageContext[DistillStage]) -> Path | None:
     """Where the caches of a stage's teachers are; None for shards behind a URL without a folder in the recipe."""
-    shards = recipe.split_folder(run, "train")
-    return stage.distill.cache.folder or (shards.with_name("train.teachers") if isinstance(shards, Path) else None)
+    shards = context.split_folder("train")
+    return context.stage.distill.cache.folder or (
+        shards.with_name("train.teachers") if isinstance(shards, Path) else None
+    )
 
 
-def folder_for_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> Path:
+def folder_for_caches(context: StageContext[DistillStage]) -> Path:
     """Where to write the caches of a stage's teachers; ConfigError when there is no such place."""
-    folder = caches_folder(recipe, run, stage)
+    folder = caches_folder(context)
     if folder is None:
         raise ConfigError(
-            f"The shards of recipe {recipe.name} are at {recipe.split_folder(run, 'train')}, where nothing can be "
-            f"stored beside them. Name a folder: --set stages.{stage.name}.distill.cache.folder=DIR for `chorus run`, "
-            "and --out DIR for `chorus cache-teacher`."
+            f"The shards of recipe {context.recipe.name} are at {context.split_folder('train')}, where nothing can be "
+            f"stored beside them. Name a folder: --set stages.{context.name}.distill.cache.folder=DIR for "
+            "`chorus run`, and --out DIR for `chorus cache-teacher`."
         )
     return folder
 
 
-def spec_of(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig) -> TeacherSpec:
+def spec_of(context: StageContext[DistillStage], teacher: TeacherConfig) -> TeacherSpec:
     """A teacher's facts; CheckpointError when its folder cannot be read."""
     if teacher.is_folder:
-        return read_spec(run.model_folder(teacher.model), f"The teacher {teacher.name} of stage {stage.name}")
-    return spec_of_stage(recipe, teacher.model)
+        return read_spec(
+            context.run.model_folder(teacher.model), f"The teacher {teacher.name} of stage {context.stage.name}"
+        )
+    return spec_of_stage(context.recipe, teacher.model)
 
 
-def describe(
-    recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec
-) -> CacheDescription:
+def describe(context: StageContext[DistillStage], teacher: TeacherConfig, spec: TeacherSpec) -> CacheDescription:
     """The cache that suits a stage exactly. CheckpointError when the teacher is not finished, DataError when the shards
     are not there."""
-    sha256 = Pipeline.folder_hash(run.model_folder(teacher.model))
+    sha256 = Pipeline.folder_hash(context.run.model_folder(teacher.model))
     if sha256 is None:
         raise CheckpointError(
-            f"The teacher {teacher.name} of stage {stage.name} has no finished model in "
-            f"{run.model_folder(teacher.model)}. Run the recipe until its stage is done."
+            f"The teacher {teacher.name} of stage {context.stage.name} has no finished model in "
+            f"{context.run.model_folder(teacher.model)}. Run the recipe until its stage is done."
         )
     own_front_end = spec.kind != "chorus" or teacher.hears == "waveform"
-    tokenizer = [run.tokenizer / "tokenizer.model", run.tokenizer / "tokenizer.json"]
-    terms, batches, cache = terms_of(stage, teacher), recipe.batches_of(stage), stage.distill.cache
-    layers = {theirs for _, theirs in compared_layers(stage, teacher)}
-    layers |= {units_layer(stage, spec)} if "units" in terms else set()
+    tokenizer = [context.run.tokenizer / "tokenizer.model", context.run.tokenizer / "tokenizer.json"]
+    terms, batches, cache = terms_of(context.stage, teacher), context.batches, context.stage.distill.cache
+    layers = {theirs for _, theirs in compared_layers(context.stage, teacher)}
+    layers |= {units_layer(context.stage, spec)} if "units" in terms else set()
     return CacheDescription(
         name=teacher.name,
         heard=TeacherInputs(
             teacher=sha256,
-            shards=tuple(shard["sha256"] for shard in read_summary(recipe.split_folder(run, "train"))["shards"]),
-            features=None if own_front_end else _hash_front_end(recipe, run),
-            tokenizer=hash_files(tokenizer, run.tokenizer) if spec.kind == "chorus" else None,
-            precision=recipe.cluster.precision,
+            shards=tuple(shard["sha256"] for shard in read_summary(context.split_folder("train"))["shards"]),
+            features=None if own_front_end else _hash_front_end(context),
+            tokenizer=hash_files(tokenizer, context.run.tokenizer) if spec.kind == "chorus" else None,
+            precision=context.recipe.cluster.precision,
         ),
         kept=CacheContents(
-            speeds=recipe.augment_of(stage).speeds,
+            speeds=context.augment.speeds,
             min_utterance_s=batches.min_utterance_s,
             max_utterance_s=batches.max_utterance_s,
             layers=tuple(sorted(layers)),
             ctc=bool(terms & {"ctc", "sequence"}),
-            decoder="decoder" in terms and stage.model.decoder is not None,
+            decoder="decoder" in terms and context.stage.model.decoder is not None,
             top_tokens=cache.top_tokens,
         ),
     )
 
 
-def _hash_front_end(recipe: Recipe, run: RunFolder) -> str:
+def _hash_front_end(context: StageContext[DistillStage]) -> str:
     # An option that a newer version adds, at its default, is no other front-end.
-    return hash_of([recipe.features.model_dump(mode="json", exclude_defaults=True), read_json(run.features_file)])
+    return hash_of(
+        [context.recipe.features.model_dump(mode="json", exclude_defaults=True), read_json(context.run.features_file)]
+    )
 
 
 def difference(wanted: CacheDescription, found: CacheDescription) -> str:
@@ -183,37 +188,37 @@ def _lack(wanted: CacheContents, found: CacheContents) -> str:
     return ""
 
 
-def choose_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[str, CacheChoice]:
+def choose_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]:
     """What a stage reads for each of its teachers, by their names. ConfigError when it requires a cache and there is
     none."""
-    if stage.distill.cache.use == "never":
-        return {teacher.name: CacheChoice() for teacher in stage.named_teachers}
-    choices = find_caches(recipe, run, stage)
+    if context.stage.distill.cache.use == "never":
+        return {teacher.name: CacheChoice() for teacher in context.stage.named_teachers}
+    choices = find_caches(context)
     for name, choice in choices.items():
-        if choice.folder is None and stage.distill.cache.required:
+        if choice.folder is None and context.stage.distill.cache.required:
             raise ConfigError(
-                f"Stage {stage.name} requires a cache of its teacher {name} (distill.cache.use), and has none in "
-                f"{caches_folder(recipe, run, stage)}{f': {choice.reason}' if choice.reason else ''}. Run `chorus "
-                f"cache-teacher {run.path}/{stage.name}`, or set distill.cache.use to auto."
+                f"Stage {context.name} requires a cache of its teacher {name} (distill.cache.use), and has none in "
+                f"{caches_folder(context)}{f': {choice.reason}' if choice.reason else ''}. Run `chorus "
+                f"cache-teacher {context.run.path}/{context.stage.name}`, or set distill.cache.use to auto."
             )
     return choices
 
 
-def find_caches(recipe: Recipe, run: RunFolder, stage: DistillStage) -> dict[str, CacheChoice]:
+def find_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]:
     """The caches that match a stage, by the names of its teachers, whatever it makes of them."""
-    return {teacher.name: _choose(recipe, run, stage, teacher) for teacher in stage.named_teachers}
+    return {teacher.name: _choose(context, teacher) for teacher in context.stage.named_teachers}
 
 
-def _choose(recipe: Recipe, run: RunFolder, stage: DistillStage, teacher: TeacherConfig) -> CacheChoice:
-    root = caches_folder(recipe, run, stage)
+def _choose(context: StageContext[DistillStage], teacher: TeacherConfig) -> CacheChoice:
+    root = caches_folder(context)
     folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}")) if root else []
-    if not folders and not stage.distill.cache.required:
+    if not folders and not context.stage.distill.cache.required:
         return CacheChoice()
-    spec = spec_of(recipe, run, stage, teacher)
-    if reason := why_no_cache(recipe, stage, teacher, spec):
+    spec = spec_of(context, teacher)
+    if reason := why_no_cache(context.recipe, context.stage, teacher, spec):
         return CacheChoice(reason=reason)
-    wanted, reasons = describe(recipe, run, stage, teacher, spec), []
-    names = [shard["name"] for shard in read_summary(recipe.split_folder(run, "train"))["shards"]]
+    wanted, reasons = describe(context, teacher, spec), []
+    names = [shard["name"] for shard in read_summary(context.split_folder("train"))["shards"]]
     for folder in sorted(folders, key=lambda folder: folder.name != wanted.folder_name):
         found = read_description(folder)
         reason = difference(wanted, found) if found else f"{DESCRIPTION} cannot be read, or is of another format"

@@ -7,7 +7,7 @@ import torch
 from data.sidecars import Arrays
 from launcher.inference.finished_model import FinishedModel
 from launcher.recipe.teachers import TeacherSpec
-from launcher.training.recognition_loss import FeatureBatch
+from launcher.training.feature_batch import FeatureBatch
 from launcher.training.teachers.cache_codec import empty, restore
 from launcher.training.teachers.cache_match import CacheDescription
 from launcher.training.teachers.teacher import Teacher, TeacherOutput

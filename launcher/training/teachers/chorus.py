@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from data.features import LogMel
-from launcher.training.recognition_loss import FeatureBatch
+from launcher.training.feature_batch import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
 from model.recognizer import Recognizer
 

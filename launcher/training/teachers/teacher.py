@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from launcher.training.recognition_loss import FeatureBatch
+from launcher.training.feature_batch import FeatureBatch
 
 
 class Layers(Protocol):

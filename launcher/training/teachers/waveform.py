@@ -18,7 +18,7 @@ from torch import Tensor
 
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherSpec
-from launcher.training.recognition_loss import FeatureBatch
+from launcher.training.feature_batch import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
 
 # Filterbanks of transformers: windows of 25 ms every 10 ms.

@@ -33,6 +33,7 @@ from launcher.inference.finished_model import FinishedModel, write_finished_mode
 from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
 from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.stages.context import StageContext
 from launcher.stages.results import merge_results
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
@@ -359,7 +360,7 @@ def test_an_evaluation_waits_for_its_tracking_no_longer_than_stated_and_never_fa
     stage = recipe.stage("evaluation")
     model = {"parameters": 9, "test": {"wer": 0.5}, "examples": [{"key": "a", "reference": "б", "hypothesis": "в"}]}
     start_s = time.perf_counter()
-    track_evaluation(recipe, run, stage, {"models": {"student": model}})
+    track_evaluation(StageContext(recipe, run, stage), {"models": {"student": model}})
     assert time.perf_counter() - start_s < (3 if trouble == "hangs" else 30)
     log = (run.stage("evaluation").logs / "wandb.log").read_text()
     assert {"hangs": "did not finish", "raises": "library broke", "shards are gone": "DataError"}[trouble] in log

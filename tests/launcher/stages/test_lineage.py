@@ -2,6 +2,7 @@
 
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
+from launcher.stages.context import StageContext
 from launcher.stages.lineage import made_artifacts, used_artifacts
 
 
@@ -26,7 +27,7 @@ def test_every_kind_of_input_has_a_name_and_a_kind_and_says_what_it_was_made_fro
     names = ("corpus/test", "tokenizer", "teacher", str(language_model), str(model))
     fingerprints = [digit * 64 for digit in "12345"]
     write_state(run, dict(zip(names, fingerprints, strict=True)))
-    found = list(used_artifacts(recipe, run, "evaluation"))
+    found = list(used_artifacts(StageContext(recipe, run, recipe.stage("evaluation"))))
     assert [(artifact.name, artifact.kind) for artifact in found] == [
         ("mini-shards-test", "shards"),
         ("mini-tokenizer", "tokenizer"),
@@ -44,6 +45,6 @@ def test_every_kind_of_input_has_a_name_and_a_kind_and_says_what_it_was_made_fro
 
 def test_a_stage_without_a_record_or_a_result_declares_nothing(tmp_path):
     run, recipe = RunFolder(tmp_path / "run"), load_recipe("mini")
-    assert list(used_artifacts(recipe, run, "teacher")) == []
-    assert list(made_artifacts(recipe, run, "teacher")) == []
-    assert list(made_artifacts(recipe, run, "evaluation")) == []
+    assert list(used_artifacts(StageContext(recipe, run, recipe.stage("teacher")))) == []
+    assert list(made_artifacts(StageContext(recipe, run, recipe.stage("teacher")))) == []
+    assert list(made_artifacts(StageContext(recipe, run, recipe.stage("evaluation")))) == []

@@ -29,7 +29,7 @@ def test_restarts_that_never_came_to_train_are_told_by_the_one_that_does():
 
 def test_a_left_out_update_names_a_few_of_its_utterances():
     keys = [f"u{number}" for number in range(9)]
-    alert = alert_of(event("update_left_out", step=7, reason="the gradient is not finite", utterances=keys))
+    alert = alert_of(event("update_skipped", step=7, reason="the gradient is not finite", utterances=keys))
     assert alert is not None
     assert alert.text == "Step 7: the gradient is not finite: u0, u1, u2, u3, u4 and 4 more."
 
@@ -37,7 +37,7 @@ def test_a_left_out_update_names_a_few_of_its_utterances():
 def test_every_kind_of_trouble_has_an_alert_and_ordinary_events_have_none():
     trouble = [
         event("loss_spike", step=3, loss=9.0, usual=2.0),
-        event("weights_taken_back", step=9, to_step=4),
+        event("rolled_back", step=9, to_step=4),
         event("routing_collapsed", step=9, layer="layer-03", reason="expert 2 takes 95% of the choices", load=[]),
     ]
     assert all(alert_of(one) for one in trouble)

@@ -14,8 +14,9 @@ from data.token_counts import token_counts
 from data.tokenizer import Tokenizer
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stages.context import StageContext
 from launcher.tracking import read_metrics
-from launcher.training.inputs import NO_AUGMENTATION, open_inputs
+from launcher.training.inputs import open_inputs
 from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig
 
 ENCODER = {
@@ -107,9 +108,12 @@ def test_a_steps_frames_are_those_of_its_micro_batches(make_run, factor):
     run = make_run(f"factor-{factor}")
     recipe = load_recipe(run.recipe_file)
     lanes = tuple(range(recipe.batches.lanes))
-    augment = NO_AUGMENTATION
-    inputs = open_inputs(recipe, run, "train", recipe.batches, augment, lanes, torch.device("cpu"), factor)
-    front = ConvolutionSubsampling(SubsamplingConfig(channels=1, factor=factor), recipe.features.mel_bins, 4)
+    stage = recipe.training_stage(STAGE)
+    subsampling = SubsamplingConfig(channels=1, factor=factor)
+    encoder = stage.model.encoder.model_copy(update={"subsampling": subsampling})
+    stage = stage.model_copy(update={"model": stage.model.model_copy(update={"encoder": encoder})})
+    inputs = open_inputs(StageContext(recipe, run, stage), "train", lanes, torch.device("cpu"))
+    front = ConvolutionSubsampling(subsampling, recipe.features.mel_bins, 4)
     [batches] = inputs.steps(0, 1)
     micro_batches = [inputs.micro_batch(batch) for batch in batches]
     made = sum(int(front(batch.features_BTF, batch.lengths_B)[1].sum()) for batch in micro_batches)

@@ -11,8 +11,9 @@ from launcher.cli import main
 from launcher.inference.finished_model import FinishedModel
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
+from launcher.stages.context import StageContext
 from launcher.tracking import read_metrics
-from launcher.training.inputs import NO_AUGMENTATION, Inputs, open_inputs
+from launcher.training.inputs import Inputs, open_inputs
 from launcher.training.recognition_loss import RecognitionLoss
 from model.recognizer import Recognizer
 
@@ -36,7 +37,7 @@ def trained(make_run) -> RunFolder:
 def dev_inputs(run: RunFolder) -> Inputs:
     recipe = load_recipe(run.recipe_file)
     lanes = range(recipe.batches.lanes)
-    return open_inputs(recipe, run, "dev", recipe.batches, NO_AUGMENTATION, lanes, torch.device("cpu"), factor=4)
+    return open_inputs(StageContext.training(recipe, run, STAGE), "dev", lanes, torch.device("cpu"))
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
 from launcher.recipe import PretrainStage, SelfSupervisedStage, check_inputs, load_recipe
 from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.stages.context import StageContext
 from launcher.tracking import read_metrics
 from launcher.training.initialization import initialize_from_encoder
 from launcher.training.inputs import open_inputs
@@ -194,7 +195,7 @@ def test_a_stage_starts_as_all_of_it_or_as_its_lowest_layers(alone, num_layers):
     changes = {"initialize_from": STAGE, "initialize_layers": num_layers}
     stage = PretrainStage(name="student", kind="pretrain", steps=1, model=model, **changes)
     recognizer = Recognizer(model, recipe.features.mel_bins, 20)
-    initialize_from_encoder(recognizer, stage, recipe, alone)
+    initialize_from_encoder(recognizer, StageContext(recipe, alone, stage))
     assert recognizer.encoder.subsampling.first.weight.equal(start.subsampling.first.weight)
     for mine, its in zip(recognizer.encoder.blocks, start.blocks, strict=True):
         assert mine.attention.output.weight.equal(its.attention.output.weight) == (num_layers is None)
@@ -205,7 +206,7 @@ def test_masked_frames_of_a_step_are_counted_over_all_lanes_before_they_are_read
     stage = recipe.training_stage(STAGE)
     assert isinstance(stage, SelfSupervisedStage)
     lanes, device = tuple(range(recipe.batches.lanes)), torch.device("cpu")
-    inputs = open_inputs(recipe, alone, "train", recipe.batches, recipe.augment, lanes, device, 4, stage.masking)
+    inputs = open_inputs(StageContext(recipe, alone, stage), "train", lanes, device, recipe.augment)
     for step, batches in enumerate(inputs.steps(0, 3)):
         masked = [inputs.micro_batch(batch) for batch in batches]
         predicted = [fully_masked_frames(one.source.masked_BT, one.lengths_B, 4) for one in masked]

@@ -13,7 +13,7 @@ from launcher.training.distillation.cluster_targets import k_means, nearest_unit
 from launcher.training.distillation.frame_alignment import interpolate, pick_nearest
 from launcher.training.distillation.loss import DistillationLoss, TeacherTerms
 from launcher.training.distillation.pseudo_labels import pseudo_labels_of
-from launcher.training.recognition_loss import CleanInputs
+from launcher.training.feature_batch import CleanInputs
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.teachers.teacher import TeacherOutput
 from model import losses

@@ -17,6 +17,7 @@ from launcher.errors import ConfigError
 from launcher.inference.finished_model import FinishedModel
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
+from launcher.stages.context import StageContext
 from launcher.tracking import read_metrics
 from launcher.training.checkpoint import open_checkpoint
 from launcher.training.distillation.setup import load_teachers
@@ -139,13 +140,14 @@ def test_a_folder_with_another_tokenizer_teaches_states_alone(distilled, make_di
     recipe = load_recipe(run.recipe_file)
     stage, pieces = recipe.training_stage(STAGE), Tokenizer.load(run.tokenizer).pieces
     device = torch.device("cpu")
-    named_teachers, _ = load_teachers(recipe, run, stage, pieces, device)
+    named_teachers, _ = load_teachers(StageContext(recipe, run, stage), pieces, device)
     assert "sequence" in named_teachers[0].terms
     others = [*pieces[:-1], "another"]
     with pytest.raises(ConfigError, match=r"compares tokens with its teacher .* in distill\.ctc"):
-        load_teachers(recipe, run, stage, others, device)
+        load_teachers(StageContext(recipe, run, stage), others, device)
     states = stage.named_teachers[0].model_copy(update={"terms": ("hidden", "units")})
-    named_teachers, _ = load_teachers(recipe, run, stage.model_copy(update={"teachers": (states,)}), others, device)
+    stage = stage.model_copy(update={"teachers": (states,)})
+    named_teachers, _ = load_teachers(StageContext(recipe, run, stage), others, device)
     assert named_teachers[0].terms == {"hidden", "units"}
     assert not named_teachers[0].teacher.same_tokens
 
@@ -153,7 +155,8 @@ def test_a_folder_with_another_tokenizer_teaches_states_alone(distilled, make_di
 def test_what_a_batch_was_made_from_is_kept_where_it_is_asked_for(distilled):
     recipe, device = load_recipe(distilled.recipe_file), torch.device("cpu")
     lanes = range(recipe.batches.lanes)
-    inputs = open_inputs(recipe, distilled, "train", recipe.batches, recipe.augment, lanes, device, factor=4)
+    context = StageContext.training(recipe, distilled, STAGE)
+    inputs = open_inputs(context, "train", lanes, device, recipe.augment)
     batch = next(inputs.steps(0, 1))[0]
     assert inputs.micro_batch(batch).source is None
     inputs.keeps_source = True

@@ -10,24 +10,24 @@ def falling(steps: int) -> list[float]:
 
 def test_a_falling_noisy_loss_has_no_spikes():
     detector = SpikeDetector()
-    assert not any(detector.look(loss) for loss in falling(300))
+    assert not any(detector.check(loss) for loss in falling(300))
 
 
 def test_a_jump_is_a_spike_and_is_told_with_the_usual_loss():
     detector = SpikeDetector()
     for loss in falling(100):
-        detector.look(loss)
-    usual = detector.look(4.0)
+        detector.check(loss)
+    usual = detector.check(4.0)
     assert usual is not None
     assert 1.0 < usual < 1.7
-    assert detector.look(usual) is None
+    assert detector.check(usual) is None
 
 
 def test_a_loss_that_stays_high_becomes_usual():
     detector = SpikeDetector(falling(100)[-50:])
-    assert detector.look(4.0)
-    assert not [detector.look(4.0 + 0.01 * row) for row in range(60)][-1]
+    assert detector.check(4.0)
+    assert not [detector.check(4.0 + 0.01 * row) for row in range(60)][-1]
 
 
 def test_too_few_rows_tell_nothing():
-    assert SpikeDetector([1.0] * 19).look(100.0) is None
+    assert SpikeDetector([1.0] * 19).check(100.0) is None

@@ -60,7 +60,7 @@ def test_a_step_that_is_not_finite_is_left_out_as_if_its_batch_were_not_there(
     train(run, {5: fault}, world)
     train(without, {5: "omitted"}, world)
     assert_same_run(run, without)
-    (event,) = events(run, "update_left_out")
+    (event,) = events(run, "update_skipped")
     assert event["step"] == 6
     assert event["utterances"]
     assert ("loss" in event["reason"]) == (fault == "features")
@@ -71,7 +71,7 @@ def test_after_too_many_bad_steps_the_weights_are_taken_back_and_the_steps_since
     run, without = make_run("rollback", settings), make_run("without", settings)
     train(run, {5: "features", 6: "gradient"})
     train(without, {4: "omitted", 5: "omitted", 6: "omitted"})
-    assert [event["to_step"] for event in events(run, "weights_taken_back")] == [4]
+    assert [event["to_step"] for event in events(run, "rolled_back")] == [4]
     assert_same_run_after(run, without, step=8)
 
 
@@ -89,7 +89,7 @@ def test_bad_steps_without_end_end_the_stage_with_its_cause_and_finite_weights(m
     changes = {"steps": 12, "validate_every": 12, "recovery.max_skips": 1, "checkpoint.every_steps": 2}
     run = make_run("diverged", tuple(f"stages.{STAGE}.{key}={value}" for key, value in changes.items()))
     train(run, dict.fromkeys(range(5, 12), "features"), expected=exit_code(DivergedError()))
-    assert [event["to_step"] for event in events(run, "weights_taken_back")] == [4, 2]
+    assert [event["to_step"] for event in events(run, "rolled_back")] == [4, 2]
     log = run.stage(STAGE).rank_log(0).read_text()
     assert "recovery.max_rollbacks is 2" in log
     train(run, {})  # with the cause mended, the same command goes on from the newest checkpoint

@@ -19,7 +19,7 @@ def row(**layers: list[float]) -> dict:
 
 
 def look(detector: CollapseDetector, load: list[float], rows: int) -> list[dict]:
-    return [change for _ in range(rows) for change in detector.look(row(layer=load, other=EVEN))]
+    return [change for _ in range(rows) for change in detector.check(row(layer=load, other=EVEN))]
 
 
 @pytest.mark.parametrize(("load", "reason"), [(ALONE, "expert 0 takes 97%"), (IDLE, "experts 2, 3 take less than 5%")])
@@ -53,7 +53,7 @@ def test_a_layer_at_the_limit_does_not_alternate():
 
 def test_a_resumed_training_does_not_report_what_was_reported_before():
     rows = [row(layer=IDLE, other=EVEN)] * (2 * ROWS)
-    assert CollapseDetector(rows).look(rows[0]) == []
+    assert CollapseDetector(rows).check(rows[0]) == []
     assert look(CollapseDetector(rows), EVEN, 2 * ROWS)[0]["event"] == "routing_recovered"
 
 

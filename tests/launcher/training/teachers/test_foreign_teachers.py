@@ -18,7 +18,7 @@ from launcher.recipe import Recipe, TeacherConfig, check_inputs, load_recipe
 from launcher.recipe.teachers import read_spec
 from launcher.run_folder import RunFolder
 from launcher.training.distillation.loss import TeacherTerms
-from launcher.training.recognition_loss import CleanInputs, FeatureBatch
+from launcher.training.feature_batch import CleanInputs, FeatureBatch
 from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher, WaveformTeacher
 from model.student import AuxiliaryHead
 

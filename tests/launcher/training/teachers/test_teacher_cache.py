@@ -30,6 +30,7 @@ from launcher.processes.stop_request import StopRequest
 from launcher.recipe import Recipe, check_model_folders, load_recipe
 from launcher.recipe.teachers import MASKS
 from launcher.run_folder import RunFolder, write_json
+from launcher.stages.context import StageContext
 from launcher.stages.pipeline import build_pipeline
 from launcher.tracking import read_metrics
 from launcher.training.distillation.loss import DistillationLoss
@@ -102,7 +103,7 @@ def store(run: RunFolder, capsys, *options: str) -> dict:
 
 def chosen(run: RunFolder, *changes: str):
     recipe = load_recipe(run.recipe_file, changes)
-    return choose_caches(recipe, run, recipe.training_stage(STAGE))["wise"]
+    return choose_caches(StageContext(recipe, run, recipe.training_stage(STAGE)))["wise"]
 
 
 # --- what is kept of an output ----------------------------------------------------------------------
@@ -161,9 +162,9 @@ def open_stage(run: RunFolder, recipe: Recipe, use_cache: bool) -> tuple[Distill
     stage = recipe.training_stage(STAGE)
     tokenizer = Tokenizer.load(run.tokenizer)
     lanes = tuple(range(recipe.batches.lanes))
-    inputs = open_inputs(recipe, run, "train", recipe.batches, recipe.augment, lanes, CPU, factor=4)
-    caches = choose_caches(recipe, run, stage) if use_cache else None
-    named_teachers, helpers = load_teachers(recipe, run, stage, tokenizer.pieces, CPU, caches)
+    inputs = open_inputs(StageContext(recipe, run, stage), "train", lanes, CPU, recipe.augment)
+    caches = choose_caches(StageContext(recipe, run, stage)) if use_cache else None
+    named_teachers, helpers = load_teachers(StageContext(recipe, run, stage), tokenizer.pieces, CPU, caches)
     width = spec_of(recipe, run, stage, stage.named_teachers[0]).width
     named_teachers[0].centroids_CD = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(3)

@@ -1,0 +1,87 @@
+"""One stage of one run, as whoever works on it needs it: the recipe, the run folder, and what follows from both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from data.augment import AugmentConfig
+from data.sampler import BatchesConfig
+from data.shard_index import ShardIndex, read_index
+from launcher.recipe import Recipe, TrainingStage
+from launcher.recipe.schema import Stage
+from launcher.run_folder import RunFolder, StageFolder
+
+StageT = TypeVar("StageT", bound=Stage, covariant=True)
+
+
+@dataclass(frozen=True)
+class StageContext(Generic[StageT]):
+    """A stage beside the recipe and the run folder that it belongs to.
+
+    `StageContext[DistillStage]` is the context of a distillation. `seed`, `batches`, `augment`, `expert_parallel` and
+    `deepspeed_file` are those of training stages: the stage's own where it has them, else the recipe's.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+    stage: StageT
+
+    @classmethod
+    def training(cls, recipe: Recipe, run: RunFolder, name: str) -> "StageContext":
+        """The context of a training stage by its name; ConfigError when there is none of that name."""
+        return StageContext(recipe, run, recipe.training_stage(name))
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def folder(self) -> StageFolder:
+        """Where the stage's metrics, checkpoints, logs and finished model are."""
+        return self.run.stage(self.stage.name)
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed_of(self._training)
+
+    @property
+    def batches(self) -> BatchesConfig:
+        return self.recipe.batches_of(self._training)
+
+    @property
+    def augment(self) -> AugmentConfig:
+        return self.recipe.augment_of(self._training)
+
+    @property
+    def subsampling_factor(self) -> int:
+        """Feature frames per encoder frame."""
+        return self._training.model.encoder.subsampling.factor
+
+    @property
+    def expert_parallel(self) -> int:
+        """Processes that share one set of experts; 1 for a model without experts."""
+        return self.recipe.expert_parallel_of(self._training)
+
+    @property
+    def deepspeed_file(self) -> Path:
+        return self.recipe.deepspeed_of(self._training)
+
+    @property
+    def uses_bf16(self) -> bool:
+        return self.recipe.cluster.precision == "bf16"
+
+    def split_folder(self, split: str) -> Path | str:
+        """The folder or URL of a split's shards."""
+        return self.recipe.split_folder(self.run, split)
+
+    def has_split(self, split: str) -> bool:
+        return self.recipe.has_split(self.run, split)
+
+    def read_index(self, split: str) -> ShardIndex:
+        """The index of a split's shards. DataError when they are not whole."""
+        return read_index(self.split_folder(split))
+
+    @property
+    def _training(self) -> TrainingStage:
+        assert isinstance(self.stage, TrainingStage)
+        return self.stage

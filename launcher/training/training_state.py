@@ -1,0 +1,62 @@
+"""What a checkpoint holds of a training, taken from the engine and put back into it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from launcher.training import checkpoint
+from launcher.training.fragments import full_shapes, owned_fragments, replica_fragments, set_optimizer_step
+from launcher.training.health.nonfinite_steps import NonfiniteSteps
+from launcher.training.metrics import MetricAccumulator
+from launcher.training.parallel import Engine
+
+
+def capture_state(
+    engine: Engine,
+    step: int,
+    accumulator: MetricAccumulator,
+    nonfinite: NonfiniteSteps,
+    validation_cer: float | None,
+) -> checkpoint.State:
+    """This process's part of a checkpoint of `step`."""
+    buffers = dict(_state_buffers(engine.module))
+    shapes = full_shapes(engine.module)
+    for name, buffer in buffers.items():
+        shapes[name] = list(buffer.shape)
+    return checkpoint.State(
+        step=step,
+        parts=owned_fragments(engine),
+        shapes=shapes,
+        buffers=buffers,
+        # The keys are those of checkpoints on the disk.
+        trainer={"window": asdict(accumulator), "recovery": asdict(nonfinite)},
+        validation_cer=validation_cer,
+    )
+
+
+def restore_state(engine: Engine, saved: checkpoint.Checkpoint) -> tuple[MetricAccumulator, NonfiniteSteps]:
+    """Copy weights, moments and buffers of a checkpoint into the engine; returns what else it holds of the training."""
+    # Replicas are what the process computes with, fragments the fp32 weights and moments that it owns; under ZeRO 0
+    # both are the same memory.
+    for replica in replica_fragments(engine):
+        saved.fill(replica)
+    for fragment in owned_fragments(engine):
+        saved.fill(fragment)
+    for name, buffer in _state_buffers(engine.module):
+        buffer.copy_(saved.whole(checkpoint.BUFFER, name))
+
+    accumulator = MetricAccumulator(**saved.trainer["window"])
+    nonfinite = NonfiniteSteps(**saved.trainer.get("recovery", {}))
+    # AdamW's bias correction counts the updates that are in the weights, not the steps.
+    set_optimizer_step(engine, saved.step - nonfinite.skipped)
+    return accumulator, nonfinite
+
+
+def _state_buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are part of a model's state, such as the routers' biases and BatchNorm's statistics."""
+    persistent = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name in persistent:
+            yield name, buffer
