@@ -66,10 +66,10 @@ class TeacherForward:
     valid_BS: Tensor
     texts: PseudoLabels | None
 
-    def helped(self, helper: str) -> Tensor:
+    def auxiliary(self, helper: str) -> Tensor:
         """What a helper of the student gives."""
         assert isinstance(self.student, StudentOutput)
-        return self.student.helped[helper]
+        return self.student.auxiliary[helper]
 
 
 class DistillationLoss:
@@ -97,7 +97,7 @@ class DistillationLoss:
             if lesson.terms & factors.keys()
         }
         texts = self._texts(heard, factors, batch)
-        further = {"texts": texts} if texts else {}
+        further = {"pseudo_labels": texts} if texts else {}
         output = model(batch.features_BTF, batch.lengths_B, batch.tokens_BU, batch.token_lengths_B, **further)
         parts = self.pretrain.terms(output, batch, totals)
         if self.helpers and model.training:
@@ -134,7 +134,7 @@ class DistillationLoss:
             if term in factors
             for name in names
         }
-        idle = [helped.float().sum() * 0.0 for name, helped in output.helped.items() if name not in busy]
+        idle = [helped.float().sum() * 0.0 for name, helped in output.auxiliary.items() if name not in busy]
         return torch.stack(idle).sum() if idle else output.ctc_BSV.new_zeros(())
 
     def _parts(
@@ -171,7 +171,7 @@ class DistillationLoss:
         config, pairs = self.config.hidden, []
         for mine, theirs in lesson.pairs:
             helper = lesson.projections.get(mine)
-            student_BSD = heard.helped(helper) if helper else heard.student.encoder.layers[mine]
+            student_BSD = heard.auxiliary(helper) if helper else heard.student.encoder.layers[mine]
             teacher_BSD = interpolate(
                 heard.teacher.layers[theirs], heard.teacher.lengths_B, lesson.ratio, student_BSD.shape[1]
             )
@@ -206,7 +206,7 @@ class DistillationLoss:
         objective, texts, student, totals = self.pretrain.objective, heard.texts, heard.student, heard.totals
         assert texts is not None
         assert isinstance(student, StudentOutput)
-        decoder_NUV = student.texts.get(lesson.name)
+        decoder_NUV = student.pseudo_label_logits.get(lesson.name)
         lengths_N = student.encoder.lengths_B[texts.row_N]
         weighted = (texts.tokens_NU, texts.token_lengths_N)
         ctc = losses.ctc_sum(student.ctc_BSV[texts.row_N], lengths_N, *weighted, weight_B=texts.weight_N)
@@ -220,7 +220,7 @@ class DistillationLoss:
         yield "sequence", self.config.sequence.weight * loss
 
     def _units(self, lesson: TeacherTerms, heard: TeacherForward) -> Iterator[tuple[str, Tensor]]:
-        config, logits_BSC = self.config.units, heard.helped(lesson.unit_helper)
+        config, logits_BSC = self.config.units, heard.auxiliary(lesson.unit_helper)
         assert lesson.centroids_CD is not None
         units_BS = nearest_units(heard.teacher.layers[lesson.unit_layer], lesson.centroids_CD)
         units_BS = pick_nearest(units_BS, heard.teacher.lengths_B, lesson.ratio, logits_BSC.shape[1])

@@ -214,7 +214,7 @@ def test_a_student_learns_to_tell_its_teachers_units():
     teacher = taught.teacher(batch)
     units_BS = nearest_units(teacher.layers[2], taught.centroids_CD)
     valid_BS = valid_mask(teacher.lengths_B, units_BS.shape[1])
-    expected = losses.units_sum(output.helped["units-teacher"], units_BS, valid_BS) / gradients.totals().frames
+    expected = losses.units_sum(output.auxiliary["units-teacher"], units_BS, valid_BS) / gradients.totals().frames
     torch.testing.assert_close(pupils.parts(task, pupil, lane=2)["distill/units"], expected)
 
 
