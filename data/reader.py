@@ -26,6 +26,9 @@ import soundfile
 from data.errors import DataError
 from data.shard_index import ShardIndex, is_url
 
+# Each pause is this many times the one before: a storage that restarts is given seconds, not milliseconds.
+PAUSE_GROWTH = 4
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +42,7 @@ class UtteranceError(DataError):
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance: mono float32 waveform [S] at the rate of its index, and what was said by whom."""
+    """One utterance: mono float32 waveform [S] at the rate of its index, its transcript, speaker and language."""
 
     key: str
     waveform: npt.NDArray[np.float32]
@@ -49,7 +52,7 @@ class Example:
 
 
 class RangeError(Exception):
-    """A range of bytes that cannot be had; the message says why, and not where."""
+    """A range of bytes that cannot be read; the message says why, and not where."""
 
 
 class RangeReader:
@@ -62,27 +65,30 @@ class RangeReader:
         self.folder = folder
         self._attempts = attempts
         self._first_pause_s = first_pause_s
-        self._filesystem: Any = fsspec.url_to_fs(str(folder))[0] if is_url(folder) else None
+        self._filesystem: Any = None
+        if is_url(folder):
+            self._filesystem, _ = fsspec.url_to_fs(str(folder))
 
     def place(self, name: str) -> str:
         """Path or URL of a file."""
         return f"{self.folder}/{name}"
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """So many bytes of a file, all of them. RangeError when they cannot be had."""
+        """Exactly `size` bytes of a file, from `offset` on. RangeError when they cannot be read."""
+        place = self.place(name)
         pause_s = self._first_pause_s
         for attempt in range(1, self._attempts + 1):
             try:
-                content = self._read_once(self.place(name), offset, size)
+                content = self._read_once(place, offset, size)
             except FileNotFoundError as error:
                 raise RangeError("its shard is not there") from error
             # Every remote file system raises errors of its own.
             except Exception as error:
                 if attempt == self._attempts:
                     raise RangeError(f"it could not be read in {attempt} attempts ({error!r})") from error
-                logger.warning("Reading %s failed (%r); next attempt in %.1f s.", self.place(name), error, pause_s)
+                logger.warning("Reading %s failed (%r); next attempt in %.1f s.", place, error, pause_s)
                 time.sleep(pause_s)
-                pause_s *= 4
+                pause_s *= PAUSE_GROWTH
             else:
                 if len(content) != size:
                     raise RangeError(f"the shard gave {len(content)} bytes where the index promises {size}")
@@ -92,6 +98,7 @@ class RangeReader:
     def _read_once(self, place: str, offset: int, size: int) -> bytes:
         if self._filesystem is not None:
             return self._filesystem.cat_file(place, start=offset, end=offset + size)
+        # Unbuffered: a buffer would read a block beyond the range, and be thrown away.
         with open(place, "rb", buffering=0) as file:
             return os.pread(file.fileno(), size, offset)
 
@@ -106,54 +113,60 @@ class ShardReader:
 
     def shard(self, utterance: int) -> str:
         """Path or URL of the shard that holds an utterance."""
-        return self.ranges.place(self._name(utterance))
-
-    def _name(self, utterance: int) -> str:
-        return self.index.names[self.index.shard[utterance]]
+        return self.ranges.place(self.index.shard_name(utterance))
 
     def read(self, utterance: int) -> Example:
-        """The utterance at a position of the index. UtteranceError when it cannot be had."""
-        offset, size = int(self.index.offset[utterance]), int(self.index.size[utterance])
+        """The utterance at a position of the index. UtteranceError when it cannot be read."""
+        index = self.index
+        offset = int(index.offset[utterance])
+        size = int(index.size[utterance])
         try:
-            content = self.ranges.read(self._name(utterance), offset, size)
+            content = self.ranges.read(index.shard_name(utterance), offset, size)
         except RangeError as error:
             raise self._broken(utterance, str(error)) from error
+
         try:
-            key, flac, label = _members(content)
-            audio, sample_rate_hz = soundfile.read(io.BytesIO(flac), dtype="float32")
+            members = read_members(content)
+            (flac_name,) = [name for name in members if name.endswith(".flac")]
+            key = flac_name.removesuffix(".flac")
+            label = json.loads(members[f"{key}.json"])
+            audio, sample_rate_hz = soundfile.read(io.BytesIO(members[flac_name]), dtype="float32")
             waveform = np.asarray(audio, dtype=np.float32)
-            example = Example(key, waveform, label["text"], label["speaker"], label["language"])
-        except (
-            tarfile.TarError,
-            EOFError,
-            KeyError,
-            TypeError,
-            ValueError,
-            soundfile.SoundFileError,
-        ) as error:
+            example = Example(
+                key=key,
+                waveform=waveform,
+                text=label["text"],
+                speaker=label["speaker"],
+                language=label["language"],
+            )
+        except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError, soundfile.SoundFileError) as error:
             raise self._broken(utterance, f"its bytes are not readable ({error!r})") from error
-        promised = (int(self.index.samples[utterance]),), self.index.sample_rate_hz
-        if (waveform.shape, sample_rate_hz) != promised:
-            found = f"{waveform.shape} samples at {sample_rate_hz} Hz"
-            raise self._broken(utterance, f"it holds {found}, the index promises {promised[0]} at {promised[1]} Hz")
+
+        # Whole and readable, but of another writing than the index.
+        expected_shape = (int(index.samples[utterance]),)
+        if waveform.shape != expected_shape or sample_rate_hz != index.sample_rate_hz:
+            raise self._broken(
+                utterance,
+                f"it holds {waveform.shape} samples at {sample_rate_hz} Hz, "
+                f"the index promises {expected_shape} at {index.sample_rate_hz} Hz",
+            )
         return example
 
-    def _broken(self, utterance: int, seen: str) -> UtteranceError:
+    def _broken(self, utterance: int, reason: str) -> UtteranceError:
+        # The index in memory has no keys: they are looked up in transcripts.jsonl for the message alone.
         key = next(islice(self.index.keys(), utterance, None))
         return UtteranceError(
             key,
             f"Utterance {key} at offset {self.index.offset[utterance]} of {self.shard(utterance)} is broken: "
-            f"{seen}. Look at the split with `chorus shards verify`, then write or fetch this shard again.",
+            f"{reason}. Look at the split with `chorus shards verify`, then write or fetch this shard again.",
         )
 
 
-def _members(content: bytes) -> tuple[str, bytes, dict[str, str]]:
-    """Key, FLAC and label of the one utterance in a range of a tar."""
+def read_members(content: bytes) -> dict[str, bytes]:
+    """The members in a range of a tar, by name. Raises what tarfile raises for bytes that are no members."""
     members: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for member in tar:
             file = tar.extractfile(member)
             members[member.name] = file.read() if file else b""
-    (audio,) = (name for name in members if name.endswith(".flac"))
-    key = audio.removesuffix(".flac")
-    return key, members[audio], json.loads(members[f"{key}.json"])
+    return members

@@ -17,6 +17,7 @@ import numpy as np
 
 from data.audio import RejectedRow
 from data.errors import DataError
+from data.npz import UNREADABLE
 
 FORMAT = 1
 SUMMARY = "shards.json"
@@ -66,10 +67,14 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.shard)
 
+    def shard_name(self, utterance: int) -> str:
+        """The file name of the shard that holds an utterance."""
+        return self.names[self.shard[utterance]]
+
     def rows(self) -> Iterator[dict[str, str]]:
         """key, text, speaker and language of each utterance, read from transcripts.jsonl one by one."""
+        num_rows = 0
         with _open(self.folder, "transcripts.jsonl") as file:
-            num_rows = 0
             for line in file:
                 num_rows += 1
                 yield json.loads(line)
@@ -77,10 +82,12 @@ class ShardIndex:
             raise _torn(self.folder, f"transcripts.jsonl has {num_rows} lines for {len(self)} utterances")
 
     def keys(self) -> Iterator[str]:
-        return (row["key"] for row in self.rows())
+        for row in self.rows():
+            yield row["key"]
 
     def transcripts(self) -> Iterator[str]:
-        return (row["text"] for row in self.rows())
+        for row in self.rows():
+            yield row["text"]
 
 
 def read_index(folder: Path | str) -> ShardIndex:
@@ -89,30 +96,52 @@ def read_index(folder: Path | str) -> ShardIndex:
     byte ranges and, in a local folder, the presence and size of every shard.
     """
     summary = read_summary(folder)
+    names: list[str] = []
+    counts: list[int] = []
+    sizes: list[int] = []
+    digest = hashlib.sha256()
+    columns: dict[str, np.ndarray] = {}
     try:
-        with (
-            _open(folder, "index.npz") as file,
-            np.load(io.BytesIO(file.read()), allow_pickle=False) as stored,
-        ):
-            columns = {name: stored[name].astype(kind, copy=False) for name, kind in INDEX_COLUMNS.items()}
-        shards = summary["shards"]
-        names = tuple(shard["name"] for shard in shards)
-        counts = np.array([shard["utterances"] for shard in shards], np.int64)
-        sizes = np.array([shard["bytes"] for shard in shards], np.int64)
-        fingerprint = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
-        index = ShardIndex(folder, int(summary["sample_rate_hz"]), names, **columns, fingerprint=fingerprint)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        for shard in summary["shards"]:
+            names.append(shard["name"])
+            counts.append(shard["utterances"])
+            sizes.append(shard["bytes"])
+            digest.update(shard["sha256"].encode())
+
+        with _open(folder, "index.npz") as file:
+            # numpy seeks in the archive, and a file behind a URL may not be seekable.
+            content = io.BytesIO(file.read())
+        with np.load(content, allow_pickle=False) as stored:
+            for name, kind in INDEX_COLUMNS.items():
+                columns[name] = stored[name].astype(kind, copy=False)
+
+        index = ShardIndex(
+            folder=folder,
+            sample_rate_hz=int(summary["sample_rate_hz"]),
+            names=tuple(names),
+            fingerprint=digest.hexdigest(),
+            **columns,
+        )
+        shard_bytes = np.array(sizes, np.int64)
+        expected_shard = np.repeat(np.arange(len(names)), np.array(counts, np.int64))
+    except (OSError, TypeError, AttributeError, *UNREADABLE) as error:
         raise _torn(folder, f"its index cannot be read ({error!r})") from error
-    if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), counts)):
-        raise _torn(folder, f"index.npz has {len(index)} utterances, shards.json {counts.sum()}, or in other shards")
-    if ((index.offset < 0) | (index.size <= 0) | (index.offset + index.size > sizes[index.shard])).any():
+
+    if not np.array_equal(index.shard, expected_shard):
+        raise _torn(folder, f"index.npz has {len(index)} utterances, shards.json {sum(counts)}, or in other shards")
+
+    ends = index.offset + index.size
+    outside = (index.offset < 0) | (index.size <= 0) | (ends > shard_bytes[index.shard])
+    if outside.any():
         raise _torn(folder, "index.npz points outside of the shards")
+
+    # Behind a URL each size would be a request; a shard that is missing there is noticed when it is read.
     if not is_url(folder):
-        for name, size in zip(names, sizes, strict=True):
+        for name, expected_bytes in zip(names, sizes, strict=True):
             path = Path(folder) / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != size:
-                raise _torn(folder, f"{name} should have {size} bytes and has {found}")
+            num_bytes = path.stat().st_size if path.is_file() else None
+            if num_bytes != expected_bytes:
+                raise _torn(folder, f"{name} should have {expected_bytes} bytes and has {num_bytes}")
     return index
 
 
@@ -131,29 +160,33 @@ def read_report(folder: Path) -> SplitReport:
 
 def find_splits(folder: Path) -> dict[str, Path]:
     """The splits at `folder`: itself, or the folders in it, by name. DataError when there is none."""
-    places = [folder, *sorted(folder.glob("[!.]*/"))]
-    found = {place.name: place for place in places if (place / SUMMARY).is_file()}
-    if not found:
+    splits: dict[str, Path] = {}
+    # Folders whose name begins with a dot are splits that are still being written.
+    for candidate in [folder, *sorted(folder.glob("[!.]*/"))]:
+        if (candidate / SUMMARY).is_file():
+            splits[candidate.name] = candidate
+    if not splits:
         raise DataError(f"There are no shards at {folder}: neither it nor a folder in it has a shards.json.")
-    return found
+    return splits
 
 
 def read_summary(folder: Path | str) -> dict[str, Any]:
+    """The content of shards.json. DataError when it is missing, unreadable or of another format."""
     try:
         with _open(folder, SUMMARY) as file:
             summary = json.load(file)
-        seen = summary["format"]
+        version = summary["format"]
     except FileNotFoundError as error:
         raise DataError(f"There are no shards at {folder}: it has no shards.json; prepare the corpus first.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
-    if seen != FORMAT:
-        raise DataError(f"{folder} has shards of format {seen!r}, this version reads {FORMAT}; prepare them again.")
+    if version != FORMAT:
+        raise DataError(f"{folder} has shards of format {version!r}, this version reads {FORMAT}; prepare them again.")
     return summary
 
 
-def _torn(folder: Path | str, seen: str) -> DataError:
-    return DataError(f"The shards at {folder} are not whole: {seen}; remove the folder and prepare the corpus again.")
+def _torn(folder: Path | str, reason: str) -> DataError:
+    return DataError(f"The shards at {folder} are not whole: {reason}; remove the folder and prepare the corpus again.")
 
 
 def _open(folder: Path | str, name: str) -> BinaryIO:

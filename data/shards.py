@@ -47,6 +47,7 @@ __all__ = [
     "SplitReport",
     "find_splits",
     "fingerprint",
+    "open_tar",
     "read_index",
     "read_report",
     "write_split",
@@ -57,9 +58,6 @@ AHEAD_PER_WORKER = 4
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, utterances done, utterances in all) after each utterance."""
-
-
-# --- writing --------------------------------------------------------------------------------------
 
 
 def write_split(
@@ -74,17 +72,24 @@ def write_split(
 ) -> SplitReport:
     """Write a split into `folder`, shuffled by `seed`, with about `shard_seconds` of audio per shard.
 
-    `workers` threads decode ahead. An utterance that cannot be decoded is left out and reported, here and in
+    `workers` threads decode ahead. An utterance that cannot be decoded is skipped and reported, here and in
     shards.json. Raises DataError when the folder is already in use, a key occurs twice, nothing could be
     decoded, or the disk refuses; nothing then appears under the name of `folder`.
     """
-    ordered = _shuffled(utterances, folder, seed)
+    # Sorted before they are shuffled, so that the order of the input does not matter.
+    ordered = sorted(utterances, key=lambda utterance: utterance.key)
+    for first, second in pairwise(ordered):
+        if first.key == second.key:
+            raise DataError(f"Two utterances of {folder.name} have the key {first.key}; keys must be unique.")
+    generator = np.random.default_rng(derive_seed(seed, "shards", folder.name))
+    shuffled = [ordered[position] for position in generator.permutation(len(ordered))]
+
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
     try:
         with _partial_folder(folder) as partial:
             with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
-                rejected = _write_all(ordered, writer, folder.name, sample_rate_hz, workers, on_progress)
+                rejected = _write_all(shuffled, writer, folder.name, sample_rate_hz, workers, on_progress)
             made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
             writer.write_summary(made_from, rejected)
     except OSError as error:
@@ -102,18 +107,19 @@ def _write_all(
     workers: int,
     on_progress: OnProgress | None,
 ) -> list[RejectedRow]:
-    """Append all that can be decoded; the others come back, and when they are all, DataError."""
+    """Append all utterances that can be decoded; the others are returned. DataError when there is none."""
     rejected: list[RejectedRow] = []
-    for done, (utterance, flac) in enumerate(_encode_ahead(utterances, sample_rate_hz, workers), 1):
-        if isinstance(flac, Flac):
-            writer.add(utterance, flac)
+    for done, (utterance, encoded) in enumerate(_encode_ahead(utterances, sample_rate_hz, workers), 1):
+        if isinstance(encoded, Flac):
+            writer.add(utterance, encoded)
         else:
-            rejected.append(flac)
+            rejected.append(encoded)
         if on_progress is not None:
             on_progress(split, done, len(utterances))
+
     if len(rejected) == len(utterances):
-        first = rejected[0].reason if rejected else "there are none."
-        raise DataError(f"None of {len(utterances)} utterances of {split} could be written. {first}")
+        first_reason = rejected[0].reason if rejected else "there are none."
+        raise DataError(f"None of {len(utterances)} utterances of {split} could be written. {first_reason}")
     return rejected
 
 
@@ -122,45 +128,51 @@ def fingerprint(utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_s
     digest = hashlib.sha256(json.dumps([FORMAT, sample_rate_hz, shard_seconds, seed]).encode())
     for utterance in sorted(utterances, key=lambda utterance: utterance.key):
         clips = [(clip.path.name, clip.start_s, clip.seconds) for clip in utterance.clips]
-        said = (utterance.text, utterance.speaker, utterance.language)
-        digest.update(json.dumps([utterance.key, clips, utterance.gaps_s, *said]).encode())
+        row = [
+            utterance.key,
+            clips,
+            utterance.gaps_s,
+            utterance.text,
+            utterance.speaker,
+            utterance.language,
+        ]
+        digest.update(json.dumps(row).encode())
     return digest.hexdigest()
-
-
-def _shuffled(utterances: Iterable[Utterance], folder: Path, seed: int) -> list[Utterance]:
-    ordered = sorted(utterances, key=lambda utterance: utterance.key)
-    for first, second in pairwise(ordered):
-        if first.key == second.key:
-            raise DataError(f"Two utterances of {folder.name} have the key {first.key}; keys must be unique.")
-    generator = np.random.default_rng(derive_seed(seed, "shards", folder.name))
-    return [ordered[position] for position in generator.permutation(len(ordered))]
 
 
 @contextmanager
 def _partial_folder(folder: Path) -> Iterator[Path]:
     """A sibling folder that takes the name of `folder` when the block succeeds and vanishes when it fails."""
-    prefix, suffix = f".{folder.name}.{socket.gethostname()}-", ".partial"
+    # The host is part of the name because process ids say nothing about another host's processes.
+    prefix = f".{folder.name}.{socket.gethostname()}-"
+    suffix = ".partial"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.iterdir():
-        name = left.name
-        if name.startswith(prefix) and name.endswith(suffix) and not _runs(name[len(prefix) : -len(suffix)]):
-            shutil.rmtree(left)
+    for path in folder.parent.iterdir():
+        if not path.name.startswith(prefix) or not path.name.endswith(suffix):
+            continue
+        process_id = path.name.removeprefix(prefix).removesuffix(suffix)
+        if not _is_running(process_id):
+            shutil.rmtree(path)
+
     partial = folder.with_name(f"{prefix}{os.getpid()}{suffix}")
     partial.mkdir()
     try:
         yield partial
+        # Last, so that a split is under its name whole or not at all.
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _runs(process_id: str) -> bool:
+def _is_running(process_id: str) -> bool:
     try:
+        # Signal 0 is not delivered; only the process' existence is checked.
         os.kill(int(process_id), 0)
     except (ProcessLookupError, ValueError):
         return False
     except PermissionError:
+        # It belongs to another user, so it runs.
         return True
     return True
 
@@ -187,17 +199,18 @@ def _encode_ahead(
     utterances: list[Utterance], sample_rate_hz: int, workers: int
 ) -> Iterator[tuple[Utterance, Flac | RejectedRow]]:
     """Encode in threads (libsndfile releases the GIL), in order, a bounded number ahead of the consumer."""
-    coming = iter(utterances)
-    waiting: deque[tuple[Utterance, Future[Flac | RejectedRow]]] = deque()
+    remaining = iter(utterances)
+    pending: deque[tuple[Utterance, Future[Flac | RejectedRow]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         try:
-            for utterance in islice(coming, workers * AHEAD_PER_WORKER):
-                waiting.append((utterance, pool.submit(_encode, utterance, sample_rate_hz)))
-            while waiting:
-                utterance, encoded = waiting.popleft()
-                yield utterance, encoded.result()
-                for following in islice(coming, 1):
-                    waiting.append((following, pool.submit(_encode, following, sample_rate_hz)))
+            for utterance in islice(remaining, workers * AHEAD_PER_WORKER):
+                pending.append((utterance, pool.submit(_encode, utterance, sample_rate_hz)))
+            while pending:
+                utterance, future = pending.popleft()
+                yield utterance, future.result()
+                following = next(remaining, None)
+                if following is not None:
+                    pending.append((following, pool.submit(_encode, following, sample_rate_hz)))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -227,10 +240,12 @@ class _SplitWriter:
         self._folder = folder
         self._sample_rate_hz = sample_rate_hz
         self._shard_samples = shard_seconds * sample_rate_hz
+        # Compact C arrays, not lists of Python integers: a corpus may have tens of millions of utterances.
         self._columns = {name: array("q") for name in INDEX_COLUMNS}
         self._shards: list[dict[str, Any]] = []
-        self._open: tuple[_HashedFile, Any] | None = None
-        self._utterances = self._samples = 0
+        self._open_shard: tuple[_HashedFile, Any] | None = None
+        self._num_utterances = 0
+        self._num_samples = 0
 
     def __enter__(self) -> "_SplitWriter":
         self._transcripts = (self._folder / "transcripts.jsonl").open("w", encoding="utf-8")
@@ -241,47 +256,46 @@ class _SplitWriter:
         self._transcripts.close()
 
     def add(self, utterance: Utterance, flac: Flac) -> None:
-        if self._open is None:
-            self._open = self._new_shard()
-        _, tar = self._open
-        said = {"text": utterance.text, "speaker": utterance.speaker, "language": utterance.language}
-        label = {**said, "seconds": flac.samples / self._sample_rate_hz}
+        if self._open_shard is None:
+            file = _HashedFile(self._folder / _shard_name(len(self._shards)))
+            self._open_shard = (file, open_tar(file))
+        _, tar = self._open_shard
+
+        labels = {"text": utterance.text, "speaker": utterance.speaker, "language": utterance.language}
+        member = _json({**labels, "seconds": flac.samples / self._sample_rate_hz})
         offset = tar.tarstream.offset
-        tar.write({"__key__": utterance.key, "flac": flac.content, "json": _json(label).encode()})
-        size = tar.tarstream.offset - offset
-        row = (len(self._shards), offset, size, flac.samples, len(utterance.text))
-        for column, value in zip(self._columns.values(), row, strict=True):
-            column.append(value)
-        self._transcripts.write(_json({"key": utterance.key, **said}) + "\n")
-        self._utterances += 1
-        self._samples += flac.samples
-        if self._samples >= self._shard_samples:
+        tar.write({"__key__": utterance.key, "flac": flac.content, "json": member.encode()})
+
+        self._columns["shard"].append(len(self._shards))
+        self._columns["offset"].append(offset)
+        self._columns["size"].append(tar.tarstream.offset - offset)
+        self._columns["samples"].append(flac.samples)
+        self._columns["text_length"].append(len(utterance.text))
+        self._transcripts.write(_json({"key": utterance.key, **labels}) + "\n")
+
+        self._num_utterances += 1
+        self._num_samples += flac.samples
+        if self._num_samples >= self._shard_samples:
             self._close_shard()
 
-    def _new_shard(self) -> tuple[_HashedFile, Any]:
-        # Imported here because it imports torch: seconds for a command that only reads a configuration.
-        from webdataset.writer import TarWriter
-
-        file = _HashedFile(self._folder / _shard_name(len(self._shards)))
-        # A fixed owner and time, so that the same utterances give the same bytes.
-        fixed = {"user": "chorus", "group": "chorus", "mtime": 0, "compress": False}
-        return file, TarWriter(file, **fixed)  # pyright: ignore[reportArgumentType]
-
     def _close_shard(self) -> None:
-        if self._open is None:
+        if self._open_shard is None:
             return
-        file, tar = self._open
+        file, tar = self._open_shard
+        # Closing the tar writes its end, which belongs to the digest.
         tar.close()
         self._shards.append(
             {
                 "name": _shard_name(len(self._shards)),
-                "utterances": self._utterances,
-                "seconds": self._samples / self._sample_rate_hz,
+                "utterances": self._num_utterances,
+                "seconds": self._num_samples / self._sample_rate_hz,
                 "sha256": file.close(),
                 "bytes": file.size,
             }
         )
-        self._open, self._utterances, self._samples = None, 0, 0
+        self._open_shard = None
+        self._num_utterances = 0
+        self._num_samples = 0
 
     def write_summary(self, made_from: str, rejected: list[RejectedRow]) -> None:
         columns = {name: np.array(self._columns[name], kind) for name, kind in INDEX_COLUMNS.items()}
@@ -296,12 +310,18 @@ class _SplitWriter:
         (self._folder / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
+def open_tar(file: Any) -> Any:
+    """A WebDataset writer of tars into an open binary file; the same members give the same bytes."""
+    # Imported here because it imports torch: seconds for a command that only reads a configuration.
+    from webdataset.writer import TarWriter
+
+    # By default a member has the writing user as its owner and the present time.
+    return TarWriter(file, user="chorus", group="chorus", mtime=0, compress=False)
+
+
 def _shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
-
-
-# --- inspecting -----------------------------------------------------------------------------------

@@ -1,20 +1,18 @@
-"""How many tokens each transcript of a split has, kept in a file so that a process need not read the texts.
+"""How many tokens each transcript of a split has, stored in a file so that a process need not read the texts.
 
-The file says of which tokenizer and of which shards its counts are. One that is missing, torn or of others is
+The file names the tokenizer and the shards that its counts belong to. A file that is missing, torn or of others is
 not used: the transcripts are counted again, and the file is replaced whole. Several processes may do so at once.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from data.npz import read_npz, write_npz
 from data.shard_index import ShardIndex
 from data.tokenizer import Tokenizer, token_lengths
 
@@ -29,34 +27,30 @@ def token_counts(index: ShardIndex, tokenizer: Tokenizer, file: Path) -> Counts:
     Read from `file` where it is of this tokenizer and these shards; else counted, and written there.
     """
     origin = f"{tokenizer.sha256} {index.fingerprint}"
-    kept = _read(file, origin, len(index))
-    if kept is not None:
-        return kept
+    stored = _read(file, origin, len(index))
+    if stored is not None:
+        return stored
+
     logger.info("Counting the tokens of the %d transcripts at %s", len(index), index.folder)
-    counts = token_lengths(index.transcripts(), tokenizer)
-    _write(file, origin, counts)
-    return counts
+    tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
+    # Repeats fit a smaller type than frames: most transcripts have few.
+    repeats = min_frames - tokens
+    write_npz(file, origin=np.array(origin), tokens=_narrow(tokens), repeats=_narrow(repeats))
+    return tokens, min_frames
 
 
 def _read(file: Path, origin: str, count: int) -> Counts | None:
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["origin"]) != origin:
-                return None
-            tokens, repeats = stored["tokens"].astype(np.int32), stored["repeats"].astype(np.int32)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+    stored = read_npz(file)
+    if stored is None or not {"origin", "tokens", "repeats"} <= stored.keys():
         return None
-    return (tokens, tokens + repeats) if len(tokens) == len(repeats) == count else None
+    if str(stored["origin"]) != origin:
+        return None
 
-
-def _write(file: Path, origin: str, counts: Counts) -> None:
-    tokens, min_frames = counts
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as opened:
-        np.savez(opened, origin=np.array(origin), tokens=_narrow(tokens), repeats=_narrow(min_frames - tokens))
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.replace(file)
+    tokens = stored["tokens"].astype(np.int32)
+    repeats = stored["repeats"].astype(np.int32)
+    if len(tokens) != count or len(repeats) != count:
+        return None
+    return tokens, tokens + repeats
 
 
 def _narrow(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.unsignedinteger]:

@@ -234,6 +234,7 @@ def move_offsets(folder: Path, by_bytes: int) -> None:
         (lambda folder: edit_summary(folder, shards=[]), "index.npz has 12 utterances"),
         (lambda folder: (folder / "index.npz").write_bytes(b"PK"), "index cannot be read"),
         (lambda folder: (folder / "index.npz").unlink(), "index cannot be read"),
+        (lambda folder: os.truncate(folder / "index.npz", 600), "index cannot be read"),
         (lambda folder: move_offsets(folder, 10**6), "points outside"),
         (lambda folder: (folder / "shard-000001.tar").unlink(), "shard-000001.tar should have"),
         (lambda folder: os.truncate(folder / "shard-000000.tar", 512), "has 512"),
