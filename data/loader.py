@@ -6,10 +6,10 @@ What it promises, as an equation over what the iterators hand out, bit by bit:
     steps with any number of workers == steps without workers
     the lanes of r, r + W, ... in each process, put together == all lanes in one process
 
-An utterance that cannot be read is left out of its batch and named in it, so the others stay where they
-are; when too many are broken the run stops with a `DataError`. A reader that is slow is named in the log
-with the time waited, and one that does not answer within the patience is a `DataError`, never a silent
-hang. The threads end with the iterator.
+An utterance that cannot be read is skipped and named in its batch, so the others stay where they are; when too
+many are broken the run stops with a `DataError`. A shard that is slow to read is named in the log with the time
+waited, and one that is not read within the patience is a `DataError`, never a silent hang. The threads end with
+the iterator.
 
 Shapes: B batch, S samples, U tokens.
 """
@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +67,20 @@ class WaveformBatch:
 
 
 @dataclass(frozen=True)
+class SidecarSource:
+    """Sidecars that are read with each utterance, at the steps that `needed_at` names; without it at every step."""
+
+    reader: SidecarReader
+    needed_at: Callable[[int], bool] | None = None
+
+    def is_needed(self, step: int) -> bool:
+        return self.needed_at is None or self.needed_at(step)
+
+
+@dataclass(frozen=True)
 class _Prepared:
+    """One utterance as it goes into a batch."""
+
     key: str
     text: str
     waveform: np.ndarray
@@ -75,11 +89,12 @@ class _Prepared:
 
 
 @dataclass(frozen=True)
-class Sidecars:
-    """What is read with each utterance, at the steps where `counts`."""
+class _PendingBatch:
+    """A micro-batch whose utterances are being read."""
 
-    reader: SidecarReader
-    counts: Callable[[int], bool] = lambda step: True
+    spec: BatchSpec
+    sidecars: list[str]  # names of those that are read with it
+    utterances: list[Future[_Prepared]]
 
 
 class Loader:
@@ -98,7 +113,7 @@ class Loader:
         lanes: Sequence[int],
         workers: int,
         *,
-        sidecars: Mapping[str, Sidecars] | None = None,
+        sidecars: Mapping[str, SidecarSource] | None = None,
         max_broken_ratio: float = 0.01,
         patience_s: float = 600.0,
     ):
@@ -116,115 +131,138 @@ class Loader:
     def steps(self, start: int, stop: int) -> Iterator[list[WaveformBatch]]:
         """The batches of steps start .. stop - 1, one list per step with a batch for each lane in order.
 
-        DataError when too many utterances are broken or the reader does not answer.
+        DataError when too many utterances are broken or one is not read within the patience.
         """
         executor = _Threads(self.workers) if self.workers else _Inline()
-        pending: deque[tuple[list[BatchSpec], list[list[Future[_Prepared]]]]] = deque()
-        ahead = STEPS_AHEAD if self.workers else 1
-        coming = iter(range(start, stop))
+        steps_ahead = STEPS_AHEAD if self.workers else 1
+        pending: deque[list[_PendingBatch]] = deque()
         try:
-            while True:
-                while len(pending) < ahead and (step := next(coming, None)) is not None:
-                    pending.append(self._submit(step, executor))
-                if not pending:
-                    return
-                micro_batches, futures = pending.popleft()
-                yield [self._collect(*lane) for lane in zip(micro_batches, futures, strict=True)]
+            for step in range(start, stop):
+                pending.append([self._submit(step, lane, executor) for lane in self.lanes])
+                if len(pending) == steps_ahead:
+                    yield [self._collect(batch) for batch in pending.popleft()]
+            while pending:
+                yield [self._collect(batch) for batch in pending.popleft()]
         finally:
             executor.close()
 
-    def _submit(self, step: int, executor: _Threads | _Inline) -> tuple[list[BatchSpec], list[list[Future[_Prepared]]]]:
-        micro_batches = [self.sampler.micro_batch(step, lane) for lane in self.lanes]
-        wanted = {name: one.reader for name, one in self.sidecars.items() if one.counts(step)}
-        futures = [
-            [
-                executor.submit(self._prepare, int(utterance), float(speed), int(length), wanted)
-                for utterance, speed, length in zip(batch.utterances, batch.speeds, batch.samples, strict=True)
-            ]
-            for batch in micro_batches
-        ]
-        return micro_batches, futures
+    def _submit(self, step: int, lane: int, executor: _Threads | _Inline) -> _PendingBatch:
+        """Have the utterances of a micro-batch read."""
+        spec = self.sampler.micro_batch(step, lane)
+        readers: dict[str, SidecarReader] = {}
+        for name, source in self.sidecars.items():
+            if source.is_needed(step):
+                readers[name] = source.reader
 
-    def _prepare(self, utterance: int, speed: float, length: int, wanted: Mapping[str, SidecarReader]) -> _Prepared:
+        utterances: list[Future[_Prepared]] = []
+        for utterance, speed, length in zip(
+            spec.utterances.tolist(), spec.speeds.tolist(), spec.samples.tolist(), strict=True
+        ):
+            utterances.append(executor.submit(self._prepare, utterance, speed, length, readers))
+        return _PendingBatch(spec, list(readers), utterances)
+
+    def _prepare(self, utterance: int, speed: float, length: int, readers: Mapping[str, SidecarReader]) -> _Prepared:
         example = self.reader.read(utterance)
-        waveform = change_speed(example.waveform, speed, length)
-        tokens = self.tokenizer.encode(example.text) if self.tokenizer is not None else []
-        sidecars = {name: reader.read(utterance, speed, example.key) for name, reader in wanted.items()}
-        return _Prepared(example.key, example.text, waveform, tokens, sidecars)
+        tokens: list[int] = []
+        if self.tokenizer is not None:
+            tokens = self.tokenizer.encode(example.text)
+        sidecars: dict[str, Arrays] = {}
+        for name, reader in readers.items():
+            sidecars[name] = reader.read(utterance, speed, example.key)
+        return _Prepared(
+            key=example.key,
+            text=example.text,
+            waveform=change_speed(example.waveform, speed, length),
+            tokens=tokens,
+            sidecars=sidecars,
+        )
 
-    def _collect(self, micro_batch: BatchSpec, futures: list[Future[_Prepared]]) -> WaveformBatch:
+    def _collect(self, batch: _PendingBatch) -> WaveformBatch:
+        """Wait for the utterances of a micro-batch and pad those that could be read."""
         prepared: list[_Prepared] = []
         quarantined: list[str] = []
-        for utterance, future in zip(micro_batch.utterances.tolist(), futures, strict=True):
+        for utterance, future in zip(batch.spec.utterances.tolist(), batch.utterances, strict=True):
             self.utterances_seen += 1
             try:
                 prepared.append(self._wait(utterance, future))
             except UtteranceError as error:
                 quarantined.append(error.key)
                 self._count_broken(error)
-        names = [name for name, one in self.sidecars.items() if one.counts(micro_batch.step)]
-        return _collate(micro_batch, prepared, quarantined, names)
+
+        samples = [len(one.waveform) for one in prepared]
+        token_lengths = [len(one.tokens) for one in prepared]
+        waveforms_BS = torch.zeros(len(prepared), max(samples, default=0))
+        tokens_BU = torch.zeros(len(prepared), max(token_lengths, default=0), dtype=torch.int64)
+        for row, one in enumerate(prepared):
+            waveforms_BS[row, : len(one.waveform)] = torch.from_numpy(one.waveform)
+            tokens_BU[row, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int64)
+
+        return WaveformBatch(
+            step=batch.spec.step,
+            lane=batch.spec.lane,
+            keys=[one.key for one in prepared],
+            waveforms_BS=waveforms_BS,
+            samples_B=torch.tensor(samples, dtype=torch.int64),
+            tokens_BU=tokens_BU,
+            token_lengths_B=torch.tensor(token_lengths, dtype=torch.int64),
+            texts=[one.text for one in prepared],
+            quarantined=quarantined,
+            sidecars={name: [one.sidecars[name] for one in prepared] for name in batch.sidecars},
+        )
 
     def _wait(self, utterance: int, future: Future[_Prepared]) -> _Prepared:
+        """The result of a read, with a line in the log from time to time while it is not there."""
         began = time.monotonic()
         while not future.done():
-            waited_s = time.monotonic() - began
-            if waited_s > self.patience_s:
+            if time.monotonic() - began > self.patience_s:
                 raise DataError(
                     f"Utterance {utterance} of {self.reader.shard(utterance)} did not arrive within "
                     f"{self.patience_s:.0f} s. Look whether the storage answers, then start the run again: "
                     "it goes on from its last checkpoint."
                 )
-            try:
-                return future.result(timeout=min(WAITING_LOG_S, self.patience_s))
-            except TimeoutError:
+            futures.wait([future], timeout=min(WAITING_LOG_S, self.patience_s))
+            if not future.done():
                 waited_s = time.monotonic() - began
                 logger.warning("Waiting for shard %s, %.0f s.", self.reader.shard(utterance), waited_s)
         return future.result()
 
     def _count_broken(self, error: UtteranceError) -> None:
+        """Log a broken utterance at a bounded rate. DataError when there are too many of them."""
         self.utterances_broken += 1
         broken = self.utterances_broken
-        if broken <= LOGGED_BROKEN or broken & (broken - 1) == 0:
-            logger.warning("Left out, number %d of %d: %s", broken, self.utterances_seen, error)
+        is_power_of_two = broken & (broken - 1) == 0
+        if broken <= LOGGED_BROKEN or is_power_of_two:
+            logger.warning("Skipped broken utterance %d of %d: %s", broken, self.utterances_seen, error)
         if broken >= MIN_BROKEN and broken > self.max_broken_ratio * self.utterances_seen:
             raise DataError(
                 f"{broken} of the first {self.utterances_seen} utterances could not be read, more than the "
-                f"{self.max_broken_ratio:.1%} that a run may leave out. The last one: {error}"
+                f"{self.max_broken_ratio:.1%} that a run may skip. The last one: {error}"
             )
 
 
-def _collate(
-    micro_batch: BatchSpec, prepared: list[_Prepared], quarantined: list[str], sidecars: list[str]
-) -> WaveformBatch:
-    samples = [len(one.waveform) for one in prepared]
-    token_lengths = [len(one.tokens) for one in prepared]
-    waveforms_BS = torch.zeros(len(prepared), max(samples, default=0))
-    tokens_BU = torch.zeros(len(prepared), max(token_lengths, default=0), dtype=torch.int64)
-    for row, one in enumerate(prepared):
-        waveforms_BS[row, : len(one.waveform)] = torch.from_numpy(one.waveform)
-        tokens_BU[row, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int64)
-    return WaveformBatch(
-        step=micro_batch.step,
-        lane=micro_batch.lane,
-        keys=[one.key for one in prepared],
-        waveforms_BS=waveforms_BS,
-        samples_B=torch.tensor(samples, dtype=torch.int64),
-        tokens_BU=tokens_BU,
-        token_lengths_B=torch.tensor(token_lengths, dtype=torch.int64),
-        texts=[one.text for one in prepared],
-        quarantined=quarantined,
-        sidecars={name: [one.sidecars[name] for one in prepared] for name in sidecars},
-    )
+@dataclass(frozen=True)
+class _Task:
+    """A call whose result or error goes into a future."""
+
+    future: Future[Any]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.function(*self.arguments))
+        # Whatever it is, the consumer raises it: a thread that dies silently would leave it waiting.
+        except BaseException as error:
+            self.future.set_exception(error)
 
 
 class _Inline:
     """Runs each task when it is submitted."""
 
-    def submit(self, task: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        _run(future, task, arguments)
-        return future
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        task = _Task(Future(), function, arguments)
+        task.run()
+        return task.future
 
     def close(self) -> None:
         pass
@@ -238,33 +276,27 @@ class _Threads:
     """
 
     def __init__(self, workers: int):
-        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._count = workers
+        self._workers = workers
         for number in range(workers):
             threading.Thread(target=self._work, name=f"loader-{number}", daemon=True).start()
 
-    def submit(self, task: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._tasks.put((future, task, arguments))
-        return future
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        task = _Task(Future(), function, arguments)
+        self._tasks.put(task)
+        return task.future
 
     def close(self) -> None:
         """Lets each thread end after the task it is at; tasks that wait are dropped."""
         self._closed.set()
-        for _ in range(self._count):
-            self._tasks.put((Future(), lambda: None, ()))
+        # One for each thread, to wake those that wait for a task.
+        for _ in range(self._workers):
+            self._tasks.put(None)
 
     def _work(self) -> None:
         while True:
-            future, task, arguments = self._tasks.get()
-            if self._closed.is_set():
+            task = self._tasks.get()
+            if task is None or self._closed.is_set():
                 return
-            _run(future, task, arguments)
-
-
-def _run(future: Future[Any], task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    try:
-        future.set_result(task(*arguments))
-    except BaseException as error:
-        future.set_exception(error)
+            task.run()

@@ -10,7 +10,7 @@ import webdataset
 from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.features import FeaturesConfig
-from data.loader import Loader, Sidecars
+from data.loader import Loader, SidecarSource
 from data.reader import ShardReader, UtteranceError
 from data.sampler import BatchesConfig, BatchSampler
 from data.shard_index import ShardIndex, read_index
@@ -139,18 +139,20 @@ def open_quickly(reader):
     return reader
 
 
-def make_loader(split, reader, workers, counts=lambda step: True) -> Loader:
+def make_loader(split, reader, workers, needed_at=None) -> Loader:
     nothing = np.zeros(len(split), np.int32)
     sampler = BatchSampler(
         split.shard, split.samples, nothing, nothing, BatchesConfig(lanes=2, seconds=2), 1, 16000, SPEEDS,
         encoder_frames=lambda samples: FeaturesConfig().num_frames(samples) // 4,
     )  # fmt: skip
-    return Loader(sampler, ShardReader(split), None, (0, 1), workers, sidecars={"wise": Sidecars(reader, counts)})
+    return Loader(
+        sampler, ShardReader(split), None, (0, 1), workers, sidecars={"wise": SidecarSource(reader, needed_at)}
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_loader_reads_them_with_the_audio_at_the_steps_where_they_count(split, written, workers):
-    loader = make_loader(split, open_sidecars(written.folder, split), workers, counts=lambda step: step < 2)
+def test_the_loader_reads_them_with_the_audio_at_the_steps_where_they_are_needed(split, written, workers):
+    loader = make_loader(split, open_sidecars(written.folder, split), workers, needed_at=lambda step: step < 2)
     keys = list(split.keys())
     for step, batches in enumerate(loader.steps(0, 4)):
         for batch in batches:

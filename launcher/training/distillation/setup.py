@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.loader import Loader, Sidecars
+from data.loader import Loader, SidecarSource
 from data.sampler import derive_seed
 from data.sidecars import open_sidecars
 from launcher.errors import ConfigError
@@ -125,7 +125,7 @@ def read_caches(task: DistillationLoss, train: Inputs, steps: int) -> None:
         if isinstance(lesson.teacher, CachedTeacher):
             reader = open_sidecars(lesson.teacher.folder, train.loader.reader.index)
             terms = lesson.terms
-            train.loader.sidecars[lesson.name] = Sidecars(
+            train.loader.sidecars[lesson.name] = SidecarSource(
                 reader, lambda step, terms=terms: bool(terms & task.config.factors(step / steps).keys())
             )
 
@@ -166,7 +166,7 @@ def _states(task: DistillationLoss, lesson: TeacherTerms, train: Inputs) -> Iter
         loader.tokenizer,
         range(loader.sampler.batches.lanes),
         loader.workers,
-        sidecars={name: Sidecars(one.reader) for name, one in loader.sidecars.items() if name == lesson.name},
+        sidecars={name: SidecarSource(one.reader) for name, one in loader.sidecars.items() if name == lesson.name},
     )
     inputs = dataclasses.replace(train, loader=every)
     for batches in inputs.steps(0, config.steps):
