@@ -12,10 +12,12 @@ from data.errors import DataError
 
 # Manifests round times to hundredths of a second; a clip may pass the end of its file by this much.
 END_TOLERANCE_S = 0.02
-
-
 # Lossy codecs overshoot full scale a little; floats beyond this were never scaled to [-1, 1].
 PEAK_LIMIT = 2.0
+
+
+class AudioError(Exception):
+    """The reason why one clip, or one row of a manifest, cannot be used; without a full stop, to be quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,71 +70,73 @@ def read_audio(utterance: Utterance, sample_rate_hz: int) -> np.ndarray:
     samples.
     """
     pieces: list[np.ndarray] = []
-    for clip, gap_s in zip(utterance.clips, (*utterance.gaps_s, 0.0), strict=True):
+    # No silence follows the last clip.
+    gaps_s = (*utterance.gaps_s, 0.0)
+    for clip, gap_s in zip(utterance.clips, gaps_s, strict=True):
         try:
             pieces.append(_read_clip(clip, sample_rate_hz))
-        except _UnusableError as error:
+        except AudioError as error:
             raise DataError(f"Utterance {utterance.key} cannot be read: {error}.") from error
         pieces.append(np.zeros(round(gap_s * sample_rate_hz), np.float32))
     return np.concatenate(pieces)
 
 
-def audio_seconds(path: Path) -> float:
-    """The length of an audio file, from its header. Raises DataError when it is missing or no audio."""
-    try:
-        return _audio_seconds(path)
-    except _UnusableError as error:
-        raise DataError(f"{error}; put a readable recording there or take it out of the corpus.") from error
-
-
-class _UnusableError(Exception):
-    """The reason why one row or one clip cannot be used."""
-
-
-def _audio_seconds(path: Path) -> float:
-    if not path.is_file():
-        raise _UnusableError(f"there is no audio file {path}")
-    try:
-        header = soundfile.info(path)
-    except soundfile.SoundFileError as error:
-        raise _UnusableError(f"{path} is not readable as audio ({error})") from error
-    return header.frames / header.samplerate
-
-
 def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
     if not clip.path.is_file():
-        raise _UnusableError(f"there is no audio file {clip.path}")
+        raise AudioError(f"there is no audio file {clip.path}")
     try:
         with soundfile.SoundFile(clip.path) as audio:
             source_rate_hz = audio.samplerate
-            _check_times(clip, audio.frames / source_rate_hz)
+            check_times(clip, audio.frames / source_rate_hz)
             start = round(clip.start_s * source_rate_hz)
-            wanted = audio.frames - start
+            num_samples = audio.frames - start
             if clip.seconds is not None:
-                wanted = min(wanted, round(clip.seconds * source_rate_hz))
+                num_samples = min(num_samples, round(clip.seconds * source_rate_hz))
             if start:
                 audio.seek(start)
-            samples = audio.read(wanted, dtype="float32", always_2d=True)
+            samples = audio.read(num_samples, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        raise _UnusableError(f"{clip.path} is damaged or no audio ({error})") from error
-    if len(samples) < wanted:
-        raise _UnusableError(f"{clip.path} breaks off: {len(samples)} of {wanted} samples could be decoded")
+        raise AudioError(f"{clip.path} is damaged or no audio ({error})") from error
+    if len(samples) < num_samples:
+        raise AudioError(f"{clip.path} breaks off: {len(samples)} of {num_samples} samples could be decoded")
+
     mono = samples.mean(axis=1)
     peak = np.abs(mono).max(initial=0.0)
-    if not len(mono) or not peak <= PEAK_LIMIT:
-        raise _UnusableError(f"{clip.path} gives {len(mono)} samples with a peak of {peak}, expected some up to 1")
+    # `not peak <= limit` is also true of a NaN, `peak > limit` is not.
+    if len(mono) == 0 or not peak <= PEAK_LIMIT:
+        raise AudioError(f"{clip.path} gives {len(mono)} samples with a peak of {peak}, expected some up to 1")
     if source_rate_hz != sample_rate_hz:
         mono = soxr.resample(mono, source_rate_hz, sample_rate_hz, quality="HQ")
     return mono
 
 
-def _check_times(clip: Clip, duration_s: float) -> None:
+def audio_seconds(path: Path) -> float:
+    """The length of an audio file, from its header. Raises DataError when it is missing or no audio."""
+    try:
+        return header_seconds(path)
+    except AudioError as error:
+        raise DataError(f"{error}; put a readable recording there or take it out of the corpus.") from error
+
+
+def header_seconds(path: Path) -> float:
+    """The length of an audio file, from its header. Raises AudioError when it is missing or no audio."""
+    if not path.is_file():
+        raise AudioError(f"there is no audio file {path}")
+    try:
+        header = soundfile.info(path)
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path} is not readable as audio ({error})") from error
+    return header.frames / header.samplerate
+
+
+def check_times(clip: Clip, duration_s: float) -> None:
+    """AudioError when a clip does not lie within a file of `duration_s` seconds."""
     if not 0 <= clip.start_s < duration_s:
-        raise _UnusableError(f"start {clip.start_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
+        raise AudioError(f"start {clip.start_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
     if clip.seconds is None:
         return
     if clip.seconds <= 0:
-        raise _UnusableError(f"a duration of {clip.seconds:g} s is not positive")
+        raise AudioError(f"a duration of {clip.seconds:g} s is not positive")
     end_s = clip.start_s + clip.seconds
     if end_s > duration_s + END_TOLERANCE_S:
-        raise _UnusableError(f"end {end_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
+        raise AudioError(f"end {end_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")

@@ -1,9 +1,7 @@
-"""Utterances: where their audio lies, what is said in them, and how to read both from a user's manifest.
+"""A user's manifest: a JSONL, CSV or TSV file with one utterance per row.
 
-An `Utterance` names stretches of audio files and a text; nothing is decoded until `read_audio`. A manifest
-is a JSONL, CSV or TSV file with one utterance per row. A row that cannot be used is never dropped: it comes
-back as a `RejectedRow` with its line and the reason. What is refused outright (`DataError`) is a manifest
-that cannot be read as a table at all.
+Nothing is decoded here. A row that cannot be used is never dropped: it comes back as a `RejectedRow` with its line and
+the reason. What is refused outright (`DataError`) is a manifest that cannot be read as a table at all.
 """
 
 import csv
@@ -11,11 +9,11 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.audio import Clip, RejectedRow, Utterance, _audio_seconds, _check_times, _UnusableError
+from data.audio import AudioError, Clip, RejectedRow, Utterance, check_times, header_seconds
 from data.errors import DataError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -30,11 +28,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """What a manifest may say, and the column names under which it may say it. Other columns are not read."""
 
-
-# --- audio ----------------------------------------------------------------------------------------
-
-
-# --- manifests ------------------------------------------------------------------------------------
+Row = dict[str, Any] | str
+"""The columns of a row, or the reason why it has none."""
 
 
 def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
@@ -48,18 +43,21 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
     Raises DataError when the file is missing, not UTF-8, of another kind, or lacks a required column.
     """
     required = ("audio",) if untranscribed else ("audio", "text")
-    rows = _ROW_READERS.get(path.suffix.lower())
-    if rows is None:
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv", ".tsv"):
         raise DataError(f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .csv or .tsv.")
+
     reader = _RowReader(path.parent, required)
     utterances: list[Utterance] = []
     rejected: list[RejectedRow] = []
     try:
+        # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for line, row in rows(file, path, required):
+            rows = _json_rows(file) if suffix == ".jsonl" else _table_rows(file, path, required)
+            for line, row in rows:
                 try:
                     utterances.append(reader.utterance(line, row))
-                except _UnusableError as error:
+                except AudioError as error:
                     rejected.append(RejectedRow(line, str(error)))
     except FileNotFoundError as error:
         raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
@@ -68,11 +66,7 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
     return utterances, rejected
 
 
-Row = dict[str, Any] | str
-"""The columns of a row, or the reason why it has none."""
-
-
-def _json_rows(file: TextIO, path: Path, required: Sequence[str]) -> Iterator[tuple[int, Row]]:
+def _json_rows(file: TextIO) -> Iterator[tuple[int, Row]]:
     for line, content in enumerate(file, 1):
         if not content.strip():
             continue
@@ -81,13 +75,19 @@ def _json_rows(file: TextIO, path: Path, required: Sequence[str]) -> Iterator[tu
         except json.JSONDecodeError as error:
             yield line, f"not JSON ({error})"
             continue
-        yield line, row if isinstance(row, dict) else f"a JSON {type(row).__name__}, expected an object"
+        if isinstance(row, dict):
+            yield line, row
+        else:
+            yield line, f"a JSON {type(row).__name__}, expected an object"
 
 
-def _table_rows(
-    file: TextIO, path: Path, required: Sequence[str], dialect: dict[str, Any]
-) -> Iterator[tuple[int, Row]]:
-    table = csv.DictReader(file, **dialect)
+def _table_rows(file: TextIO, path: Path, required: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    if path.suffix.lower() == ".tsv":
+        # Quotes are ordinary characters in the TSV files of speech corpora.
+        table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        table = csv.DictReader(file)
+
     header = list(table.fieldnames or ())
     for column in required:
         if not set(COLUMNS[column]) & set(header):
@@ -97,6 +97,7 @@ def _table_rows(
             )
     try:
         for row in table:
+            # DictReader puts what is beyond the header under None, and None where a row is too short.
             if None in row or None in row.values():
                 yield table.line_num, f"the row does not have the {len(header)} fields of the first line"
             else:
@@ -105,67 +106,84 @@ def _table_rows(
         raise DataError(f"{path}, line {table.line_num}: not a readable table ({error}).") from error
 
 
-_ROW_READERS: dict[str, Callable[[TextIO, Path, Sequence[str]], Iterator[tuple[int, Row]]]] = {
-    ".jsonl": _json_rows,
-    ".csv": functools.partial(_table_rows, dialect={}),
-    # Quotes are ordinary characters in the TSV files of speech corpora.
-    ".tsv": functools.partial(_table_rows, dialect={"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-}
-
-
 class _RowReader:
     """Turns the rows of one manifest into utterances; remembers keys and the headers of packed files."""
 
     def __init__(self, folder: Path, required: Sequence[str]) -> None:
-        self._folder, self._required = folder, required
+        self._folder = folder
+        self._required = required
         self._line_of_key: dict[str, int] = {}
-        self._seconds = functools.cache(_audio_seconds)
+        # Many rows may lie in one long file, whose header is then read once.
+        self._duration_s = functools.cache(header_seconds)
 
     def utterance(self, line: int, row: Row) -> Utterance:
+        """The utterance of a row. AudioError when the row cannot be used."""
         if isinstance(row, str):
-            raise _UnusableError(row)
-        audio, text = _text_cell(row, "audio"), _text_cell(row, "text", numbers=False)
+            raise AudioError(row)
+        audio = _text_cell(row, "audio")
+        text = _text_cell(row, "text", numbers=False)
         if not audio:
-            raise _UnusableError("it names no audio file")
+            raise AudioError("it names no audio file")
         if not text and "text" in self._required:
-            raise _UnusableError("its text is empty")
+            raise AudioError("its text is empty")
+
         split = _text_cell(row, "split")
         if not re.fullmatch(r"[\w-]*", split):
-            raise _UnusableError(f"split {split!r} has characters other than letters, digits, _ and -")
-        clip = Clip(self._folder / audio, _number_cell(row, "start_s") or 0.0, _number_cell(row, "seconds"))
-        _check_times(clip, self._seconds(clip.path))
-        key = self._claim_key(line, _text_cell(row, "key"), audio, clip)
-        speaker, language = _text_cell(row, "speaker"), _text_cell(row, "language")
-        return Utterance(key, (clip,), text, split, speaker, language, line=line)
+            raise AudioError(f"split {split!r} has characters other than letters, digits, _ and -")
+
+        start_s = _number_cell(row, "start_s")
+        seconds = _number_cell(row, "seconds")
+        clip = Clip(self._folder / audio, start_s or 0.0, seconds)
+        check_times(clip, self._duration_s(clip.path))
+        return Utterance(
+            key=self._claim_key(line, _text_cell(row, "key"), audio, clip),
+            clips=(clip,),
+            text=text,
+            split=split,
+            speaker=_text_cell(row, "speaker"),
+            language=_text_cell(row, "language"),
+            line=line,
+        )
 
     def _claim_key(self, line: int, name: str, audio: str, clip: Clip) -> str:
+        """The key of a row, from its name or else from its clip. AudioError when another row has it."""
         if not name:
             name = str(Path(audio).with_suffix("")).strip("./")
+            # Several clips of one file would otherwise share a key.
             if clip.start_s:
                 name += f"_{round(clip.start_s * 1000):08d}ms"
         key = re.sub(r"[^\w-]+", "_", name)
         if key in self._line_of_key:
-            raise _UnusableError(f"key {key} is already that of line {self._line_of_key[key]}")
+            raise AudioError(f"key {key} is already that of line {self._line_of_key[key]}")
         self._line_of_key[key] = line
         return key
 
 
 def _cell(row: dict[str, Any], column: str) -> tuple[str, Any]:
     """The name and value under which a row gives a column; None where it is absent or blank."""
-    given = {name: row[name] for name in COLUMNS[column] if row.get(name) not in (None, "")}
-    if len(set(map(str, given.values()))) > 1:
-        raise _UnusableError(f"columns {' and '.join(given)} both give the {column} and differ")
-    return next(iter(given.items()), (column, None))
+    names: list[str] = []
+    values: list[Any] = []
+    for name in COLUMNS[column]:
+        value = row.get(name)
+        if value is not None and value != "":
+            names.append(name)
+            values.append(value)
+    if not names:
+        return column, None
+    if len(set(map(str, values))) > 1:
+        raise AudioError(f"columns {' and '.join(names)} both give the {column} and differ")
+    return names[0], values[0]
 
 
 def _text_cell(row: dict[str, Any], column: str, numbers: bool = True) -> str:
     name, value = _cell(row, column)
     if value is None:
         return ""
+    # bool is an int in Python, but true is no speaker's number.
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise _UnusableError(f"column {name} holds {value!r} ({type(value).__name__}), expected a text")
+        raise AudioError(f"column {name} holds {value!r} ({type(value).__name__}), expected a text")
     return value.strip()
 
 
@@ -174,9 +192,10 @@ def _number_cell(row: dict[str, Any], column: str) -> float | None:
     if value is None:
         return None
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise _UnusableError(f"column {name} holds {value!r}, expected seconds as a number")
+    # float(True) is 1.0.
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise AudioError(f"column {name} holds {value!r}, expected seconds as a number")
     return number

@@ -1,4 +1,4 @@
-"""What a sampler does with a corpus, measured on one epoch: steps, padding, shuffling, and what it leaves out."""
+"""What a sampler does with a corpus, measured on one epoch: steps, padding, shuffling, and what it excludes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sampler import BatchSampler
+from data.sampler import BatchSampler, Integers
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,53 @@ class SamplingStatistics:
 def measure_sampling(sampler: BatchSampler, epoch: int = 0) -> SamplingStatistics:
     """Walk through one epoch, lane by lane."""
     first = epoch * sampler.steps_per_epoch
-    filled = padded_samples = samples = neighbours = neighbours_of_one_shard = 0
+    num_filled = 0
+    samples = 0
+    padded_samples = 0
+    neighbours = 0
+    neighbours_of_one_shard = 0
     for lane in range(sampler.batches.lanes):
-        read = []
+        utterances: list[Integers] = []
         for step in range(first, first + sampler.steps_per_epoch):
             batch = sampler.micro_batch(step, lane)
-            if len(batch.utterances):
-                filled += 1
-                padded_samples += len(batch.samples) * int(batch.samples.max())
-                samples += int(batch.samples.sum())
-                read.append(batch.utterances)
-        shards = sampler.shard[np.concatenate(read)] if read else np.empty(0)
-        neighbours += max(0, len(shards) - 1)
-        neighbours_of_one_shard += int((shards[1:] == shards[:-1]).sum())
+            if len(batch.utterances) == 0:
+                continue
+            num_filled += 1
+            samples += int(batch.samples.sum())
+            padded_samples += len(batch.samples) * int(batch.samples.max())
+            utterances.append(batch.utterances)
+        if utterances:
+            shards = sampler.shard[np.concatenate(utterances)]
+            neighbours += len(shards) - 1
+            neighbours_of_one_shard += int((shards[1:] == shards[:-1]).sum())
+
+    # Ordered pairs within a shard, of all ordered pairs.
     sizes = sampler.shard_sizes
     count = int(sizes.sum())
+    pairs_of_one_shard = int((sizes * (sizes - 1)).sum())
+    num_micro_batches = sampler.steps_per_epoch * sampler.batches.lanes
     return SamplingStatistics(
         steps_per_epoch=sampler.steps_per_epoch,
         utterances=count,
-        utterances_per_micro_batch=count / filled,
-        empty_micro_batches=sampler.steps_per_epoch * sampler.batches.lanes - filled,
+        utterances_per_micro_batch=count / num_filled,
+        empty_micro_batches=num_micro_batches - num_filled,
         padding=1 - samples / padded_samples,
-        neighbours_expected=int((sizes * (sizes - 1)).sum()) / max(1, count * (count - 1)),
+        neighbours_expected=pairs_of_one_shard / max(1, count * (count - 1)),
         neighbours_observed=neighbours_of_one_shard / max(1, neighbours),
         excluded={reason: len(utterances) for reason, utterances in sampler.excluded.items()},
     )
 
 
 def describe_excluded(sampler: BatchSampler) -> str:
-    """What a sampler leaves out and why, as one sentence."""
-    found = {reason: len(utterances) for reason, utterances in sampler.excluded.items() if len(utterances)}
-    count = f"{sum(found.values())} of {len(sampler.shard)} utterances"
-    if not found:
-        return f"{count} are left out."
-    return f"{count} are left out: {', '.join(f'{number} {reason}' for reason, number in found.items())}."
+    """How many utterances a sampler excludes and why, as one sentence."""
+    total = 0
+    reasons: list[str] = []
+    for reason, utterances in sampler.excluded.items():
+        if len(utterances):
+            total += len(utterances)
+            reasons.append(f"{len(utterances)} {reason}")
+
+    sentence = f"{total} of {len(sampler.shard)} utterances are excluded"
+    if reasons:
+        sentence += f": {', '.join(reasons)}"
+    return f"{sentence}."

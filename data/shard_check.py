@@ -1,6 +1,5 @@
 """Whether shards are what was written, and what is in them."""
 
-import hashlib
 import io
 import json
 import tarfile
@@ -12,12 +11,9 @@ import numpy as np
 import soundfile
 
 from data.errors import DataError
-from data.shard_index import (
-    ShardIndex,
-    read_index,
-    read_report,
-    read_summary,
-)
+from data.files import file_sha256
+from data.reader import read_members
+from data.shard_index import ShardIndex, read_index, read_report, read_summary
 
 
 def verify(folder: Path) -> list[str]:
@@ -31,37 +27,33 @@ def verify(folder: Path) -> list[str]:
         rows = list(index.rows())
     except DataError as error:
         return [str(error)]
-    problems = [
-        f"{shard['name']}: the SHA-256 is not the recorded one"
-        for shard in summary["shards"]
-        if _sha256(Path(folder) / shard["name"]) != shard["sha256"]
-    ]
-    for number, row in enumerate(rows):
-        problem = _utterance_problem(index, number, row)
+
+    problems: list[str] = []
+    for shard in summary["shards"]:
+        if file_sha256(Path(folder) / shard["name"]) != shard["sha256"]:
+            problems.append(f"{shard['name']}: the SHA-256 is not the recorded one")
+    for utterance, row in enumerate(rows):
+        problem = _utterance_problem(index, utterance, row)
         if problem:
-            problems.append(f"{index.names[index.shard[number]]}: {row['key']}: {problem}")
+            problems.append(f"{index.shard_name(utterance)}: {row['key']}: {problem}")
     return problems
 
 
-def _sha256(path: Path) -> str:
+def _utterance_problem(index: ShardIndex, utterance: int, row: dict[str, str]) -> str:
+    path = Path(index.folder) / index.shard_name(utterance)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _utterance_problem(index: ShardIndex, number: int, row: dict[str, str]) -> str:
-    with (Path(index.folder) / index.names[index.shard[number]]).open("rb") as file:
-        file.seek(index.offset[number])
-        content = file.read(index.size[number])
+        file.seek(index.offset[utterance])
+        content = file.read(index.size[utterance])
     try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            members = {member.name: tar.extractfile(member).read() for member in tar}  # pyright: ignore
+        members = read_members(content)
         label = json.loads(members[f"{row['key']}.json"])
         header = soundfile.info(io.BytesIO(members[f"{row['key']}.flac"]))
     except (tarfile.TarError, KeyError, ValueError, soundfile.SoundFileError) as error:
         return f"its bytes are not readable ({error!r})"
-    if (header.frames, header.samplerate) != (index.samples[number], index.sample_rate_hz):
-        return f"{header.frames} samples at {header.samplerate} Hz, the index says {index.samples[number]}"
-    if label["text"] != row["text"] or len(row["text"]) != index.text_length[number]:
+
+    if header.frames != index.samples[utterance] or header.samplerate != index.sample_rate_hz:
+        return f"{header.frames} samples at {header.samplerate} Hz, the index says {index.samples[utterance]}"
+    if label["text"] != row["text"] or len(row["text"]) != index.text_length[utterance]:
         return "its text is not that of transcripts.jsonl"
     return ""
 

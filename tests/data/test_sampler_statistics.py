@@ -52,5 +52,5 @@ def test_idle_lanes_and_what_is_left_out_are_counted():
     found = measure_sampling(sampler)
     assert (found.utterances, found.empty_micro_batches) == (2, 3)
     assert found.excluded == {"too long": 2, "too short": 1, "infeasible for CTC": 0}
-    assert describe_excluded(sampler) == "3 of 5 utterances are left out: 2 too long, 1 too short."
-    assert describe_excluded(make_sampler([2.0, 3.0], 1, BatchesConfig())) == "0 of 2 utterances are left out."
+    assert describe_excluded(sampler) == "3 of 5 utterances are excluded: 2 too long, 1 too short."
+    assert describe_excluded(make_sampler([2.0, 3.0], 1, BatchesConfig())) == "0 of 2 utterances are excluded."
