@@ -22,7 +22,8 @@ from launcher.errors import ConfigError
 TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 # Looking whether a folder is held (`RunFolder.holder`) holds it for an instant itself.
-LOCK_ATTEMPTS, LOCK_ATTEMPT_S = 5, 0.1
+LOCK_ATTEMPTS = 5
+LOCK_ATTEMPT_S = 0.1
 
 
 def _lock(file: TextIO) -> bool:
@@ -110,7 +111,9 @@ class StageFolder:
 
         Listing it matters: a network file system remembers for a while that a file was not there.
         """
-        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if not self.path.is_dir():
+            return set()
+        return {path.name for path in self.path.iterdir()}
 
     def loss_file(self, rank: int) -> Path:
         """What the agent of another host leaves when a process there is gone."""
@@ -124,12 +127,21 @@ class StageFolder:
         """Return the steps of the checkpoints in place, oldest first, whether intact or not."""
         if not self.checkpoints.is_dir():
             return []
-        matches = (CHECKPOINT_NAME.fullmatch(entry.name) for entry in self.checkpoints.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        steps = []
+        for entry in self.checkpoints.iterdir():
+            match = CHECKPOINT_NAME.fullmatch(entry.name)
+            if match:
+                steps.append(int(match[1]))
+        return sorted(steps)
 
     def read_heartbeats(self) -> list[dict[str, Any]]:
         """Return the last heartbeat of every rank: rank, pid, host, step, section, time."""
-        return [beat for path in sorted(self.heartbeats.glob("rank-*.json")) if (beat := read_json(path))]
+        heartbeats = []
+        for path in sorted(self.heartbeats.glob("rank-*.json")):
+            heartbeat = read_json(path)
+            if heartbeat:
+                heartbeats.append(heartbeat)
+        return heartbeats
 
 
 def is_folder(model: str) -> bool:
@@ -156,7 +168,7 @@ class RunFolder:
         self.corpus = self.path / "corpus"
 
     def order_file(self, node: int) -> Path:
-        """What a host is to do that nobody can log in to (launching/relay.py)."""
+        """What a host is to do that nobody can log in to (processes/shared_folder.py)."""
         return self.path / "nodes" / f"node-{node:02d}.json"
 
     def token_counts_file(self, split: str) -> Path:
@@ -168,17 +180,23 @@ class RunFolder:
 
     def model_folder(self, model: str) -> Path:
         """The folder of a finished model that is named by its path or by its stage."""
-        return Path(model) if is_folder(model) else self.stage(model).model
+        if is_folder(model):
+            return Path(model)
+        return self.stage(model).model
 
     def append_event(self, event: str, **details: Any) -> None:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **details}, ensure_ascii=False)
         with self.events_file.open("ab+") as file:
-            torn = file.seek(0, os.SEEK_END) and not _ends_a_line(file)
-            file.write(f"{chr(10) * bool(torn)}{line}\n".encode())
+            num_bytes = file.seek(0, os.SEEK_END)
+            if num_bytes > 0 and not _ends_a_line(file):
+                # A kill cut the last line short. It stays a line of its own, which readers skip.
+                line = f"\n{line}"
+            # One write: lines of several processes do not mix.
+            file.write(f"{line}\n".encode())
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events so far; a line that a kill cut short is left out."""
+        """Return the events so far; a line that a kill cut short is skipped."""
         if not self.events_file.exists():
             return []
         events = []
@@ -188,7 +206,10 @@ class RunFolder:
         return events
 
     def holder(self) -> int | None:
-        """Return the process id of the launcher that holds the run folder, None when nobody does."""
+        """Return the process id of the launcher that holds the run folder, None when nobody does.
+
+        A lock of the kernel's, not a file that exists: it ends with the process, whatever ended that.
+        """
         try:
             with self.lock_file.open("r+", encoding="utf-8") as file:
                 try:

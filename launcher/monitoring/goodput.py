@@ -5,15 +5,15 @@ Read from `events.jsonl`, which says when processes started, trained, were lost 
 What a launcher that was killed did after its last record is not counted.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.run_folder import RunFolder
 from launcher.tracking import read_metrics
 
 # More rows of a stage than these are thinned out.
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 ENDS = ("stage_done", "stage_stopped", "stage_failed")
 
 
@@ -44,7 +44,10 @@ class Goodput:
     def shares(self) -> dict[str, float]:
         """Each part as a fraction of the wall time."""
         wall_s = self.wall_s
-        return {part.name: getattr(self, part.name) / wall_s if wall_s else 0.0 for part in fields(self)}
+        shares = {}
+        for name, seconds in asdict(self).items():
+            shares[name] = seconds / wall_s if wall_s else 0.0
+        return shares
 
 
 @dataclass
@@ -59,8 +62,10 @@ class _Attempt:
 
     @property
     def over(self) -> float:
-        """When nothing came of it any more: its loss, or its last record."""
-        return self.ended if self.lost is None else self.lost
+        """When it did no more useful work: when it was lost, or its last record."""
+        if self.lost is None:
+            return self.ended
+        return self.lost
 
 
 @dataclass
@@ -74,7 +79,7 @@ class _Session:
 
 def stage_goodput(run: RunFolder, stage: str, events: Iterable[dict[str, Any]]) -> Goodput | None:
     """Account for a stage's wall time so far, from its metrics and the events of its run."""
-    return measure_goodput(events, read_metrics(run.stage(stage).metrics_file, thin_to=MOST_ROWS), stage)
+    return measure_goodput(events, read_metrics(run.stage(stage).metrics_file, thin_to=MAX_ROWS), stage)
 
 
 def measure_goodput(events: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]], stage: str) -> Goodput | None:
@@ -82,104 +87,131 @@ def measure_goodput(events: Iterable[dict[str, Any]], rows: Iterable[dict[str, A
 
     `events` are those of the run, `rows` those of the stage's metrics.
     """
-    rows = [row for row in rows if row.get("time") is not None]
-    sessions = _sessions([event for event in events if event.get("stage") == stage], rows)
+    stage_events = [event for event in events if event.get("stage") == stage]
+    timed_rows = [row for row in rows if row.get("time") is not None]
+    sessions = _read_sessions(stage_events, timed_rows)
     attempts = [attempt for session in sessions for attempt in session.attempts]
     if not attempts:
         return None
-    found = Goodput(
-        validation=sum(row.get("validation_s") or 0.0 for row in rows),
-        save=sum(row.get("save_stall_s") or 0.0 for row in rows),
-    )
+
+    goodput = Goodput()
+    for row in timed_rows:
+        goodput.validation += row.get("validation_s") or 0.0
+        goodput.save += row.get("save_stall_s") or 0.0
     for session in sessions:
-        _account(session, found)
+        _add_starts_and_finish(goodput, session)
     for attempt in attempts:
-        found.lost += _lost_s(attempt, rows, last=attempt is attempts[-1])
-    _add_steps(found, rows, list(_unkept(events, stage)))
+        goodput.lost += _lost_s(attempt, timed_rows, is_last=attempt is attempts[-1])
+    _add_steps(goodput, timed_rows, _dropped_steps(stage_events))
+
     wall_s = sum(session.ended - session.started for session in sessions)
-    found.other = wall_s - found.wall_s
-    return found
+    goodput.other = wall_s - goodput.wall_s
+    return goodput
 
 
-def _sessions(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[_Session]:
+def _read_sessions(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[_Session]:
+    """The sessions of a stage, each with its attempts, as its events tell them."""
     sessions: list[_Session] = []
     for event in events:
-        name, time = event["event"], event["time"]
+        name = event["event"]
+        time = event["time"]
         if name == "stage_started":
-            sessions.append(_Session(time, time))
+            sessions.append(_Session(started=time, ended=time))
             continue
         if not sessions:
             continue
         session = sessions[-1]
         session.ended = time
         if name == "processes_started":
-            session.attempts.append(_Attempt(time, ended=time))
-        if session.attempts:
-            _follow(session.attempts[-1], name, event)
+            session.attempts.append(_Attempt(started=time))
+        if not session.attempts:
+            continue
+        attempt = session.attempts[-1]
+        attempt.ended = time
+        if name == "training_started":
+            attempt.training = time
+        elif name == "training_ended":
+            attempt.trained = time
+        elif name == "process_lost":
+            attempt.lost = time
+
     for number, session in enumerate(sessions):
-        following = sessions[number + 1] if number + 1 < len(sessions) else None
-        _extend(session, following, events, rows)
+        next_started = float("inf")
+        if number + 1 < len(sessions):
+            next_started = sessions[number + 1].started
+        _extend_unended(session, next_started, events, rows)
     return [session for session in sessions if session.attempts]
 
 
-def _follow(attempt: _Attempt, name: str, event: dict[str, Any]) -> None:
-    time = attempt.ended = event["time"]
-    if name == "training_started":
-        attempt.training = time
-    elif name == "training_ended":
-        attempt.trained = time
-    elif name == "process_lost":
-        attempt.lost = time
-
-
-def _extend(session: _Session, following: _Session | None, events: list[dict], rows: list[dict]) -> None:
+def _extend_unended(session: _Session, next_started: float, events: list[dict], rows: list[dict]) -> None:
     """A session without an end goes on, or its launcher was killed: it lasted at least until its last row."""
-    if any(event["event"] in ENDS and event["time"] == session.ended for event in events) or not session.attempts:
+    has_end = any(event["event"] in ENDS and event["time"] == session.ended for event in events)
+    if has_end or not session.attempts:
         return
-    until = following.started if following else float("inf")
-    last = max((row["time"] for row in rows if session.started <= row["time"] < until), default=session.ended)
-    session.ended = session.attempts[-1].ended = max(session.ended, last)
+    ended = session.ended
+    for row in rows:
+        if session.started <= row["time"] < next_started:
+            ended = max(ended, row["time"])
+    session.ended = ended
+    session.attempts[-1].ended = ended
 
 
-def _account(session: _Session, found: Goodput) -> None:
+def _add_starts_and_finish(goodput: Goodput, session: _Session) -> None:
+    """The time before each attempt, from its start to its first step, and after the last step of the last one."""
     before = session.started
     for number, attempt in enumerate(session.attempts):
-        if number:
-            found.restart += attempt.started - before
+        if number == 0:
+            goodput.start += attempt.started - before
         else:
-            found.start += attempt.started - before
-        found.start += (attempt.ended if attempt.training is None else attempt.training) - attempt.started
+            goodput.restart += attempt.started - before
+        first_step = attempt.ended if attempt.training is None else attempt.training
+        goodput.start += first_step - attempt.started
         before = attempt.over
     last = session.attempts[-1]
     if last.trained is not None:
-        found.finish += session.ended - last.trained
+        goodput.finish += session.ended - last.trained
 
 
-def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], last: bool) -> float:
+def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], is_last: bool) -> float:
     """Time of an attempt that nothing came of: from the checkpoint that is gone on from until its loss was noticed."""
-    if attempt.training is None or attempt.trained is not None or (attempt.lost is None and last):
+    still_trains = attempt.lost is None and is_last
+    if attempt.training is None or attempt.trained is not None or still_trains:
         return 0.0
-    times = (row["time"] for row in rows if attempt.training <= row["time"] <= attempt.over)
-    return attempt.over - max(times, default=attempt.training)
+    # Rows after the checkpoint were cut off on resuming, so the last row left is where the work is kept up to.
+    kept_until = attempt.training
+    for row in rows:
+        if attempt.training <= row["time"] <= attempt.over:
+            kept_until = max(kept_until, row["time"])
+    return attempt.over - kept_until
 
 
-def _unkept(events: Iterable[dict[str, Any]], stage: str) -> Iterator[tuple[int, int]]:
+def _dropped_steps(events: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
     """Intervals (after, up to) of steps whose update is not in the weights, though the run went on past them."""
+    intervals = []
     for event in events:
-        if event.get("stage") == stage and event["event"] in ("update_skipped", "update_left_out"):
-            yield event["step"] - 1, event["step"]
-        if event.get("stage") == stage and event["event"] in ("rolled_back", "weights_taken_back"):
-            yield event["to_step"], event["step"]
+        # The second names are those of runs of earlier versions.
+        if event["event"] in ("update_skipped", "update_left_out"):
+            intervals.append((event["step"] - 1, event["step"]))
+        elif event["event"] in ("rolled_back", "weights_taken_back"):
+            intervals.append((event["to_step"], event["step"]))
+    return intervals
 
 
-def _add_steps(found: Goodput, rows: list[dict[str, Any]], unkept: list[tuple[int, int]]) -> None:
+def _add_steps(goodput: Goodput, rows: list[dict[str, Any]], dropped: list[tuple[int, int]]) -> None:
     """A row of training speaks for all steps since the one before."""
     before = 0
-    for row in (row for row in rows if row.get("step_s") is not None):
+    for row in rows:
+        if row.get("step_s") is None:
+            continue
         steps = range(before, row["step"])
-        lost = sum(any(low <= step < high for low, high in unkept) for step in steps) if unkept else 0
+        num_lost = 0
+        if dropped:
+            for step in steps:
+                if any(low <= step < high for low, high in dropped):
+                    num_lost += 1
+        num_useful = len(steps) - num_lost
         waiting_s = row["step_s"] * (row.get("data_wait") or 0.0)
-        found.lost += lost * row["step_s"]
-        found.data_wait += (len(steps) - lost) * waiting_s
-        found.useful += (len(steps) - lost) * (row["step_s"] - waiting_s)
+        goodput.lost += num_lost * row["step_s"]
+        goodput.data_wait += num_useful * waiting_s
+        goodput.useful += num_useful * (row["step_s"] - waiting_s)
         before = row["step"]

@@ -49,9 +49,15 @@ class MetricsTail:
         with self._path.open("rb") as file:
             file.seek(self._offset)
             content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [row for line in whole.splitlines() if (row := parse_row(line)) is not None]
+        # A line without its end is being written; it is read next time.
+        whole_lines = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole_lines)
+        rows = []
+        for line in whole_lines.splitlines():
+            row = parse_row(line)
+            if row is not None:
+                rows.append(row)
+        return rows
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
@@ -60,7 +66,9 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return row
 
 
 class Pace:
@@ -71,21 +79,28 @@ class Pace:
         self._first_step_s: float | None = None
 
     def add(self, row: dict[str, Any]) -> None:
-        if isinstance(row.get("step"), int) and isinstance(row.get("time"), int | float):
-            if self._marks and row["step"] <= self._marks[-1][0]:
-                if row["step"] == self._marks[-1][0]:
-                    return
-                self._marks.clear()
-            if not self._marks:
-                self._first_step_s = row.get("step_s")
-            self._marks.append((row["step"], row["time"]))
+        step = row.get("step")
+        written = row.get("time")
+        if not isinstance(step, int) or not isinstance(written, int | float):
+            return
+        if self._marks:
+            last_step, _ = self._marks[-1]
+            if step == last_step:
+                return  # validation and saves write rows of a step that has one already
+            if step < last_step:
+                self._marks.clear()  # the stage has resumed from an earlier checkpoint
+        if not self._marks:
+            self._first_step_s = row.get("step_s")
+        self._marks.append((step, written))
 
     def step_s(self) -> float | None:
         """Return the seconds per step; of a single row what it says itself, None when that is nothing."""
         if len(self._marks) < 2:
             return self._first_step_s
-        (first, start), (last, end) = self._marks[0], self._marks[-1]
-        return max(0.0, end - start) / (last - first)
+        first_step, first_time = self._marks[0]
+        last_step, last_time = self._marks[-1]
+        # Clocks may be set back between two rows.
+        return max(0.0, last_time - first_time) / (last_step - first_step)
 
 
 def duration(seconds: float | None) -> str:
@@ -108,7 +123,9 @@ class Display(ABC):
 
     def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
         """Start to show a stage of so many steps, with so many steps in the stages after it."""
-        self._stage, self._steps, self._later_steps = stage, steps, later_steps
+        self._stage = stage
+        self._steps = steps
+        self._later_steps = later_steps
         self._pace = Pace()
         self._row: dict[str, Any] = {}
 
@@ -134,17 +151,22 @@ class Display(ABC):
 
     def _line(self) -> str:
         """Return where the stage is, on one line."""
-        what = f"{self._stage}: {self._row.get('label', 'step')} {self._row['step']}/{self._steps}"
-        return ", ".join(filter(None, [what, self._details()]))
+        line = f"{self._stage}: {self._row.get('label', 'step')} {self._row['step']}/{self._steps}"
+        details = self._details()
+        if details:
+            line += f", {details}"
+        return line
 
     def _details(self) -> str:
-        row, step_s = self._row, self._pace.step_s()
         parts = []
-        for key, form in SHOWN.items():
-            if key in row:
+        for key, template in SHOWN.items():
+            if key in self._row:
+                value = self._row[key]
                 # A number that is not finite is null in metrics.jsonl.
-                parts.append(form.format(math.nan if row[key] is None else row[key]))
-        steps_left = self._steps - row.get("step", 0)
+                parts.append(template.format(math.nan if value is None else value))
+
+        step_s = self._pace.step_s()
+        steps_left = self._steps - self._row.get("step", 0)
         if step_s is not None and steps_left > 0:
             left_s = step_s * steps_left
             parts.append(f"{duration(left_s)} left")

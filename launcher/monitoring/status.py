@@ -1,7 +1,6 @@
 """What a run folder says about a run, while it goes on or afterwards. Reads files only."""
 
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,15 @@ def last_rows(metrics_file: Path, number: int = PACE_ROWS) -> list[dict[str, Any
     with metrics_file.open("rb") as file:
         file.seek(max(0, metrics_file.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()
-    rows = (row for line in reversed(lines) if (row := parse_row(line)) is not None and "loss" in row)
-    return list(islice(rows, number))[::-1]
+    rows: list[dict[str, Any]] = []
+    for line in reversed(lines):
+        row = parse_row(line)
+        if row is not None and "loss" in row:
+            rows.append(row)
+        if len(rows) == number:
+            break
+    rows.reverse()
+    return rows
 
 
 def run_status(run: RunFolder) -> dict[str, Any]:
@@ -44,14 +50,20 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     step_s is in seconds per step, eta_s in seconds, goodput in fractions of the wall time; what is not known is None.
     """
     state = read_json(run.state_file)
-    planned = {stage["name"]: stage for stage in yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))["stages"]}
-    holder, events = run.holder(), run.events()
-    names = [*(name for name in ("prepare", "features", "tokenizer") if name in state["stages"]), *planned]
+    records = state["stages"]
+    recipe = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
+    planned = {stage["name"]: stage for stage in recipe["stages"]}
+    holder = run.holder()
+    events = run.events()
+
+    implicit = [name for name in ("prepare", "features", "tokenizer") if name in records]
+    last = ["report"] if "report" in records else []
     stages = []
-    for name in [*names, *(name for name in ("report",) if name in state["stages"])]:
-        record = state["stages"].get(name, {})
+    for name in [*implicit, *planned, *last]:
+        record = records.get(name, {})
         status = record.get("status", "waiting")
         if status == "running" and holder is None:
+            # Nobody is left who would have recorded its end.
             status = "interrupted"
         entry = {"name": name, "kind": record.get("kind") or planned[name]["kind"], "status": status}
         if "steps" in planned.get(name, {}):
@@ -69,8 +81,11 @@ def _training_status(folder: StageFolder, steps: int, status: str) -> dict[str, 
     pace = Pace()
     for row in rows:
         pace.add(row)
-    step, step_s = last.get("step", 0), pace.step_s()
-    left_s = step_s * (steps - step) if step_s is not None and status == "running" else None
+    step = last.get("step", 0)
+    step_s = pace.step_s()
+    left_s = None
+    if step_s is not None and status == "running":
+        left_s = step_s * (steps - step)
     return {
         "step": step,
         "steps": steps,

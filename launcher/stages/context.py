@@ -8,7 +8,7 @@ from data.augment import AugmentConfig
 from data.sampler import BatchesConfig
 from data.shard_index import ShardIndex, read_index
 from launcher.recipe import Recipe, TrainingStage
-from launcher.recipe.schema import Stage
+from launcher.recipe.stages import Stage
 from launcher.run_folder import RunFolder, StageFolder
 
 StageT = TypeVar("StageT", bound=Stage, covariant=True)

@@ -6,11 +6,9 @@ run or another one, means the same. It carries counts and fingerprints; audio an
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data.shard_index import read_summary
-from launcher.recipe import Recipe
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_folder import read_json
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline
 from launcher.tracking import Artifact
@@ -21,46 +19,46 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
 
     A teacher from elsewhere and a file of a search go by their fingerprint. DataError when shards are gone.
     """
-    recipe, run, stage = context.recipe, context.run, context.name
-    pipeline = Pipeline(recipe, run)
-    for name, fingerprint in pipeline.record(stage).get("inputs", {}).items():
+    pipeline = Pipeline(context.recipe, context.run)
+    inputs = pipeline.record(context.name).get("inputs", {})
+    for name, fingerprint in inputs.items():
         if name.startswith("corpus/"):
-            yield _shards(recipe, run, name.removeprefix("corpus/"), fingerprint)
-        elif name in ("tokenizer", "features"):
-            made_from = pipeline.record(name).get("inputs", {})
-            place = {"folder": str(run.tokenizer)} if name == "tokenizer" else {"file": str(run.statistics_file)}
-            yield Artifact(f"{recipe.name}-{name}", name, fingerprint, {"made_from": made_from}, place)
+            yield _shards_artifact(context, name.removeprefix("corpus/"), fingerprint)
+        elif name == "tokenizer":
+            place = {"folder": str(context.run.tokenizer)}
+            yield _derived_artifact(pipeline, name, fingerprint, place)
+        elif name == "features":
+            place = {"file": str(context.run.statistics_file)}
+            yield _derived_artifact(pipeline, name, fingerprint, place)
         elif "/" in name:
             kind = "search" if Path(name).is_file() else "model"
             yield Artifact(f"{kind}-{fingerprint[:12]}", kind, fingerprint, {}, {"path": name})
         else:
-            yield _model(pipeline, name, fingerprint)
+            yield _model_artifact(pipeline, name, fingerprint)
 
 
 def made_artifacts(context: StageContext) -> Iterator[Artifact]:
     """What a stage has left: a finished model or an evaluation; nothing before it is there."""
-    recipe, run, stage = context.recipe, context.run, context.name
-    pipeline = Pipeline(recipe, run)
-    node = next(node for node in pipeline.nodes if node.name == stage)
+    pipeline = Pipeline(context.recipe, context.run)
+    node = next(node for node in pipeline.nodes if node.name == context.name)
     fingerprint = pipeline.output_hash(node)
     if fingerprint is None:
         return
     if node.kind != "evaluate":
-        yield _model(pipeline, stage, fingerprint)
+        yield _model_artifact(pipeline, context.name, fingerprint)
         return
-    found = read_json(run.stage(stage).evaluation_file)
-    results = {name: _without_examples(model) for name, model in found["models"].items()}
-    made_from = pipeline.record(stage).get("inputs", {})
-    content = {"made_from": made_from, "models": results}
-    yield Artifact(f"{recipe.name}-{stage}", "evaluation", fingerprint, content, {"folder": str(run.stage(stage).path)})
+
+    evaluation = read_json(context.folder.evaluation_file)
+    results = {}
+    for name, model in evaluation["models"].items():
+        results[name] = {key: value for key, value in model.items() if key != "examples"}
+    content = {"made_from": pipeline.record(context.name).get("inputs", {}), "models": results}
+    name = f"{context.recipe.name}-{context.name}"
+    yield Artifact(name, "evaluation", fingerprint, content, {"folder": str(context.folder.path)})
 
 
-def _without_examples(model: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in model.items() if key != "examples"}
-
-
-def _shards(recipe: Recipe, run: RunFolder, split: str, fingerprint: str) -> Artifact:
-    folder = recipe.split_folder(run, split)
+def _shards_artifact(context: StageContext, split: str, fingerprint: str) -> Artifact:
+    folder = context.split_folder(split)
     summary = read_summary(folder)
     shards = summary["shards"]
     content = {
@@ -69,11 +67,18 @@ def _shards(recipe: Recipe, run: RunFolder, split: str, fingerprint: str) -> Art
         "utterances": sum(shard["utterances"] for shard in shards),
         "seconds": sum(shard["seconds"] for shard in shards),
     }
-    return Artifact(f"{recipe.name}-shards-{split}", "shards", fingerprint, content, {"folder": str(folder)})
+    name = f"{context.recipe.name}-shards-{split}"
+    return Artifact(name, "shards", fingerprint, content, {"folder": str(folder)})
 
 
-def _model(pipeline: Pipeline, stage: str, fingerprint: str) -> Artifact:
-    folder: Path = pipeline.run.stage(stage).model
-    made_from = pipeline.record(stage).get("inputs", {})
+def _derived_artifact(pipeline: Pipeline, kind: str, fingerprint: str, place: dict[str, str]) -> Artifact:
+    """What an implicit stage of that kind, and name, has made of the shards."""
+    content = {"made_from": pipeline.record(kind).get("inputs", {})}
+    return Artifact(f"{pipeline.recipe.name}-{kind}", kind, fingerprint, content, place)
+
+
+def _model_artifact(pipeline: Pipeline, stage: str, fingerprint: str) -> Artifact:
+    folder = pipeline.run.stage(stage).model
+    content = {"made_from": pipeline.record(stage).get("inputs", {})}
     name = f"{pipeline.recipe.name}-{stage}-model"
-    return Artifact(name, "model", fingerprint, {"made_from": made_from}, {"folder": str(folder)})
+    return Artifact(name, "model", fingerprint, content, {"folder": str(folder)})

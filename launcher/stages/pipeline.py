@@ -1,10 +1,10 @@
 """The stages of a run, and which of them are done.
 
 A stage is done when its record in state.json says so, its fingerprint is still the same, and its output is
-still in place. The fingerprint is a SHA-256 over the stage's own settings and the content of its inputs: the
-shards of a split, the tokenizer, another stage's finished model. So a changed setting or input reruns what
+still in place (`Pipeline.status_of`). The fingerprint is a SHA-256 over the stage's own settings and the content of its
+inputs: the shards of a split, the tokenizer, another stage's finished model. So a changed setting or input reruns what
 depends on it and nothing else. Where a stage runs and how it is followed (cluster, tracking, checkpoints,
-validation) is not part of it (see stage_settings); the precision of the arithmetic is.
+validation) is not part of it (see settings.py); the precision of the arithmetic is.
 """
 
 import time
@@ -17,7 +17,7 @@ from data.shard_index import read_summary
 from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage
 from launcher.recipe.search import search_files
 from launcher.run_folder import RunFolder, read_json, write_json
-from launcher.stages.fingerprint import _hash_listing, hash_files, hash_of
+from launcher.stages.fingerprint import hash_files, hash_folder, hash_listing, hash_value
 from launcher.stages.settings import (
     Settings,
     corpus_settings,
@@ -60,12 +60,15 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
 
     Stages that learn without transcripts need the statistics of the features, and no tokenizer.
     """
-    corpus = tuple(key for key, _ in recipe.corpus_paths())
-    nodes = [StageNode("prepare", "prepare", Settings.of(corpus_settings, recipe), corpus)]
-    if any(isinstance(stage, SelfSupervisedStage) for stage in recipe.stages):
+    corpus_inputs = tuple(key for key, _ in recipe.corpus_paths())
+    nodes = [StageNode("prepare", "prepare", Settings.of(corpus_settings, recipe), corpus_inputs)]
+
+    self_supervised = [isinstance(stage, SelfSupervisedStage) for stage in recipe.stages]
+    if any(self_supervised):
         nodes.append(StageNode("features", "features", Settings.of(features_settings, recipe), ("corpus/train",)))
-    if not all(isinstance(stage, SelfSupervisedStage) for stage in recipe.stages):
+    if not all(self_supervised):
         nodes.append(StageNode("tokenizer", "tokenizer", Settings.of(tokenizer_settings, recipe), ("corpus/train",)))
+
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             files = [str(path) for _, path in search_files(stage.search)]
@@ -74,7 +77,10 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
         else:
             inputs = ("corpus/train", *_training_inputs(stage))
             nodes.append(StageNode(stage.name, stage.kind, Settings.of(training_settings, recipe, stage), inputs))
-    return [*nodes, StageNode("report", "report", Settings({}, {}), tuple(stage.name for stage in recipe.stages))]
+
+    every_stage = tuple(stage.name for stage in recipe.stages)
+    nodes.append(StageNode("report", "report", Settings({}, {}), every_stage))
+    return nodes
 
 
 def _training_inputs(stage: AnyTrainingStage) -> tuple[str, ...]:
@@ -82,14 +88,17 @@ def _training_inputs(stage: AnyTrainingStage) -> tuple[str, ...]:
         return ("features",)
     if isinstance(stage, DistillStage):
         return ("tokenizer", *(teacher.model for teacher in stage.named_teachers))
-    return ("tokenizer", stage.initialize_from) if stage.initialize_from else ("tokenizer",)
+    if stage.initialize_from:
+        return ("tokenizer", stage.initialize_from)
+    return ("tokenizer",)
 
 
 class Pipeline:
     """The stages of a recipe beside the state of a run folder."""
 
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
-        self.recipe, self.run = recipe, run
+        self.recipe = recipe
+        self.run = run
         self.nodes = build_pipeline(recipe)
         state = read_json(run.state_file) or {}
         self._records: dict[str, dict[str, Any]] = state.get("stages", {})
@@ -103,39 +112,43 @@ class Pipeline:
 
         What comes after a stage that is not done depends on what that stage will give.
         """
-        awaited: list[str] = []
+        not_done: list[str] = []
         for node in self.nodes:
-            stage_status = self.status_of(node)
-            upstream = [name for name in self._upstream(node) if name in awaited]
-            if stage_status.done and upstream:
-                stage_status = StageStatus(False, f"depends on {', '.join(upstream)}", None, stage_status.inputs)
-            if not stage_status.done:
-                awaited.append(node.name)
-            yield node, stage_status
+            status = self.status_of(node)
+            upstream = ["prepare" if name.startswith("corpus/") else name for name in node.inputs]
+            awaited = [name for name in upstream if name in not_done]
+            if status.done and awaited:
+                status = StageStatus(False, f"depends on {', '.join(awaited)}", None, status.inputs)
+            if not status.done:
+                not_done.append(node.name)
+            yield node, status
 
     def later_steps(self, name: str) -> int:
         """Return the steps of the trainings after a stage, which is not done, that are to run."""
-        to_run = [node.name for node, stage_status in self.statuses() if not stage_status.done]
+        to_run = [node.name for node, status in self.statuses() if not status.done]
         later = to_run[to_run.index(name) + 1 :]
         return sum(stage.steps for stage in self.recipe.training_stages() if stage.name in later)
 
-    def _upstream(self, node: StageNode) -> list[str]:
-        return ["prepare" if name.startswith("corpus/") else name for name in node.inputs]
-
     def status_of(self, node: StageNode) -> StageStatus:
         """Return whether a stage is done, from its record and from what lies on the disk now."""
-        found = {name: self._input_hash(name) for name in node.inputs}
-        inputs = {name: value for name, value in found.items() if value is not None}
-        missing = [name for name, value in found.items() if value is None]
+        inputs: dict[str, str] = {}
+        missing: list[str] = []
+        for name in node.inputs:
+            input_hash = self._input_hash(name)
+            if input_hash is None:
+                missing.append(name)
+            else:
+                inputs[name] = input_hash
         if missing:
             return StageStatus(False, f"waits for {', '.join(missing)}", None, inputs)
+
         record = self.record(node.name)
-        settings = node.settings.beside(record["settings"]) if record else node.settings.values
-        fingerprint = hash_of({"settings": settings, "inputs": inputs})
+        settings = node.settings.comparable_to(record["settings"]) if record else node.settings.values
+        fingerprint = hash_value({"settings": settings, "inputs": inputs})
         if not record:
             reason = "not started yet"
         elif record["fingerprint"] != fingerprint:
-            reason = f"changed: {self._difference(node, inputs)}"
+            reason = f"changed: {self._changes(node, inputs)}"
         elif record["status"] != "done":
             reason = "not finished yet"
         elif self.output_hash(node) != record["output"]:
@@ -144,85 +157,94 @@ class Pipeline:
             return StageStatus(True, "done", fingerprint, inputs)
         return StageStatus(False, reason, fingerprint, inputs)
 
-    def _difference(self, node: StageNode, inputs: dict[str, str]) -> str:
+    def _changes(self, node: StageNode, inputs: dict[str, str]) -> str:
         """Return in words how settings and inputs differ from those of the record."""
         record = self.record(node.name)
-        before, after = flatten(record["settings"]), flatten(node.settings.beside(record["settings"]))
-        settings = [
-            f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key, ...) != after.get(key, ...)
-        ]
-        changed = [name for name in sorted(record["inputs"] | inputs) if record["inputs"].get(name) != inputs.get(name)]
-        return ", ".join(settings + [f"input {name}" for name in changed])
+        before = flatten(record["settings"])
+        after = flatten(node.settings.comparable_to(record["settings"]))
+        changes = []
+        for key in sorted(before.keys() | after.keys()):
+            # ... stands for a key that is not there: None is a value.
+            if before.get(key, ...) != after.get(key, ...):
+                changes.append(f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}")
+        for name in sorted(record["inputs"].keys() | inputs.keys()):
+            if record["inputs"].get(name) != inputs.get(name):
+                changes.append(f"input {name}")
+        return ", ".join(changes)
 
     def _input_hash(self, name: str) -> str | None:
+        """Return a SHA-256 of an input's content, None when it is not there."""
         if name.startswith("corpus/"):
             return self._split_hash(name.removeprefix("corpus/"))
         if name.startswith("corpus."):
             path = dict(self.recipe.corpus_paths())[name]
-            return _hash_listing(path) if path.is_dir() else hash_files([path], path.parent)
+            if path.is_dir():
+                return hash_listing(path)
+            return hash_files([path], path.parent)
         if "/" in name:
             path = Path(name)
-            return hash_files([path], path.parent) if path.is_file() else self.folder_hash(path)
-        return self.output_hash(next(node for node in self.nodes if node.name == name))
+            if path.is_file():
+                return hash_files([path], path.parent)
+            return hash_folder(path)
+        node = next(node for node in self.nodes if node.name == name)
+        return self.output_hash(node)
 
     def _split_hash(self, split: str) -> str | None:
         if not self.recipe.has_split(self.run, split):
             return None
         summary = read_summary(self.recipe.split_folder(self.run, split))
-        return hash_of([shard["sha256"] for shard in summary["shards"]])
-
-    @staticmethod
-    def folder_hash(folder: Path) -> str | None:
-        """Return a SHA-256 of a finished model's folder, None when there is nothing in it."""
-        files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-        return hash_files(files, folder) if files else None
+        return hash_value([shard["sha256"] for shard in summary["shards"]])
 
     def output_hash(self, node: StageNode) -> str | None:
         """Return a SHA-256 of what a stage has left, None when there is nothing."""
-        if node.kind == "prepare":
-            hashes = {split: self._split_hash(split) for split in self._splits()}
-            return None if None in hashes.values() else hash_of(hashes)
-        if node.kind == "tokenizer":
-            # Its folder may hold what was derived from it since.
-            files = [self.run.tokenizer / name for name in TOKENIZER_FILES]
-            return hash_files(files, self.run.path) if all(file.is_file() for file in files) else None
-        if node.kind == "features":
-            file = self.run.statistics_file
-            return hash_files([file], self.run.path) if file.is_file() else None
-        if node.kind == "report":
-            files = [path for path in [self.run.report_file] if path.is_file()]
-            return hash_files(files, self.run.path) if files else None
-        stage = self.run.stage(node.name)
-        if node.kind == "evaluate":
-            return hash_files([stage.evaluation_file], stage.path) if stage.evaluation_file.is_file() else None
-        return self.folder_hash(stage.model)
+        match node.kind:
+            case "prepare":
+                splits = {"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)}
+                hashes = {split: self._split_hash(split) for split in sorted(splits)}
+                return None if None in hashes.values() else hash_value(hashes)
+            case "tokenizer":
+                # Named one by one: the folder may hold what was derived from them since.
+                files = [self.run.tokenizer / name for name in TOKENIZER_FILES]
+                root = self.run.path
+            case "features":
+                files = [self.run.statistics_file]
+                root = self.run.path
+            case "report":
+                files = [self.run.report_file]
+                root = self.run.path
+            case "evaluate":
+                files = [self.run.stage(node.name).evaluation_file]
+                root = self.run.stage(node.name).path
+            case _:
+                return hash_folder(self.run.stage(node.name).model)
+        if not all(file.is_file() for file in files):
+            return None
+        return hash_files(files, root)
 
-    def _splits(self) -> list[str]:
-        return sorted({"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)})
-
-    def started(self, node: StageNode, stage_status: StageStatus) -> None:
+    def started(self, node: StageNode, status: StageStatus) -> None:
         """Record that a stage runs."""
         record = self.record(node.name)
-        self._set(
+        settings = node.settings.comparable_to(record["settings"]) if record else node.settings.values
+        self._update_record(
             node,
             status="running",
-            fingerprint=stage_status.fingerprint,
-            settings=node.settings.beside(record["settings"]) if record else node.settings.values,
-            inputs=stage_status.inputs,
+            fingerprint=status.fingerprint,
+            settings=settings,
+            inputs=status.inputs,
             started=round(time.time(), 3),
         )
 
-    def ended(self, node: StageNode, status: str) -> None:
+    def ended(self, node: StageNode, outcome: str) -> None:
         """Record how a stage ended: done, stopped or failed."""
-        output = self.output_hash(node) if status == "done" else None
-        self._set(node, status=status, output=output, ended=round(time.time(), 3))
+        output = self.output_hash(node) if outcome == "done" else None
+        self._update_record(node, status=outcome, output=output, ended=round(time.time(), 3))
 
-    def _set(self, node: StageNode, **values: Any) -> None:
+    def _update_record(self, node: StageNode, **values: Any) -> None:
         self._records[node.name] = {"kind": node.kind, **self.record(node.name), **values}
-        order = [node.name for node in self.nodes]
-        stages = {name: self._records[name] for name in order if name in self._records}
+        stages = {}
+        for other in self.nodes:
+            if other.name in self._records:
+                stages[other.name] = self._records[other.name]
         write_json(self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages})
 
 
@@ -230,8 +252,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return a nested mapping as one of dotted keys."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {
-        key: leaf
-        for name, item in value.items()
-        for key, leaf in flatten(item, f"{prefix}.{name}" if prefix else name).items()
-    }
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        key = f"{prefix}.{name}" if prefix else name
+        flat |= flatten(item, key)
+    return flat

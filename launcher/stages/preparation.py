@@ -42,7 +42,7 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
         display.say(f"prepare: {name} has {split.utterances} utterances, {split.seconds / 3600:.2f} h")
     if report.rejected:
         display.say(
-            f"prepare: {len(report.rejected)} utterances were left out; {run.corpus / 'rejected.jsonl'} says why"
+            f"prepare: {len(report.rejected)} utterances were rejected; {run.corpus / 'rejected.jsonl'} says why"
         )
 
 
@@ -87,6 +87,7 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
 def _replace_folder(folder: Path, new: Path) -> None:
     """Put a finished folder in the place of an old one; a kill in between leaves none, never a mixture."""
+    # A folder that is not empty cannot be replaced by a rename; the old one steps aside under a hidden name.
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -22,24 +22,24 @@ class Settings:
     given: Values
 
     @classmethod
-    def of(cls, dump: Callable[..., Values], *what: Any) -> "Settings":
-        """What one of the functions below says of its arguments; `sparse` leaves out what has its default."""
-        return cls(dump(*what), dump(*what, sparse=True))
+    def of(cls, settings: Callable[..., Values], *arguments: Any) -> "Settings":
+        """What one of the functions below makes of its arguments; `sparse` omits what has its default."""
+        return cls(settings(*arguments), settings(*arguments, sparse=True))
 
-    def beside(self, recorded: Values) -> Values:
+    def comparable_to(self, recorded: Values) -> Values:
         """The settings without those that are unknown to a record and have their default."""
-        return _beside(self.values, self.given, recorded)
+        return _comparable(self.values, self.given, recorded)
 
 
-def _beside(values: Values, given: Values, recorded: Values) -> Values:
-    kept = {}
+def _comparable(values: Values, given: Values, recorded: Values) -> Values:
+    comparable = {}
     for key, value in values.items():
         before = recorded.get(key)
-        if key in recorded and isinstance(value, dict) and isinstance(before, dict):
-            kept[key] = _beside(value, given.get(key) or {}, before)
+        if isinstance(value, dict) and isinstance(before, dict):
+            comparable[key] = _comparable(value, given.get(key) or {}, before)
         elif key in recorded or key in given:
-            kept[key] = value
-    return kept
+            comparable[key] = value
+    return comparable
 
 
 def corpus_settings(recipe: Recipe, sparse: bool = False) -> Values:

@@ -8,10 +8,16 @@ from launcher.training.checkpoint.reading import Checkpoint, newest_intact
 
 def agreed_checkpoint(stage: StageFolder, up_to: int | None = None) -> Checkpoint | None:
     """The newest intact checkpoint (of steps `up_to` one) as the first process finds it; None if none. Collective."""
-    first = dist.get_rank() == 0
-    newest = newest_intact(stage, up_to) if first else None
-    choice = [newest.step if newest else None]
-    dist.broadcast_object_list(choice, 0)
-    if choice[0] is None:
-        return None
-    return newest or Checkpoint(stage.checkpoint(choice[0]), verify=False)
+    checkpoint = None
+    chosen_step: list[int | None] = [None]
+    if dist.get_rank() == 0:
+        checkpoint = newest_intact(stage, up_to)
+        if checkpoint is not None:
+            chosen_step = [checkpoint.step]
+    dist.broadcast_object_list(chosen_step, 0)
+
+    step = chosen_step[0]
+    if step is None or checkpoint is not None:
+        return checkpoint
+    # The first process has compared every file with its SHA-256; once is enough.
+    return Checkpoint(stage.checkpoint(step), verify=False)

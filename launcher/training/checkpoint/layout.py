@@ -8,12 +8,16 @@ each file holds of it and the SHA-256 of each file. Any process of any later top
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-WEIGHT, BUFFER = "weight", "buffer"
+# The name of the newest checkpoint, in a file beside the checkpoints.
+LATEST = "latest"
+
+# The kinds of what is stored, beside the optimizer's moments (fragments.MOMENTS).
+WEIGHT = "weight"
+BUFFER = "buffer"
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,3 @@ def part_name(rank: int) -> str:
 def manifest_digest(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its own `sha256`."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

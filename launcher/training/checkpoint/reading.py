@@ -9,9 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.files import file_sha256
 from launcher.errors import CheckpointError
 from launcher.run_folder import StageFolder
-from launcher.training.checkpoint.layout import FORMAT, MANIFEST, WEIGHT, Piece, file_sha256, manifest_digest
+from launcher.training.checkpoint.layout import FORMAT, MANIFEST, WEIGHT, Piece, manifest_digest
 
 if TYPE_CHECKING:
     from launcher.training.fragments import Fragment
@@ -47,17 +48,17 @@ class Checkpoint:
         self.step: int = manifest["step"]
         self.trainer: dict[str, Any] = manifest["trainer"]
         self.shapes: dict[str, list[int]] = manifest["shapes"]
-        self._files = manifest["files"]
         self._pieces: dict[tuple[str, str], list[Piece]] = {}
         for record in manifest["pieces"]:
             piece = Piece(**record)
             self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
+        self._open_files: dict[str, Any] = {}
         if verify:
-            self._verify()
-        self._open: dict[str, Any] = {}
+            self._verify(manifest["files"])
 
-    def _verify(self) -> None:
-        for file in self._files:
+    def _verify(self, files: list[dict[str, Any]]) -> None:
+        """Compare every file with its record, sizes first: a file that was cut short is told from a changed one."""
+        for file in files:
             path = self.folder / file["name"]
             if not path.exists():
                 raise CheckpointError(f"The checkpoint {self.folder} lacks its part {file['name']}.")
@@ -72,11 +73,11 @@ class Checkpoint:
             if not intact:
                 raise CheckpointError(f"{path} is not what was written: its SHA-256 differs from the manifest's.")
 
-    def fill(self, part: "Fragment") -> None:
+    def fill(self, fragment: "Fragment") -> None:
         """Copy this checkpoint's values and optimizer state into a fragment, whoever wrote them."""
-        self._copy(WEIGHT, part.name, part.start, part.values)
-        for kind, values in part.state.items():
-            self._copy(kind, part.name, part.start, values)
+        self._copy(WEIGHT, fragment.name, fragment.start, fragment.values)
+        for kind, values in fragment.state.items():
+            self._copy(kind, fragment.name, fragment.start, values)
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter and buffer whole, in fp32, by its name in an unspread model."""
@@ -94,26 +95,30 @@ class Checkpoint:
 
     @torch.no_grad()
     def _copy(self, kind: str, name: str, start: int, values: Tensor) -> None:
-        stop, found = start + values.numel(), 0
+        """Fill [start, start + len(values)) of a flattened tensor from the pieces that overlap it."""
+        stop = start + values.numel()
+        num_copied = 0
         for piece in self._pieces.get((kind, name), []):
-            low, high = max(start, piece.start), min(stop, piece.stop)
+            low = max(start, piece.start)
+            high = min(stop, piece.stop)
             if low < high:
-                stored = self._file(piece.file).get_slice(piece.key)[low - piece.start : high - piece.start]
+                # A slice, so that only the bytes of the overlap are read.
+                stored = self._open_file(piece.file).get_slice(piece.key)[low - piece.start : high - piece.start]
                 values[low - start : high - start].copy_(stored)
-                found += high - low
-        if found != stop - start:
+                num_copied += high - low
+        if num_copied != stop - start:
             raise CheckpointError(
-                f"The checkpoint {self.folder} holds {found} of the {stop - start} values [{start}, {stop}) of "
+                f"The checkpoint {self.folder} holds {num_copied} of the {stop - start} values [{start}, {stop}) of "
                 f"{kind} {name}: it is of another model, or a process did not write its part."
             )
 
-    def _file(self, name: str):
-        if name not in self._open:
+    def _open_file(self, name: str):
+        if name not in self._open_files:
             try:
-                self._open[name] = safe_open(self.folder / name, framework="pt")
+                self._open_files[name] = safe_open(self.folder / name, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.folder / name} cannot be read: {error}.") from None
-        return self._open[name]
+        return self._open_files[name]
 
 
 def newest_intact(stage: StageFolder, up_to: int | None = None) -> Checkpoint | None:

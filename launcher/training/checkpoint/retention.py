@@ -10,8 +10,10 @@ from launcher.recipe import CheckpointConfig
 from launcher.run_folder import StageFolder
 from launcher.training.checkpoint.reading import read_manifest
 
-# Manifest, headers, and what else is written to the same disk meanwhile.
-SPACE_MARGIN, SPACE_MARGIN_BYTES = 1.05, 1 << 20
+# Room for the manifest, for headers, and for what else is written to the same disk meanwhile.
+SPACE_MARGIN = 1.05
+SPACE_MARGIN_BYTES = 1 << 20
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,12 +23,25 @@ def retained(validation_cer: Mapping[int, float | None], newest: int, config: Ch
     Always among them: `newest`, which has just been written, and of equally good ones the later. Checkpoints of later
     steps than `newest` were found damaged on resuming; they stay until their step is written again, and do not count.
     """
-    steps = sorted(step for step in validation_cer if step <= newest)
-    scores = {step: cer for step in steps if (cer := validation_cer[step]) is not None}
-    best = sorted(scores, key=lambda step: (scores[step], -step))
-    every = [step for step in steps if config.keep_every is not None and step % config.keep_every == 0]
-    later = [step for step in validation_cer if step > newest]
-    return {newest, *steps[-config.keep_last :], *best[: config.keep_best], *every, *later}
+    steps = []
+    later = []
+    validated = []
+    for step, cer in sorted(validation_cer.items()):
+        if step > newest:
+            later.append(step)
+            continue
+        steps.append(step)
+        if cer is not None:
+            validated.append((cer, -step))
+
+    keep = {newest, *later, *steps[-config.keep_last :]}
+    for _, negated_step in sorted(validated)[: config.keep_best]:
+        keep.add(-negated_step)
+    if config.keep_every is not None:
+        for step in steps:
+            if step % config.keep_every == 0:
+                keep.add(step)
+    return keep
 
 
 def retire(stage: StageFolder, newest: int, config: CheckpointConfig) -> None:
@@ -46,6 +61,8 @@ def _validation_cer(folder: Path) -> float | None:
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint so that a kill halfway leaves nothing that looks like one."""
+    # Renamed first: what a kill leaves then has a hidden name, which no reader takes for a checkpoint and the next save
+    # clears away.
     hidden = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
@@ -70,4 +87,6 @@ def has_room(folder: Path, state_bytes: int, step: int) -> bool:
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
+    if num_bytes >= 1e8:
+        return f"{num_bytes / 1e9:.2f} GB"
+    return f"{num_bytes / 1e6:.2f} MB"

@@ -23,16 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import flush_folder
+from data.files import file_sha256, flush_folder
 from launcher.recipe import CheckpointConfig
 from launcher.run_folder import StageFolder, write_json, write_text
 from launcher.training.checkpoint.layout import (
     BUFFER,
     FORMAT,
+    LATEST,
     MANIFEST,
     WEIGHT,
     Piece,
-    file_sha256,
     manifest_digest,
     part_name,
 )
@@ -77,8 +77,11 @@ class Saver:
     """Saves of one stage. Every process builds one; `start`, `settle` and `finish` are called by all alike."""
 
     def __init__(self, stage: StageFolder, config: CheckpointConfig, device: torch.device):
-        self._stage, self._config, self._device = stage, config, device
+        self._stage = stage
+        self._config = config
+        self._device = device
         self._rank = dist.get_rank()
+        # One thread, so that a commit comes after the write before it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
 
@@ -89,18 +92,29 @@ class Saver:
         """
         self.finish()
         parts = [part for part in state.parts if part.writes]
-        own_bytes = sum(_bytes(part.values) + sum(map(_bytes, part.state.values())) for part in parts)
-        state_bytes = int(self._reduce(own_bytes, dist.ReduceOp.SUM))
+        buffers = state.buffers if self._rank == 0 else {}
+
+        local_bytes = 0
+        for part in parts:
+            local_bytes += part.values.nbytes
+            for values in part.state.values():
+                local_bytes += values.nbytes
+        state_bytes = int(self._all_reduce(local_bytes, dist.ReduceOp.SUM))
+
+        # Hidden until it is whole: only `_commit` gives it the name that readers look for.
         folder = self._stage.checkpoints / f".{self._stage.checkpoint(state.step).name}.tmp"
-        prepared = self._rank != 0 or self._prepare(folder, state_bytes, state.step)
+        prepared = True
+        if self._rank == 0:
+            prepared = self._prepare(folder, state_bytes, state.step)
         if not self._all(prepared):
             return False
-        tensors, pieces = _snapshot(part_name(self._rank), parts, state.buffers if self._rank == 0 else {})
-        # The trainer's measures go on changing; the copy is what belongs to this step.
+
+        tensors, pieces = _copy_to_cpu(part_name(self._rank), parts, buffers)
         header = {
             "format": FORMAT,
             "step": state.step,
             "validation_cer": state.validation_cer,
+            # A copy through JSON: the trainer's sums go on changing, and this step's are wanted.
             "trainer": json.loads(json.dumps(state.trainer)),
             "shapes": state.shapes,
         }
@@ -110,7 +124,8 @@ class Saver:
 
     def progress(self) -> dict[str, int]:
         """This process's contribution to the sums that `settle` wants: still writing, and could not write."""
-        writing = failed = False
+        writing = False
+        failed = False
         if self._save and not self._save.settled:
             writing = not self._save.write.done()
             failed = not writing and not self._save.write.result()
@@ -119,7 +134,7 @@ class Saver:
     def settle(self, num_writing: float, num_failed: float) -> None:
         """Seal the save under way if all processes have written their part, given the sums over all of them."""
         if self._save and not self._save.settled and num_writing == 0:
-            self._conclude(self._save, num_failed == 0)
+            self._conclude(self._save, complete=num_failed == 0)
 
     def finish(self) -> bool:
         """Wait until the save under way is in place or given up; collective. False when it was given up."""
@@ -127,15 +142,21 @@ class Saver:
         if save is None:
             return True
         if not save.settled:
-            self._conclude(save, self._all(save.write.result()))
+            self._conclude(save, complete=self._all(save.write.result()))
         self._save = None
-        return self._all(self._rank != 0 or (save.commit is not None and save.commit.result()))
+
+        in_place = True
+        if self._rank == 0:
+            in_place = save.commit is not None and save.commit.result()
+        return self._all(in_place)
 
     def _conclude(self, save: _Save, complete: bool) -> None:
         save.settled = True
-        if self._rank == 0 and complete:
+        if self._rank != 0:
+            return
+        if complete:
             save.commit = self._thread.submit(_commit, self._stage, save, self._config)
-        elif self._rank == 0:
+        else:
             save.commit = self._thread.submit(_discard, save)
 
     def _prepare(self, folder: Path, state_bytes: int, step: int) -> bool:
@@ -152,16 +173,12 @@ class Saver:
         return True
 
     def _all(self, succeeded: bool) -> bool:
-        return bool(self._reduce(int(succeeded), dist.ReduceOp.MIN))
+        return bool(self._all_reduce(int(succeeded), dist.ReduceOp.MIN))
 
-    def _reduce(self, value: int, operation: Any) -> float:
+    def _all_reduce(self, value: int, operation: Any) -> float:
         number = torch.tensor(float(value), dtype=torch.float64, device=self._device)
         dist.all_reduce(number, op=operation)
         return number.item()
-
-
-def _bytes(values: Tensor) -> int:
-    return values.numel() * values.element_size()
 
 
 def _log_failure(step: int, error: Exception) -> None:
@@ -170,11 +187,12 @@ def _log_failure(step: int, error: Exception) -> None:
     )
 
 
-def _snapshot(
+def _copy_to_cpu(
     file: str, parts: "Iterable[Fragment]", buffers: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Copies in CPU memory of what this process writes, and the records of their pieces."""
-    tensors, pieces = {}, []
+    tensors = {}
+    pieces = []
 
     def add(kind: str, name: str, start: int, values: Tensor) -> None:
         piece = Piece(file, kind, name, start, start + values.numel())
@@ -191,6 +209,7 @@ def _snapshot(
 
 
 def _write_part(folder: Path, rank: int, step: int, tensors: dict[str, Tensor], pieces: list[dict[str, Any]]) -> bool:
+    """Write and flush one process's tensors, and beside them the record that the manifest is made of."""
     path = folder / part_name(rank)
     try:
         save_file(tensors, path)
@@ -202,24 +221,28 @@ def _write_part(folder: Path, rank: int, step: int, tensors: dict[str, Tensor], 
         _log_failure(step, error)
         return False
     finally:
-        tensors.clear()
+        tensors.clear()  # the future of this call lives on; the copies must not
     return True
 
 
 def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
-    """Seal and rename the folder of a save whose parts are all written; then retire older checkpoints."""
+    """Make a save whose parts are all written a checkpoint, then the latest one; then retire older checkpoints."""
+    final = stage.checkpoint(save.step)
     try:
-        _seal(save)
-        final = stage.checkpoint(save.step)
-        if final.exists():  # damaged: a run goes on from its newest intact one, and saves no step before it again
+        _write_manifest(save)
+        if final.exists():
+            # Damaged: a run goes on from its newest intact checkpoint and reaches the steps of later ones again.
             shutil.rmtree(final)
+        # Renamed when everything in it is on the disk: whoever sees the name may rely on the content.
         save.folder.rename(final)
         flush_folder(stage.checkpoints)
     except (OSError, ValueError) as error:
         _log_failure(save.step, error)
         return _discard(save)
+
     try:
-        write_text(stage.checkpoints / "latest", final.name + "\n")
+        # `latest` moves only now, and older checkpoints go only after that: at no moment is there none.
+        write_text(stage.checkpoints / LATEST, final.name + "\n")
         retire(stage, save.step, config)
     except OSError as error:
         logger.warning("The checkpoint of step %d is in place, but older ones were not cleared: %s", save.step, error)
@@ -232,14 +255,15 @@ def _discard(save: _Save) -> bool:
     return False
 
 
-def _seal(save: _Save) -> None:
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(save.folder.glob("rank-*.json"))]
-    manifest = {
-        **save.header,
-        "files": [record["file"] for record in records],
-        "pieces": [piece for record in records for piece in record["pieces"]],
-    }
+def _write_manifest(save: _Save) -> None:
+    """Put the records of all parts together as the manifest, which seals the folder."""
+    files = []
+    pieces = []
+    for path in sorted(save.folder.glob("rank-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files.append(record["file"])
+        pieces += record["pieces"]
+    manifest = {**save.header, "files": files, "pieces": pieces}
     write_json(save.folder / MANIFEST, {"sha256": manifest_digest(manifest), **manifest})
     for path in save.folder.glob("rank-*.json"):
         path.unlink()
-    flush_folder(save.folder)

@@ -5,7 +5,7 @@ import yaml
 
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
-from launcher.stages.fingerprint import hash_of
+from launcher.stages.fingerprint import hash_value
 from launcher.stages.pipeline import Pipeline, build_pipeline
 
 ALL = ["prepare", "tokenizer", "teacher", "student", "evaluation", "report"]
@@ -218,7 +218,7 @@ def test_a_setting_that_a_newer_version_adds_reruns_nothing_while_it_has_its_def
     record = state["stages"]["teacher"]
     del record["settings"]["model"]["encoder"]["stochastic_depth"]
     del record["settings"]["model"]["encoder"]["experts"]
-    record["fingerprint"] = hash_of({key: record[key] for key in ("settings", "inputs")})
+    record["fingerprint"] = hash_value({key: record[key] for key in ("settings", "inputs")})
     write(run.folder.state_file, json.dumps(state))
     assert run.to_run() == []
     assert "teacher" in run.to_run("stages.teacher.model.encoder.stochastic_depth=0.1")
@@ -234,7 +234,7 @@ def test_a_stage_that_an_older_version_began_goes_on_and_is_then_done(run):
     state = json.loads(run.folder.state_file.read_text())
     record = state["stages"]["teacher"]
     del record["settings"]["model"]["encoder"]["stochastic_depth"]
-    record["fingerprint"] = hash_of({key: record[key] for key in ("settings", "inputs")})
+    record["fingerprint"] = hash_value({key: record[key] for key in ("settings", "inputs")})
     write(run.folder.state_file, json.dumps(state))
     assert run.reason("teacher") == "not finished yet"
     run.finish()
