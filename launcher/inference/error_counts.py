@@ -1,4 +1,4 @@
-"""What jiwer's alignments say in two numbers."""
+"""Errors and reference length of jiwer's alignments."""
 
 import jiwer
 

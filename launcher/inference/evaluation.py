@@ -38,45 +38,62 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
 
     The hypotheses of all utterances go into files of the stage, and some of them, as examples, into what is returned.
     """
-    run, stage = context.run, context.stage
-    folder = context.split_folder(stage.split)
+    stage = context.stage
     results = {}
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")
-        model = FinishedModel.load(run.stage(name).model, stage.search)
-        found = evaluate_model(model, folder, stage.split, lambda done: heartbeat.beat(done, "evaluate"))
-        rows = found.pop("hypotheses")
-        write_lines(run.stage(stage.name).hypotheses_file(name), rows)
-        results[name] = {**found, "examples": rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]}
+        model = FinishedModel.load(context.run.stage(name).model, stage.search)
+        result = evaluate_model(
+            model,
+            context.split_folder(stage.split),
+            stage.split,
+            on_batch=lambda num_done: heartbeat.beat(num_done, "evaluate"),
+        )
+        rows = result.pop("hypotheses")
+        write_lines(context.folder.hypotheses_file(name), rows)
+        # Spread over the whole split, which is sorted by key.
+        stride = max(1, len(rows) // NUM_EXAMPLES)
+        results[name] = {**result, "examples": rows[::stride][:NUM_EXAMPLES]}
     return {"models": results}
 
 
-def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batch) -> dict[str, Any]:
-    """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder."""
+def evaluate_model(
+    model: FinishedModel, folder: Path | str, split: str, on_batch: Callable[[int], None]
+) -> dict[str, Any]:
+    """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder.
+
+    `on_batch` is told the number of utterances done. DataError when the split has no transcripts.
+    """
     reader = ShardReader(read_index(folder))
     if not reader.index.text_length.any():
         raise DataError(
             f"None of the {len(reader.index)} utterances at {folder} has a transcript: no error rate can be measured. "
             "Name a split with transcripts."
         )
-    references, hypotheses, keys = [], [], []
-    busy_s = audio_s = 0.0
-    for batch in _batches(reader, model.features.config.sample_rate_hz):
+
+    keys: list[str] = []
+    references: list[str] = []
+    hypotheses: list[str] = []
+    busy_s = 0.0
+    audio_s = 0.0
+    sample_rate_hz = model.features.config.sample_rate_hz
+    for batch in _batches(reader, sample_rate_hz):
         examples = [reader.read(utterance) for utterance in batch]
         waveforms = [example.waveform for example in examples]
         if not keys:
-            model.recognise(waveforms)  # a first call sets up threads and kernels, which is not the model's speed
+            # The first call sets up threads and kernels, which is not the model's speed.
+            model.recognise(waveforms)
         started = time.perf_counter()
         hypotheses += model.recognise(waveforms)
         busy_s += time.perf_counter() - started
-        audio_s += sum(map(len, waveforms)) / model.features.config.sample_rate_hz
-        references += [example.text for example in examples]
+        audio_s += sum(len(waveform) for waveform in waveforms) / sample_rate_hz
         keys += [example.key for example in examples]
+        references += [example.text for example in examples]
         on_batch(len(keys))
-    rows = [
-        {"key": key, "reference": reference, "hypothesis": hypothesis}
-        for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True))
-    ]
+
+    rows = []
+    for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True)):
+        rows.append({"key": key, "reference": reference, "hypothesis": hypothesis})
     operations = operations_per_second(model.recognizer, model.features.config)
     return {
         **count_parameters(model.recognizer).as_dict(),
@@ -97,7 +114,7 @@ def evaluate_model(model: FinishedModel, folder: Path | str, split: str, on_batc
 
 def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
     """Utterances of about equal length together, longest first, BATCH_S of padded audio at a time; those without a
-    transcript are left out."""
+    transcript are excluded."""
     index = reader.index
     transcribed = np.flatnonzero(index.text_length)
     order = transcribed[np.argsort(-index.samples[transcribed], kind="stable")]
@@ -123,51 +140,57 @@ def transcribe(
         if not path.is_file():
             raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
     model = FinishedModel.load(model_folder, search)
-    rate_hz = model.features.config.sample_rate_hz
     transcripts = []
     for path in paths:
-        waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), rate_hz)
-        found = _in_chunks(model, waveform, on_text) if on_text else model.hypotheses([waveform])[0]
-        transcripts.append({"audio": str(path), **transcript(model, found)})
+        waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), model.features.config.sample_rate_hz)
+        if on_text is None:
+            hypotheses = model.hypotheses([waveform])[0]
+        else:
+            hypotheses = _recognise_in_chunks(model, waveform, on_text)
+        transcripts.append({"audio": str(path), **transcript(model, hypotheses)})
     return transcripts
 
 
-def _in_chunks(model: FinishedModel, waveform: np.ndarray, on_text: Callable[[float, str], None]) -> list[Hypothesis]:
+def _recognise_in_chunks(
+    model: FinishedModel, waveform: np.ndarray, on_text: Callable[[float, str], None]
+) -> list[Hypothesis]:
     stream = StreamingRecognizer(model)
     for start in range(0, len(waveform), stream.chunk_samples):
         piece = waveform[start : start + stream.chunk_samples]
-        tokens = stream.push(piece).tokens
-        on_text((start + len(piece)) / model.features.config.sample_rate_hz, model.tokenizer.decode(tokens))
+        best = stream.push(piece)
+        heard_s = (start + len(piece)) / model.features.config.sample_rate_hz
+        on_text(heard_s, model.tokenizer.decode(best.tokens))
     return stream.finish()
 
 
-def transcript(model: FinishedModel, found: list[Hypothesis]) -> dict[str, Any]:
+def transcript(model: FinishedModel, hypotheses: list[Hypothesis]) -> dict[str, Any]:
     """The best of an utterance's hypotheses as text and tokens, and all of them as `n_best`; docs/search.md has an
     example. Times are in seconds from the start of the recording, None for tokens that do not fit into it."""
-    rows = [
-        {
+    rows = []
+    for hypothesis in hypotheses:
+        row = {
             "text": model.tokenizer.decode(hypothesis.tokens),
             "score": round(hypothesis.score, 4),
-            "probability": _rounded(hypothesis.probability, 4),
-            "tokens": _tokens(model, hypothesis),
+            "probability": _round_known(hypothesis.probability, 4),
+            "tokens": _token_rows(model, hypothesis),
         }
-        for hypothesis in found
-    ]
+        rows.append(row)
     return {"text": rows[0]["text"], "n_best": rows}
 
 
-def _tokens(model: FinishedModel, hypothesis: Hypothesis) -> list[dict[str, Any]]:
-    frames = hypothesis.frames or [None] * len(hypothesis.tokens)
+def _token_rows(model: FinishedModel, hypothesis: Hypothesis) -> list[dict[str, Any]]:
+    """Piece, start and confidence of each token of a hypothesis."""
     pieces = model.tokenizer.pieces
-    return [
-        {
-            "token": pieces[token],
-            "start_s": _rounded(None if frame is None else frame * model.frame_s, 3),
-            "confidence": round(confidence, 4),
-        }
-        for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True)
-    ]
+    frames = hypothesis.frames or [None] * len(hypothesis.tokens)
+    rows = []
+    for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True):
+        start_s = None if frame is None else frame * model.frame_s
+        row = {"token": pieces[token], "start_s": _round_known(start_s, 3), "confidence": round(confidence, 4)}
+        rows.append(row)
+    return rows
 
 
-def _rounded(number: float | None, digits: int) -> float | None:
-    return None if number is None else round(number, digits)
+def _round_known(number: float | None, digits: int) -> float | None:
+    if number is None:
+        return None
+    return round(number, digits)

@@ -25,51 +25,64 @@ TIMEOUT_S = 60.0
 COLUMNS = ("key", "audio", "reference", "hypothesis", "word_errors", "words", "character_errors", "characters")
 
 
-def track_evaluation(context: StageContext[EvaluateStage], found: dict[str, Any]) -> None:
-    """Show `found`, what `launcher.inference.evaluation.evaluate` returned. What fails is in the stage's logs."""
-    recipe, run, stage = context.recipe, context.run, context.stage
+def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, Any]) -> None:
+    """Show what `launcher.inference.evaluation.evaluate` returned. Failures are in the stage's logs."""
     tracker = Tracker(
-        run.stage(stage.name).path,
-        recipe.tracking,
-        run_name=recipe.name,
-        recipe=recipe.model_dump(mode="json"),
+        context.folder.path,
+        context.recipe.tracking,
+        run_name=context.recipe.name,
+        recipe=context.recipe.model_dump(mode="json"),
         resume_step=None,
     )
     tracker.artifacts(lambda: used_artifacts(context), used=True)
-    folder = recipe.split_folder(run, stage.split)
-    for name, model in found["models"].items():
-        tracker.summarize(_numbers(name, model))
+    folder = context.split_folder(context.stage.split)
+    for name, model in results["models"].items():
+        tracker.summarize(_summary(name, model))
+        # The defaults bind this turn's values: the tracker calls it later, on a thread of its own.
         tracker.table(lambda name=name, model=model: examples_table(f"examples/{name}", model["examples"], folder))
     tracker.artifacts(lambda: made_artifacts(context), used=False)
     tracker.close(TIMEOUT_S)
     if tracker.unmirrored:
-        logs = run.stage(stage.name).logs
-        logger.warning("%d records of the evaluation were not shown; the logs in %s say why", tracker.unmirrored, logs)
+        logger.warning(
+            "%d records of the evaluation were not shown; the logs in %s say why",
+            tracker.unmirrored,
+            context.folder.logs,
+        )
 
 
-def _numbers(name: str, model: dict[str, Any]) -> dict[str, float]:
-    """Every number of a model's results as NAME/SPLIT/MEASURE or NAME/MEASURE."""
-    flat: dict[str, float] = {}
+def _summary(name: str, model: dict[str, Any]) -> dict[str, float]:
+    """Every number of a model's results as NAME/SPLIT/METRIC or NAME/METRIC."""
+    summary: dict[str, float] = {}
     for key, value in model.items():
-        for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(number, int | float):
-                flat["/".join(filter(None, (name, key, inner)))] = number
-    return flat
+        if isinstance(value, int | float):
+            summary[f"{name}/{key}"] = value
+        elif isinstance(value, dict):
+            for metric, number in value.items():
+                if isinstance(number, int | float):
+                    summary[f"{name}/{key}/{metric}"] = number
+    return summary
 
 
 def examples_table(name: str, examples: list[dict[str, str]], folder: Path | str) -> Table:
     """Examples of one model with their errors, and their audio from a split's shards at the shards' rate."""
     index = read_index(folder)
     reader = ShardReader(index, attempts=1)
-    wanted = {example["key"] for example in examples}
-    positions = {key: position for position, key in enumerate(index.keys()) if key in wanted}
+    example_keys = {example["key"] for example in examples}
+    position_of_key = {}
+    for position, key in enumerate(index.keys()):
+        if key in example_keys:
+            position_of_key[key] = position
+
     rows = []
     for example in examples:
-        waveform = reader.read(positions[example["key"]]).waveform
+        reference = example["reference"]
+        hypothesis = example["hypothesis"]
+        waveform = reader.read(position_of_key[example["key"]]).waveform
         flac = io.BytesIO()
         soundfile.write(flac, waveform, index.sample_rate_hz, format="FLAC")
-        pair = example["reference"], example["hypothesis"]
-        errors = *count_errors(jiwer.process_words(*pair)), *count_errors(jiwer.process_characters(*pair))
         sound = Sound(flac.getvalue(), index.sample_rate_hz)
-        rows.append([example["key"], sound, *pair, *errors])
+        word_errors, words = count_errors(jiwer.process_words(reference, hypothesis))
+        character_errors, characters = count_errors(jiwer.process_characters(reference, hypothesis))
+        row = [example["key"], sound, reference, hypothesis, word_errors, words, character_errors, characters]
+        rows.append(row)
     return Table(name, COLUMNS, rows)

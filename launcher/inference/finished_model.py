@@ -35,7 +35,10 @@ class FinishedModel:
     """A recogniser with its front-end and tokenizer, on the CPU, and a way to search."""
 
     def __init__(self, recognizer: Recognizer, features: LogMel, tokenizer: Tokenizer, search: Search):
-        self.recognizer, self.features, self.tokenizer, self.search = recognizer, features, tokenizer, search
+        self.recognizer = recognizer
+        self.features = features
+        self.tokenizer = tokenizer
+        self.search = search
 
     @classmethod
     def load(cls, folder: Path, search: SearchConfig | None = None) -> "FinishedModel":
@@ -52,7 +55,8 @@ class FinishedModel:
                     f"{folder} holds an encoder that learnt without transcripts, and no recogniser. Start one from it: "
                     "a pretrain stage whose initialize_from names this folder or its stage."
                 )
-            recognizer, tokenizer = load_model(folder), Tokenizer.load(folder / "tokenizer")
+            recognizer = load_model(folder)
+            tokenizer = Tokenizer.load(folder / "tokenizer")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or "
@@ -69,23 +73,26 @@ class FinishedModel:
 
     def recognise(self, waveforms: list[np.ndarray]) -> list[str]:
         """The texts of mono float32 waveforms at the model's sample rate, as one batch."""
-        return [self.tokenizer.decode(found[0].tokens) for found in self.hypotheses(waveforms)]
+        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.hypotheses(waveforms)]
 
     @torch.inference_mode()
     def hypotheses(self, waveforms: list[np.ndarray]) -> list[list[Hypothesis]]:
-        """What the search finds for each waveform, best first."""
+        """The search's hypotheses for each waveform, best first."""
         return self.search(self.encode(waveforms))
 
     @torch.inference_mode()
     def encode(self, waveforms: list[np.ndarray]) -> RecognizerOutput:
-        """What the recogniser gives for the waveforms, as one batch, for a search to read."""
+        """The recogniser's output for the waveforms, as one batch, for a search to read."""
         samples_B = torch.tensor([len(waveform) for waveform in waveforms])
-        waveforms_BS = torch.zeros(len(waveforms), max(int(samples_B.max()), self.features.config.window_samples))
+        # At least one window: a shorter recording is padded to one.
+        num_samples = max(int(samples_B.max()), self.features.config.window_samples)
+        waveforms_BS = torch.zeros(len(waveforms), num_samples)
         for row, waveform in zip(waveforms_BS, waveforms, strict=True):
             row[: len(waveform)] = torch.from_numpy(waveform)
         features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        chunk = self.search.config.chunk
-        return self.recognizer(features_BTF, lengths_B, chunk=chunk.chunk if chunk else None)
+        chunk_config = self.search.config.chunk
+        chunk = chunk_config.chunk if chunk_config else None
+        return self.recognizer(features_BTF, lengths_B, chunk=chunk)
 
 
 def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:
@@ -116,7 +123,7 @@ def write_finished_model(
 ) -> None:
     """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all.
 
-    What only helped the training is left behind.
+    Auxiliary heads, which only served the training, are not part of it.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

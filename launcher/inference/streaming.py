@@ -1,4 +1,4 @@
-"""A recording that is still going on: samples in pieces, the text so far at any time.
+"""A recording that is still going on: samples in pieces, the hypothesis so far at any time.
 
 What comes out is what the same model gives for the whole recording with the same chunk. Between pieces it keeps less
 than a window of samples, what `StreamingEncoder` keeps, and the state of the search.
@@ -38,39 +38,40 @@ class StreamingRecognizer:
             )
         self.model = model
         self._encoder = StreamingEncoder(model.recognizer.encoder, config.chunk.chunk)
-        self._waiting = torch.zeros(0)
+        self._waiting_S = torch.zeros(0)
 
     @property
     def chunk_samples(self) -> int:
         """The samples of one chunk at the model's rate: after so many more there is something new to read."""
-        chunk, subsampling = self._encoder.chunk, self.model.recognizer.encoder.subsampling
-        return chunk.frames * subsampling.factor * self.model.features.config.hop_samples
+        feature_frames = self._encoder.chunk.frames * self.model.recognizer.encoder.subsampling.factor
+        return feature_frames * self.model.features.config.hop_samples
 
     @torch.inference_mode()
     def push(self, waveform: np.ndarray) -> Hypothesis:
         """The next mono float32 samples at the model's rate, any number of them; the best text so far."""
-        self._waiting = torch.cat((self._waiting, torch.from_numpy(waveform)))
-        num_frames = self.model.features.num_frames(len(self._waiting))
-        features_BTF, _ = self.model.features(self._waiting[None], torch.tensor([len(self._waiting)]))
-        # A copy: a view would keep the samples before it.
-        self._waiting = self._waiting[num_frames * self.model.features.config.hop_samples :].clone()
-        self._read(self._encoder.push(features_BTF[0]))
-        return self.found()[0]
+        samples_S = torch.cat((self._waiting_S, torch.from_numpy(waveform)))
+        num_frames = self.model.features.num_frames(len(samples_S))
+        features_BTF, _ = self.model.features(samples_S[None], torch.tensor([len(samples_S)]))
+        # The next window starts one hop after the last; a copy, because a view would keep the samples before it.
+        self._waiting_S = samples_S[num_frames * self.model.features.config.hop_samples :].clone()
+        self._advance(self._encoder.push(features_BTF[0]))
+        return self.hypotheses()[0]
 
     @torch.inference_mode()
     def finish(self) -> list[Hypothesis]:
         """The recording has ended: its texts, best first, as many as the search's `n_best`."""
-        self._read(self._encoder.finish())
+        self._advance(self._encoder.finish())
         config = self.model.search.config
-        return self.found(config.n_best if isinstance(config, PrefixBeamConfig) else 1)
+        n_best = config.n_best if isinstance(config, PrefixBeamConfig) else 1
+        return self.hypotheses(n_best)
 
-    def found(self, n_best: int = 1) -> list[Hypothesis]:
+    def hypotheses(self, n_best: int = 1) -> list[Hypothesis]:
         """The best texts of what has been read so far."""
         if isinstance(self._search, PrefixBeamSearch):
             return self._search.finish(n_best)[0]
         return self._search.finish()
 
-    def _read(self, frames_SD: Tensor) -> None:
+    def _advance(self, frames_SD: Tensor) -> None:
         if len(frames_SD):
             logits_SV = self.model.recognizer.ctc(frames_SD)
             self._search.advance(logits_SV[None], torch.tensor([len(frames_SD)]))
