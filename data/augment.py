@@ -1,6 +1,6 @@
 """Augmentation: speed perturbation of waveforms and SpecAugment on features.
 
-Every draw comes from outside (the plan draws speeds, the caller hands in a seeded generator), so that an
+Every draw comes from outside (the sampler draws speeds, the caller passes a seeded generator), so that an
 utterance is augmented the same way whichever process, worker or device does it.
 
 Shapes: B batch, T frames, F mel bins, M masks.
@@ -63,9 +63,9 @@ class SpecAugment(nn.Module):
         config = self.config
         batch, frames, bins = features_BTF.shape
         device = features_BTF.device
-        draws = torch.rand(
-            batch, 2, config.frequency_masks + config.time_masks, generator=generator, dtype=torch.float64
-        )
+        # Two draws per mask, one for its width and one for its start. On the CPU, for the same masks on every device.
+        num_masks = config.frequency_masks + config.time_masks
+        draws = torch.rand(batch, 2, num_masks, generator=generator, dtype=torch.float64)
         frequency_draws, time_draws = draws.to(device).split([config.frequency_masks, config.time_masks], dim=2)
 
         bins_B1 = torch.full((batch, 1), bins, device=device)
@@ -80,25 +80,31 @@ class SpecAugment(nn.Module):
 
 def apply_mask(features_BTF: Tensor, masked_BF: Tensor, masked_BT: Tensor) -> Tensor:
     """A copy of features [B, T, F] with masked mel bins and frames set to zero."""
-    return features_BTF.masked_fill(masked_BF[:, None, :] | masked_BT[:, :, None], 0.0)
+    masked_BTF = masked_BF[:, None, :] | masked_BT[:, :, None]
+    return features_BTF.masked_fill(masked_BTF, 0.0)
 
 
-def _masked(draws: Tensor, widest_B1: Tensor, extent_B1: Tensor, size: int) -> Tensor:
-    """Where [B, size] a mask lies, from uniform draws [B, 2, M] of a width up to the widest and a start."""
-    widths_BM = (draws[:, 0] * (widest_B1 + 1)).long()
+def _masked(draws: Tensor, max_width_B1: Tensor, extent_B1: Tensor, size: int) -> Tensor:
+    """Where [B, size] a mask lies, from uniform draws [B, 2, M] of a width up to `max_width_B1` and a start."""
+    # + 1, as the draws are below 1: widths from 0 to the largest, and every start that keeps a mask inside.
+    widths_BM = (draws[:, 0] * (max_width_B1 + 1)).long()
     starts_BM = (draws[:, 1] * (extent_B1 - widths_BM + 1)).long()
+    stops_BM = starts_BM + widths_BM
     positions = torch.arange(size, device=draws.device)
-    inside = (positions >= starts_BM[..., None]) & (positions < (starts_BM + widths_BM)[..., None])
-    return inside.any(dim=1)
+    after_start = positions >= starts_BM[..., None]
+    before_stop = positions < stops_BM[..., None]
+    return (after_start & before_stop).any(dim=1)
 
 
 def change_speed(waveform: npt.NDArray[np.float32], speed: float, length: int) -> npt.NDArray[np.float32]:
     """The waveform played `speed` times as fast (tempo and pitch), exactly `length` samples long.
 
-    `length` is the plan's round(samples / speed). The resampler's own rounding may differ from it by a
+    `length` is the sampler's round(samples / speed). The resampler's own rounding may differ from it by a
     sample, which is cut off or is silence.
     """
-    changed = waveform if speed == 1.0 else soxr.resample(waveform, speed, 1.0, quality="HQ")
+    changed = waveform
+    if speed != 1.0:
+        changed = soxr.resample(waveform, speed, 1.0, quality="HQ")
     assert abs(len(changed) - length) <= 2, f"{len(waveform)} samples at speed {speed} cannot become {length}"
     if len(changed) < length:
         changed = np.pad(changed, (0, length - len(changed)))

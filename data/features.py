@@ -3,7 +3,7 @@
 A frame is a full window of real samples: an utterance of S samples has `(S - window) // hop + 1` frames,
 none when it is shorter than a window. No frame reaches over the end of its utterance, so the features of an
 utterance are the same alone and in a padded batch. Everything is computed in fp32, under autocast too, and
-without a random number: the floor of the logarithm does what dither is for.
+without a random number: the floor of the logarithm takes the place of dither.
 
 Shapes: B batch, S samples, T frames, F mel bins.
 """
@@ -30,7 +30,8 @@ Count = TypeVar("Count", int, np.ndarray, Tensor)
 
 # A bin without signal (speech recorded at a lower rate has such) must not have its rounding noise blown up.
 MIN_STANDARD_DEVIATION = 0.2
-PREEMPHASIS = 0.97  # Kaldi's
+# Kaldi's default.
+PREEMPHASIS = 0.97
 
 
 class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
@@ -86,19 +87,33 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
         return 2 ** (self.window_samples - 1).bit_length()
 
     def mel_filters(self) -> Tensor:
-        """Triangular filters between equal steps of the HTK mel scale, float32 [fft_size // 2 + 1, F]."""
-        if self.kind == "kaldi":
-            return self._kaldi_filters()
-        with warnings.catch_warnings():
-            # Of empty filters it warns; they are refused when the configuration is read.
-            warnings.simplefilter("ignore", UserWarning)
-            return melscale_fbanks(
-                n_freqs=self.fft_size // 2 + 1,
-                f_min=self.low_hz,
-                f_max=self.high_hz or self.sample_rate_hz / 2,
-                n_mels=self.mel_bins,
-                sample_rate=self.sample_rate_hz,
-            )
+        """Triangular filters between equal steps of the HTK mel scale, float32 [fft_size // 2 + 1, F].
+
+        Those of `log_mel` are triangles over frequency, those of `kaldi` over the mel scale.
+        """
+        high_hz = self.high_hz or self.sample_rate_hz / 2
+        if self.kind == "log_mel":
+            with warnings.catch_warnings():
+                # torchaudio warns of empty filters; they are refused when the configuration is read.
+                warnings.simplefilter("ignore", UserWarning)
+                return melscale_fbanks(
+                    n_freqs=self.fft_size // 2 + 1,
+                    f_min=self.low_hz,
+                    f_max=high_hz,
+                    n_mels=self.mel_bins,
+                    sample_rate=self.sample_rate_hz,
+                )
+
+        low, high = _mel(torch.tensor([self.low_hz, high_hz], dtype=torch.float64)).tolist()
+        step = (high - low) / (self.mel_bins + 1)
+        left_F = low + step * torch.arange(self.mel_bins, dtype=torch.float64)
+        frequencies_hz = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64) * self.sample_rate_hz / self.fft_size
+        # In steps from a triangle's left corner: it rises to 1 at its centre, one step on, and falls to 0 at two.
+        position_NF = (_mel(frequencies_hz)[:, None] - left_F) / step
+        filters_NF = torch.minimum(position_NF, 2 - position_NF).clamp_min(0)
+        # Kaldi counts half the rate, the spectrum's highest frequency, to no filter.
+        filters_NF[-1] = 0
+        return filters_NF.float()
 
     def window(self) -> Tensor:
         """float32 [window_samples]; Povey's is a symmetric Hann window to the power of 0.85."""
@@ -106,25 +121,15 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
             return torch.hann_window(self.window_samples, periodic=False, dtype=torch.float64).pow(0.85).float()
         return torch.hann_window(self.window_samples)
 
-    def _kaldi_filters(self) -> Tensor:
-        """Triangles over the mel scale; the highest frequency of the spectrum belongs to none."""
-        ends_hz = torch.tensor([self.low_hz, self.high_hz or self.sample_rate_hz / 2], dtype=torch.float64)
-        low, high = _mel(ends_hz).tolist()
-        step = (high - low) / (self.mel_bins + 1)
-        left_F = low + step * torch.arange(self.mel_bins, dtype=torch.float64)
-        bins_hz = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64) * self.sample_rate_hz / self.fft_size
-        above_NF = (_mel(bins_hz)[:, None] - left_F) / step
-        filters_NF = torch.minimum(above_NF, 2 - above_NF).clamp_min(0)
-        filters_NF[-1] = 0
-        return filters_NF.float()
-
     def num_frames(self, samples: Count) -> Count:
         """Frames of so many samples: an int, or integers in a numpy array or a tensor."""
         frames = (samples - self.window_samples) // self.hop_samples + 1
+        # A maximum with 0 that ints, arrays and tensors all understand.
         return frames * (frames > 0)
 
 
 def _mel(hertz: Tensor) -> Tensor:
+    # The HTK scale, 2595 log10(1 + f / 700), with the natural logarithm as in Kaldi.
     return 1127 * torch.log1p(hertz / 700)
 
 
@@ -164,6 +169,7 @@ class LogMel(nn.Module):
 
         Frames beyond an utterance's length are zero.
         """
+        # Under autocast the product with the filters would be in bf16, with 8 bits of precision.
         with torch.autocast(waveforms_BS.device.type, enabled=False):
             features_BTF = (self._log_mel(waveforms_BS.float()) - self.mean_F) / self.std_F
         lengths_B = self.num_frames(samples_B)
@@ -172,23 +178,27 @@ class LogMel(nn.Module):
         return features_BTF.masked_fill_(~valid_BT[:, :, None], 0.0), lengths_B
 
     def _log_mel(self, waveforms_BS: Tensor) -> Tensor:
+        """The logarithm of each filter's power, before normalisation: fp32 [B, T, F]."""
+        config = self.config
         batch, samples = waveforms_BS.shape
-        if batch == 0 or samples < self.config.window_samples:
-            return waveforms_BS.new_zeros(batch, 0, self.config.mel_bins)
-        frames = waveforms_BS.unfold(-1, self.config.window_samples, self.config.hop_samples)
-        kaldi = self.config.kind == "kaldi"
-        if kaldi:
-            frames = _preemphasise(frames - frames.mean(-1, keepdim=True))
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, self.config.fft_size))
+        if batch == 0 or samples < config.window_samples:
+            return waveforms_BS.new_zeros(batch, 0, config.mel_bins)
+
+        frames = waveforms_BS.unfold(-1, config.window_samples, config.hop_samples)
+        if config.kind == "kaldi":
+            frames = frames - frames.mean(-1, keepdim=True)
+            # The first sample of a frame has none before it in the frame: it stands for that itself, as in Kaldi.
+            previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+            frames = frames - PREEMPHASIS * previous
+
+        # In place from here on: the spectrum is the largest tensor of the front-end.
+        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, config.fft_size))
         power = spectrum.square_().sum(-1) @ self.filters
-        power = power.clamp_(min=self.config.floor) if kaldi else power.add_(self.config.floor)
+        if config.kind == "kaldi":
+            power = power.clamp_(min=config.floor)
+        else:
+            power = power.add_(config.floor)
         return power.log_()
-
-
-def _preemphasise(frames: Tensor) -> Tensor:
-    """Each sample less PREEMPHASIS of the one before it in its frame; the first one less that of itself."""
-    before = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
-    return frames - PREEMPHASIS * before
 
 
 def measure_statistics(
@@ -196,7 +206,7 @@ def measure_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each mel bin, float32 [F], over a seeded sample of a split.
 
-    Utterances that cannot be read are logged and left out. DataError when the split has another sample
+    Utterances that cannot be read are logged and skipped. DataError when the split has another sample
     rate, or when no frame is left.
     """
     index = reader.index
@@ -206,27 +216,33 @@ def measure_statistics(
             f"is {config.sample_rate_hz}. Set it to the rate of the shards, or prepare the corpus at the "
             "other rate."
         )
+
     generator = torch.Generator().manual_seed(derive_seed(seed, "feature statistics"))
+    # Sorted, so that shards are read from front to back.
     chosen = torch.randperm(len(index), generator=generator)[:utterances].sort().values
     log_mel = LogMel(config)
-    frames = 0
+    num_frames = 0
+    # Of features and of their squares. In fp64: the variance is a small difference of large sums.
     sums = torch.zeros(2, config.mel_bins, dtype=torch.float64)
     for utterance in chosen.tolist():
         try:
             waveform = torch.from_numpy(reader.read(utterance).waveform)
         except UtteranceError as error:
-            logger.warning("Left out of the feature statistics: %s", error)
+            logger.warning("Skipped in the feature statistics: %s", error)
             continue
         features_BTF, _ = log_mel(waveform[None], torch.tensor([len(waveform)]))
         features_TF = features_BTF[0].double()
-        frames += len(features_TF)
+        num_frames += len(features_TF)
         sums += torch.stack([features_TF.sum(0), features_TF.square().sum(0)])
-    if frames == 0:
+
+    if num_frames == 0:
         raise DataError(
             f"The features cannot be normalised: of {len(chosen)} utterances looked at in {index.folder} "
             f"none is readable and as long as a window of {config.window_ms} ms. Look at the corpus' "
             "recordings."
         )
-    mean_F, square_F = sums / frames
-    std_F = (square_F - mean_F.square()).clamp_min(0).sqrt().clamp_min(MIN_STANDARD_DEVIATION)
+    mean_F, mean_square_F = sums / num_frames
+    # Rounding can bring the variance of a constant bin below zero.
+    variance_F = (mean_square_F - mean_F.square()).clamp_min(0)
+    std_F = variance_F.sqrt().clamp_min(MIN_STANDARD_DEVIATION)
     return mean_F.float(), std_F.float()
