@@ -1,24 +1,23 @@
 """The recipe: everything that a run is, as one YAML file."""
 
 from launcher.recipe.checks import check_inputs, check_model_folders
+from launcher.recipe.cluster import ClusterConfig
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.loading import dump, find_recipe, load_recipe
-from launcher.recipe.schema import (
+from launcher.recipe.schema import Recipe, ShardsCorpus
+from launcher.recipe.search import GreedyConfig, SearchConfig
+from launcher.recipe.stages import (
     AnyTrainingStage,
     CheckpointConfig,
-    ClusterConfig,
     DistillStage,
     EvaluateStage,
     OptimizerConfig,
     PretrainStage,
-    Recipe,
     RecoveryConfig,
     SelfSupervisedStage,
-    ShardsCorpus,
     TrainingStage,
 )
-from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.recipe.validation_messages import explain
 
 __all__ = [

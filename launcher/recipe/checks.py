@@ -12,15 +12,9 @@ from data.shard_index import read_summary
 from launcher.errors import ConfigError
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.distillation import TeacherConfig
-from launcher.recipe.schema import (
-    DistillStage,
-    EvaluateStage,
-    PretrainStage,
-    Recipe,
-    SelfSupervisedStage,
-    TrainingStage,
-)
+from launcher.recipe.schema import Recipe
 from launcher.recipe.search import check_search_files, check_search_model
+from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage, SelfSupervisedStage, TrainingStage
 from launcher.recipe.teachers import check_teacher, read_spec, spec_of_stage, terms_of
 from launcher.recipe.yaml_io import nearest
 from launcher.run_folder import is_folder
@@ -31,20 +25,24 @@ RESERVED_NAMES = ("prepare", "features", "tokenizer", "report", "corpus", "wandb
 
 def check_recipe(recipe: Recipe) -> None:
     """Refuse a recipe whose settings contradict each other (ConfigError)."""
-    _check_names(recipe)
-    for position, stage in enumerate(recipe.stages):
-        earlier = [s.name for s in recipe.stages[:position] if s.kind != "evaluate"]
-        if stage.kind == "evaluate":
-            _check_models(recipe, stage, earlier)
+    check_stage_names(recipe)
+
+    # A stage may only use models of stages before it: they run in this order.
+    earlier: list[str] = []
+    for stage in recipe.stages:
+        if isinstance(stage, EvaluateStage):
+            check_evaluated_models(recipe, stage, earlier)
             continue
-        if stage.kind == "distill":
-            _check_teachers(recipe, stage, earlier)
-        if stage.kind == "pretrain" and stage.initialize_from:
-            _check_earlier(_start(stage), stage.initialize_from, earlier)
-        if stage.kind == "self_supervised":
-            _check_masking(recipe, stage)
-        _check_topology(recipe, stage)
+
+        if isinstance(stage, DistillStage):
+            check_teachers(recipe, stage, earlier)
+        if isinstance(stage, PretrainStage) and stage.initialize_from:
+            check_is_earlier(_starting_encoder(stage), stage.initialize_from, earlier)
+        if isinstance(stage, SelfSupervisedStage):
+            check_masking(recipe, stage)
+        check_topology(recipe, stage)
         check_deepspeed_config(recipe.deepspeed_of(stage), stage.name, recipe.expert_parallel_of(stage))
+        earlier.append(stage.name)
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -71,46 +69,21 @@ def check_model_folders(recipe: Recipe) -> None:
         if isinstance(stage, DistillStage):
             for teacher in stage.named_teachers:
                 if teacher.is_folder:
-                    spec = read_spec(Path(teacher.model), _whose(stage, teacher))
+                    spec = read_spec(Path(teacher.model), _teacher(stage, teacher))
                     check_teacher(recipe, stage, teacher, spec)
+
         if isinstance(stage, PretrainStage) and stage.initialize_from and is_folder(stage.initialize_from):
-            _check_start(stage, Path(stage.initialize_from))
+            spec = read_spec(Path(stage.initialize_from), _starting_encoder(stage))
+            if spec.kind != "chorus":
+                raise ConfigError(
+                    f"{_starting_encoder(stage)} is the folder {stage.initialize_from}, which holds a model of "
+                    f"{spec.kind}. Name the model folder of a finished stage; other models can only be teachers of a "
+                    "distill stage."
+                )
 
 
-def _whose(stage: DistillStage, teacher: TeacherConfig) -> str:
-    name = "" if len(stage.named_teachers) == 1 else f" {teacher.name}"
-    return f"The teacher{name} of stage {stage.name}"
-
-
-def _start(stage: PretrainStage) -> str:
-    return f"The encoder that stage {stage.name} starts from"
-
-
-def _check_start(stage: PretrainStage, folder: Path) -> None:
-    spec = read_spec(folder, _start(stage))
-    if spec.kind != "chorus":
-        raise ConfigError(
-            f"{_start(stage)} is the folder {folder}, which holds a model of {spec.kind}. Name the model folder of a "
-            "finished stage; other models can only be teachers of a distill stage."
-        )
-
-
-def _check_earlier(what: str, model: str, earlier: list[str]) -> None:
-    if not is_folder(model) and model not in earlier:
-        raise ConfigError(
-            f"{what} is {model!r}, which is not an earlier training stage{nearest(model, earlier)} A finished model is "
-            "given as a path with a slash."
-        )
-
-
-def _check_masking(recipe: Recipe, stage: SelfSupervisedStage) -> None:
-    try:
-        Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed_of(stage))
-    except ValueError as error:
-        raise ConfigError(f"Stage {stage.name}: {error}.") from None
-
-
-def _check_names(recipe: Recipe) -> None:
+def check_stage_names(recipe: Recipe) -> None:
+    """Refuse stages of the same name, or of one that the run folder uses itself (ConfigError)."""
     names = [stage.name for stage in recipe.stages]
     for name in names:
         if names.count(name) > 1:
@@ -124,58 +97,89 @@ def _check_names(recipe: Recipe) -> None:
             )
 
 
-def _check_models(recipe: Recipe, stage: EvaluateStage, earlier: list[str]) -> None:
-    for model in stage.models:
-        if model not in earlier:
+def check_evaluated_models(recipe: Recipe, stage: EvaluateStage, earlier: list[str]) -> None:
+    """Refuse models that are not of an earlier stage, or that the stage's search cannot use (ConfigError)."""
+    for name in stage.models:
+        if name not in earlier:
             raise ConfigError(
-                f"Stage {stage.name} evaluates {model!r}, which is not an earlier training "
-                f"stage{nearest(model, earlier)}"
+                f"Stage {stage.name} evaluates {name!r}, which is not an earlier training stage{nearest(name, earlier)}"
             )
-        check_search_model(stage.search, recipe.recognition_stage(model).model, f"model {model} of stage {stage.name}")
+        model = recipe.recognition_stage(name).model
+        check_search_model(stage.search, model, f"model {name} of stage {stage.name}")
 
 
-def _check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
+def check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> None:
+    """Refuse teachers that are not there yet or do not fit, and terms that nobody teaches (ConfigError).
+
+    Teachers that are folders are read by `check_model_folders`, because a recipe may be looked at where they are not.
+    """
+    taught: set[str] = set()
     for teacher in stage.named_teachers:
-        _check_earlier(_whose(stage, teacher), teacher.model, earlier)
+        check_is_earlier(_teacher(stage, teacher), teacher.model, earlier)
         if not teacher.is_folder:
             check_teacher(recipe, stage, teacher, spec_of_stage(recipe, teacher.model))
-    _check_terms(stage)
+        taught |= terms_of(stage, teacher)
+
+    for term in sorted(stage.distill.active()):
+        if term not in taught:
+            raise ConfigError(
+                f"Stage {stage.name} gives distill.{term} a weight, but no teacher has {term} among its terms. Add it "
+                "to one of them, or set the weight to 0."
+            )
 
 
-def _check_terms(stage: DistillStage) -> None:
-    untaught = [term for term in sorted(stage.distill.active()) if not _taught(stage, term)]
-    if untaught:
+def check_is_earlier(what: str, model: str, earlier: list[str]) -> None:
+    """Refuse a model that is neither a folder nor of an earlier stage (ConfigError, which begins with `what`)."""
+    if not is_folder(model) and model not in earlier:
         raise ConfigError(
-            f"Stage {stage.name} gives distill.{untaught[0]} a weight, but no teacher has {untaught[0]} among its "
-            "terms. Add it to one of them, or set the weight to 0."
+            f"{what} is {model!r}, which is not an earlier training stage{nearest(model, earlier)} A finished model is "
+            "given as a path with a slash."
         )
 
 
-def _taught(stage: DistillStage, term: str) -> bool:
-    return any(term in terms_of(stage, teacher) for teacher in stage.named_teachers)
+def check_masking(recipe: Recipe, stage: SelfSupervisedStage) -> None:
+    """Refuse masks that do not fit the frames of the stage's encoder (ConfigError)."""
+    try:
+        Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed_of(stage))
+    except ValueError as error:
+        raise ConfigError(f"Stage {stage.name}: {error}.") from None
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-
-
-def _check_topology(recipe: Recipe, stage: TrainingStage) -> None:
-    processes, parallel = recipe.cluster.processes, recipe.cluster.expert_parallel
+def check_topology(recipe: Recipe, stage: TrainingStage) -> None:
+    """Refuse processes that lanes, or experts, cannot be divided among evenly (ConfigError)."""
+    processes = recipe.cluster.processes
+    expert_parallel = recipe.cluster.expert_parallel
     lanes = recipe.batches_of(stage).lanes
+    experts = stage.model.encoder.experts
+
     if lanes % processes:
         raise ConfigError(
             f"cluster.processes is {processes}, which does not divide the {lanes} lanes of stage "
             f"{stage.name} (batches.lanes). Choose one of {_divisors(lanes)} processes, or other lanes "
             "(which changes the batches)."
         )
-    experts = stage.model.encoder.experts
-    if processes % parallel:
+    if processes % expert_parallel:
         raise ConfigError(
-            f"cluster.expert_parallel is {parallel}, which does not divide the {processes} processes "
+            f"cluster.expert_parallel is {expert_parallel}, which does not divide the {processes} processes "
             f"(cluster.processes). Choose one of {_divisors(processes)}: --set cluster.expert_parallel=N."
         )
-    if experts and experts.count % parallel:
+    if experts and experts.count % expert_parallel:
         raise ConfigError(
-            f"cluster.expert_parallel is {parallel}, which does not divide the {experts.count} experts of "
+            f"cluster.expert_parallel is {expert_parallel}, which does not divide the {experts.count} experts of "
             f"stage {stage.name} (model.encoder.experts.count). Choose one of {_divisors(experts.count)}."
         )
+
+
+def _teacher(stage: DistillStage, teacher: TeacherConfig) -> str:
+    if len(stage.named_teachers) == 1:
+        return f"The teacher of stage {stage.name}"
+    return f"The teacher {teacher.name} of stage {stage.name}"
+
+
+def _starting_encoder(stage: PretrainStage) -> str:
+    return f"The encoder that stage {stage.name} starts from"
+
+
+def _divisors(number: int) -> str:
+    divisors = [str(divisor) for divisor in range(1, number + 1) if number % divisor == 0]
+    return ", ".join(divisors)

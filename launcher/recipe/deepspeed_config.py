@@ -38,6 +38,7 @@ def find_deepspeed_config(name: str) -> Path:
         if not path.is_file():
             raise ConfigError(f"The DeepSpeed configuration {path} does not exist.")
         return path
+
     path = DEEPSPEED_CONFIGS / f"{name}.json"
     if not path.is_file():
         known = sorted(file.stem for file in DEEPSPEED_CONFIGS.glob("*.json"))
@@ -63,24 +64,23 @@ def zero_stage(values: dict[str, Any]) -> int:
 
 def check_deepspeed_config(path: Path, stage: str, expert_parallel: int) -> None:
     """Refuse (ConfigError) a file that a training stage with experts spread over so many processes cannot use."""
-    if reason := refusal(read_deepspeed_config(path), expert_parallel):
+    reason = refusal(read_deepspeed_config(path), expert_parallel)
+    if reason:
         raise ConfigError(f"The DeepSpeed configuration {path} of stage {stage} {reason}.")
 
 
 def refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
-    """Return why a configuration cannot be used with experts spread over so many processes; none when it can."""
-    return _second_source(values) or _wrong_feature(values) or _unfit_zero(values, expert_parallel)
+    """Return why a configuration cannot be used with experts spread over so many processes; none when it can.
 
+    That what DeepSpeed computes wrongly is still computed wrongly is held by tests/launcher/training/test_refusals.py.
+    """
+    decided = [f"{key}: {DECIDED_BY_RECIPE[key]}" for key in values if key in DECIDED_BY_RECIPE]
+    if decided:
+        return (
+            f"sets what the recipe decides, and would be overridden without a word. Remove from it {'; '.join(decided)}"
+        )
 
-def _second_source(values: dict[str, Any]) -> str | None:
-    decided = [key for key in values if key in DECIDED_BY_RECIPE]
-    if not decided:
-        return None
-    settings = "; ".join(f"{key}: {DECIDED_BY_RECIPE[key]}" for key in decided)
-    return f"sets what the recipe decides, and would be overridden without a word. Remove from it {settings}"
-
-
-def _wrong_feature(values: dict[str, Any]) -> str | None:
+    # Both go wrong with blocks and experts that several layers share.
     if "activation_checkpointing" in values:
         return (
             "has activation_checkpointing, which is reentrant: with shared blocks it fails under ZeRO-2 "
@@ -92,27 +92,34 @@ def _wrong_feature(values: dict[str, Any]) -> str | None:
             "has expert_parallel, which gives every layer its own copy of shared experts without a word. "
             "Remove it; cluster.expert_parallel does it"
         )
-    return None
+    return _zero_refusal(values, expert_parallel)
 
 
-def _unfit_zero(values: dict[str, Any], expert_parallel: int) -> str | None:
+def _zero_refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
+    """Return why the section `zero_optimization` cannot be used; none when it can."""
     zero = values.get("zero_optimization", {})
     if not isinstance(zero, dict):
         return f"has {zero!r} for zero_optimization, which is an object with a stage, as in ds_configs/zero2.json"
+
     level = zero_stage(values)
     if level not in (0, 1, 2, 3):
         return f"has {level!r} for zero_optimization.stage, which is 0, 1, 2 or 3. Use zero0, zero1, zero2 or zero3"
-    offloading = [key for key in OFFLOADING if key in zero]
-    if offloading:
-        return (
-            f"has {offloading[0]}, which no test of Chorus covers: its checkpoints read weights and moments "
-            "where ZeRO without offloading keeps them. Remove it, or use zero1 or zero2"
-        )
+
+    for key in OFFLOADING:
+        if key in zero:
+            return (
+                f"has {key}, which no test of Chorus covers: its checkpoints read weights and moments "
+                "where ZeRO without offloading keeps them. Remove it, or use zero1 or zero2"
+            )
+
+    # The fallback that reduces without a contiguous buffer sums over all processes, also those with other experts.
     if level == 1 and zero.get("contiguous_gradients", True) is False:
         return (
             "has ZeRO stage 1 with contiguous_gradients false, which sums the gradients of different "
             "experts without a word. Set contiguous_gradients to true"
         )
+
+    # Without ZeRO each process clips by the mean of norms that count its own experts alone.
     if level == 0 and expert_parallel > 1:
         return (
             "has ZeRO stage 0, which measures the gradient's norm per process and so clips wrongly when "

@@ -1,11 +1,24 @@
-"""What a student learns from its teachers: the terms of distillation, their weights and when each counts."""
+"""What a student learns from its teachers: the terms of distillation, their weights and when each counts.
 
+Terms whose weight is 0 cost nothing. What must hold between a student and its teachers is in `teachers`.
+"""
+
+import functools
+import logging
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
 
 from launcher.run_folder import is_folder
+
+logger = logging.getLogger(__name__)
+
+# Fractions such as 0.1 + 0.2 and 0.3 differ by a rounding error, and are meant to be equal.
+FRACTION_TOLERANCE = 1e-9
+
+# What `input` of a teacher was called once: records and recipes of earlier runs have it.
+FORMER_INPUT_KEY = "hears"
 
 TermName: TypeAlias = Literal["hidden", "ctc", "decoder", "sequence", "units"]
 
@@ -21,18 +34,28 @@ class WeightSchedule(BaseModel, frozen=True, extra="forbid"):
 
     def factor(self, progress: float, until: float) -> float:
         """What the weight is multiplied by when `progress` of the steps are done; `until` serves where none is set."""
-        end = until if self.until is None else self.until
+        end = self.end(until)
         if progress >= end:
             return 0.0
-        rise = progress / self.warmup if self.warmup else 1.0
-        fall = (end - progress) / self.decay if self.decay else 1.0
-        return min(rise, fall, 1.0)
+
+        factor = 1.0
+        if self.warmup:
+            factor = min(factor, progress / self.warmup)
+        if self.decay:
+            factor = min(factor, (end - progress) / self.decay)
+        return factor
+
+    def end(self, until: float) -> float:
+        """The fraction of the steps at which the term ends; `until` serves where none is set."""
+        if self.until is None:
+            return until
+        return self.until
 
 
 class TermConfig(BaseModel, frozen=True, extra="forbid"):
     """What all terms have."""
 
-    weight: float = 0.0
+    weight: float = Field(default=0.0, description="weight of the term in the loss; 0 switches it off")
     schedule: WeightSchedule = Field(
         default_factory=WeightSchedule, description="how the weight changes over the stage"
     )
@@ -93,21 +116,25 @@ class DecoderDistillConfig(TermConfig, frozen=True, extra="forbid"):
 
 
 class SequenceDistillConfig(TermConfig, frozen=True, extra="forbid"):
-    """The student learns the texts that the teacher finds, as if they were transcripts (Kim and Rush, 2016)."""
+    """The student learns the teacher's hypotheses as if they were transcripts (Kim and Rush, 2016)."""
 
-    weight: float = Field(default=0.0, ge=0, description="weight of the loss on the teacher's texts; 0 switches it off")
-    search: Literal["greedy", "prefix_beam"] = Field(
-        default="greedy", description="how the texts are found in the teacher's CTC output"
+    weight: float = Field(
+        default=0.0, ge=0, description="weight of the loss on the teacher's hypotheses; 0 switches it off"
     )
-    texts: int = Field(default=1, ge=1, description="how many of the best texts of an utterance; greedy finds one")
+    search: Literal["greedy", "prefix_beam"] = Field(
+        default="greedy", description="how the hypotheses are found in the teacher's CTC output"
+    )
+    texts: int = Field(default=1, ge=1, description="how many of an utterance's best hypotheses; greedy finds one")
     beam: int = Field(default=8, ge=1, description="prefixes that the prefix beam search keeps")
     temperature: float = Field(
-        default=1.0, gt=0, description="log probabilities of the texts are divided by it before they become weights"
+        default=1.0, gt=0, description="the hypotheses' log probabilities are divided by it before they become weights"
     )
 
     @model_validator(mode="after")
     def _search_finds_so_many(self) -> "SequenceDistillConfig":
-        most = self.beam if self.search == "prefix_beam" else 1
+        most = 1
+        if self.search == "prefix_beam":
+            most = self.beam
         if self.texts > most:
             raise ValueError(
                 f"texts is {self.texts}, and the search {self.search} finds {most} at most; lower texts, or choose "
@@ -142,13 +169,16 @@ class UnitsDistillConfig(TermConfig, frozen=True, extra="forbid"):
 
 
 class CacheConfig(BaseModel, frozen=True, extra="forbid"):
-    """Whether a stage reads what its teachers give, where `chorus cache-teacher` has stored it, instead of asking
-    them."""
+    """Whether a stage reads its teachers' outputs where `chorus cache-teacher` has stored them, instead of running
+    the teachers.
+
+    No part of what a stage is: up to fp16 and `top_tokens` the losses are those of the teacher itself.
+    """
 
     use: Literal["auto", "make", "require", "never"] = Field(
         default="auto",
         description="auto: where there is a cache of the same teacher, shards and settings; make: make it first where "
-        "there is none; require: end where there is none; never: let the teachers hear every step",
+        "there is none; require: end where there is none; never: run the teachers at every step",
     )
     folder: Path | None = Field(
         default=None, description="folder of the caches; none: beside the shards of the train split"
@@ -185,8 +215,8 @@ class DistillConfig(BaseModel, frozen=True, extra="forbid"):
     def _schedules_fit(self) -> "DistillConfig":
         for name, term in self.terms().items():
             schedule = term.schedule
-            end = self.until if schedule.until is None else schedule.until
-            if schedule.warmup + schedule.decay > end + 1e-9:
+            end = schedule.end(self.until)
+            if schedule.warmup + schedule.decay > end + FRACTION_TOLERANCE:
                 raise ValueError(
                     f"{name}.schedule rises for {schedule.warmup:g} of the steps and falls for {schedule.decay:g}, "
                     f"which is more than the {end:g} that the term lasts; shorten warmup or decay, or set "
@@ -203,10 +233,13 @@ class DistillConfig(BaseModel, frozen=True, extra="forbid"):
         return frozenset(name for name, term in self.terms().items() if term.active)
 
     def factors(self, progress: float) -> dict[str, float]:
-        """What the weight of each active term is multiplied by; terms that do not count now are left out."""
-        terms = {name: term for name, term in self.terms().items() if term.active}
-        factors = {name: term.schedule.factor(progress, self.until) for name, term in terms.items()}
-        return {name: factor for name, factor in factors.items() if factor > 0}
+        """What the weight of each active term is multiplied by; terms that do not count now are missing."""
+        factors = {}
+        for name, term in self.terms().items():
+            factor = term.schedule.factor(progress, self.until)
+            if term.active and factor > 0:
+                factors[name] = factor
+        return factors
 
 
 class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
@@ -227,12 +260,32 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
         description="its layers, from 0, that the student's distill.hidden.layers are compared to, in the same order; "
         "none: those of the same numbers",
     )
-    hears: Literal["augmented", "clean", "waveform"] | None = Field(
+    input: Literal["augmented", "clean", "waveform"] | None = Field(
         default=None,
         description="augmented: the student's features; clean: the same before they are masked; waveform: the speech "
         "itself, through its own front-end; none: augmented, but waveform where the model is not one of Chorus",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_key(cls, values: Any) -> Any:
+        # Recipes in the folders of earlier runs have it.
+        if not isinstance(values, dict) or FORMER_INPUT_KEY not in values:
+            return values
+        if "input" in values:
+            raise ValueError(f"{FORMER_INPUT_KEY} is the former name of input, and both are given; keep input")
+        _warn_of_former_key()
+        renamed = dict(values)
+        renamed["input"] = renamed.pop(FORMER_INPUT_KEY)
+        return renamed
+
     @property
     def is_folder(self) -> bool:
+        """Whether the teacher is a folder, not a stage of this recipe."""
         return is_folder(self.model)
+
+
+# Cached, so that a process says it once, however many teachers and recipes have the key.
+@functools.cache
+def _warn_of_former_key() -> None:
+    logger.warning("The key %s of a teacher is now called input; it is read as that.", FORMER_INPUT_KEY)

@@ -8,14 +8,13 @@ there is no hostfile.
 
 import re
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from launcher.errors import ConfigError
 
-LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+LINE_PATTERN = re.compile(r"(\S+)\s+slots=(\d+)")
 # A name that began with a dash would be an option of ssh; `@` and `:` separate hosts and slots.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -29,16 +28,24 @@ class Host:
 
 @dataclass(frozen=True)
 class Topology:
+    """The hosts of a run in the order of their ranks."""
+
     hosts: tuple[Host, ...]
 
     @property
     def processes(self) -> int:
+        """Return the number of processes: one for every slot in use."""
         return sum(len(host.slots) for host in self.hosts)
 
     def ranks(self) -> list[range]:
         """Return the ranks of each host."""
-        ends = list(accumulate(len(host.slots) for host in self.hosts))
-        return [range(end - len(host.slots), end) for host, end in zip(self.hosts, ends, strict=True)]
+        ranks = []
+        first = 0
+        for host in self.hosts:
+            end = first + len(host.slots)
+            ranks.append(range(first, end))
+            first = end
+        return ranks
 
     def placement(self) -> dict[str, list[int]]:
         """Return the ranks of each host by its name."""
@@ -52,88 +59,103 @@ class Topology:
         """Return DeepSpeed's `--include` for `hostfile()`; None when every slot is used."""
         if all(len(host.slots) == host.total_slots for host in self.hosts):
             return None
-        return "@".join(f"{host.name}:{','.join(map(str, host.slots))}" for host in self.hosts)
+        parts = []
+        for host in self.hosts:
+            slots = ",".join(str(slot) for slot in host.slots)
+            parts.append(f"{host.name}:{slots}")
+        return "@".join(parts)
 
     def __str__(self) -> str:
-        parts = [
-            f"{host.name} (rank{'s' * (len(ranks) > 1)} {_span(ranks)})"
-            for host, ranks in zip(self.hosts, self.ranks(), strict=True)
-        ]
+        parts = []
+        for host, ranks in zip(self.hosts, self.ranks(), strict=True):
+            if len(ranks) == 1:
+                parts.append(f"{host.name} (rank {ranks[0]})")
+            else:
+                parts.append(f"{host.name} (ranks {ranks[0]} to {ranks[-1]})")
         return ", ".join(parts)
-
-
-def _span(ranks: range) -> str:
-    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
 
 
 def read_topology(hostfile: str | Path, include: str | None = None, exclude: str | None = None) -> Topology:
     """Return the hosts of a hostfile that are to be used, in its order."""
     path = Path(hostfile).expanduser()
-    slots = _parse(path)
-    chosen = {name: set(range(number)) for name, number in slots.items()}
+    total_slots = read_hostfile(path)
+    used_slots = {name: set(range(number)) for name, number in total_slots.items()}
     if include:
-        wanted = _selection(include, "include", slots, path)
-        chosen = {name: wanted.get(name, set()) for name in slots}
+        included = _parse_selection(include, "include", total_slots, path)
+        used_slots = {name: included.get(name, set()) for name in total_slots}
     if exclude:
-        for name, unwanted in _selection(exclude, "exclude", slots, path).items():
-            chosen[name] = chosen[name] - unwanted
-    hosts = tuple(Host(name, tuple(sorted(used)), slots[name]) for name, used in chosen.items() if used)
+        for name, slots in _parse_selection(exclude, "exclude", total_slots, path).items():
+            used_slots[name] = used_slots[name] - slots
+
+    hosts = []
+    for name, slots in used_slots.items():
+        if slots:
+            hosts.append(Host(name, slots=tuple(sorted(slots)), total_slots=total_slots[name]))
     if not hosts:
         raise ConfigError(
-            f"cluster.include and cluster.exclude leave none of the hosts of {path} ({', '.join(slots)}). "
+            f"cluster.include and cluster.exclude leave none of the hosts of {path} ({', '.join(total_slots)}). "
             "Include a host, or exclude fewer."
         )
-    return Topology(hosts)
+    return Topology(tuple(hosts))
 
 
-def _parse(path: Path) -> dict[str, int]:
-    """Return the slots of every host of a hostfile."""
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Return the slots of every host of a hostfile; ConfigError names the line that is wrong."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+    except OSError as error:
         raise ConfigError(
-            f"The hostfile {path} cannot be read: {reason}. Pass --hostfile FILE with its path."
+            f"The hostfile {path} cannot be read: {error.strerror}. Pass --hostfile FILE with its path."
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"The hostfile {path} cannot be read: it is no text. Pass --hostfile FILE with its path."
+        ) from None
+
     slots: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        match = LINE.fullmatch(text)
-        if not match or not NAME.fullmatch(match[1]) or int(match[2]) == 0:
+        match = LINE_PATTERN.fullmatch(text)
+        if not match or not NAME_PATTERN.fullmatch(match[1]) or int(match[2]) == 0:
             raise ConfigError(
                 f"Line {number} of the hostfile {path} is {text!r}. Write one host a line as `NAME slots=N`, N the "
                 "number of processes there, at least 1; users, ports and addresses with colons belong into ssh's "
                 "own configuration."
             )
-        if match[1] in slots:
+        name = match[1]
+        if name in slots:
             raise ConfigError(
-                f"The hostfile {path} names the host {match[1]} twice, the second time in line {number}. Keep one "
+                f"The hostfile {path} names the host {name} twice, the second time in line {number}. Keep one "
                 "line, with the sum of the slots."
             )
-        slots[match[1]] = int(match[2])
+        slots[name] = int(match[2])
     if not slots:
         raise ConfigError(f"The hostfile {path} names no host. Write one host a line as `NAME slots=N`.")
     return slots
 
 
-def _selection(text: str, option: str, slots: dict[str, int], path: Path) -> dict[str, set[int]]:
+def _parse_selection(text: str, option: str, total_slots: dict[str, int], path: Path) -> dict[str, set[int]]:
     """Return the slots that `include` or `exclude` names, by host."""
     selected: dict[str, set[int]] = {}
     for part in text.split("@"):
-        name, _, numbers_text = part.partition(":")
-        numbers = numbers_text.split(",") if ":" in part else []
-        if name not in slots:
+        name, colon, numbers = part.partition(":")
+        if name not in total_slots:
             raise ConfigError(
                 f"cluster.{option} names the host {name!r}, which the hostfile {path} does not have; it has "
-                f"{', '.join(slots)}. Write NAME or NAME:SLOT,SLOT, several of them joined by @."
+                f"{', '.join(total_slots)}. Write NAME or NAME:SLOT,SLOT, several of them joined by @."
             )
-        beyond = [number for number in numbers if not number.isdigit() or int(number) >= slots[name]]
-        if beyond:
-            raise ConfigError(
-                f"cluster.{option} names slot {beyond[0] or repr('')} of the host {name}, which has slots 0 to "
-                f"{slots[name] - 1} in the hostfile {path}."
-            )
-        selected.setdefault(name, set()).update(map(int, numbers) if numbers else range(slots[name]))
+        slots = selected.setdefault(name, set())
+        # A host without a colon is all of its slots; `NAME:` with nothing after it is a mistake.
+        if not colon:
+            slots.update(range(total_slots[name]))
+            continue
+        for number in numbers.split(","):
+            if not number.isdigit() or int(number) >= total_slots[name]:
+                raise ConfigError(
+                    f"cluster.{option} names slot {number or repr('')} of the host {name}, which has slots 0 to "
+                    f"{total_slots[name] - 1} in the hostfile {path}."
+                )
+            slots.add(int(number))
     return selected

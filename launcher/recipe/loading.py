@@ -16,9 +16,10 @@ from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.hostfile import read_topology
-from launcher.recipe.schema import AnyStage, DistillStage, EvaluateStage, PretrainStage, Recipe, ShardsCorpus
+from launcher.recipe.schema import Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
 from launcher.recipe.seeds import repeat_stages
+from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage
 from launcher.recipe.validation_messages import explain
 from launcher.recipe.yaml_io import apply_override, nearest, parse_recipe
 from launcher.run_folder import is_folder
@@ -31,7 +32,7 @@ def find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    known = _built_in()
+    known = _built_in_names()
     if name_or_path in known:
         return BUILT_IN_RECIPES / f"{name_or_path}.yaml"
     raise ConfigError(
@@ -50,17 +51,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
     values = _read(path)
     for override in overrides:
         apply_override(values, override)
+    # After the overrides, so that a setting of a repeated stage reaches all its repetitions.
     repeat_stages(values)
+
+    # Shards are told by their key alone; the other corpora are told apart by `name`.
     corpus = values.get("corpus")
     if isinstance(corpus, dict) and "shards" in corpus:
         corpus.setdefault("name", "shards")
+
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
-    recipe = _with_absolute_paths(recipe)
+    recipe = with_absolute_paths(recipe)
     if count_slots and recipe.cluster.hostfile:
-        recipe = _with_slots(recipe, recipe.cluster.hostfile)
+        recipe = with_counted_slots(recipe, recipe.cluster.hostfile)
     check_recipe(recipe)
     return recipe
 
@@ -74,50 +79,84 @@ def _read(path: Path) -> dict[str, Any]:
     values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
     if "extends" not in values:
         return values
+
     extended = values.pop("extends")
-    if extended not in (known := _built_in()):
+    known = _built_in_names()
+    if extended not in known:
         raise ConfigError(
             f"The recipe {path} extends {extended!r}, which is not a built-in recipe{nearest(str(extended), known)}"
         )
     base = _read(find_recipe(extended))
-    if isinstance(changes := values.get("stages"), dict):
-        stages = {stage["name"]: stage for stage in base["stages"]}
-        for name, keys in changes.items():
-            if name not in stages or not isinstance(keys, dict | None):
-                raise ConfigError(
-                    f"The recipe {path} changes stage {name!r} of {extended} to {keys!r}; give keys of one of its "
-                    f"stages, or null to leave it out{nearest(str(name), list(stages))}"
-                )
-            if keys is None:
-                del stages[name]
-            else:
-                stages[name] |= keys
-        values["stages"] = list(stages.values())
+    changes = values.get("stages")
+    if not isinstance(changes, dict):
+        return base | values
+
+    stages = {stage["name"]: stage for stage in base["stages"]}
+    for name, keys in changes.items():
+        if name not in stages or not isinstance(keys, dict | None):
+            raise ConfigError(
+                f"The recipe {path} changes stage {name!r} of {extended} to {keys!r}; give keys of one of its "
+                f"stages, or null to leave it out{nearest(str(name), list(stages))}"
+            )
+        if keys is None:
+            del stages[name]
+        else:
+            stages[name] |= keys
+    values["stages"] = list(stages.values())
     return base | values
 
 
-def _built_in() -> list[str]:
+def _built_in_names() -> list[str]:
     return sorted(file.stem for file in BUILT_IN_RECIPES.glob("*.yaml"))
 
 
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    places: dict[str, Any] = {
-        key.removeprefix("corpus."): path.expanduser().absolute() for key, path in recipe.corpus_paths()
-    }
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The same recipe, its paths taken from the current folder and made absolute: stages run in processes whose
+    current folder may be another."""
+    corpus_changes: dict[str, Any] = {}
+    for key, path in recipe.corpus_paths():
+        corpus_changes[key.removeprefix("corpus.")] = path.expanduser().absolute()
     if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
-        places["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
-    stages = tuple(_stage_with_absolute_paths(stage) for stage in recipe.stages)
+        corpus_changes["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
+
+    stages = []
+    for stage in recipe.stages:
+        changes: dict[str, Any] = {}
+        if isinstance(stage, DistillStage):
+            if stage.teacher:
+                changes["teacher"] = _absolute_model(stage.teacher)
+            changes["teachers"] = tuple(
+                teacher.model_copy(update={"model": _absolute_model(teacher.model)}) for teacher in stage.teachers
+            )
+            folder = stage.distill.cache.folder
+            if folder:
+                cache = stage.distill.cache.model_copy(update={"folder": folder.expanduser().absolute()})
+                changes["distill"] = stage.distill.model_copy(update={"cache": cache})
+        elif isinstance(stage, PretrainStage) and stage.initialize_from:
+            changes["initialize_from"] = _absolute_model(stage.initialize_from)
+        elif isinstance(stage, EvaluateStage):
+            changes["search"] = with_absolute_files(stage.search)
+        stages.append(stage.model_copy(update=changes))
+
     cluster = recipe.cluster
     if cluster.hostfile:
         cluster = cluster.model_copy(update={"hostfile": cluster.hostfile.expanduser().absolute()})
-    corpus = recipe.corpus.model_copy(update=places)
-    return recipe.model_copy(update={"corpus": corpus, "stages": stages, "cluster": cluster})
+    corpus = recipe.corpus.model_copy(update=corpus_changes)
+    return recipe.model_copy(update={"corpus": corpus, "stages": tuple(stages), "cluster": cluster})
 
 
-def _with_slots(recipe: Recipe, hostfile: Path) -> Recipe:
+def _absolute_model(model: str) -> str:
+    """A folder as an absolute path; the name of a stage as it is."""
+    if is_folder(model):
+        return str(Path(model).expanduser().absolute())
+    return model
+
+
+def with_counted_slots(recipe: Recipe, hostfile: Path) -> Recipe:
     """Make the slots of the hostfile the number of processes; ConfigError when the recipe gives another one."""
     cluster = recipe.cluster
     slots = read_topology(hostfile, cluster.include, cluster.exclude).processes
+    # model_fields_set holds what the recipe gives: a default of 1 is nobody's choice.
     if "processes" in cluster.model_fields_set and cluster.processes != slots:
         raise ConfigError(
             f"cluster.processes is {cluster.processes}, but the hosts of {hostfile} that are used have {slots} slots "
@@ -125,25 +164,6 @@ def _with_slots(recipe: Recipe, hostfile: Path) -> Recipe:
             "other hosts with cluster.include and cluster.exclude."
         )
     return recipe.model_copy(update={"cluster": cluster.model_copy(update={"processes": slots})})
-
-
-def _stage_with_absolute_paths(stage: AnyStage) -> AnyStage:
-    if isinstance(stage, DistillStage):
-        teachers = tuple(teacher.model_copy(update={"model": _absolute(teacher.model)}) for teacher in stage.teachers)
-        folder = stage.distill.cache.folder
-        cache = stage.distill.cache.model_copy(update={"folder": folder and folder.expanduser().absolute()})
-        distill = stage.distill.model_copy(update={"cache": cache})
-        teacher = stage.teacher and _absolute(stage.teacher)
-        return stage.model_copy(update={"teacher": teacher, "teachers": teachers, "distill": distill})
-    if isinstance(stage, PretrainStage) and stage.initialize_from:
-        return stage.model_copy(update={"initialize_from": _absolute(stage.initialize_from)})
-    if isinstance(stage, EvaluateStage):
-        return stage.model_copy(update={"search": with_absolute_files(stage.search)})
-    return stage
-
-
-def _absolute(model: str) -> str:
-    return str(Path(model).expanduser().absolute()) if is_folder(model) else model
 
 
 def dump(recipe: Recipe) -> str:

@@ -1,10 +1,13 @@
-"""How an evaluation or a transcription searches: one of six kinds, each with its own keys."""
+"""How an evaluation or a transcription searches: one of six kinds, each with its own keys.
+
+Scores are natural logarithms throughout, so that weights and bonuses of different sources can be added.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data.errors import DataError
 from launcher.errors import ConfigError
@@ -14,12 +17,13 @@ from model.recognizer import RecognizerConfig
 
 
 class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
-    """An n-gram model whose points are added to the recogniser's."""
+    """An n-gram model whose log probabilities are added to the recogniser's."""
 
     path: Path = Field(description="ARPA file, gzipped if its name ends in .gz")
     unit: Literal["word", "token"] = Field(
         default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"
     )
+    # 0.2 is the weight that helps where there is little text.
     weight: float = Field(default=0.2, ge=0, description="weight of its natural-log probabilities")
 
 
@@ -28,7 +32,7 @@ class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
 
     phrases: tuple[str, ...] = Field(default=(), description="as they stand in transcripts")
     path: Path | None = Field(default=None, description="text file with more of them, one a line")
-    bonus: float = Field(default=1.5, description="natural-log points for each token of a phrase")
+    bonus: float = Field(default=1.5, description="natural-log score for each token of a phrase")
 
     @model_validator(mode="after")
     def _not_empty(self) -> "HotwordsConfig":
@@ -45,6 +49,7 @@ class ChunkConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def chunk(self) -> ChunkMask:
+        """The attention mask that these sizes stand for."""
         return ChunkMask(self.frames, self.left_chunks)
 
 
@@ -59,52 +64,53 @@ class _AnySearch(BaseModel, frozen=True, extra="forbid"):
 class GreedyConfig(_AnySearch, frozen=True, extra="forbid"):
     """The best CTC token of every frame."""
 
-    kind: Literal["greedy"] = "greedy"
+    kind: Literal["greedy"] = Field(default="greedy", description="no beam, no language model")
 
 
 class TransducerSearchConfig(_AnySearch, frozen=True, extra="forbid"):
     """The transducer's best tokens of every frame, one after the other until a blank."""
 
-    kind: Literal["transducer"]
+    kind: Literal["transducer"] = Field(description="greedy, with the transducer")
+    # Without a limit a model that never gives a blank would not leave a frame.
     symbols_per_frame: int = Field(default=5, ge=1, description="most tokens of a frame")
 
 
-class _BeamConfig(_AnySearch, frozen=True, extra="forbid"):
+class BeamConfig(_AnySearch, frozen=True, extra="forbid"):
     """What all beam searches have in common."""
 
-    beam: int = Field(default=10, ge=1, description="texts that are followed at once, per utterance")
-    candidates: int = Field(default=20, ge=1, description="tokens that a text is tried to go on with")
-    n_best: int = Field(default=1, ge=1, description="texts that are given, best first; at most `beam`")
-    length_bonus: float = Field(default=0.0, description="natural-log points for every token")
-    language_model: LanguageModelConfig | None = Field(default=None, description="n-gram model to listen to")
+    beam: int = Field(default=10, ge=1, description="hypotheses that are followed at once, per utterance")
+    candidates: int = Field(default=20, ge=1, description="tokens that each hypothesis is tried with next")
+    n_best: int = Field(default=1, ge=1, description="hypotheses that are given, best first; at most `beam`")
+    length_bonus: float = Field(default=0.0, description="natural-log score for every token")
+    language_model: LanguageModelConfig | None = Field(default=None, description="n-gram model whose scores are added")
     hotwords: HotwordsConfig | None = Field(default=None, description="phrases that are expected")
 
     @model_validator(mode="after")
-    def _within_the_beam(self) -> "_BeamConfig":
+    def _within_the_beam(self) -> "BeamConfig":
         if self.n_best > self.beam:
             raise ValueError(f"n_best is {self.n_best} and beam {self.beam}: no more texts come out than are followed")
         return self
 
 
-class PrefixBeamConfig(_BeamConfig, frozen=True, extra="forbid"):
+class PrefixBeamConfig(BeamConfig, frozen=True, extra="forbid"):
     """CTC prefix beam search: the most probable text, not the text of the most probable path."""
 
-    kind: Literal["prefix_beam"]
+    kind: Literal["prefix_beam"] = Field(description="beam search in the CTC output alone")
 
 
-class AttentionBeamConfig(_BeamConfig, frozen=True, extra="forbid"):
+class AttentionBeamConfig(BeamConfig, frozen=True, extra="forbid"):
     """Beam search with the attention decoder."""
 
-    kind: Literal["attention_beam"]
+    kind: Literal["attention_beam"] = Field(description="beam search with the decoder alone")
     length_power: float = Field(
-        default=0.6, ge=0, description="a text's score is divided by (tokens + 1) to this power; 0 prefers short texts"
+        default=0.6, ge=0, description="a score is divided by (tokens + 1) to this power; 0 prefers short texts"
     )
 
 
-class RescoringConfig(_BeamConfig, frozen=True, extra="forbid"):
-    """The decoder chooses among the `beam` texts of CTC prefix beam search."""
+class RescoringConfig(BeamConfig, frozen=True, extra="forbid"):
+    """The decoder chooses among the `beam` hypotheses of CTC prefix beam search."""
 
-    kind: Literal["rescoring"]
+    kind: Literal["rescoring"] = Field(description="CTC finds hypotheses, the decoder chooses")
     ctc_weight: float = Field(default=0.5, ge=0, description="weight of the prefix beam's score; the decoders' is 1")
     reverse_weight: float = Field(
         default=0.0, ge=0, le=1, description="share of the decoder that reads backwards in the decoders' score"
@@ -114,7 +120,9 @@ class RescoringConfig(_BeamConfig, frozen=True, extra="forbid"):
 class JointConfig(AttentionBeamConfig, frozen=True, extra="forbid"):
     """Beam search with the attention decoder and CTC's prefix probabilities together."""
 
-    kind: Literal["joint"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["joint"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        description="beam search with decoder and CTC"
+    )
     ctc_weight: float = Field(default=0.3, ge=0, le=1, description="share of CTC; the rest is the decoder's")
 
 
@@ -124,16 +132,19 @@ SearchConfig = Annotated[
 ]
 
 
-class _Searching(BaseModel, frozen=True, extra="forbid"):
-    search: SearchConfig
+class SearchSection(BaseModel, frozen=True, extra="forbid"):
+    """A search under its key, so that errors name its keys as in a recipe: `search.beam`."""
+
+    search: SearchConfig = Field(description="how texts are found in a model's outputs")
 
 
 def read_search(values: dict[str, Any], source: str) -> SearchConfig:
     """A search from plain values; ConfigError, which begins with `source`, says what is wrong with them."""
+    section = {"search": values}
     try:
-        return TypeAdapter(_Searching).validate_python({"search": values}).search
+        return SearchSection.model_validate(section).search
     except ValidationError as error:
-        raise ConfigError(explain(error, _Searching, {"search": values}, source)) from None
+        raise ConfigError(explain(error, SearchSection, section, source)) from None
 
 
 def search_files(search: SearchConfig) -> Iterator[tuple[str, Path]]:
@@ -148,10 +159,16 @@ def search_files(search: SearchConfig) -> Iterator[tuple[str, Path]]:
 
 def with_absolute_files(search: SearchConfig) -> SearchConfig:
     """The same search, its paths taken from the current folder and made absolute."""
-    for key, path in list(search_files(search)):
-        part = key.removesuffix(".path")
-        moved = getattr(search, part).model_copy(update={"path": path.expanduser().absolute()})
-        search = search.model_copy(update={part: moved})
+    if isinstance(search, GreedyConfig | TransducerSearchConfig):
+        return search
+    if search.language_model:
+        path = search.language_model.path.expanduser().absolute()
+        language_model = search.language_model.model_copy(update={"path": path})
+        search = search.model_copy(update={"language_model": language_model})
+    if search.hotwords and search.hotwords.path:
+        path = search.hotwords.path.expanduser().absolute()
+        hotwords = search.hotwords.model_copy(update={"path": path})
+        search = search.model_copy(update={"hotwords": hotwords})
     return search
 
 
@@ -173,22 +190,24 @@ def check_search_model(search: SearchConfig, model: RecognizerConfig, name: str)
             "(model.encoder.causal_convolution is false). Leave chunk out, or train a model with causal_convolution "
             "and chunks."
         )
-    if isinstance(search, GreedyConfig | PrefixBeamConfig):
-        return
-    if isinstance(search, TransducerSearchConfig):
-        if model.transducer is None:
+
+    if isinstance(search, TransducerSearchConfig) and model.transducer is None:
+        raise ConfigError(
+            f"The search transducer needs a transducer, and {name} has none (model.transducer). Search with greedy "
+            "or prefix_beam, or train a model with a transducer."
+        )
+
+    # Joint search is one of the attention beams too; greedy and prefix beam search need no more than CTC.
+    if isinstance(search, AttentionBeamConfig | RescoringConfig):
+        if model.decoder is None:
             raise ConfigError(
-                f"The search transducer needs a transducer, and {name} has none (model.transducer). Search with greedy "
-                "or prefix_beam, or train a model with a transducer."
+                f"The search {search.kind} needs an attention decoder, and {name} has none (model.decoder). Search "
+                "with greedy or prefix_beam, or train a model with a decoder."
             )
-        return
-    if model.decoder is None:
-        raise ConfigError(
-            f"The search {search.kind} needs an attention decoder, and {name} has none (model.decoder). Search with "
-            "greedy or prefix_beam, or train a model with a decoder."
-        )
-    if isinstance(search, RescoringConfig) and search.reverse_weight and not model.decoder.right_to_left_layers:
-        raise ConfigError(
-            f"The search's reverse_weight is {search.reverse_weight:g}, and {name} has no decoder that reads backwards "
-            "(model.decoder.right_to_left_layers is 0). Set reverse_weight to 0, or train a model with such a decoder."
-        )
+        reads_backwards = model.decoder.right_to_left_layers > 0
+        if isinstance(search, RescoringConfig) and search.reverse_weight and not reads_backwards:
+            raise ConfigError(
+                f"The search's reverse_weight is {search.reverse_weight:g}, and {name} has no decoder that reads "
+                "backwards (model.decoder.right_to_left_layers is 0). Set reverse_weight to 0, or train a model with "
+                "such a decoder."
+            )

@@ -14,6 +14,7 @@ class SlurmConfig(BaseModel, frozen=True, extra="forbid"):
     account: str | None = Field(default=None, description="account to charge; none: the user's default")
     cpus_per_process: int = Field(default=4, ge=1, description="processor cores for each training process")
     gpus_per_node: int | None = Field(default=None, ge=1, description="GPUs of each node; none: train on processors")
+    # Longer than cluster.stop_deadline_s, which ClusterConfig checks: the run saves in this time.
     signal_s: int = Field(
         default=180,
         ge=60,

@@ -7,30 +7,41 @@ torchaudio.models.wav2vec2_model; model.safetensors: its weights).
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.distillation import TeacherConfig
-from launcher.recipe.schema import DistillStage, Recipe
+from launcher.recipe.schema import Recipe
+from launcher.recipe.stages import DistillStage
 from model.encoder import EncoderConfig
 from model.export import holds_encoder_alone
 
 Kind = Literal["chorus", "transformers", "torchaudio"]
-# Models of transformers that are known as teachers; all hear 16 kHz.
-WAVEFORM_MODELS, FILTERBANK_MODELS = ("wav2vec2", "hubert"), ("speech_to_text",)
+
+# The file that each kind of folder is known by, in the order in which they are looked for.
+DESCRIPTION_FILES = ("model.json", "torchaudio.json", "config.json")
+
+# Models of transformers that are known as teachers; all take 16 kHz.
+WAVEFORM_MODELS = ("wav2vec2", "hubert")
+FILTERBANK_MODELS = ("speech_to_text",)
 SAMPLE_RATE_HZ = 16_000
+# The hop of the filterbanks of FILTERBANK_MODELS.
+FILTERBANK_HOP_S = 0.01
+
 # Terms that compare tokens, so that both sides must have the same.
 TOKEN_TERMS = ("ctc", "decoder", "sequence")
+
 # What AugmentConfig draws anew at every step; the speeds are a few.
 MASKS = ("frequency_masks", "time_masks")
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher's encoder: its depth and width, seconds per frame, and of one of Chorus the bins that it hears, its
-    subsampling, and whether it is a recogniser's."""
+    """A teacher's encoder: its depth and width, seconds per frame, and of one of Chorus the mel bins of its input, its
+    subsampling factor, and whether it is a recogniser's."""
 
     kind: Kind
     layers: int
@@ -40,11 +51,72 @@ class TeacherSpec:
     factor: int | None = None
     recognizes: bool = True
 
+    @classmethod
+    def from_encoder(
+        cls, encoder: EncoderConfig, hop_s: float, mel_bins: int, recognizes: bool = True
+    ) -> "TeacherSpec":
+        """The spec of an encoder of Chorus on features with a hop of so many seconds."""
+        return cls(
+            kind="chorus",
+            layers=encoder.layers,
+            width=encoder.width,
+            frame_s=encoder.subsampling.factor * hop_s,
+            mel_bins=mel_bins,
+            factor=encoder.subsampling.factor,
+            recognizes=recognizes,
+        )
+
+    @classmethod
+    def from_model_folder(cls, folder: Path, description: dict[str, Any]) -> "TeacherSpec":
+        """The spec of a finished model of Chorus, from its folder and the content of model.json."""
+        # An encoder alone has its configuration at the top, a recogniser under its own.
+        encoder = description.get("encoder") or description["recognizer"]["encoder"]
+        features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        return cls.from_encoder(
+            EncoderConfig.model_validate(encoder),
+            hop_s=features["config"]["hop_ms"] / 1000,
+            mel_bins=description["mel_bins"],
+            recognizes=not holds_encoder_alone(folder),
+        )
+
+    @classmethod
+    def from_transformers(cls, config: dict[str, Any]) -> "TeacherSpec":
+        """The spec of a model of transformers, from its config.json; ValueError when it is none of the known ones."""
+        model_type = config["model_type"]
+        if model_type in WAVEFORM_MODELS:
+            return cls(
+                kind="transformers",
+                layers=config["num_hidden_layers"],
+                width=config["hidden_size"],
+                frame_s=math.prod(config["conv_stride"]) / SAMPLE_RATE_HZ,
+            )
+        if model_type in FILTERBANK_MODELS:
+            # Each convolution halves the frames of the filterbank.
+            return cls(
+                kind="transformers",
+                layers=config["encoder_layers"],
+                width=config["d_model"],
+                frame_s=FILTERBANK_HOP_S * 2 ** config["num_conv_layers"],
+            )
+        raise ValueError(f"model_type is {model_type!r}; known are {', '.join(WAVEFORM_MODELS + FILTERBANK_MODELS)}")
+
+    @classmethod
+    def from_torchaudio(cls, description: dict[str, Any]) -> "TeacherSpec":
+        """The spec of a wav2vec 2.0 or HuBERT of torchaudio, from the content of torchaudio.json."""
+        arguments = description["model"]
+        strides = [stride for _, _, stride in arguments["extractor_conv_layer_config"]]
+        return cls(
+            kind="torchaudio",
+            layers=arguments["encoder_num_layers"],
+            width=arguments["encoder_embed_dim"],
+            frame_s=math.prod(strides) / SAMPLE_RATE_HZ,
+        )
+
 
 def spec_of_stage(recipe: Recipe, name: str) -> TeacherSpec:
     """The spec of a training stage of this recipe; ConfigError when it trains no recogniser."""
     encoder = recipe.recognition_stage(name).model.encoder
-    return _chorus(encoder, recipe.features.hop_ms / 1000, recipe.features.mel_bins)
+    return TeacherSpec.from_encoder(encoder, recipe.features.hop_ms / 1000, recipe.features.mel_bins)
 
 
 def read_spec(folder: Path, where: str) -> TeacherSpec:
@@ -54,134 +126,36 @@ def read_spec(folder: Path, where: str) -> TeacherSpec:
             f"{where} is the folder {folder}, which holds no finished model (*.safetensors). Name the model folder of "
             "a finished stage, such as runs/mini/teacher/model."
         )
-    readers = {"model.json": _read_chorus, "torchaudio.json": _read_torchaudio, "config.json": _read_transformers}
-    for name, read in readers.items():
-        if (folder / name).is_file():
-            try:
-                return read(folder, json.loads((folder / name).read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(
-                    f"{where} is the folder {folder}, whose {name} cannot be read: {error!r}. Copy the folder again "
-                    "from where it was made."
-                ) from None
+
+    for name in DESCRIPTION_FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            description = json.loads(file.read_text(encoding="utf-8"))
+            if name == "model.json":
+                return TeacherSpec.from_model_folder(folder, description)
+            if name == "torchaudio.json":
+                return TeacherSpec.from_torchaudio(description)
+            return TeacherSpec.from_transformers(description)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{where} is the folder {folder}, whose {name} cannot be read: {error!r}. Copy the folder again "
+                "from where it was made."
+            ) from None
+
     raise CheckpointError(
-        f"{where} is the folder {folder}, which has none of {', '.join(readers)}: what is in it is not known. Name the "
-        "folder of a finished model, or of a model that transformers or torchaudio has written."
+        f"{where} is the folder {folder}, which has none of {', '.join(DESCRIPTION_FILES)}: what is in it is not "
+        "known. Name the folder of a finished model, or of a model that transformers or torchaudio has written."
     )
-
-
-def _chorus(encoder: EncoderConfig, hop_s: float, mel_bins: int, recognizes: bool = True) -> TeacherSpec:
-    factor = encoder.subsampling.factor
-    return TeacherSpec("chorus", encoder.layers, encoder.width, factor * hop_s, mel_bins, factor, recognizes)
-
-
-def _read_chorus(folder: Path, description: dict[str, Any]) -> TeacherSpec:
-    features = json.loads((folder / "features.json").read_text(encoding="utf-8"))["config"]
-    return _chorus(
-        EncoderConfig.model_validate(description.get("encoder") or description["recognizer"]["encoder"]),
-        features["hop_ms"] / 1000,
-        description["mel_bins"],
-        recognizes=not holds_encoder_alone(folder),
-    )
-
-
-def _read_transformers(folder: Path, config: dict[str, Any]) -> TeacherSpec:
-    kind = config["model_type"]
-    if kind in WAVEFORM_MODELS:
-        hop_s = math.prod(config["conv_stride"]) / SAMPLE_RATE_HZ
-        return TeacherSpec("transformers", config["num_hidden_layers"], config["hidden_size"], hop_s)
-    if kind in FILTERBANK_MODELS:
-        # Its front-end makes a frame every 10 ms, and each convolution halves them.
-        return TeacherSpec(
-            "transformers", config["encoder_layers"], config["d_model"], 0.01 * 2 ** config["num_conv_layers"]
-        )
-    raise ValueError(f"model_type is {kind!r}; known are {', '.join(WAVEFORM_MODELS + FILTERBANK_MODELS)}")
-
-
-def _read_torchaudio(folder: Path, description: dict[str, Any]) -> TeacherSpec:
-    arguments = description["model"]
-    strides = [stride for _, _, stride in arguments["extractor_conv_layer_config"]]
-    hop_s = math.prod(strides) / SAMPLE_RATE_HZ
-    return TeacherSpec("torchaudio", arguments["encoder_num_layers"], arguments["encoder_embed_dim"], hop_s)
 
 
 def terms_of(stage: DistillStage, teacher: TeacherConfig) -> frozenset[str]:
     """What a teacher teaches: the terms that weigh something, of which it may be given a part."""
     active = stage.distill.active()
-    return active if teacher.terms is None else active & frozenset(teacher.terms)
-
-
-def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> None:
-    """Refuse a teacher from which this student cannot learn what it is to learn (ConfigError)."""
-    who = "its teacher" if len(stage.named_teachers) == 1 else f"its teacher {teacher.name}"
-    if not spec.recognizes:
-        raise ConfigError(
-            f"Stage {stage.name}: {who} is an encoder that learnt without transcripts, and no recogniser. Start one "
-            f"from it, a pretrain stage with initialize_from: {teacher.model}, and name that."
-        )
-    terms = terms_of(stage, teacher)
-    idle = [] if teacher.terms is None else [name for name in teacher.terms if name not in terms]
-    if idle:
-        raise ConfigError(
-            f"Stage {stage.name} is to learn {idle[0]} from {who}, but distill.{idle[0]} weighs nothing. Give it a "
-            f"weight, or take {idle[0]} out of the teacher's terms."
-        )
-    _check_hearing(recipe, stage, teacher, spec, who)
-    if spec.kind != "chorus":
-        _check_foreign(recipe, stage, terms, spec, who)
-    _check_frame_rates(recipe, stage, terms, spec, who)
-    if "hidden" in terms:
-        _check_hidden(stage, teacher, spec, who)
-    if "units" in terms:
-        _check_units(stage, spec, who)
-    if stage.distill.cache.required and (reason := why_no_cache(recipe, stage, teacher, spec)):
-        raise ConfigError(
-            f"Stage {stage.name} is to read {who} from a cache (distill.cache.use is {stage.distill.cache.use}), and "
-            f"there can be none: {reason}."
-        )
-
-
-def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> str:
-    """Why what a teacher gives cannot be stored; empty when it can."""
-    augment = recipe.augment_of(stage)
-    masks = [key for key in MASKS if getattr(augment, key)]
-    if spec.kind != "chorus" or teacher.hears not in (None, "augmented") or not masks:
-        return ""
-    return (
-        f"it hears masks that are drawn anew at every step (augment.{masks[0]} is {getattr(augment, masks[0])}). List "
-        "it in teachers with hears: clean, which changes what is learnt, or set augment.frequency_masks and "
-        "augment.time_masks to 0"
-    )
-
-
-def _check_hearing(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, who: str) -> None:
-    if spec.kind != "chorus" and teacher.hears not in (None, "waveform"):
-        raise ConfigError(
-            f"Stage {stage.name}: {who} has a front-end of its own, but hears is {teacher.hears}. Set it to waveform "
-            "or leave it out."
-        )
-    other_bins = spec.kind == "chorus" and spec.mel_bins != recipe.features.mel_bins
-    if other_bins and teacher.hears != "waveform":
-        raise ConfigError(
-            f"Stage {stage.name}: {who} hears {spec.mel_bins} mel bins, and features.mel_bins is "
-            f"{recipe.features.mel_bins}. Make them equal, or list it in teachers with hears: waveform."
-        )
-
-
-def _check_foreign(recipe: Recipe, stage: DistillStage, terms: frozenset[str], spec: TeacherSpec, who: str) -> None:
-    tokens = [name for name in TOKEN_TERMS if name in terms]
-    if tokens:
-        raise ConfigError(
-            f"Stage {stage.name} compares the tokens of {who}, a model of {spec.kind}, whose tokenizer is not this "
-            f"run's, in distill.{tokens[0]}. Set its weight to 0, or list the teacher in teachers with terms among "
-            "hidden and units."
-        )
-    if recipe.features.sample_rate_hz != SAMPLE_RATE_HZ:
-        raise ConfigError(
-            f"Stage {stage.name}: {who}, a model of {spec.kind}, hears {SAMPLE_RATE_HZ} Hz, and "
-            f"features.sample_rate_hz is {recipe.features.sample_rate_hz}. Prepare the corpus at {SAMPLE_RATE_HZ} Hz, "
-            "or choose another teacher."
-        )
+    if teacher.terms is None:
+        return active
+    return active & frozenset(teacher.terms)
 
 
 def frame_s(recipe: Recipe, stage: DistillStage) -> float:
@@ -189,89 +163,201 @@ def frame_s(recipe: Recipe, stage: DistillStage) -> float:
     return stage.model.encoder.subsampling.factor * recipe.features.hop_ms / 1000
 
 
-def _check_frame_rates(recipe: Recipe, stage: DistillStage, terms: frozenset[str], spec: TeacherSpec, who: str) -> None:
-    mine = frame_s(recipe, stage)
-    framewise = "ctc" in terms or ("hidden" in terms and not stage.distill.hidden.resample)
-    if not framewise or math.isclose(mine, spec.frame_s):
+def hidden_layers(stage: DistillStage) -> tuple[int, ...]:
+    """The student's layers whose states are compared: by default where a contiguous group ends, the last layer that
+    uses each block."""
+    if stage.distill.hidden.layers:
+        return stage.distill.hidden.layers
+    # Later layers overwrite earlier ones of the same block.
+    last_layer_of_block = {block: layer for layer, block in enumerate(stage.model.encoder.block_of_layer)}
+    return tuple(sorted(last_layer_of_block.values()))
+
+
+def compared_layers(stage: DistillStage, teacher: TeacherConfig) -> tuple[tuple[int, int], ...]:
+    """The student's layers whose states are compared, each beside that of the teacher."""
+    if "hidden" not in terms_of(stage, teacher):
+        return ()
+    student_layers = hidden_layers(stage)
+    teacher_layers = teacher.layers or student_layers
+    return tuple(zip(student_layers, teacher_layers, strict=True))
+
+
+def units_layer(stage: DistillStage, spec: TeacherSpec) -> int:
+    """The layer of a teacher whose states are clustered."""
+    teacher_layer = stage.distill.units.teacher_layer
+    if teacher_layer is None:
+        return spec.layers - 1
+    return teacher_layer
+
+
+def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> None:
+    """Refuse a teacher from which this student cannot learn what it is to learn (ConfigError)."""
+    name = "its teacher"
+    if len(stage.named_teachers) > 1:
+        name = f"its teacher {teacher.name}"
+
+    if not spec.recognizes:
+        raise ConfigError(
+            f"Stage {stage.name}: {name} is an encoder that learnt without transcripts, and no recogniser. Start one "
+            f"from it, a pretrain stage with initialize_from: {teacher.model}, and name that."
+        )
+
+    terms = terms_of(stage, teacher)
+    for term in teacher.terms or ():
+        if term not in terms:
+            raise ConfigError(
+                f"Stage {stage.name} is to learn {term} from {name}, but distill.{term} weighs nothing. Give it a "
+                f"weight, or take {term} out of the teacher's terms."
+            )
+
+    if spec.kind == "chorus":
+        _check_mel_bins(recipe, stage, teacher, spec, name)
+    else:
+        _check_foreign_model(recipe, stage, teacher, spec, name)
+
+    # Units are taken from the nearest frame, decoder and sequence compare tokens: these need no common frame rate.
+    if "ctc" in terms or ("hidden" in terms and not stage.distill.hidden.resample):
+        _check_frame_rate(recipe, stage, spec, name)
+    if "hidden" in terms:
+        _check_hidden_layers(stage, teacher, spec, name)
+    if "units" in terms:
+        _check_units_layers(stage, spec, name)
+
+    if stage.distill.cache.required:
+        reason = why_no_cache(recipe, stage, teacher, spec)
+        if reason:
+            raise ConfigError(
+                f"Stage {stage.name} is to read {name} from a cache (distill.cache.use is {stage.distill.cache.use}), "
+                f"and there can be none: {reason}."
+            )
+
+
+def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> str:
+    """Why a teacher's outputs cannot be stored; empty when they can."""
+    # Other models take the waveform, which is never masked.
+    takes_masked_features = spec.kind == "chorus" and teacher.input in (None, "augmented")
+    if not takes_masked_features:
+        return ""
+    augment = recipe.augment_of(stage)
+    for key in MASKS:
+        num_masks = getattr(augment, key)
+        if num_masks:
+            return (
+                f"its input has masks that are drawn anew at every step (augment.{key} is {num_masks}). List it in "
+                "teachers with input: clean, which changes what is learnt, or set augment.frequency_masks and "
+                "augment.time_masks to 0"
+            )
+    return ""
+
+
+def _check_mel_bins(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str) -> None:
+    if teacher.input != "waveform" and spec.mel_bins != recipe.features.mel_bins:
+        raise ConfigError(
+            f"Stage {stage.name}: {name} takes {spec.mel_bins} mel bins, and features.mel_bins is "
+            f"{recipe.features.mel_bins}. Make them equal, or list it in teachers with input: waveform."
+        )
+
+
+def _check_foreign_model(
+    recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str
+) -> None:
+    """Refuse a model that is not of Chorus where its front-end, its tokenizer or its sample rate does not fit."""
+    if teacher.input not in (None, "waveform"):
+        raise ConfigError(
+            f"Stage {stage.name}: {name} has a front-end of its own, but input is {teacher.input}. Set it to waveform "
+            "or leave it out."
+        )
+
+    terms = terms_of(stage, teacher)
+    for term in TOKEN_TERMS:
+        if term in terms:
+            raise ConfigError(
+                f"Stage {stage.name} compares the tokens of {name}, a model of {spec.kind}, whose tokenizer is not "
+                f"this run's, in distill.{term}. Set its weight to 0, or list the teacher in teachers with terms among "
+                "hidden and units."
+            )
+
+    if recipe.features.sample_rate_hz != SAMPLE_RATE_HZ:
+        raise ConfigError(
+            f"Stage {stage.name}: {name}, a model of {spec.kind}, takes {SAMPLE_RATE_HZ} Hz, and "
+            f"features.sample_rate_hz is {recipe.features.sample_rate_hz}. Prepare the corpus at {SAMPLE_RATE_HZ} Hz, "
+            "or choose another teacher."
+        )
+
+
+def _check_frame_rate(recipe: Recipe, stage: DistillStage, spec: TeacherSpec, name: str) -> None:
+    student_frame_s = frame_s(recipe, stage)
+    if math.isclose(student_frame_s, spec.frame_s):
         return
     remedy = (
         "Make them equal, or set distill.hidden.weight, distill.hidden.cosine and distill.ctc.weight to 0; hidden "
         "states can be compared with distill.hidden.resample."
     )
-    mine_ms, theirs_ms = f"{1000 * mine:g} ms", f"{1000 * spec.frame_s:g} ms"
-    if spec.factor and spec.factor != stage.model.encoder.subsampling.factor:
+
+    # Where both are of Chorus, the key to change says more than the milliseconds.
+    student_factor = stage.model.encoder.subsampling.factor
+    if spec.factor and spec.factor != student_factor:
         raise ConfigError(
-            f"Stage {stage.name} is compared to {who} frame by frame, but its encoder.subsampling.factor is "
-            f"{stage.model.encoder.subsampling.factor} and {who}'s is {spec.factor}. {remedy}"
+            f"Stage {stage.name} is compared to {name} frame by frame, but its encoder.subsampling.factor is "
+            f"{student_factor} and {name}'s is {spec.factor}. {remedy}"
         )
     raise ConfigError(
-        f"Stage {stage.name} is compared to {who} frame by frame, but its frames are {mine_ms} apart and {who}'s "
-        f"{theirs_ms}. {remedy}"
+        f"Stage {stage.name} is compared to {name} frame by frame, but its frames are {1000 * student_frame_s:g} ms "
+        f"apart and {name}'s {1000 * spec.frame_s:g} ms. {remedy}"
     )
 
 
-def _check_hidden(stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, who: str) -> None:
-    student, hidden = stage.model.encoder, stage.distill.hidden
+def _check_hidden_layers(stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str) -> None:
+    student = stage.model.encoder
+    hidden = stage.distill.hidden
     off = "set distill.hidden.weight and distill.hidden.cosine to 0."
+
     if teacher.layers is None and spec.layers != student.layers:
         raise ConfigError(
             f"Stage {stage.name} compares hidden states layer by layer, but its encoder.layers is {student.layers} and "
-            f"{who}'s is {spec.layers}. Make them equal, name the teacher's layers in teachers, or {off}"
+            f"{name}'s is {spec.layers}. Make them equal, name the teacher's layers in teachers, or {off}"
         )
+
     if spec.width != student.width and not hidden.projection:
         raise ConfigError(
             f"Stage {stage.name} compares hidden states layer by layer, but its encoder.width is {student.width} and "
-            f"{who}'s is {spec.width}. Make them equal, set distill.hidden.projection to true, or {off}"
+            f"{name}'s is {spec.width}. Make them equal, set distill.hidden.projection to true, or {off}"
         )
+
     beyond = [layer for layer in hidden.layers or () if not 0 <= layer < student.layers]
     if beyond:
         raise ConfigError(
             f"Stage {stage.name} compares layers {beyond} in distill.hidden.layers, but there are layers 0 "
             f"to {student.layers - 1}."
         )
+
     if teacher.layers is None:
         return
-    compared = hidden_layers(stage)
-    if len(compared) != len(teacher.layers):
+    student_layers = hidden_layers(stage)
+    if len(student_layers) != len(teacher.layers):
         raise ConfigError(
-            f"Stage {stage.name} compares its layers {list(compared)} (distill.hidden.layers) to layers "
-            f"{list(teacher.layers)} of {who}; name as many of both."
+            f"Stage {stage.name} compares its layers {list(student_layers)} (distill.hidden.layers) to layers "
+            f"{list(teacher.layers)} of {name}; name as many of both."
         )
-    _check_layers(stage, "teachers", [layer for layer in teacher.layers if not 0 <= layer < spec.layers], who, spec)
+    _check_layers_of_teacher(stage, "teachers", teacher.layers, spec, name)
 
 
-def _check_units(stage: DistillStage, spec: TeacherSpec, who: str) -> None:
-    units, depth = stage.distill.units, stage.model.encoder.layers
-    if units.layer is not None and units.layer >= depth:
+def _check_units_layers(stage: DistillStage, spec: TeacherSpec, name: str) -> None:
+    units = stage.distill.units
+    num_layers = stage.model.encoder.layers
+    if units.layer is not None and units.layer >= num_layers:
         raise ConfigError(
             f"Stage {stage.name} predicts units from layer {units.layer} (distill.units.layer), but it has layers 0 to "
-            f"{depth - 1}."
+            f"{num_layers - 1}."
         )
-    beyond = [units.teacher_layer] if (units.teacher_layer or 0) >= spec.layers else []
-    _check_layers(stage, "distill.units.teacher_layer", beyond, who, spec)
+    _check_layers_of_teacher(stage, "distill.units.teacher_layer", [units_layer(stage, spec)], spec, name)
 
 
-def _check_layers(stage: DistillStage, key: str, beyond: list[Any], who: str, spec: TeacherSpec) -> None:
-    if beyond:
-        raise ConfigError(
-            f"Stage {stage.name} names layer {beyond[0]} of {who} in {key}, which has layers 0 to {spec.layers - 1}."
-        )
-
-
-def compared_layers(stage: DistillStage, teacher: TeacherConfig) -> tuple[tuple[int, int], ...]:
-    """The student's layers whose states are compared, each beside that of the teacher."""
-    mine = hidden_layers(stage) if "hidden" in terms_of(stage, teacher) else ()
-    return tuple(zip(mine, teacher.layers or mine, strict=True)) if mine else ()
-
-
-def units_layer(stage: DistillStage, spec: TeacherSpec) -> int:
-    """The layer of a teacher whose states are clustered."""
-    given = stage.distill.units.teacher_layer
-    return spec.layers - 1 if given is None else given
-
-
-def hidden_layers(stage: DistillStage) -> tuple[int, ...]:
-    """The student's layers whose states are compared: by default where a contiguous group ends, the last layer that
-    uses each block."""
-    last = {block: layer for layer, block in enumerate(stage.model.encoder.block_of_layer)}
-    return stage.distill.hidden.layers or tuple(sorted(last.values()))
+def _check_layers_of_teacher(
+    stage: DistillStage, key: str, layers: Iterable[int], spec: TeacherSpec, name: str
+) -> None:
+    for layer in layers:
+        if not 0 <= layer < spec.layers:
+            raise ConfigError(
+                f"Stage {stage.name} names layer {layer} of {name} in {key}, which has layers 0 to {spec.layers - 1}."
+            )

@@ -7,45 +7,57 @@ from pydantic import BaseModel, ValidationError
 
 from launcher.recipe.yaml_io import nearest
 
-MOST_SHOWN = 3
+# More problems than these are counted: the message stays one paragraph.
+MAX_PROBLEMS = 3
+# Of a value that is quoted in a message.
+MAX_QUOTED_CHARACTERS = 60
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Any, source: str) -> str:
     """Return one paragraph on why `values`, read from `source`, are no `model`."""
     problems = error.errors(include_url=False)
-    sentences = [_sentence(problem, model, values) for problem in problems[:MOST_SHOWN]]
-    if len(problems) > MOST_SHOWN:
-        sentences.append(f"There are {len(problems) - MOST_SHOWN} more problems.")
-    return f"{source}: " + " ".join(sentences)
+    sentences = []
+    for problem in problems[:MAX_PROBLEMS]:
+        sentences.append(_sentence(problem, model, values))
+    if len(problems) > MAX_PROBLEMS:
+        sentences.append(f"There are {len(problems) - MAX_PROBLEMS} more problems.")
+    return f"{source}: {' '.join(sentences)}"
 
 
 def _sentence(problem: Any, model: type[BaseModel], values: Any) -> str:
     location = problem["loc"]
     dotted, _ = _locate(model, location, values)
-    kind = problem["type"]
-    if kind == "extra_forbidden":
+
+    if problem["type"] == "extra_forbidden":
         _, parent = _locate(model, location[:-1], values)
-        key = str(location[-1])
-        return f"{dotted} is not a key{nearest(key, _keys(parent))}"
-    if kind == "missing":
-        description = _description(model, location, values)
+        known = []
+        for member in _models(parent):
+            known += member.model_fields
+        return f"{dotted} is not a key{nearest(str(location[-1]), known)}"
+
+    if problem["type"] == "missing":
+        _, parent = _locate(model, location[:-1], values)
+        description = _description(parent, str(location[-1]))
         return f"{dotted} is missing{description}. Add it to the recipe or pass --set {dotted}=VALUE."
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _tag_sentence(problem, dotted)
-    message = problem["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{dotted or 'the recipe'}: {message}."
-    seen = repr(problem["input"])
-    return f"{dotted} is {seen[:60]} ({type(problem['input']).__name__}): {message[0].lower()}{message[1:]}."
 
-
-def _tag_sentence(problem: Any, dotted: str) -> str:
-    key = problem["ctx"]["discriminator"].strip("'")
     if problem["type"] == "union_tag_not_found":
+        key = problem["ctx"]["discriminator"].strip("'")
         return f"{dotted}.{key} is missing; it says which keys belong there."
-    seen = problem["ctx"]["tag"]
-    expected = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
-    return f"{dotted}.{key} is {seen!r}, which is none{nearest(seen, expected)}"
+
+    if problem["type"] == "union_tag_invalid":
+        key = problem["ctx"]["discriminator"].strip("'")
+        seen = problem["ctx"]["tag"]
+        expected = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{dotted}.{key} is {seen!r}, which is none{nearest(seen, expected)}"
+
+    if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{dotted or 'the recipe'}: {message}."
+
+    # All other types are pydantic's own, whose messages begin with a capital letter.
+    seen = repr(problem["input"])[:MAX_QUOTED_CHARACTERS]
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{dotted} is {seen} ({type(problem['input']).__name__}): {message}."
 
 
 def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> tuple[str, Any]:
@@ -54,17 +66,59 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> t
     annotation: Any = model
     for part in location:
         if isinstance(part, int):
-            annotation = next((get_args(a)[0] for a in _alternatives(annotation) if get_args(a)), None)
-            values = values[part] if isinstance(values, list | tuple) and part < len(values) else None
-            path.append(str(values["name"]) if isinstance(values, dict) and "name" in values else str(part))
+            annotation = _item_annotation(annotation)
+            item = None
+            if isinstance(values, list | tuple) and part < len(values):
+                item = values[part]
+            values = item
+            if isinstance(item, dict) and "name" in item:
+                path.append(str(item["name"]))
+            else:
+                path.append(str(part))
             continue
-        if len(_models(annotation)) > 1:  # a discriminated union: pydantic puts the tag into the location
-            annotation = _tagged(annotation, part)
+
+        members = _models(annotation)
+        if len(members) > 1:
+            # A discriminated union: pydantic puts the tag, which is no key, into the location.
+            annotation = _member_with_tag(members, part)
             continue
-        annotation = _field_annotation(annotation, part)
-        values = values.get(part) if isinstance(values, dict) else None
+
+        annotation = None
+        if members and part in members[0].model_fields:
+            annotation = members[0].model_fields[part].annotation
+        if isinstance(values, dict):
+            values = values.get(part)
+        else:
+            values = None
         path.append(str(part))
     return ".".join(path), annotation
+
+
+def _item_annotation(annotation: Any) -> Any:
+    """Return what the items of a list or tuple are; None for anything else."""
+    for alternative in _alternatives(annotation):
+        arguments = get_args(alternative)
+        if arguments:
+            return arguments[0]
+    return None
+
+
+def _member_with_tag(members: list[type[BaseModel]], tag: Any) -> type[BaseModel] | None:
+    """Return the member of a discriminated union that carries a tag."""
+    for member in members:
+        for field in member.model_fields.values():
+            if get_origin(field.annotation) is Literal and tag in get_args(field.annotation):
+                return member
+    return None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models among the members of a union; a model alone is the only one."""
+    models = []
+    for alternative in _alternatives(annotation):
+        if isinstance(alternative, type) and issubclass(alternative, BaseModel):
+            models.append(alternative)
+    return models
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -72,39 +126,19 @@ def _alternatives(annotation: Any) -> list[Any]:
     origin = get_origin(annotation)
     if origin is Annotated:
         return _alternatives(get_args(annotation)[0])
+    # `X | Y` and Union[X, Y] have different origins in Python 3.11.
     if origin in (Union, types.UnionType):
-        return [member for argument in get_args(annotation) for member in _alternatives(argument)]
+        members = []
+        for argument in get_args(annotation):
+            members += _alternatives(argument)
+        return members
     return [annotation]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    return [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-
-
-def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
-    """Return the member of a discriminated union that carries a tag."""
-    for member in _models(annotation):
-        for field in member.model_fields.values():
-            if get_origin(field.annotation) is Literal and tag in get_args(field.annotation):
-                return member
-    return None
-
-
-def _field_annotation(annotation: Any, key: str) -> Any:
-    for member in _models(annotation):
-        if key in member.model_fields:
-            return member.model_fields[key].annotation
-    return None
-
-
-def _keys(parent: Any) -> list[str]:
-    return [key for member in _models(parent) for key in member.model_fields]
-
-
-def _description(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> str:
-    _, parent = _locate(model, location[:-1], values)
+def _description(parent: Any, key: str) -> str:
+    """Return a key's description in brackets; empty when it has none."""
     for member in _models(parent):
-        field = member.model_fields.get(str(location[-1]))
+        field = member.model_fields.get(key)
         if field and field.description:
             return f" ({field.description})"
     return ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.recipe import EvaluateStage, Recipe, TrainingStage
+from launcher.recipe.distillation import FORMER_INPUT_KEY
 from launcher.recipe.search import search_files
 
 Values = dict[str, Any]
@@ -28,7 +29,22 @@ class Settings:
 
     def comparable_to(self, recorded: Values) -> Values:
         """The settings without those that are unknown to a record and have their default."""
-        return _comparable(self.values, self.given, recorded)
+        comparable = _comparable(self.values, self.given, recorded)
+        if "teachers" in comparable and "teachers" in recorded:
+            comparable["teachers"] = _with_recorded_keys(comparable["teachers"], recorded["teachers"])
+        return comparable
+
+
+def _with_recorded_keys(teachers: list[Values], recorded: list[Values]) -> list[Values]:
+    """The teachers of a stage under the keys of a record, in which `input` has its former name.
+
+    Fingerprints are over keys too: a renamed key must not make a finished stage run again.
+    """
+    renamed = [dict(teacher) for teacher in teachers]
+    for teacher, recorded_teacher in zip(renamed, recorded, strict=False):
+        if FORMER_INPUT_KEY in recorded_teacher:
+            teacher[FORMER_INPUT_KEY] = teacher.pop("input")
+    return renamed
 
 
 def _comparable(values: Values, given: Values, recorded: Values) -> Values:

@@ -56,7 +56,7 @@ def open_run(folder: Path, utterances: int, quick: bool) -> tuple[Recipe, RunFol
             "batches={lanes: 1, seconds: 30}",
             "cluster.precision=fp32",
             "stages.student.teacher=null",
-            f"stages.student.teachers=[{{name: teacher, model: {folder}/model, hears: clean}}]",
+            f"stages.student.teachers=[{{name: teacher, model: {folder}/model, input: clean}}]",
             *(changes if quick else []),
         ],
     )

@@ -48,7 +48,7 @@ def lesson(of: DistillStage, config: TeacherConfig, teacher: Recognizer, **value
         "pairs": tuple(zip(compared, config.layers or compared, strict=True)),
         **values,
     }
-    opened = RecognizerTeacher(teacher, FRONT_END, config.hears or "augmented")
+    opened = RecognizerTeacher(teacher, FRONT_END, config.input or "augmented")
     return TeacherTerms(config.name, opened, config.weight, ratio=FRAME_S / opened.frame_s, **given)
 
 

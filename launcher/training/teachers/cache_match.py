@@ -27,8 +27,7 @@ from launcher.recipe.teachers import (
 )
 from launcher.run_folder import read_json, write_json
 from launcher.stages.context import StageContext
-from launcher.stages.fingerprint import hash_files, hash_of
-from launcher.stages.pipeline import Pipeline
+from launcher.stages.fingerprint import hash_files, hash_folder, hash_value
 
 FORMAT = 1
 DESCRIPTION = "teacher.json"
@@ -71,7 +70,7 @@ class CacheDescription(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def folder_name(self) -> str:
-        return f"{self.name}-{hash_of([self.heard.model_dump(mode='json'), self.kept.model_dump(mode='json')])[:12]}"
+        return f"{self.name}-{hash_value([self.heard.model_dump(mode='json'), self.kept.model_dump(mode='json')])[:12]}"
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,13 @@ def spec_of(context: StageContext[DistillStage], teacher: TeacherConfig) -> Teac
 def describe(context: StageContext[DistillStage], teacher: TeacherConfig, spec: TeacherSpec) -> CacheDescription:
     """The cache that suits a stage exactly. CheckpointError when the teacher is not finished, DataError when the shards
     are not there."""
-    sha256 = Pipeline.folder_hash(context.run.model_folder(teacher.model))
+    sha256 = hash_folder(context.run.model_folder(teacher.model))
     if sha256 is None:
         raise CheckpointError(
             f"The teacher {teacher.name} of stage {context.stage.name} has no finished model in "
             f"{context.run.model_folder(teacher.model)}. Run the recipe until its stage is done."
         )
-    own_front_end = spec.kind != "chorus" or teacher.hears == "waveform"
+    own_front_end = spec.kind != "chorus" or teacher.input == "waveform"
     tokenizer = [context.run.tokenizer / "tokenizer.model", context.run.tokenizer / "tokenizer.json"]
     terms, batches, cache = terms_of(context.stage, teacher), context.batches, context.stage.distill.cache
     layers = {theirs for _, theirs in compared_layers(context.stage, teacher)}
@@ -149,7 +148,7 @@ def describe(context: StageContext[DistillStage], teacher: TeacherConfig, spec: 
 
 def _hash_front_end(context: StageContext[DistillStage]) -> str:
     # An option that a newer version adds, at its default, is no other front-end.
-    return hash_of(
+    return hash_value(
         [context.recipe.features.model_dump(mode="json", exclude_defaults=True), read_json(context.run.features_file)]
     )
 

@@ -25,7 +25,7 @@ def load_teacher(
     model = FinishedModel.load(folder)
     recognizer = model.recognizer.to(device).requires_grad_(False)
     same_tokens = model.tokenizer.pieces == pieces
-    return RecognizerTeacher(recognizer, model.features.to(device), teacher.hears or "augmented", same_tokens)
+    return RecognizerTeacher(recognizer, model.features.to(device), teacher.input or "augmented", same_tokens)
 
 
 def recognizer_of(teacher: Teacher) -> Recognizer | None:

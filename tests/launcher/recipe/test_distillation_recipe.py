@@ -6,8 +6,11 @@ import pytest
 
 from launcher.errors import ConfigError
 from launcher.recipe import DistillConfig, dump, load_recipe
+from launcher.recipe import distillation as distillation_schema
 from launcher.recipe.distillation import WeightSchedule
-from launcher.stages.pipeline import StageNode, build_pipeline
+from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.stages.fingerprint import hash_value
+from launcher.stages.pipeline import Pipeline, StageNode, build_pipeline
 
 
 def refusal(*overrides: str) -> str:
@@ -28,8 +31,8 @@ def refusal(*overrides: str) -> str:
     ],
 )
 def test_a_weight_rises_stays_and_falls_as_its_schedule_says(schedule, factors):
-    found = {progress: WeightSchedule(**schedule).factor(progress, until=0.8) for progress in factors}
-    assert found == pytest.approx(factors)
+    computed = {progress: WeightSchedule(**schedule).factor(progress, until=0.8) for progress in factors}
+    assert computed == pytest.approx(factors)
 
 
 def test_a_term_that_does_not_count_now_is_left_out():
@@ -114,3 +117,67 @@ def test_a_stage_depends_on_what_its_teachers_are_and_teach_not_on_where_they_li
     assert here.settings == there.settings
     assert here.inputs[-2:] == ("/here/model", "teacher")
     assert node("[{model: /here/model, weight: 2}, {model: teacher}]").settings != here.settings
+
+
+def teachers_with(keys: str) -> list[str]:
+    """Overrides that give the student of `mini` two teachers, the first one with some keys."""
+    teachers = f"[{{model: teacher, {keys}}}, {{model: some/model, terms: [decoder]}}]"
+    return ["stages.student.teacher=null", f"stages.student.teachers={teachers}"]
+
+
+def test_the_former_name_of_a_teachers_input_is_still_read_and_a_line_says_so(tmp_path, caplog):
+    distillation_schema._warn_of_former_key.cache_clear()
+    former = load_recipe("mini", teachers_with("hears: clean"))
+    load_recipe("mini", teachers_with("hears: waveform"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "The key hears of a teacher is now called input; it is read as that."
+    ]
+    assert former == load_recipe("mini", teachers_with("input: clean"))
+    assert "hears" not in dump(former)
+
+
+def test_a_teacher_with_both_names_of_its_input_is_refused():
+    message = refusal(*teachers_with("hears: clean, input: clean"))
+    assert "hears is the former name of input, and both are given; keep input" in message
+    assert "stages.student.teachers" in message
+
+
+@pytest.fixture
+def student_of(tmp_path):
+    """Return a function from a teacher's keys to the pipeline and the student of a run whose inputs are there."""
+    run = RunFolder(tmp_path / "run")
+    write_json(tmp_path / "shards" / "train" / "shards.json", {"format": 1, "shards": [{"sha256": "0"}]})
+    write_json(tmp_path / "teacher" / "model.safetensors", "weights of the teacher")
+    for name in ("tokenizer.model", "tokenizer.json", "features.json"):
+        write_json(run.tokenizer / name, {})
+
+    def student(keys: str) -> tuple[Pipeline, StageNode]:
+        teachers = f"stages.student.teachers=[{{model: {tmp_path}/teacher, {keys}}}]"
+        corpus = f"corpus={{shards: {tmp_path}/shards}}"
+        pipeline = Pipeline(load_recipe("mini", [corpus, "stages.student.teacher=null", teachers]), run)
+        return pipeline, next(node for node in pipeline.nodes if node.name == "student")
+
+    return student
+
+
+@pytest.mark.parametrize("keys", ["input: clean", "weight: 1"])
+def test_a_finished_stage_whose_record_has_the_former_name_of_input_does_not_run_again(student_of, keys):
+    """done(record with hears) == done(record with input), for an input that is given and for the default."""
+    pipeline, node = student_of(keys)
+    pipeline.started(node, pipeline.status_of(node))
+    write_json(pipeline.run.stage("student").model / "model.safetensors", "weights of the student")
+    pipeline.ended(node, "done")
+    assert pipeline.status_of(node).done
+
+    # The record as a version wrote it that knew the former name alone.
+    state = read_json(pipeline.run.state_file)
+    record = state["stages"]["student"]
+    (teacher,) = record["settings"]["teachers"]
+    teacher["hears"] = teacher.pop("input")
+    record["fingerprint"] = hash_value({key: record[key] for key in ("settings", "inputs")})
+    write_json(pipeline.run.state_file, state)
+
+    pipeline, node = student_of(keys)
+    assert pipeline.status_of(node).done
+    pipeline, node = student_of("input: waveform")
+    assert pipeline.status_of(node).reason.startswith("changed: teachers")

@@ -46,7 +46,7 @@ def make_distilled(make_run, tmp_path_factory):
         stage = start["stages"][0]
         stage |= {"kind": "distill", "distill": LESSON, "steps": STEPS, "log_every": 1, "validate_every": 6}
         stage |= {"checkpoint": {"every_steps": 3, "keep_last": 9}}
-        stage["teachers"] = [{"name": "wise", "model": str(teacher), "layers": [0, 2], "hears": "clean"}]
+        stage["teachers"] = [{"name": "wise", "model": str(teacher), "layers": [0, 2], "input": "clean"}]
         (run.path / "start.yaml").write_text(yaml.safe_dump(start))
         write_recipe(run, changes)
         return run

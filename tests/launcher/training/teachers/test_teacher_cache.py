@@ -77,7 +77,7 @@ def make_student(make_run, own_shards, tmp_path_factory):
         start = yaml.safe_load((run.path / "start.yaml").read_text())
         start["corpus"]["shards"] = str(own_shards)
         start["stages"][0] |= {"kind": "distill", "distill": TERMS, "steps": 4, "log_every": 1}
-        start["stages"][0]["teachers"] = [{"name": "wise", "model": str(teacher), "hears": "clean"}]
+        start["stages"][0]["teachers"] = [{"name": "wise", "model": str(teacher), "input": "clean"}]
         (run.path / "start.yaml").write_text(yaml.safe_dump(start))
         write_recipe(run, (front_end, *changes))
         write_json(run.state_file, {"recipe": "small"})
@@ -303,7 +303,7 @@ def test_a_stage_may_make_its_caches_when_it_starts(cached, tmp_path):
 
 def test_another_teacher_of_the_same_name_is_not_taken_for_the_stored_one(cached, make_student, tmp_path):
     write_teacher(cached, tmp_path / "model", seed=9, groups=2, experts=None)
-    teachers = f"stages.{STAGE}.teachers=[{{name: wise, model: {tmp_path}/model, hears: clean}}]"
+    teachers = f"stages.{STAGE}.teachers=[{{name: wise, model: {tmp_path}/model, input: clean}}]"
     choice = chosen(cached, teachers)
     assert choice.folder is None
     assert "it was made with another teacher (" in choice.reason
@@ -312,16 +312,16 @@ def test_another_teacher_of_the_same_name_is_not_taken_for_the_stored_one(cached
 
 def test_masks_that_the_teacher_hears_cannot_be_stored(cached, capsys):
     recipe = yaml.safe_load(cached.recipe_file.read_text())
-    recipe["stages"][0]["teachers"][0]["hears"] = "augmented"
+    recipe["stages"][0]["teachers"][0]["input"] = "augmented"
     run = RunFolder(cached.path.with_name("masked"))
     shutil.copytree(cached.path, run.path)
     run.recipe_file.write_text(yaml.safe_dump(recipe))
     assert main(["cache-teacher", f"{run.path}/{STAGE}"]) == 2
     said = capsys.readouterr().err
-    assert "it hears masks that are drawn anew at every step (augment.frequency_masks is 2)" in said
-    assert "hears: clean" in said
+    assert "its input has masks that are drawn anew at every step (augment.frequency_masks is 2)" in said
+    assert "input: clean" in said
     assert "masks that are drawn anew" in chosen(run).reason
-    with pytest.raises(ConfigError, match=r"is to read its teacher .* there can be none: it hears masks"):
+    with pytest.raises(ConfigError, match=r"is to read its teacher .* there can be none: its input has masks"):
         check_model_folders(load_recipe(run.recipe_file, [f"stages.{STAGE}.distill.cache.use=require"]))
     without = [f"augment.{key}=0" for key in MASKS]
     # What is heard without masks is what is heard clean.

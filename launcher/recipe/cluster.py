@@ -1,0 +1,134 @@
+"""Where a run takes place: processes, hosts, precision and deadlines.
+
+Apart from `precision` nothing here changes what is computed, so a run may go on elsewhere. `threads` may change the
+last bits: other numbers of cores add in another order.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from launcher.recipe.slurm import SlurmConfig
+
+
+class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
+    """Where the run takes place. Apart from `precision`, nothing here changes what is computed."""
+
+    processes: int = Field(default=1, ge=1, description="training processes; one per GPU where there are GPUs")
+    expert_parallel: int = Field(
+        default=1, ge=1, description="processes that share one set of experts, in stages with experts"
+    )
+    deepspeed: str = Field(default="zero2", description="a name in ds_configs/ or a JSON file")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of matrix products; weights and moments are fp32"
+    )
+    # Hosts with other numbers of cores add in another order: set it where runs are to be equal bit for bit.
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; none: cores // processes")
+    data_workers: int = Field(default=2, ge=1, description="threads per process that read and decode audio")
+
+    launcher: Literal["local", "ssh", "no_ssh", "slurm"] | None = Field(
+        default=None,
+        description="local: all processes on this machine; ssh: one connection to each host of the hostfile; no_ssh: "
+        "the same command is started on every host by hand; slurm: a batch job; none: ssh with a hostfile, else local",
+    )
+    hostfile: Path | None = Field(default=None, description="hosts to train on, one `NAME slots=N` a line")
+    include: str | None = Field(default=None, description="only these of the hostfile: NAME[:SLOT,...], joined by @")
+    exclude: str | None = Field(default=None, description="not these of the hostfile: NAME[:SLOT,...], joined by @")
+    master_address: str | None = Field(
+        default=None, description="where the processes find the first one; none: the name of the first host"
+    )
+    # Behind a firewall the port must be one that is open; otherwise a free one cannot collide with another run's.
+    master_port: int | None = Field(
+        default=None, ge=1, le=65535, description="port of the first process; none: a free one, new at every start"
+    )
+    exchange_bytes_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="what a host sends to others in an all-to-all, as `chorus doctor` measures it; `chorus plan` "
+        "judges by it, and assumes 10 Gbit/s without",
+    )
+    environment: tuple[str, ...] = Field(
+        default=(), description="names of further environment variables that processes on other hosts get"
+    )
+    ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-F, ssh_config]")
+    slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="the job of launcher slurm")
+
+    profile_steps: str | None = Field(
+        default=None,
+        pattern=r"^\d+:\d+$",
+        description="FIRST:STOP, training steps that every process profiles into STAGE/profile/ as a Chrome trace",
+    )
+
+    max_restarts: int = Field(
+        default=3, ge=0, description="restarts of a stage within an hour, after a lost or hung process"
+    )
+    startup_deadline_s: float = Field(
+        default=300, gt=0, description="longest time until every process reports itself and its first step, in s"
+    )
+    # NFS remembers for up to a minute that a file was not there: stay well above that.
+    stall_deadline_s: float = Field(
+        default=120, gt=0, description="longest silence of a process in a step before the restart, in s"
+    )
+    validation_deadline_s: float = Field(
+        default=300, gt=0, description="longest silence of a process that validates, in s; it reports every batch"
+    )
+    save_deadline_s: float = Field(
+        default=600, gt=0, description="longest silence of a process that saves a checkpoint or the model, in s"
+    )
+    stop_deadline_s: float = Field(default=30, gt=0, description="time to save and leave when the run is stopped, in s")
+
+    @model_validator(mode="after")
+    def _profile_has_steps(self) -> "ClusterConfig":
+        if self.profile_steps and not self.profile_range:
+            raise ValueError(f"profile_steps is {self.profile_steps}, which names no step; FIRST must be below STOP")
+        return self
+
+    @property
+    def profile_range(self) -> range:
+        """The steps, counted from 0, that are profiled; empty without `profile_steps`."""
+        if self.profile_steps is None:
+            return range(0)
+        first, _, stop = self.profile_steps.partition(":")
+        return range(int(first), int(stop))
+
+    @model_validator(mode="after")
+    def _launcher_and_hosts_fit(self) -> "ClusterConfig":
+        if self.kind in ("ssh", "no_ssh") and not self.hostfile:
+            raise ValueError(f"the launcher {self.kind} needs a hostfile; pass --hostfile FILE")
+
+        if self.kind in ("local", "slurm") and self.hostfile:
+            raise ValueError(
+                f"the launcher {self.kind} does not use a hostfile, which is {self.hostfile}; leave out one of both"
+            )
+
+        if not self.hostfile and (self.include or self.exclude):
+            raise ValueError("include and exclude choose from a hostfile, and there is none; pass --hostfile FILE")
+
+        if self.kind == "slurm" and self.processes % self.slurm.nodes:
+            raise ValueError(
+                f"processes is {self.processes}, which slurm.nodes, {self.slurm.nodes}, does not divide; every node "
+                "gets the same number"
+            )
+
+        # A run that needs longer to save than SLURM leaves it would be killed while it saves.
+        if self.kind == "slurm" and self.slurm.signal_s <= self.stop_deadline_s:
+            raise ValueError(
+                f"stop_deadline_s is {self.stop_deadline_s:g}, and slurm.signal_s, {self.slurm.signal_s}, is when the "
+                "job is notified of its end; make it longer"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """How processes are started: the launcher, or what follows from the hostfile."""
+        if self.launcher:
+            return self.launcher
+        if self.hostfile:
+            return "ssh"
+        return "local"
+
+    @property
+    def longest_deadline_s(self) -> float:
+        """Return how long a process may wait for another at most."""
+        return max(self.startup_deadline_s, self.stall_deadline_s, self.validation_deadline_s, self.save_deadline_s)

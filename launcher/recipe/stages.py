@@ -1,0 +1,240 @@
+"""The stages of a recipe: what each kind trains or evaluates, its keys, their units and defaults.
+
+Stages refuse values that contradict each other within one stage. What must hold between stages is in `checks`, what a
+student learns from its teachers in `distillation`.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, Field, model_validator
+
+from data.augment import AugmentConfig
+from data.masking import MaskingConfig
+from data.sampler import BatchesConfig
+from launcher.recipe.distillation import DistillConfig, TeacherConfig
+from launcher.recipe.search import GreedyConfig, SearchConfig
+from model.losses import ExpertsObjectiveConfig, ObjectiveConfig
+from model.masked_prediction import MaskedPredictorConfig
+from model.recognizer import RecognizerConfig
+from model.upcycle import check_layers_to_copy
+
+
+class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """AdamW and its learning-rate schedule."""
+
+    peak_learning_rate: float = Field(
+        default=1e-3, gt=0, description="highest learning rate, reached after the warm-up"
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="steps of linear rise from 0 to the peak")
+    schedule: Literal["cosine", "tri_stage", "inverse_square_root"] = Field(
+        default="cosine",
+        description="after the warm-up: cosine decay to the end; tri_stage: held, then exponential decay "
+        "over the last half; inverse_square_root: peak * sqrt(warmup_steps / step), as in the Transformer",
+    )
+    final_ratio: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="learning rate of the last step over the peak (cosine and tri_stage)",
+    )
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="decoupled decay of matrices; norms and biases have none"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay of the first and second moment")
+    clip_norm: float = Field(default=1.0, gt=0, description="largest global norm of the gradient")
+
+    @model_validator(mode="after")
+    def _betas_and_warmup_fit(self) -> "OptimizerConfig":
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
+
+        # The other two schedules are defined by where the warm-up ends; cosine without one starts at the peak.
+        if self.schedule != "cosine" and self.warmup_steps == 0:
+            raise ValueError(f"the schedule {self.schedule} needs a warm-up; set warmup_steps to 1 or more")
+        return self
+
+
+class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
+    """When a stage saves, and which of its checkpoints stay."""
+
+    every_steps: int = Field(default=200, ge=1, description="steps between checkpoints; there is always one at the end")
+    keep_last: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay on the disk")
+    keep_best: int = Field(
+        default=1,
+        ge=1,
+        description="how many of those with the lowest validation/cer stay; counts checkpoints of steps that "
+        "validate_every divides, because only their weights were validated",
+    )
+    keep_every: int | None = Field(
+        default=None, ge=1, description="checkpoints of steps that it divides stay for good; none: not by their step"
+    )
+
+
+class RecoveryConfig(BaseModel, frozen=True, extra="forbid"):
+    """What becomes of steps whose loss or gradient is infinite or undefined. Such an update is never applied."""
+
+    # More skips in a row than this say that the weights themselves are the cause, not the batches.
+    max_skips: int = Field(
+        default=5, ge=0, description="updates that are skipped in a row before the weights are rolled back"
+    )
+    max_rollbacks: int = Field(
+        default=2,
+        ge=0,
+        description="times that the weights are rolled back to an earlier checkpoint, and the steps since then passed "
+        "over, before the stage ends with exit code 6",
+    )
+
+
+class Stage(BaseModel, frozen=True, extra="forbid"):
+    """What all stages have in common."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="name of the stage and of its folder")
+
+
+class TrainingStage(Stage, frozen=True, extra="forbid"):
+    """What all stages that train have in common."""
+
+    about: str = Field(default="", description="what the stage is, in a line, for comparisons")
+    repeats: str | None = Field(
+        default=None, description="what the stage is called without its seed; set where seeds made stages of one"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, description="of weights, order of the data, augmentation, instead of the recipe's"
+    )
+    model: RecognizerConfig | MaskedPredictorConfig = Field(description="what is trained")
+    objective: ExpertsObjectiveConfig = Field(description="weights of the terms of the loss")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its learning rate")
+    steps: int = Field(ge=1, description="optimizer updates")
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig, description="when the stage saves and what it keeps"
+    )
+    recovery: RecoveryConfig = Field(
+        default_factory=RecoveryConfig, description="what becomes of losses and gradients that are not finite"
+    )
+    validate_every: int = Field(
+        default=200, ge=1, description="steps between validations; there is always one at the end"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps that one row of metrics is the mean of")
+    batches: BatchesConfig | None = Field(default=None, description="instead of the recipe's")
+    augment: AugmentConfig | None = Field(default=None, description="instead of the recipe's")
+    deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")
+
+    @property
+    def unseeded_name(self) -> str:
+        """The stage's name in a recipe that gives seeds: that of all its repetitions."""
+        return self.repeats or self.name
+
+
+class RecognitionStage(TrainingStage, frozen=True, extra="forbid"):
+    """What pretraining and distillation have in common: they need transcripts."""
+
+    model: RecognizerConfig = Field(default_factory=RecognizerConfig, description="the recogniser")
+    objective: ObjectiveConfig = Field(
+        default_factory=ObjectiveConfig, description="weights of the terms of the recognition loss"
+    )
+
+
+class SelfSupervisedStage(TrainingStage, frozen=True, extra="forbid"):
+    """An encoder learns from recordings alone; transcripts and tokenizer are not looked at."""
+
+    kind: Literal["self_supervised"] = Field(description="BEST-RQ: masked frames' codes are predicted")
+    model: MaskedPredictorConfig = Field(
+        default_factory=MaskedPredictorConfig, description="the encoder and the quantizer whose codes it predicts"
+    )
+    objective: ExpertsObjectiveConfig = Field(
+        default_factory=ExpertsObjectiveConfig, description="weights of the experts' terms of the loss"
+    )
+    # Masking replaces SpecAugment so that what is to be predicted is what was said.
+    masking: MaskingConfig = Field(
+        default_factory=MaskingConfig, description="takes the place of SpecAugment; of `augment` only speeds count"
+    )
+
+
+class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
+    """A recogniser learns from transcripts alone."""
+
+    kind: Literal["pretrain"] = Field(description="recognition loss on transcripts, no teacher")
+    initialize_from: str | None = Field(
+        default=None,
+        description="an earlier training stage, or (with a slash) the folder of a finished model, whose encoder this "
+        "one starts as; none: drawn anew. CTC output, decoder and transducer are always drawn anew",
+    )
+    initialize_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="how many of that encoder's layers are copied, from the lowest on, beside its front-end; none: all",
+    )
+
+    @model_validator(mode="after")
+    def _layers_can_be_copied(self) -> "PretrainStage":
+        if self.initialize_layers is None:
+            return self
+        if self.initialize_from is None:
+            raise ValueError("initialize_layers is set and initialize_from is not: name what it starts from")
+        try:
+            check_layers_to_copy(self.model.encoder, self.initialize_layers)
+        except ValueError as error:
+            raise ValueError(f"initialize_layers is {self.initialize_layers}, and {error}") from None
+        return self
+
+
+class DistillStage(RecognitionStage, frozen=True, extra="forbid"):
+    """A recogniser, the student, learns from transcripts and from one or several teachers."""
+
+    kind: Literal["distill"] = Field(description="recognition loss on transcripts, beside the terms of distill")
+    teacher: str | None = Field(
+        default=None, description="an earlier training stage, or (with a slash) the folder of a finished model"
+    )
+    teachers: tuple[TeacherConfig, ...] = Field(
+        default=(), description="instead of teacher: one or several, with what each of them teaches"
+    )
+    distill: DistillConfig = Field(
+        default_factory=DistillConfig, description="terms of the loss against the teachers, and their weights"
+    )
+    initialize_from_teacher: bool = Field(
+        default=False, description="start from the (first) teacher's weights where shapes allow it"
+    )
+
+    @model_validator(mode="after")
+    def _teachers_are_given_once_with_different_names(self) -> "DistillStage":
+        if self.teacher is not None and self.teachers:
+            raise ValueError("both teacher and teachers are given; name one teacher, or list several in teachers")
+        if self.teacher is None and not self.teachers:
+            raise ValueError("neither teacher nor teachers are given; name one teacher, or list several in teachers")
+
+        names = [teacher.name for teacher in self.named_teachers]
+        for name in sorted(names):
+            if names.count(name) > 1:
+                raise ValueError(f"teachers has {names.count(name)} named {name!r}; give each a name of its own")
+        return self
+
+    @property
+    def named_teachers(self) -> tuple[TeacherConfig, ...]:
+        """The teachers, each with a name: its own, else its stage's, else teacher-N for a folder."""
+        teachers = self.teachers
+        if self.teacher is not None:
+            teachers = (TeacherConfig(model=self.teacher),)
+
+        named = []
+        for number, teacher in enumerate(teachers, start=1):
+            name = teacher.name
+            if not name and teacher.is_folder:
+                name = f"teacher-{number}"
+            elif not name:
+                name = teacher.model
+            named.append(teacher.model_copy(update={"name": name}))
+        return tuple(named)
+
+
+class EvaluateStage(Stage, frozen=True, extra="forbid"):
+    """Models of earlier stages recognise a split and are compared."""
+
+    kind: Literal["evaluate"] = Field(description="nothing is trained")
+    models: tuple[str, ...] = Field(min_length=1, description="training stages whose models are compared")
+    split: str = Field(default="test", description="split of the corpus to recognise")
+    search: SearchConfig = Field(default_factory=GreedyConfig, description="how texts are found in a model's outputs")
+
+
+AnyTrainingStage: TypeAlias = SelfSupervisedStage | PretrainStage | DistillStage
+AnyStage = Annotated[AnyTrainingStage | EvaluateStage, Field(discriminator="kind")]
