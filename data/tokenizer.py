@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,10 @@ from pydantic import BaseModel, Field
 
 from data.errors import DataError
 
-BLANK, UNKNOWN, BEGIN, END = 0, 1, 2, 3
+BLANK = 0
+UNKNOWN = 1
+BEGIN = 2
+END = 3
 
 # Transcripts tokenized at once: enough to amortise the call, few enough for a corpus of millions.
 CHUNK = 10_000
@@ -61,17 +64,19 @@ class Tokenizer:
         try:
             description = json.loads((folder / "tokenizer.json").read_text("utf-8"))
             model = (folder / "tokenizer.model").read_bytes()
-            kind, sha256 = description["kind"], description["sha256"]
+            kind = description["kind"]
+            expected_sha256 = description["sha256"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"No tokenizer can be read from {folder} ({error!r}). It must hold the tokenizer.json and "
                 "tokenizer.model that training wrote; copy both, or train the tokenizer again."
             ) from error
-        seen = hashlib.sha256(model).hexdigest()
-        if seen != sha256:
+
+        sha256 = hashlib.sha256(model).hexdigest()
+        if sha256 != expected_sha256:
             raise DataError(
                 f"{folder / 'tokenizer.model'} is not the model that tokenizer.json describes: its SHA-256 "
-                f"is {seen}, expected {sha256}. Another one would give other ids; restore the file."
+                f"is {sha256}, expected {expected_sha256}. Another one would give other ids; restore the file."
             )
         return cls(model, kind)
 
@@ -106,8 +111,12 @@ class Tokenizer:
         return self._processor.encode(list(texts), out_type=int, num_threads=1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; blanks, begins and ends are left out."""
-        return self._processor.decode([int(piece) for piece in ids if int(piece) not in (BLANK, BEGIN, END)])
+        """Text of ids; blanks, begins and ends are not written."""
+        pieces: list[int] = []
+        for piece in map(int, ids):
+            if piece not in (BLANK, BEGIN, END):
+                pieces.append(piece)
+        return self._processor.decode(pieces)
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
@@ -121,12 +130,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             model_type=config.kind,
             vocab_size=config.pieces,
             use_all_vocab=characters,
-            # Pieces of words need to see where the first word begins; for characters it would be one more
-            # token.
+            # Pieces of words need to see where the first word begins; for characters it would be one more token.
             add_dummy_prefix=not characters,
             normalization_rule_name="identity",
             character_coverage=1.0,
-            # The default leaves out longer transcripts without a word.
+            # By default SentencePiece ignores transcripts above 4192 bytes and does not say so.
             max_sentence_length=1_000_000,
             pad_id=BLANK,
             pad_piece="<blank>",
@@ -137,7 +145,18 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _training_error(error, config) from error
+        # SentencePiece tells the number of pieces that the texts can give in its message alone.
+        limit = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
+        if limit:
+            raise DataError(
+                f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they "
+                f"have at most {limit[1]}. Set tokenizer.pieces to that or less, or tokenizer.kind to char."
+            ) from error
+        raise DataError(
+            f"The training transcripts give no {config.kind} tokenizer: SentencePiece says "
+            f"{str(error).strip()!r}. Look whether they hold text, and whether tokenizer.pieces "
+            f"({config.pieces}) is above their distinct characters."
+        ) from error
     tokenizer = Tokenizer(model.getvalue(), config.kind)
     tokenizer.save(folder)
     return tokenizer
@@ -151,45 +170,37 @@ def token_lengths(
     Between equal neighbours CTC needs a blank, so the second is tokens plus adjacent repeats. A run of
     characters that the vocabulary lacks is one unknown token; their number is logged.
     """
-    tokens: list[npt.NDArray[np.int32]] = []
-    min_frames: list[npt.NDArray[np.int32]] = []
-    unknown_tokens = unknown_transcripts = 0
-    for chunk in _chunks(transcripts):
+    # Empty arrays first: there may be no transcript at all.
+    tokens = [np.empty(0, dtype=np.int32)]
+    min_frames = [np.empty(0, dtype=np.int32)]
+    num_unknown = 0
+    num_with_unknown = 0
+    remaining = iter(transcripts)
+    while True:
+        chunk = list(itertools.islice(remaining, CHUNK))
+        if not chunk:
+            break
         encoded = tokenizer.encode_all(chunk)
         lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
-        ids = np.fromiter((piece for pieces in encoded for piece in pieces), np.int32, int(lengths.sum()))
-        owner = np.repeat(np.arange(len(encoded)), lengths)
-        repeats = (ids[1:] == ids[:-1]) & (owner[1:] == owner[:-1])
+        ids = np.fromiter(itertools.chain.from_iterable(encoded), np.int32, int(lengths.sum()))
+        transcript = np.repeat(np.arange(len(encoded)), lengths)
+
+        # Neighbours across the end of a transcript are no repeats.
+        is_repeat = (ids[1:] == ids[:-1]) & (transcript[1:] == transcript[:-1])
+        repeats = np.bincount(transcript[1:][is_repeat], minlength=len(encoded)).astype(np.int32)
         tokens.append(lengths)
-        min_frames.append(lengths + np.bincount(owner[1:][repeats], minlength=len(encoded)).astype(np.int32))
-        unknown_tokens += int((ids == UNKNOWN).sum())
-        unknown_transcripts += len(np.unique(owner[ids == UNKNOWN]))
-    if unknown_tokens:
+        min_frames.append(lengths + repeats)
+
+        is_unknown = ids == UNKNOWN
+        num_unknown += int(is_unknown.sum())
+        num_with_unknown += len(np.unique(transcript[is_unknown]))
+
+    all_tokens = np.concatenate(tokens)
+    if num_unknown:
         logger.warning(
             "%d tokens in %d of %d transcripts are unknown to the tokenizer; no model can write them.",
-            unknown_tokens,
-            unknown_transcripts,
-            sum(map(len, tokens)),
+            num_unknown,
+            num_with_unknown,
+            len(all_tokens),
         )
-    empty = np.empty(0, dtype=np.int32)
-    return np.concatenate([empty, *tokens]), np.concatenate([empty, *min_frames])
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    coming = iter(texts)
-    while chunk := list(islice(coming, CHUNK)):
-        yield chunk
-
-
-def _training_error(error: RuntimeError, config: TokenizerConfig) -> DataError:
-    limit = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
-    if limit:
-        return DataError(
-            f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they "
-            f"have at most {limit[1]}. Set tokenizer.pieces to that or less, or tokenizer.kind to char."
-        )
-    return DataError(
-        f"The training transcripts give no {config.kind} tokenizer: SentencePiece says "
-        f"{str(error).strip()!r}. Look whether they hold text, and whether tokenizer.pieces "
-        f"({config.pieces}) is above their distinct characters."
-    )
+    return all_tokens, np.concatenate(min_frames)
