@@ -1,9 +1,8 @@
 """Aelita, the corpus that comes with Chorus: 1.5 hours of one man reading Russian.
 
-620 sentences with fixed splits. Whole sentences (mean 8.9 s) are what a recogniser is judged on, so `dev`
-and `test` are never cut. For `train`, most sentences are also aligned phrase by phrase, and a small model
-learns sooner from short pieces: the training split is the union of the chosen cuts. A sentence without
-alignment enters whole.
+620 sentences with fixed splits. A recogniser is evaluated on whole sentences (mean 8.9 s), so `dev` and `test`
+are never cut. For `train`, most sentences are also aligned phrase by phrase, and a small model learns sooner from
+short pieces: the training split is the union of the chosen cuts. A sentence without alignment enters whole.
 """
 
 import itertools
@@ -46,13 +45,16 @@ def select(config: AelitaConfig, seed: int) -> Selection:
     phrases: dict[str, list[Phrase]] = {}
     for phrase in _read("phrases.jsonl"):
         phrases.setdefault(phrase["sentence"], []).append(phrase)
+
     utterances: list[Utterance] = []
     for sentence in _read("transcripts.jsonl"):
         aligned = phrases.get(sentence["id"], [])
-        if sentence["split"] == "train" and aligned:
+        is_cut = sentence["split"] == "train" and len(aligned) > 0
+        if not is_cut or "sentences" in config.cuts:
+            clip = Clip(ROOT / sentence["audio"])
+            utterances.append(_utterance(sentence["id"], clip, sentence["text"], sentence["split"]))
+        if is_cut:
             utterances.extend(_pieces(sentence, aligned, config, seed))
-        else:
-            utterances.append(_whole(sentence))
     return Selection(utterances, [])
 
 
@@ -67,39 +69,36 @@ def _read(name: str) -> list[dict[str, Any]]:
         raise DataError(f"The embedded corpus is not at {ROOT} ({name} is missing); install Chorus again.") from error
 
 
-def _whole(sentence: dict[str, Any]) -> Utterance:
-    return _utterance(sentence["id"], Clip(ROOT / sentence["audio"]), sentence["text"], sentence["split"])
-
-
 def _utterance(key: str, clip: Clip, text: str, split: str) -> Utterance:
-    return Utterance(key, (clip,), text, split, speaker="nsh", language="ru")
+    return Utterance(key=key, clips=(clip,), text=text, split=split, speaker="nsh", language="ru")
 
 
 def _pieces(sentence: dict[str, Any], phrases: list[Phrase], config: AelitaConfig, seed: int) -> Iterator[Utterance]:
-    """The chosen cuts of one sentence; a piece that two cuts have in common comes once."""
+    """The phrases and spans of one sentence that the configuration asks for, each once."""
+    # A set: a span of one phrase is that phrase.
     runs: set[tuple[int, int]] = set()
-    if "sentences" in config.cuts:
-        yield _whole(sentence)
     if "phrases" in config.cuts:
-        runs.update((number, number) for number in range(len(phrases)))
+        for number in range(len(phrases)):
+            runs.add((number, number))
     if "spans" in config.cuts:
         runs.update(_spans(phrases, config.span_s, derive_seed(seed, "spans", sentence["id"])))
     if "sentences" in config.cuts:
+        # All phrases together are the whole sentence, which is there already.
         runs.discard((0, len(phrases) - 1))
+
     path = ROOT / sentence["audio"]
-    starts_s, ends_s = _bounds(phrases, audio_seconds(path))
+    bounds_s = [0.0]
+    for left, right in itertools.pairwise(phrases):
+        # A margin ends in the middle of a pause at the latest, so that neighbours never share audio.
+        bounds_s.append((left["end_s"] + right["start_s"]) / 2)
+    bounds_s.append(audio_seconds(path))
+
     for first, last in sorted(runs):
-        clip = Clip(path, starts_s[first], round(ends_s[last] - starts_s[first], 4))
+        start_s = max(bounds_s[first], phrases[first]["start_s"] - MARGIN_S)
+        end_s = min(bounds_s[last + 1], phrases[last]["end_s"] + MARGIN_S)
+        clip = Clip(path, start_s, round(end_s - start_s, 4))
         text = " ".join(phrase["text"] for phrase in phrases[first : last + 1])
         yield _utterance(f"{sentence['id']}_{first:02d}-{last:02d}", clip, text, sentence["split"])
-
-
-def _bounds(phrases: list[Phrase], duration_s: float) -> tuple[list[float], list[float]]:
-    """Starts and ends in seconds with the margin, inside the file and not past the middle of a pause."""
-    middles_s = [(left["end_s"] + right["start_s"]) / 2 for left, right in itertools.pairwise(phrases)]
-    starts_s = zip([0.0, *middles_s], (phrase["start_s"] - MARGIN_S for phrase in phrases), strict=True)
-    ends_s = zip([*middles_s, duration_s], (phrase["end_s"] + MARGIN_S for phrase in phrases), strict=True)
-    return [max(pair) for pair in starts_s], [min(pair) for pair in ends_s]
 
 
 def _spans(phrases: list[Phrase], span_s: float, seed: int) -> Iterator[tuple[int, int]]:
@@ -110,9 +109,10 @@ def _spans(phrases: list[Phrase], span_s: float, seed: int) -> Iterator[tuple[in
     generator = np.random.default_rng(seed)
     first = 0
     while first < len(phrases):
-        longest_s = span_s * generator.uniform(0.5, 1.0) - 2 * MARGIN_S
+        max_s = span_s * generator.uniform(0.5, 1.0) - 2 * MARGIN_S
+        start_s = phrases[first]["start_s"]
         last = first
-        while last + 1 < len(phrases) and phrases[last + 1]["end_s"] - phrases[first]["start_s"] <= longest_s:
+        while last + 1 < len(phrases) and phrases[last + 1]["end_s"] - start_s <= max_s:
             last += 1
         yield first, last
         first = last + 1

@@ -2,8 +2,8 @@
 
 A manifest (JSONL, CSV or TSV) has one utterance per row; `data.manifest` says which columns it may have.
 Texts are normalised by explicit rules, and rows that name no split are dealt to train, dev and test by a
-hash of their text, so that a sentence recorded many times is not learnt and tested on. What cannot be used
-comes back with its reason.
+hash of their text, so that a sentence recorded many times is never in both training and test. What cannot be
+used comes back with its reason.
 """
 
 import hashlib
@@ -56,73 +56,93 @@ class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
 
 
 def select(config: FolderConfig, seed: int) -> Selection:
-    """The usable rows of the manifest, normalised, each in its split; nothing here is drawn, `seed` is not
-    used.
+    """The usable rows of the manifest, normalised, each in its split. Nothing is random here: `seed` is not used.
 
     Raises DataError when the manifest cannot be read or none of its rows can be used.
     """
     rows, rejected = read_manifest(config.manifest, untranscribed=config.untranscribed == "keep")
+    lower = config.normalize == "lower"
+    punctuation = config.punctuation == "keep"
     utterances: list[Utterance] = []
     for row in rows:
-        text = normalize_text(row.text, lower=config.normalize == "lower", punctuation=config.punctuation == "keep")
+        text = normalize_text(row.text, lower=lower, punctuation=punctuation)
+        # An empty text stays: the manifest's reader lets it pass only where it is wanted.
         if text or not row.text:
             utterances.append(replace(row, text=text))
         else:
             rejected.append(RejectedRow(row.line, f"nothing is left of its text {row.text!r}", row.key))
+
     if not utterances:
-        first = f"line {rejected[0].line}: {rejected[0].reason}" if rejected else "it has no rows"
+        first = "it has no rows"
+        if rejected:
+            first = f"line {rejected[0].line}: {rejected[0].reason}"
         raise DataError(
             f"None of the {len(rejected)} rows of {config.manifest} can be used. The first reason: {first}. "
             "Audio paths are relative to the manifest."
         )
-    return Selection(_with_splits(utterances, config), sorted(rejected, key=lambda row: row.line))
+    rejected.sort(key=lambda row: row.line)
+    return Selection(_with_splits(utterances, config), rejected)
 
 
 CORPUS = Corpus(FolderConfig, select)
 
 
 def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
-    """NFC, single spaces; optionally lower case; without `punctuation`, Unicode's P and S categories become
-    spaces.
+    """NFC, single spaces; optionally lower case; without `punctuation`, characters of Unicode's categories P and S
+    become spaces.
 
     The typographic apostrophe counts as the plain one, and an apostrophe between two letters is a letter.
     """
-    text = unicodedata.normalize("NFC", text.lower() if lower else text)
-    if not punctuation:
-        text = text.replace("’", "'")
-        kept = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
-        text = "".join(
-            " " if unicodedata.category(character)[0] in "PS" and position not in kept else character
-            for position, character in enumerate(text)
-        )
-    return " ".join(text.split())
+    if lower:
+        text = text.lower()
+    # After lowering, which can take a composed character apart.
+    text = unicodedata.normalize("NFC", text)
+    if punctuation:
+        return " ".join(text.split())
+
+    text = text.replace("’", "'")
+    apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
+    characters: list[str] = []
+    for position, character in enumerate(text):
+        is_symbol = unicodedata.category(character)[0] in "PS"
+        if is_symbol and position not in apostrophes:
+            characters.append(" ")
+        else:
+            characters.append(character)
+    return " ".join("".join(characters).split())
 
 
 def _with_splits(utterances: list[Utterance], config: FolderConfig) -> list[Utterance]:
-    """Give rows without a split that of a row with the same text, or else one by the hash of the text; those without a
-    text go to train."""
-    split_of: dict[str, str] = {}
+    """Give rows without a split that of a row with the same words, or else one by the hash of the words; those without
+    a text go to train."""
+    split_of_words: dict[str, str] = {}
     for utterance in utterances:
         if utterance.split and utterance.text:
-            split_of.setdefault(_wording(utterance.text), utterance.split)
+            split_of_words.setdefault(_words(utterance.text), utterance.split)
+
     placed: list[Utterance] = []
     for utterance in utterances:
         if not utterance.split and not utterance.text:
             utterance = replace(utterance, split="train")
         elif not utterance.split:
-            wording = _wording(utterance.text)
-            utterance = replace(utterance, split=split_of.get(wording) or _split_by_hash(wording, config))
+            words = _words(utterance.text)
+            split = split_of_words.get(words) or _split_by_hash(words, config)
+            utterance = replace(utterance, split=split)
         placed.append(utterance)
     return placed
 
 
-def _wording(text: str) -> str:
+def _words(text: str) -> str:
+    """A text without what its normalisation may keep, so that one sentence is one, however it is written."""
     return normalize_text(text, lower=True, punctuation=False) or text
 
 
 def _split_by_hash(text: str, config: FolderConfig) -> str:
+    # A hash and not a generator: a row stays in its split when others are added to the manifest.
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    share = int.from_bytes(digest) / 2**64
-    if share < config.test_fraction:
+    position = int.from_bytes(digest) / 2**64
+    if position < config.test_fraction:
         return "test"
-    return "dev" if share < config.test_fraction + config.dev_fraction else "train"
+    if position < config.test_fraction + config.dev_fraction:
+        return "dev"
+    return "train"

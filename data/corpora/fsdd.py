@@ -2,8 +2,8 @@
 
 The dataset is a few hundred takes of single English digits per speaker. Here each utterance is a seeded
 string of them, all of one speaker and one split, with short silences between: an easy task with unlimited
-variety that a small model learns in minutes. No take stands in two splits, and a held-out speaker is only
-heard in `test_unseen`.
+variety that a small model learns in minutes. No take is in two splits, and a held-out speaker is in
+`test_unseen` only.
 
 The dataset is not part of Chorus (its licence is CC BY-SA 4.0): clone it and name its folder as `root`.
 Both its own layout (`recordings/{digit}_{speaker}_{take}.wav`) and a packed one (`index.jsonl` over one
@@ -12,9 +12,8 @@ long file per speaker) are read.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,8 +26,18 @@ from data.sampler import derive_seed
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 
-Take = tuple[str, Clip]
-"""A digit's word and its recording."""
+# Takes below the first number are those of test, from there up to the second those of dev, the others those of train.
+FIRST_DEV_TAKE = 5
+FIRST_TRAIN_TAKE = 10
+
+
+class Take(NamedTuple):
+    """One recording of one digit."""
+
+    split: str
+    speaker: str
+    word: str
+    clip: Clip
 
 
 class FsddConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
@@ -46,7 +55,7 @@ class FsddConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     max_digits: int = Field(default=7, ge=1, description="digits in the longest string")
     min_gap_s: float = Field(default=0.05, ge=0, description="shortest silence between two digits in seconds")
     max_gap_s: float = Field(default=0.25, ge=0, description="longest silence between two digits in seconds")
-    held_out_speakers: tuple[str, ...] = Field(default=(), description="speakers that are heard in test_unseen only")
+    held_out_speakers: tuple[str, ...] = Field(default=(), description="speakers that are in test_unseen only")
 
     @model_validator(mode="after")
     def _ordered(self) -> "FsddConfig":
@@ -63,65 +72,75 @@ def select(config: FsddConfig, seed: int) -> Selection:
     `root`, when a held-out speaker is not among them, or when a split is left without takes.
     """
     takes, rejected = _read_takes(config.root)
-    speakers = {speaker for _, speaker in takes}
+    speakers = {take.speaker for take in takes}
     held_out = set(config.held_out_speakers)
     if not held_out < speakers:
         raise DataError(
             f"held_out_speakers {sorted(held_out)} must be some, not all, of the speakers at {config.root}: "
             f"{', '.join(sorted(speakers))}."
         )
-    known = sorted(speakers - held_out)
-    parts = [
-        ("train", "train", known, config.train_strings),
-        ("dev", "dev", known, config.dev_strings),
-        ("test", "test", known, config.test_strings),
-    ]
-    if held_out:
-        parts.append(("test_unseen", "test", sorted(held_out), config.test_strings))
+
+    seen = speakers - held_out
     utterances: list[Utterance] = []
-    for split, source, heard, num_strings in parts:
-        pools = {speaker: takes[source, speaker] for speaker in heard if (source, speaker) in takes}
-        if not pools:
-            raise DataError(f"No takes for {split} at {config.root}; clone the whole dataset: git clone {SOURCE}.")
-        utterances.extend(_strings(split, pools, num_strings, config, derive_seed(seed, "fsdd", split)))
+    for split, num_strings in (
+        ("train", config.train_strings),
+        ("dev", config.dev_strings),
+        ("test", config.test_strings),
+    ):
+        chosen = [take for take in takes if take.split == split and take.speaker in seen]
+        utterances += _strings(split, chosen, num_strings, config, seed)
+    if held_out:
+        chosen = [take for take in takes if take.split == "test" and take.speaker in held_out]
+        utterances += _strings("test_unseen", chosen, config.test_strings, config, seed)
     return Selection(utterances, rejected)
 
 
 CORPUS = Corpus(FsddConfig, select)
 
 
-def _strings(
-    split: str, pools: dict[str, list[Take]], num_strings: int, config: FsddConfig, seed: int
-) -> Iterator[Utterance]:
-    """Strings of one split, speakers in turn, so that each is heard equally often."""
-    generator = np.random.default_rng(seed)
+def _strings(split: str, takes: list[Take], num_strings: int, config: FsddConfig, seed: int) -> list[Utterance]:
+    """Strings of one split, speakers in turn, so that each speaks equally often."""
+    pools: dict[str, list[Take]] = {}
+    for take in takes:
+        pools.setdefault(take.speaker, []).append(take)
+    if not pools:
+        raise DataError(f"No takes for {split} at {config.root}; clone the whole dataset: git clone {SOURCE}.")
+
+    generator = np.random.default_rng(derive_seed(seed, "fsdd", split))
     speakers = sorted(pools)
+    utterances: list[Utterance] = []
     for number in range(num_strings):
         speaker = speakers[number % len(speakers)]
         pool = pools[speaker]
         num_digits = int(generator.integers(config.min_digits, config.max_digits + 1))
-        chosen = [pool[position] for position in generator.integers(len(pool), size=num_digits)]
+        digits = [pool[position] for position in generator.integers(len(pool), size=num_digits)]
         gaps_s = generator.uniform(config.min_gap_s, config.max_gap_s, size=num_digits - 1).round(3)
-        yield Utterance(
-            f"{split}_{speaker}_{number:06d}",
-            tuple(clip for _, clip in chosen),
-            " ".join(word for word, _ in chosen),
-            split,
-            speaker=speaker,
-            language="en",
-            gaps_s=tuple(gaps_s.tolist()),
+        utterances.append(
+            Utterance(
+                key=f"{split}_{speaker}_{number:06d}",
+                clips=tuple(digit.clip for digit in digits),
+                text=" ".join(digit.word for digit in digits),
+                split=split,
+                speaker=speaker,
+                language="en",
+                gaps_s=tuple(gaps_s.tolist()),
+            )
         )
+    return utterances
 
 
-def _read_takes(root: Path) -> tuple[dict[tuple[str, str], list[Take]], list[RejectedRow]]:
-    """Takes by (split, speaker), in an order that does not depend on the file system."""
+def _read_takes(root: Path) -> tuple[list[Take], list[RejectedRow]]:
+    """All takes in an order that does not depend on the file system, and the recordings with other names."""
     rejected: list[RejectedRow] = []
-    packed = root / "index.jsonl"
-    folder = root / "recordings" if (root / "recordings").is_dir() else root
-    found = _packed_takes(packed) if packed.is_file() else _single_takes(folder, rejected)
-    takes: dict[tuple[str, str], list[Take]] = {}
-    for split, speaker, take in found:
-        takes.setdefault((split, speaker), []).append(take)
+    folder = root / "recordings"
+    if not folder.is_dir():
+        folder = root
+
+    index = root / "index.jsonl"
+    if index.is_file():
+        takes = _packed_takes(index)
+    else:
+        takes = _single_takes(folder, rejected)
     if not takes:
         raise DataError(
             f"There are no recordings named like 7_jackson_32.wav at {folder}; "
@@ -130,23 +149,37 @@ def _read_takes(root: Path) -> tuple[dict[tuple[str, str], list[Take]], list[Rej
     return takes, rejected
 
 
-def _single_takes(folder: Path, rejected: list[RejectedRow]) -> Iterator[tuple[str, str, Take]]:
+def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
+    """The takes of a folder with one file each; files with other names are added to `rejected`."""
+    takes: list[Take] = []
     for path in sorted(folder.glob("*.wav")):
         match = re.fullmatch(r"(\d)_([A-Za-z0-9-]+)_(\d+)", path.stem)
         if match is None:
             rejected.append(RejectedRow(0, f"{path} is not named {{digit}}_{{speaker}}_{{take}}.wav"))
             continue
-        digit, speaker, number = int(match[1]), match[2], int(match[3])
-        split = "test" if number < 5 else "dev" if number < 10 else "train"
-        yield split, speaker, (WORDS[digit], Clip(path))
+        number = int(match[3])
+        split = "train"
+        if number < FIRST_DEV_TAKE:
+            split = "test"
+        elif number < FIRST_TRAIN_TAKE:
+            split = "dev"
+        takes.append(Take(split=split, speaker=match[2], word=WORDS[int(match[1])], clip=Clip(path)))
+    return takes
 
 
-def _packed_takes(index: Path) -> Iterator[tuple[str, str, Take]]:
+def _packed_takes(index: Path) -> list[Take]:
+    takes: list[Take] = []
     with index.open(encoding="utf-8") as file:
         for line, content in enumerate(file, 1):
             try:
                 row = json.loads(content)
-                clip = Clip(index.parent / row["file"], float(row["start"]), float(row["seconds"]))
-                yield row["split"], row["speaker"].removeprefix("fsdd_"), (row["text"], clip)
+                take = Take(
+                    split=row["split"],
+                    speaker=row["speaker"].removeprefix("fsdd_"),
+                    word=row["text"],
+                    clip=Clip(index.parent / row["file"], float(row["start"]), float(row["seconds"])),
+                )
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{index}, line {line}: not a row of a packed dataset ({error!r}).") from error
+            takes.append(take)
+    return takes
