@@ -106,6 +106,11 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument(
         "--node-rank", type=int, metavar="I", help="with --launcher no_ssh: this is host I of the hostfile, from 0"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="steps=FIRST:STOP",
+        help="profile these training steps of each stage into STAGE/profile/ (Chrome traces, one per process)",
+    )
     parser.set_defaults(command=_stoppable_command("run", "run"))
 
 

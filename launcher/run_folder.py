@@ -76,6 +76,7 @@ class StageFolder:
         self.launcher_log = self.logs / "launcher.log"
         self.model = path / "model"
         self.heartbeats = path / "heartbeats"
+        self.profile = path / "profile"
         self.stop_file = path / "stop"
         self.done_file = path / "done.json"
         self.launch_file = path / "launch.json"

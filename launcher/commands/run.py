@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from launcher.commands.search import search_values
 from launcher.errors import ConfigError
 from launcher.executor import Executor, claim_folder
-from launcher.monitoring.progress import Display, PlainDisplay, duration, open_display
+from launcher.formatting import duration
+from launcher.monitoring.progress import Display, PlainDisplay, open_display
 from launcher.monitoring.status import open_run
 from launcher.processes import shared_folder, slurm
 from launcher.processes.launchers import make_launcher
@@ -27,8 +29,15 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
     """Return the recipe that the options describe, and its run folder, which need not exist."""
     overrides = list(options.set)
     for key in ("processes", "hostfile", "launcher"):
-        if (value := getattr(options, key)) is not None:
+        value = getattr(options, key)
+        if value is not None:
             overrides.append(f"cluster.{key}={value}")
+    profile = getattr(options, "profile", None)
+    if profile is not None:
+        steps = re.fullmatch(r"steps=(\d+):(\d+)", profile)
+        if steps is None:
+            raise ConfigError(f"--profile is {profile!r}; say which steps, such as --profile steps=20:30.")
+        overrides.append(f"cluster.profile_steps=[{steps[1]}, {steps[2]}]")
     recipe = load_recipe(options.recipe, overrides, count_slots=True)
     return recipe, RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
 

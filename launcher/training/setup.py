@@ -8,6 +8,7 @@ import torch.distributed as dist
 from data.sampler import derive_seed
 from data.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
+from launcher.planning.operations import masked_operations_per_second, operations_per_second
 from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage, DistillStage, PretrainStage, SelfSupervisedStage
@@ -31,6 +32,7 @@ from launcher.training.inputs import open_inputs
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
 from launcher.training.metrics import MetricAccumulator
 from launcher.training.recognition_loss import RecognitionLoss
+from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.trainer import StageLoss, Trainer
 from launcher.training.training_log import TrainingLog
 from launcher.training.training_state import restore_state
@@ -59,6 +61,7 @@ def build_trainer(
         read_caches(stage_loss, inputs, context.stage.steps)
         make_cluster_targets(stage_loss, context.folder, inputs, context.seed)
 
+    flops_per_audio_s = _training_flops_per_audio_s(context, model, stage_loss)
     spread_experts(model, context.expert_parallel, rank)
     engine = parallel.build_engine(
         model.to(device),
@@ -88,6 +91,7 @@ def build_trainer(
         log=TrainingLog(context, tracker),
         heartbeat=heartbeat,
         stop=stop,
+        flops_per_audio_s=flops_per_audio_s,
         step=step,
         accumulator=accumulator,
         nonfinite=nonfinite,
@@ -145,6 +149,20 @@ def _build_model_and_loss(
         initialize_from_first_teacher(recognizer, stage, teachers[0])
     distillation_loss = DistillationLoss(recognition_loss, stage.distill, teachers, heads, autocast=context.uses_bf16)
     return recognizer, distillation_loss, validator
+
+
+def _training_flops_per_audio_s(context: StageContext[AnyTrainingStage], model: Model, stage_loss: StageLoss) -> float:
+    """Floating-point operations of training on a second of audio, teachers included; of the whole, unspread model."""
+    features = context.recipe.features
+    if isinstance(model, MaskedPredictor):
+        assert isinstance(context.stage, SelfSupervisedStage)
+        return masked_operations_per_second(model, features, context.stage.masking).training
+    teachers = []
+    if isinstance(stage_loss, DistillationLoss):
+        for teacher_terms in stage_loss.named_teachers:
+            if isinstance(teacher_terms.teacher, RecognizerTeacher):
+                teachers.append(teacher_terms.teacher.recognizer)
+    return operations_per_second(model, features, teachers).training
 
 
 def write_model(context: StageContext[AnyTrainingStage]) -> None:

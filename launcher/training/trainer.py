@@ -35,6 +35,7 @@ from launcher.training.metrics import (
     norm_metrics,
     routing_metrics,
 )
+from launcher.training.profiling import GarbageCollection, StepProfiler, peak_flops
 from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.schedule import learning_rate
 from launcher.training.training_log import TrainingLog
@@ -59,6 +60,7 @@ class Trainer:
     log: TrainingLog
     heartbeat: Heartbeat
     stop: StopRequest
+    flops_per_audio_s: float
     step: int = 0
     accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
     nonfinite: NonfiniteSteps = field(default_factory=NonfiniteSteps)
@@ -66,14 +68,27 @@ class Trainer:
     def __post_init__(self) -> None:
         self.stage = self.context.stage
         self.saver = checkpoint.Saver(self.context.folder, self.stage.checkpoint, self.inputs.device)
+        profile_range = self.context.recipe.cluster.profile_range
+        self.profiler = StepProfiler(profile_range, self.context.folder.profile, dist.get_rank())
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
         self.log.event("training_started", self.step)
+        with GarbageCollection() as garbage_collection:
+            self._train(garbage_collection)
+        self.profiler.finish()
+        self.log.event("training_ended", self.step)
+        self.log.goodput(self.step)
+        return "done" if self.step == self.stage.steps else "stopped"
+
+    def _train(self, garbage_collection: GarbageCollection) -> None:
         wait_started = time.perf_counter()
         for batches in self.inputs.steps(self.step, self.stage.steps):
             data_wait_s = time.perf_counter() - wait_started
+            self.profiler.before_step(self.step)
             stop_agreed = self.train_step(batches, data_wait_s)
+            self.profiler.after_step(self.step)
+            garbage_collection.after_step(self.step)
 
             at_end = self.step == self.stage.steps
             validation_cer = None
@@ -84,12 +99,8 @@ class Trainer:
             if at_end or stop_agreed or save_due:
                 self.save(validation_cer, last=at_end or stop_agreed)
             if stop_agreed:
-                break
+                return
             wait_started = time.perf_counter()
-
-        self.log.event("training_ended", self.step)
-        self.log.goodput(self.step)
-        return "done" if self.step == self.stage.steps else "stopped"
 
     def train_step(self, batches: list[WaveformBatch], data_wait_s: float) -> bool:
         """One update from this process's lanes. True when the processes agreed to stop after it."""
@@ -231,12 +242,20 @@ class Trainer:
         row: dict[str, Any] = self.accumulator.close()
         del row["stop"]
         audio_s = row.pop("samples") / self.inputs.sampler.sample_rate_hz
+        audio_s_per_s = audio_s / row["step_s"]
         epoch, _ = self.inputs.sampler.position(self.step - 1)
+
+        # Model FLOPs utilisation: what the model needs, not what recomputation adds, over what the devices can do.
+        row["flops_per_s"] = audio_s_per_s * self.flops_per_audio_s
+        peak = peak_flops(self.inputs.device)
+        if peak is not None:
+            row["mfu"] = row["flops_per_s"] / (peak * dist.get_world_size())
+
         self.log.training_row(
             self.step,
             epoch=epoch,
             **row,
-            audio_s_per_s=audio_s / row["step_s"],
+            audio_s_per_s=audio_s_per_s,
             time=time.time(),
             skipped=self.nonfinite.skipped,
         )
