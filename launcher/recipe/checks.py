@@ -54,6 +54,7 @@ def check_inputs(recipe: Recipe) -> None:
                 f"{key} of recipe {recipe.name} is {path}, which does not exist. Pass --set {key}=PATH or "
                 "mend it in the recipe; a relative path counts from the folder that chorus is started in."
             )
+    # `shards` may be a URL, so it is no Path and not among corpus_paths.
     if recipe.corpus.name == "shards":
         read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
     for stage in recipe.stages:
@@ -104,6 +105,7 @@ def check_evaluated_models(recipe: Recipe, stage: EvaluateStage, earlier: list[s
             raise ConfigError(
                 f"Stage {stage.name} evaluates {name!r}, which is not an earlier training stage{nearest(name, earlier)}"
             )
+        # Refuses an encoder that learnt without transcripts, which recognises nothing.
         model = recipe.recognition_stage(name).model
         check_search_model(stage.search, model, f"model {name} of stage {stage.name}")
 
@@ -120,6 +122,7 @@ def check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> N
             check_teacher(recipe, stage, teacher, spec_of_stage(recipe, teacher.model))
         taught |= terms_of(stage, teacher)
 
+    # The weight of such a term would have no effect.
     for term in sorted(stage.distill.active()):
         if term not in taught:
             raise ConfigError(
@@ -139,6 +142,7 @@ def check_is_earlier(what: str, model: str, earlier: list[str]) -> None:
 
 def check_masking(recipe: Recipe, stage: SelfSupervisedStage) -> None:
     """Refuse masks that do not fit the frames of the stage's encoder (ConfigError)."""
+    # Masking refuses spans shorter than an encoder frame: none would ever be masked as a whole.
     try:
         Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed_of(stage))
     except ValueError as error:
@@ -152,17 +156,20 @@ def check_topology(recipe: Recipe, stage: TrainingStage) -> None:
     lanes = recipe.batches_of(stage).lanes
     experts = stage.model.encoder.experts
 
+    # lanes / processes is DeepSpeed's gradient_accumulation_steps, which is the same on every process.
     if lanes % processes:
         raise ConfigError(
             f"cluster.processes is {processes}, which does not divide the {lanes} lanes of stage "
             f"{stage.name} (batches.lanes). Choose one of {_divisors(lanes)} processes, or other lanes "
             "(which changes the batches)."
         )
+    # Processes are cut into groups of this size, each with one set of experts.
     if processes % expert_parallel:
         raise ConfigError(
             f"cluster.expert_parallel is {expert_parallel}, which does not divide the {processes} processes "
             f"(cluster.processes). Choose one of {_divisors(processes)}: --set cluster.expert_parallel=N."
         )
+    # Each process of a group holds an equal slice of the stack of experts.
     if experts and experts.count % expert_parallel:
         raise ConfigError(
             f"cluster.expert_parallel is {expert_parallel}, which does not divide the {experts.count} experts of "

@@ -28,6 +28,7 @@ DECIDED_BY_RECIPE = {
     "torch_autocast": "cluster.precision decides it",
     "steps_per_print": "log_every of the stage decides how often progress is written",
 }
+# All spellings of DeepSpeed, the old ones included.
 OFFLOADING = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param")
 
 

@@ -76,6 +76,7 @@ class HiddenDistillConfig(TermConfig, frozen=True, extra="forbid"):
         default=None,
         description="layers to compare, counted from 0; none: the last layer of each group of the student",
     )
+    # As in DistilHuBERT, whose loss is L1 and cosine.
     cosine: float = Field(
         default=0.0, ge=0, description="weight of -log sigmoid(cosine similarity) beside the distance"
     )
@@ -100,6 +101,7 @@ class CtcDistillConfig(TermConfig, frozen=True, extra="forbid"):
 
     weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
     temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
+    # Frames whose best token is blank are most of all frames, and would dominate the divergence at full weight.
     blank_weight: float = Field(
         default=0.1,
         ge=0,
@@ -132,6 +134,7 @@ class SequenceDistillConfig(TermConfig, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _search_finds_so_many(self) -> "SequenceDistillConfig":
+        # Greedy search follows one path, prefix beam search `beam` hypotheses.
         most = 1
         if self.search == "prefix_beam":
             most = self.beam
@@ -154,7 +157,9 @@ class UnitsDistillConfig(TermConfig, frozen=True, extra="forbid"):
     layer: int | None = Field(
         default=None, ge=0, description="layer of the student that predicts them, from 0; none: its last"
     )
+    # Makes sense with a teacher that is not masked itself (`input: clean`).
     masked_only: bool = Field(default=False, description="only frames that a time mask hides from the student count")
+    # The frames are drawn on the first process while the others wait, within cluster.startup_deadline_s.
     frames: int = Field(default=20_000, ge=2, description="frames of the teacher that the clusters are made from")
     steps: int = Field(default=20, ge=1, description="first steps of the stage that these frames are drawn from")
     iterations: int = Field(default=20, ge=1, description="rounds of k-means")
@@ -180,9 +185,11 @@ class CacheConfig(BaseModel, frozen=True, extra="forbid"):
         description="auto: where there is a cache of the same teacher, shards and settings; make: make it first where "
         "there is none; require: end where there is none; never: run the teachers at every step",
     )
+    # For shards behind a URL, or where nothing may be written.
     folder: Path | None = Field(
         default=None, description="folder of the caches; none: beside the shards of the train split"
     )
+    # With `r` left of 1, a divergence moves by at most r (log(V - k) + the range of log q over what is not kept).
     top_tokens: int = Field(
         default=32,
         ge=1,
@@ -204,6 +211,7 @@ class DistillConfig(BaseModel, frozen=True, extra="forbid"):
     sequence: SequenceDistillConfig = Field(default_factory=SequenceDistillConfig)
     units: UnitsDistillConfig = Field(default_factory=UnitsDistillConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
+    # DeepSpeed-MoE's Mixture-of-Students stops at about 70 % of the steps: distilling to the end may cost accuracy.
     until: float = Field(
         default=1.0,
         gt=0,

@@ -80,6 +80,7 @@ def read_topology(hostfile: str | Path, include: str | None = None, exclude: str
     path = Path(hostfile).expanduser()
     total_slots = read_hostfile(path)
     used_slots = {name: set(range(number)) for name, number in total_slots.items()}
+    # As in DeepSpeed, whose options these become; unlike there, both may be given.
     if include:
         included = _parse_selection(include, "include", total_slots, path)
         used_slots = {name: included.get(name, set()) for name in total_slots}

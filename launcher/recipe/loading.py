@@ -64,6 +64,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
     except ValidationError as error:
         raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
     recipe = with_absolute_paths(recipe)
+    # Before the checks, which compare lanes and experts with the number of processes.
     if count_slots and recipe.cluster.hostfile:
         recipe = with_counted_slots(recipe, recipe.cluster.hostfile)
     check_recipe(recipe)

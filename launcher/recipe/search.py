@@ -20,10 +20,11 @@ class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
     """An n-gram model whose log probabilities are added to the recogniser's."""
 
     path: Path = Field(description="ARPA file, gzipped if its name ends in .gz")
+    # A model of tokens must have been made with the tokenizer of the recogniser.
     unit: Literal["word", "token"] = Field(
         default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"
     )
-    # 0.2 is the weight that helps where there is little text.
+    # 0.2 suits a model of the training transcripts; one of much more text deserves more.
     weight: float = Field(default=0.2, ge=0, description="weight of its natural-log probabilities")
 
 
@@ -32,6 +33,7 @@ class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
 
     phrases: tuple[str, ...] = Field(default=(), description="as they stand in transcripts")
     path: Path | None = Field(default=None, description="text file with more of them, one a line")
+    # What is given while a match goes on is taken back when it breaks.
     bonus: float = Field(default=1.5, description="natural-log score for each token of a phrase")
 
     @model_validator(mode="after")
@@ -62,7 +64,7 @@ class _AnySearch(BaseModel, frozen=True, extra="forbid"):
 
 
 class GreedyConfig(_AnySearch, frozen=True, extra="forbid"):
-    """The best CTC token of every frame."""
+    """The best CTC token of every frame. Costs next to nothing."""
 
     kind: Literal["greedy"] = Field(default="greedy", description="no beam, no language model")
 
@@ -81,6 +83,7 @@ class BeamConfig(_AnySearch, frozen=True, extra="forbid"):
     beam: int = Field(default=10, ge=1, description="hypotheses that are followed at once, per utterance")
     candidates: int = Field(default=20, ge=1, description="tokens that each hypothesis is tried with next")
     n_best: int = Field(default=1, ge=1, description="hypotheses that are given, best first; at most `beam`")
+    # Every token costs probability: more weight of a language model needs more of it.
     length_bonus: float = Field(default=0.0, description="natural-log score for every token")
     language_model: LanguageModelConfig | None = Field(default=None, description="n-gram model whose scores are added")
     hotwords: HotwordsConfig | None = Field(default=None, description="phrases that are expected")
@@ -102,6 +105,7 @@ class AttentionBeamConfig(BeamConfig, frozen=True, extra="forbid"):
     """Beam search with the attention decoder."""
 
     kind: Literal["attention_beam"] = Field(description="beam search with the decoder alone")
+    # A sum of log probabilities falls with every token, so that undivided scores prefer short texts.
     length_power: float = Field(
         default=0.6, ge=0, description="a score is divided by (tokens + 1) to this power; 0 prefers short texts"
     )
@@ -112,6 +116,7 @@ class RescoringConfig(BeamConfig, frozen=True, extra="forbid"):
 
     kind: Literal["rescoring"] = Field(description="CTC finds hypotheses, the decoder chooses")
     ctc_weight: float = Field(default=0.5, ge=0, description="weight of the prefix beam's score; the decoders' is 1")
+    # U2++ (Wu et al., 2021); the decoder that reads backwards has to be trained, see objective.reverse_weight.
     reverse_weight: float = Field(
         default=0.0, ge=0, le=1, description="share of the decoder that reads backwards in the decoders' score"
     )
@@ -184,6 +189,7 @@ def check_search_files(search: SearchConfig, where: str) -> None:
 
 def check_search_model(search: SearchConfig, model: RecognizerConfig, name: str) -> None:
     """Refuse (ConfigError) a search that asks the model of that name for a decoder, a transducer or chunks it lacks."""
+    # Such convolutions need frames of the next chunk, which has not arrived yet.
     if search.chunk and not model.encoder.causal_convolution:
         raise ConfigError(
             f"The search's chunk is of {search.chunk.frames} frames, and the convolutions of {name} see later ones "

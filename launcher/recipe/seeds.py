@@ -22,6 +22,7 @@ def repeat_stages(values: dict[str, Any]) -> None:
         return
     seeds = values.pop(SEEDS_KEY)
     check_seeds(seeds)
+
     stages = values.get("stages")
     if not isinstance(stages, list):
         return
@@ -33,7 +34,14 @@ def repeat_stages(values: dict[str, Any]) -> None:
             for seed in seeds:
                 repeated.append(_with_seed(stage, seed, names))
         elif isinstance(stage, dict) and isinstance(stage.get("models"), list):
-            repeated.append(_with_all_seeds(stage, seeds, names))
+            # An evaluation compares its models under every seed; what is no repeated stage stays as it is.
+            models = []
+            for model in stage["models"]:
+                if isinstance(model, str) and model in names:
+                    models += [f"{model}-{seed}" for seed in seeds]
+                else:
+                    models.append(model)
+            repeated.append({**stage, "models": models})
         else:
             repeated.append(stage)
     values["stages"] = repeated
@@ -57,6 +65,7 @@ def _with_seed(stage: dict[str, Any], seed: int, names: set[str]) -> dict[str, A
     copy = dict(stage)
     copy["name"] = f"{stage['name']}-{seed}"
     copy["seed"] = seed
+    # Comparisons put the seeds of a stage together by this name.
     copy["repeats"] = stage["name"]
     for key in ("teacher", "initialize_from"):
         if key in stage:
@@ -69,17 +78,6 @@ def _with_seed(stage: dict[str, Any], seed: int, names: set[str]) -> dict[str, A
                 teacher = {**teacher, "model": _model_of_seed(teacher.get("model"), seed, names)}
             copy["teachers"].append(teacher)
     return copy
-
-
-def _with_all_seeds(stage: dict[str, Any], seeds: list[int], names: set[str]) -> dict[str, Any]:
-    """An evaluation of a model under every seed; models of no repeated stage stay as they are."""
-    models = []
-    for model in stage["models"]:
-        if isinstance(model, str) and model in names:
-            models += [f"{model}-{seed}" for seed in seeds]
-        else:
-            models.append(model)
-    return {**stage, "models": models}
 
 
 def _model_of_seed(model: Any, seed: int, names: set[str]) -> Any:

@@ -49,7 +49,7 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
 
-        # The other two schedules are defined by where the warm-up ends; cosine without one starts at the peak.
+        # inverse_square_root is 0 everywhere without a warm-up, and the first of three stages is one.
         if self.schedule != "cosine" and self.warmup_steps == 0:
             raise ValueError(f"the schedule {self.schedule} needs a warm-up; set warmup_steps to 1 or more")
         return self
@@ -60,6 +60,7 @@ class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
 
     every_steps: int = Field(default=200, ge=1, description="steps between checkpoints; there is always one at the end")
     keep_last: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay on the disk")
+    # Of equally good ones the later stays.
     keep_best: int = Field(
         default=1,
         ge=1,
@@ -78,6 +79,7 @@ class RecoveryConfig(BaseModel, frozen=True, extra="forbid"):
     max_skips: int = Field(
         default=5, ge=0, description="updates that are skipped in a row before the weights are rolled back"
     )
+    # The step count goes on after a rollback, and with it the data and the learning rate.
     max_rollbacks: int = Field(
         default=2,
         ge=0,
@@ -95,6 +97,7 @@ class Stage(BaseModel, frozen=True, extra="forbid"):
 class TrainingStage(Stage, frozen=True, extra="forbid"):
     """What all stages that train have in common."""
 
+    # Neither of these two nor the name is part of what a stage is: a change reruns nothing.
     about: str = Field(default="", description="what the stage is, in a line, for comparisons")
     repeats: str | None = Field(
         default=None, description="what the stage is called without its seed; set where seeds made stages of one"
@@ -160,6 +163,7 @@ class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
         description="an earlier training stage, or (with a slash) the folder of a finished model, whose encoder this "
         "one starts as; none: drawn anew. CTC output, decoder and transducer are always drawn anew",
     )
+    # The layers above are drawn anew.
     initialize_layers: int | None = Field(
         default=None,
         ge=0,

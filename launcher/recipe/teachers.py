@@ -91,7 +91,7 @@ class TeacherSpec:
                 frame_s=math.prod(config["conv_stride"]) / SAMPLE_RATE_HZ,
             )
         if model_type in FILTERBANK_MODELS:
-            # Each convolution halves the frames of the filterbank.
+            # Each convolution has a stride of 2.
             return cls(
                 kind="transformers",
                 layers=config["encoder_layers"],
@@ -210,11 +210,7 @@ def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, s
                 f"weight, or take {term} out of the teacher's terms."
             )
 
-    if spec.kind == "chorus":
-        _check_mel_bins(recipe, stage, teacher, spec, name)
-    else:
-        _check_foreign_model(recipe, stage, teacher, spec, name)
-
+    _check_front_end(recipe, stage, teacher, spec, name)
     # Units are taken from the nearest frame, decoder and sequence compare tokens: these need no common frame rate.
     if "ctc" in terms or ("hidden" in terms and not stage.distill.hidden.resample):
         _check_frame_rate(recipe, stage, spec, name)
@@ -250,18 +246,18 @@ def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, sp
     return ""
 
 
-def _check_mel_bins(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str) -> None:
-    if teacher.input != "waveform" and spec.mel_bins != recipe.features.mel_bins:
-        raise ConfigError(
-            f"Stage {stage.name}: {name} takes {spec.mel_bins} mel bins, and features.mel_bins is "
-            f"{recipe.features.mel_bins}. Make them equal, or list it in teachers with input: waveform."
-        )
+def _check_front_end(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str) -> None:
+    """Refuse a teacher whose mel bins, front-end, tokenizer or sample rate does not fit the student's."""
+    if spec.kind == "chorus":
+        # With `input: waveform` it computes its own features, of whatever size.
+        if teacher.input != "waveform" and spec.mel_bins != recipe.features.mel_bins:
+            raise ConfigError(
+                f"Stage {stage.name}: {name} takes {spec.mel_bins} mel bins, and features.mel_bins is "
+                f"{recipe.features.mel_bins}. Make them equal, or list it in teachers with input: waveform."
+            )
+        # Whether its tokenizer has the student's pieces is known when the stage starts and the tokenizer is there.
+        return
 
-
-def _check_foreign_model(
-    recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str
-) -> None:
-    """Refuse a model that is not of Chorus where its front-end, its tokenizer or its sample rate does not fit."""
     if teacher.input not in (None, "waveform"):
         raise ConfigError(
             f"Stage {stage.name}: {name} has a front-end of its own, but input is {teacher.input}. Set it to waveform "
@@ -312,12 +308,15 @@ def _check_hidden_layers(stage: DistillStage, teacher: TeacherConfig, spec: Teac
     hidden = stage.distill.hidden
     off = "set distill.hidden.weight and distill.hidden.cosine to 0."
 
+    # Without a list of the teacher's layers, layers of the same number are compared. Sharing keeps depth and width, so
+    # a student with fewer blocks than its teacher needs neither a list nor a projection.
     if teacher.layers is None and spec.layers != student.layers:
         raise ConfigError(
             f"Stage {stage.name} compares hidden states layer by layer, but its encoder.layers is {student.layers} and "
             f"{name}'s is {spec.layers}. Make them equal, name the teacher's layers in teachers, or {off}"
         )
 
+    # The squared distance and the cosine need states of the same width.
     if spec.width != student.width and not hidden.projection:
         raise ConfigError(
             f"Stage {stage.name} compares hidden states layer by layer, but its encoder.width is {student.width} and "

@@ -37,7 +37,11 @@ def _sentence(problem: Any, model: type[BaseModel], values: Any) -> str:
 
     if problem["type"] == "missing":
         _, parent = _locate(model, location[:-1], values)
-        description = _description(parent, str(location[-1]))
+        description = ""
+        for member in _models(parent):
+            field = member.model_fields.get(str(location[-1]))
+            if field and field.description:
+                description = f" ({field.description})"
         return f"{dotted} is missing{description}. Add it to the recipe or pass --set {dotted}=VALUE."
 
     if problem["type"] == "union_tag_not_found":
@@ -66,11 +70,14 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> t
     annotation: Any = model
     for part in location:
         if isinstance(part, int):
-            annotation = _item_annotation(annotation)
+            # The items of list[X] and tuple[X, ...] are X.
+            arguments = [get_args(alternative) for alternative in _alternatives(annotation)]
+            annotation = next((item_types[0] for item_types in arguments if item_types), None)
             item = None
             if isinstance(values, list | tuple) and part < len(values):
                 item = values[part]
             values = item
+            # `stages.teacher.steps` is what --set takes; a number would have to be counted out.
             if isinstance(item, dict) and "name" in item:
                 path.append(str(item["name"]))
             else:
@@ -92,15 +99,6 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> t
             values = None
         path.append(str(part))
     return ".".join(path), annotation
-
-
-def _item_annotation(annotation: Any) -> Any:
-    """Return what the items of a list or tuple are; None for anything else."""
-    for alternative in _alternatives(annotation):
-        arguments = get_args(alternative)
-        if arguments:
-            return arguments[0]
-    return None
 
 
 def _member_with_tag(members: list[type[BaseModel]], tag: Any) -> type[BaseModel] | None:
@@ -133,12 +131,3 @@ def _alternatives(annotation: Any) -> list[Any]:
             members += _alternatives(argument)
         return members
     return [annotation]
-
-
-def _description(parent: Any, key: str) -> str:
-    """Return a key's description in brackets; empty when it has none."""
-    for member in _models(parent):
-        field = member.model_fields.get(key)
-        if field and field.description:
-            return f" ({field.description})"
-    return ""

@@ -68,6 +68,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}.") from None
 
     target: Any = values
+    # The last key may be new: whether there is such a setting is for the schema to say.
     for depth, key in enumerate(keys[:-1]):
         path = ".".join(keys[:depth])
         target = _child(target, key, path, override)
