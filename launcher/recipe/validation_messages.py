@@ -70,9 +70,14 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> t
     annotation: Any = model
     for part in location:
         if isinstance(part, int):
-            # The items of list[X] and tuple[X, ...] are X.
-            arguments = [get_args(alternative) for alternative in _alternatives(annotation)]
-            annotation = next((item_types[0] for item_types in arguments if item_types), None)
+            alternatives = _alternatives(annotation)
+            annotation = None
+            for alternative in alternatives:
+                # The items of list[X] and tuple[X, ...] are X.
+                if get_args(alternative):
+                    annotation = get_args(alternative)[0]
+                    break
+
             item = None
             if isinstance(values, list | tuple) and part < len(values):
                 item = values[part]

@@ -35,7 +35,7 @@ def test_a_weight_rises_stays_and_falls_as_its_schedule_says(schedule, factors):
     assert computed == pytest.approx(factors)
 
 
-def test_a_term_that_does_not_count_now_is_left_out():
+def test_a_term_that_does_not_count_now_has_no_factor():
     config = DistillConfig.model_validate(
         {"until": 0.7, "ctc": {"schedule": {"until": 0.3}}, "decoder": {"schedule": {"warmup": 0.2, "until": 1}}}
     )
@@ -86,11 +86,11 @@ def test_width_depth_and_frame_rate_are_bridged_where_the_recipe_says_so():
     bridged = "distill.hidden={layers: [3], projection: true, resample: true}"
     recipe = load_recipe("mini", [f"stages.student.{change}" for change in (*other, *teachers, bridged)])
     assert recipe.training_stage("student").distill.hidden.projection
-    for left_out, message in (
+    for key, message in (
         ("projection", "encoder.width is 64"),
         ("resample", "factor is 8 and its teacher's is 4"),
     ):
-        without = bridged.replace(f"{left_out}: true", f"{left_out}: false")
+        without = bridged.replace(f"{key}: true", f"{key}: false")
         changes = [*other, *teachers, without]
         assert message in refusal(*(f"stages.student.{change}" for change in changes))
 

@@ -96,8 +96,10 @@ def test_a_choice_that_the_hostfile_does_not_have_is_refused(hostfile, include, 
 )
 def test_what_deepspeed_makes_of_the_files_and_options_is_the_topology(drawn):
     """deepspeed(hostfile(topology), include(topology)) == topology, for any hosts and slots in use."""
-    totals, used = drawn
-    hosts = [Host(f"n{i}", tuple(sorted(s)), t) for i, (t, s) in enumerate(zip(totals, used, strict=True)) if s]
+    hosts = []
+    for number, (total_slots, slots) in enumerate(zip(*drawn, strict=True)):
+        if slots:
+            hosts.append(Host(f"n{number}", tuple(sorted(slots)), total_slots))
     topology = Topology(tuple(hosts))
     pool = _parse_hostfile(topology.hostfile().splitlines())
     active = parse_inclusion_exclusion(pool, topology.include() or "", "")

@@ -1,3 +1,5 @@
+"""What a recipe may say, how it is read and overridden, and what is refused before anything starts."""
+
 import json
 
 import pytest
@@ -13,7 +15,7 @@ from launcher.run_folder import RunFolder
 
 
 @pytest.fixture
-def refuse(tmp_path):
+def refuse():
     """Load `mini` with overrides and return why it is refused."""
 
     def refusal(*overrides, recipe="mini"):

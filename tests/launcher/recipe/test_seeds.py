@@ -64,18 +64,26 @@ def test_seeds_that_are_none_are_refused(seeds):
         load_recipe("mini", [f"seeds={seeds}"])
 
 
+@pytest.mark.parametrize("override", ["stages.evaluation.models=[{a: 1}]", "stages.student.teacher={a: 1}"])
+def test_what_is_no_name_of_a_stage_is_refused_under_seeds_as_without(override):
+    path = override.partition("=")[0].replace("student", "student-1")
+    with pytest.raises(ConfigError, match=rf"{path}.* is \{{'a': 1\}} \(dict\)"):
+        load_recipe("mini", [SEEDS, override])
+
+
 def test_a_seed_is_part_of_what_a_stage_is_and_its_name_and_remarks_are_not():
-    settings = {
-        node.name: node.settings.values
-        for node in build_pipeline(load_recipe("mini", [SEEDS, "stages.teacher.about=big"]))
-    }
-    plain = {node.name: node.settings.values for node in build_pipeline(load_recipe("mini"))}
-    assert settings["teacher-1"] == plain["teacher"]
-    assert settings["teacher-5"] == {**plain["teacher"], "seed": 5}
+    def settings(*overrides):
+        return {node.name: node.settings.values for node in build_pipeline(load_recipe("mini", overrides))}
+
+    repeated = settings(SEEDS, "stages.teacher.about=big")
+    teacher = settings()["teacher"]
+    assert repeated["teacher-1"] == teacher
+    assert repeated["teacher-5"] == {**teacher, "seed": 5}
 
 
 def test_repetitions_are_stages_of_their_own_and_are_planned_once(tmp_path):
-    recipe, run = load_recipe("mini", [SEEDS]), RunFolder(tmp_path)
+    recipe = load_recipe("mini", [SEEDS])
+    run = RunFolder(tmp_path)
     names = [node.name for node, _ in Pipeline(recipe, run).statuses()]
     assert {"teacher-1", "teacher-5", "student-1", "student-5"} <= set(names)
     table = plan_table(recipe, run, [2], machine_of(recipe.cluster, [2]))
@@ -102,7 +110,8 @@ stages:
 
 def test_a_recipe_extends_another_section_by_section_and_stage_by_stage(write):
     path = write("extends: mini\nname: longer\nbatches: {lanes: 3, seconds: 4}\nstages: {student: {steps: 9}}\n")
-    recipe, mini = load_recipe(path, ["cluster.processes=1", "cluster.expert_parallel=1"]), load_recipe("mini")
+    recipe = load_recipe(path, ["cluster.processes=1", "cluster.expert_parallel=1"])
+    mini = load_recipe("mini")
     assert (recipe.name, recipe.batches.lanes) == ("longer", 3)
     assert recipe.training_stage("student") == mini.training_stage("student").model_copy(update={"steps": 9})
     assert recipe.training_stage("teacher") == mini.training_stage("teacher")
