@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.errors import ConfigError, Preempted
-from launcher.monitoring.progress import Display, duration
+from launcher.formatting import duration
+from launcher.monitoring.progress import Display
 from launcher.processes import worker_command
 from launcher.processes.launchers import Launcher, make_launcher
 from launcher.processes.stop_request import StopRequest

@@ -17,8 +17,7 @@ from launcher.errors import ConfigError
 from launcher.inference.error_counts import count_errors
 from launcher.monitoring.goodput import measure_goodput
 from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, load_recipe
-from launcher.report.figures import average_load
-from launcher.report.run_data import RunData, StageData, read_run_data
+from launcher.report.run_data import RunData, StageData, average_load, read_run_data
 from launcher.run_folder import RunFolder, read_json
 
 

@@ -13,8 +13,8 @@ from launcher.comparison.bootstrap import Interval
 from launcher.comparison.intervals import UNCONVERGED, ModelIntervals, converged_places, rates_of_seeds
 from launcher.comparison.model_results import Comparison, ModelResult
 from launcher.comparison.picture import Point, draw_comparison
+from launcher.formatting import MISSING, count, duration, percent
 from launcher.recipe import DistillStage
-from launcher.report.formatting import MISSING, count, duration, percent
 from launcher.report.svg import standalone
 from launcher.run_folder import write_text
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -11,6 +13,8 @@ from launcher.comparison.bootstrap import Interval
 from launcher.report import svg
 
 SIZE_IN = (7.2, 4.2)
+# Names are written upwards at their model; as a share of the axis, what a line of them is wide.
+_NAME_WIDTH = 0.022
 
 
 @dataclass(frozen=True)
@@ -22,53 +26,68 @@ class Point:
     rate: Interval
 
 
+@mpl.rc_context(svg.STYLE)
 def draw_comparison(points: Sequence[Point], name: str) -> Markup:
     """Draw the models of a comparison; those of about the same size are moved apart as far as their names need it."""
-    most = max(point.encoder_parameters for point in points)
-    placed = _spread(points, gap=0.022 * most)
-    least, largest = min(point.rate.low for point in points), max(point.rate.high for point in points)
-    far_apart = 0 < 10 * least < largest
+    largest = max(point.encoder_parameters for point in points)
+    lowest_rate = min(point.rate.low for point in points)
+    highest_rate = max(point.rate.high for point in points)
+    # On an even axis, rates that lie ten times below the highest would be told apart no longer.
+    use_log = 0 < 10 * lowest_rate < highest_rate
 
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.set_yscale("log" if far_apart else "linear")
-        svg.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
-        for index, (point, x) in enumerate(placed):
-            colour = svg.SERIES[index % len(svg.SERIES)]
-            axes.plot([x, x], [point.rate.low, point.rate.high], color=colour, linewidth=1.6)
-            axes.plot(x, point.rate.value, "o", color=colour, markersize=6)
-            axes.annotate(
-                point.name,
-                (x, point.rate.high),
-                xytext=(0, 5),
-                textcoords="offset points",
-                rotation=90,
-                ha="center",
-                va="bottom",
-                color=colour,
-                fontsize=8.5,
-            )
-        axes.set_xlim(0, 1.08 * most)
-        if far_apart:
-            axes.set_ylim(0.7 * least, 5 * largest)
-            axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        else:
-            axes.set_ylim(0, 1.35 * largest)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-        axes.set_xlabel("encoder parameters")
+    figure = Figure(figsize=SIZE_IN)
+    axes = figure.subplots()
+    if use_log:
+        axes.set_yscale("log")
+    svg.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
+    for index, (point, x) in enumerate(_spread(points, gap=_NAME_WIDTH * largest)):
+        colour = svg.SERIES[index % len(svg.SERIES)]
+        axes.plot([x, x], [point.rate.low, point.rate.high], color=colour, linewidth=1.6)
+        axes.plot(x, point.rate.value, "o", color=colour, markersize=6)
+        axes.annotate(
+            point.name,
+            xy=(x, point.rate.high),
+            xytext=(0, 5),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            color=colour,
+            fontsize=8.5,
+        )
 
-    return svg.draw(f"compare-{name}", "Error rate against encoder parameters", SIZE_IN, paint)
+    # The room above the highest interval is that of the names.
+    axes.set_xlim(0, 1.08 * largest)
+    if use_log:
+        axes.set_ylim(0.7 * lowest_rate, 5 * highest_rate)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    else:
+        axes.set_ylim(0, 1.35 * highest_rate)
+    axes.xaxis.set_major_formatter(svg.format_millions)
+    axes.set_xlabel("encoder parameters")
+    return svg.render(figure, name=f"compare-{name}", description="Error rate against encoder parameters")
 
 
 def _spread(points: Sequence[Point], gap: float) -> list[tuple[Point, float]]:
-    """Each point with its place on the axis of sizes: of places `gap` apart those nearest to the sizes, in the sense of
-    least squares (isotonic regression by pooling neighbours)."""
-    ordered = sorted(points, key=lambda point: point.encoder_parameters)
-    pools: list[tuple[float, int]] = []  # mean and number of sizes, each less its place's share of the gaps
-    for place, point in enumerate(ordered):
-        pools.append((point.encoder_parameters - place * gap, 1))
-        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            (before, many), (mean, number) = pools[-2:]
-            pools[-2:] = [((before * many + mean * number) / (many + number), many + number)]
-    means = [mean for mean, number in pools for _ in range(number)]
-    return [(point, mean + place * gap) for place, (point, mean) in enumerate(zip(ordered, means, strict=True))]
+    """Each point with its place on the axis of sizes.
+
+    Models whose names would overlap form a group, which stands with `gap` between neighbours around its mean size.
+    """
+    groups: list[list[Point]] = []
+    for point in sorted(points, key=lambda point: point.encoder_parameters):
+        groups.append([point])
+        # A group that has grown may reach the one before it.
+        while len(groups) > 1 and _group_places(groups[-1], gap)[0] - _group_places(groups[-2], gap)[-1] < gap:
+            last = groups.pop()
+            groups[-1].extend(last)
+
+    placed = []
+    for group in groups:
+        placed.extend(zip(group, _group_places(group, gap), strict=True))
+    return placed
+
+
+def _group_places(group: Sequence[Point], gap: float) -> list[float]:
+    middle = np.mean([point.encoder_parameters for point in group])
+    first = middle - gap * (len(group) - 1) / 2
+    return [float(first + index * gap) for index in range(len(group))]

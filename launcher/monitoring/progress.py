@@ -12,6 +12,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from launcher.formatting import duration
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -101,18 +103,6 @@ class Pace:
         last_step, last_time = self._marks[-1]
         # Clocks may be set back between two rows.
         return max(0.0, last_time - first_time) / (last_step - first_step)
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time span in words, such as "3 min 20 s"; "?" when it is not known."""
-    if seconds is None or not math.isfinite(seconds):
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Display(ABC):

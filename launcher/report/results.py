@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from launcher.report.formatting import MISSING, count, percent
+from launcher.formatting import MISSING, count, percent
 from launcher.report.run_data import read_models
 from launcher.run_folder import RunFolder
 
@@ -45,6 +45,12 @@ class ResultRow:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of HEADINGS and, last, the search."""
+        real_time_factor = MISSING
+        if self.real_time_factor is not None:
+            real_time_factor = f"{self.real_time_factor:.3f}"
+        search = MISSING
+        if self.search is not None:
+            search = self.search.replace("_", " ")
         return (
             self.model,
             count(self.encoder_parameters),
@@ -53,8 +59,8 @@ class ResultRow:
             count(self.activated_encoder_parameters),
             percent(self.cer, 2),
             percent(self.wer, 2),
-            MISSING if self.real_time_factor is None else f"{self.real_time_factor:.3f}",
-            MISSING if self.search is None else self.search.replace("_", " "),
+            real_time_factor,
+            search,
         )
 
 
@@ -68,71 +74,120 @@ class ResultsTable:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """The columns; that of the search is left out where all results are greedy."""
-        searches = {row.search for row in (*self.rows, *self.others)}
-        return HEADINGS if searches <= {None, "greedy"} else (*HEADINGS, "search")
+        """The columns; that of the search is shown only where a result is not greedy."""
+        for row in (*self.rows, *self.others):
+            if row.search not in (None, "greedy"):
+                return (*HEADINGS, "search")
+        return HEADINGS
 
     def lines(self) -> list[tuple[ResultRow, tuple[str, ...]]]:
         """Every row with its cells, in the order of the headings."""
-        return [(row, row.cells()[: len(self.headings)]) for row in (*self.rows, *self.others)]
+        num_columns = len(self.headings)
+        return [(row, row.cells()[:num_columns]) for row in (*self.rows, *self.others)]
 
     def teacher(self) -> ResultRow | None:
-        return next((row for row in self.rows if row.is_teacher), None)
+        """The row that the shares refer to; None where the teacher has not been evaluated."""
+        for row in self.rows:
+            if row.is_teacher:
+                return row
+        return None
 
     def __str__(self) -> str:
-        lines = [self.headings, *(cells for _, cells in self.lines())]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.headings))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        lines = [self.headings]
+        for _, cells in self.lines():
+            lines.append(cells)
+        widths = []
+        for column in zip(*lines, strict=True):
+            widths.append(max(map(len, column)))
+
+        padded_lines = []
+        for name, *numbers in lines:
+            cells = [name.ljust(widths[0])]
+            for number, width in zip(numbers, widths[1:], strict=True):
+                cells.append(number.rjust(width))
+            padded_lines.append("  ".join(cells))
+        return "\n".join(padded_lines)
 
 
 def results_table(run_dir: Path) -> ResultsTable:
     """The table of a run folder; without rows while nothing has been evaluated."""
-    path = RunFolder(run_dir).recipe_file
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    recipe_file = RunFolder(run_dir).recipe_file
+    recipe = {}
+    if recipe_file.exists():
+        recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
     return tabulate(read_models(run_dir), recipe)
 
 
 def tabulate(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> ResultsTable:
     """Sets each model beside the teacher: the one the recipe distils from, else the one of that name."""
     teacher = _teacher(models, recipe)
-    of_teacher = models[teacher].get("encoder_parameters") if teacher else None
-    rows, others = [], []
+    teacher_parameters = None
+    if teacher is not None:
+        teacher_parameters = models[teacher].get("encoder_parameters")
+
+    rows = []
+    others = []
     for name, model in models.items():
         split = _split(model)
-        rows.append(_row(name, model, split, name == teacher, of_teacher))
-        again = [key for key in model if split and key.startswith(f"{split}/")]
-        others += [_row(name, model, key, name == teacher, of_teacher) for key in again]
+        is_teacher = name == teacher
+        rows.append(_row(name, model, split, is_teacher, teacher_parameters))
+        if split is None:
+            continue
+        # A later evaluation of the same split stands under SPLIT/EVALUATION.
+        for key in model:
+            if key.startswith(f"{split}/"):
+                others.append(_row(name, model, key, is_teacher, teacher_parameters))
     return ResultsTable(tuple(rows), tuple(others))
 
 
 def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str | None:
-    stages = [stage for stage in recipe.get("stages") or [] if isinstance(stage, dict)]
-    distilled = [stage for stage in stages if stage.get("kind") == "distill"]
-    listed = [teacher.get("model") for stage in distilled for teacher in stage.get("teachers") or ()]
-    named = [*(stage.get("teacher") for stage in distilled), *listed]
-    return next((name for name in [*named, "teacher"] if name in models), None)
+    """The first evaluated teacher that a distillation names; a model of the name "teacher" where none is."""
+    single_teachers = []
+    listed_teachers = []
+    for stage in recipe.get("stages") or []:
+        # The recipe is read as it stands, so that a broken one does not keep the results from being shown.
+        if not isinstance(stage, dict) or stage.get("kind") != "distill":
+            continue
+        single_teachers.append(stage.get("teacher"))
+        for teacher in stage.get("teachers") or ():
+            listed_teachers.append(teacher.get("model"))
+
+    for name in [*single_teachers, *listed_teachers, "teacher"]:
+        if name in models:
+            return name
+    return None
 
 
 def _split(model: dict[str, Any]) -> str | None:
-    splits = [key for key, value in model.items() if isinstance(value, dict) and "cer" in value]
-    return "test" if "test" in splits else next(iter(splits), None)
+    """The split that a model is shown on: "test" where it was evaluated on it, else the first."""
+    splits = []
+    for key, value in model.items():
+        if isinstance(value, dict) and "cer" in value:
+            splits.append(key)
+    if "test" in splits:
+        return "test"
+    if splits:
+        return splits[0]
+    return None
 
 
-def _row(name: str, model: dict[str, Any], split: str | None, is_teacher: bool, of_teacher: int | None) -> ResultRow:
-    scores = model[split] if split else {}
-    encoder = model.get("encoder_parameters")
+def _row(
+    name: str, model: dict[str, Any], split: str | None, is_teacher: bool, teacher_parameters: int | None
+) -> ResultRow:
+    scores: dict[str, Any] = {}
+    if split is not None:
+        scores = model[split]
+    search = scores.get("search") or {}
+    encoder_parameters = model.get("encoder_parameters")
+    share = None
+    if encoder_parameters is not None and teacher_parameters:
+        share = encoder_parameters / teacher_parameters
     return ResultRow(
         model=name,
         is_teacher=is_teacher,
         parameters=model.get("parameters"),
-        encoder_parameters=encoder,
-        share=encoder / of_teacher if encoder is not None and of_teacher else None,
+        encoder_parameters=encoder_parameters,
+        share=share,
         effective_encoder_parameters=model.get("effective_encoder_parameters"),
         activated_encoder_parameters=model.get("activated_encoder_parameters"),
         split=split,
@@ -140,5 +195,5 @@ def _row(name: str, model: dict[str, Any], split: str | None, is_teacher: bool, 
         wer=scores.get("wer"),
         real_time_factor=scores.get("rtf"),
         utterances=scores.get("utterances"),
-        search=(scores.get("search") or {}).get("kind"),
+        search=search.get("kind"),
     )

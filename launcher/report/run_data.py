@@ -1,6 +1,8 @@
 """What a run folder holds, read for the report, whatever state the run is in.
 
-Nothing here fails because a part is missing or torn: what cannot be read is named in `Evidence.gaps`.
+Nothing here fails because a part is missing or torn: what cannot be read is named in `RunData.gaps`.
+
+Shapes: L layers with experts, E experts.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +16,14 @@ from launcher.errors import ConfigError
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, read_json
 from launcher.tracking import EXPERT_LOAD, read_metrics
 
-_MOST_ROWS = 20_000
+# A figure shows at most 500 points of a series, smoothed over a twentieth of its rows: these are more than enough.
+_MAX_ROWS = 20_000
+_LAST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Series:
-    """One metric over the steps at which it was recorded; gaps (null) are left out."""
+    """One metric over the steps at which it was recorded; gaps (null) are dropped."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -45,17 +49,35 @@ class StageData:
 
     @property
     def last_step(self) -> int:
+        """The last recorded step; 0 before the first."""
         return max((row["step"] for row in self.rows), default=0)
 
     def series(self, key: str) -> Series:
-        pairs = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
-        return Series(np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], dtype=float))
+        """A metric over its steps; empty where it was never recorded."""
+        steps = []
+        values = []
+        for row in self.rows:
+            if row.get(key) is not None:
+                steps.append(row["step"])
+                values.append(row[key])
+        return Series(np.array(steps), np.array(values, dtype=float))
 
     def keys(self, prefix: str) -> list[str]:
-        return sorted({key for row in self.rows for key in row if key.startswith(prefix)})
+        """All metrics whose names begin so, sorted."""
+        keys = set()
+        for row in self.rows:
+            # Rows of training and of validation have different keys.
+            keys.update(key for key in row if key.startswith(prefix))
+        return sorted(keys)
 
     def expert_layers(self) -> list[str]:
-        return [match[1] for key in self.keys("experts/") if (match := EXPERT_LOAD.fullmatch(key))]
+        """The names of the layers whose experts' load was recorded."""
+        layers = []
+        for key in self.keys("experts/"):
+            match = EXPERT_LOAD.fullmatch(key)
+            if match is not None:
+                layers.append(match[1])
+        return layers
 
 
 @dataclass
@@ -75,17 +97,51 @@ class RunData:
         return [stage for stage in self.stages if stage.trains]
 
 
+def average_load(stage: StageData) -> np.ndarray | None:
+    """Load [L, E] in even shares, mean of the last tenth of the rows; None without experts.
+
+    A layer with fewer experts than another is filled up with NaN.
+    """
+    loads = []
+    for layer in stage.expert_layers():
+        key = f"experts/{layer}/load"
+        rows = [row[key] for row in stage.rows if row.get(key)]
+        num_last = max(1, round(_LAST_SHARE * len(rows)))
+        load_E = np.mean(rows[-num_last:], axis=0)
+        # Shares of frames add up to 1; times the number of experts, an even share is 1 whatever that number is.
+        loads.append(load_E * len(load_E))
+    if not loads:
+        return None
+
+    num_experts = max(map(len, loads))
+    load_LE = np.full((len(loads), num_experts), np.nan)
+    for layer, load_E in enumerate(loads):
+        load_LE[layer, : len(load_E)] = load_E
+    return load_LE
+
+
 def read_run_data(run_dir: Path) -> RunData:
     """Reads a run folder; ConfigError when there is no such folder."""
     if not run_dir.is_dir():
         raise ConfigError(f"There is no run folder {run_dir}, so there is nothing to report on; name an existing one.")
     run = RunFolder(run_dir)
     gaps: list[str] = []
-    recipe_text = _text(run.recipe_file, gaps)
-    recipe = _recipe(recipe_text, gaps)
-    events = _events(run, gaps)
-    stages = [_stage(run.stage(plan["name"]), plan, events, gaps) for plan in _plans(recipe, run_dir)]
-    models, examples = _evaluations(run, [stage.name for stage in stages], gaps)
+    try:
+        recipe_text = run.recipe_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        gaps.append(f"{run.recipe_file.name} could not be read ({type(error).__name__}).")
+        recipe_text = ""
+    recipe = _parse_recipe(recipe_text, gaps)
+    try:
+        events = run.events()
+    except (OSError, ValueError) as error:
+        gaps.append(f"events.jsonl could not be read ({type(error).__name__}).")
+        events = []
+
+    stages = []
+    for plan in _stage_plans(recipe, run_dir):
+        stages.append(_read_stage(run.stage(plan["name"]), plan, events, gaps))
+    models, examples = _read_evaluations(run, [stage.name for stage in stages], gaps)
     return RunData(
         name=str(recipe.get("name", run.path.name)),
         recipe=recipe,
@@ -100,20 +156,14 @@ def read_run_data(run_dir: Path) -> RunData:
 
 def read_models(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The models of results.json or, while the run has not got there, of the evaluations it has done."""
-    run = RunFolder(run_dir)
-    names = sorted(path.parent.name for path in run_dir.glob(f"*/{StageFolder(run_dir).evaluation_file.name}"))
-    return _evaluations(run, names, [])[0]
+    evaluation_name = StageFolder(run_dir).evaluation_file.name
+    stages = sorted(path.parent.name for path in run_dir.glob(f"*/{evaluation_name}"))
+    models, _ = _read_evaluations(RunFolder(run_dir), stages, [])
+    return models
 
 
-def _text(path: Path, gaps: list[str]) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        gaps.append(f"{path.name} could not be read ({type(error).__name__}).")
-        return ""
-
-
-def _recipe(text: str, gaps: list[str]) -> dict[str, Any]:
+def _parse_recipe(text: str, gaps: list[str]) -> dict[str, Any]:
+    # As plain YAML and not through the recipe's schema: a run of another version still gets its report.
     try:
         recipe = yaml.safe_load(text) or {}
     except yaml.YAMLError:
@@ -124,57 +174,68 @@ def _recipe(text: str, gaps: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
-    planned = [plan for plan in recipe.get("stages") or [] if isinstance(plan, dict) and "name" in plan]
-    if planned:
-        return planned
-    found = sorted(path.parent.name for path in run_dir.glob("*/metrics.jsonl"))
-    return [{"name": name, "kind": "pretrain"} for name in found]
+def _stage_plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+    """The stages of the recipe; without any, those that have recorded metrics."""
+    plans = []
+    for plan in recipe.get("stages") or []:
+        if isinstance(plan, dict) and "name" in plan:
+            plans.append(plan)
+    if not plans:
+        for path in sorted(run_dir.glob("*/metrics.jsonl")):
+            plans.append({"name": path.parent.name, "kind": "pretrain"})
+    return plans
 
 
-def _json(path: Path, gaps: list[str]) -> dict[str, Any]:
+def _read_json(path: Path, gaps: list[str]) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
         gaps.append(f"{path.parent.name}/{path.name} could not be read ({type(error).__name__}).")
         content = None
-    return content if isinstance(content, dict) else {}
+    if isinstance(content, dict):
+        return content
+    return {}
 
 
-def _events(run: RunFolder, gaps: list[str]) -> list[dict[str, Any]]:
-    try:
-        return run.events()
-    except (OSError, ValueError) as error:
-        gaps.append(f"events.jsonl could not be read ({type(error).__name__}).")
-        return []
-
-
-def _stage(folder: StageFolder, plan: dict[str, Any], events: list[dict], gaps: list[str]) -> StageData:
-    rows = list(read_metrics(folder.metrics_file, thin_to=_MOST_ROWS))
+def _read_stage(folder: StageFolder, plan: dict[str, Any], events: list[dict], gaps: list[str]) -> StageData:
+    rows = list(read_metrics(folder.metrics_file, thin_to=_MAX_ROWS))
     kind = str(plan.get("kind", ""))
-    status = _json(folder.done_file, gaps).get("status")
+    status = _read_json(folder.done_file, gaps).get("status")
+    # An evaluation's results are written whole, before they are tracked and done.json follows.
     if kind == "evaluate" and folder.evaluation_file.exists():
         status = "done"
-    restarts = [event for event in events if event.get("event") == "restart" and event.get("stage") == folder.name]
+    if not status and rows:
+        status = "unfinished"
+    elif not status:
+        status = "not started"
+
+    restart_steps = []
+    for event in events:
+        is_restart = event.get("event") == "restart" and event.get("stage") == folder.name
+        if is_restart and isinstance(event.get("from_step"), int):
+            restart_steps.append(event["from_step"])
     return StageData(
         name=folder.name,
         kind=kind,
         planned_steps=plan.get("steps"),
-        status=status or ("unfinished" if rows else "not started"),
+        status=status,
         rows=rows,
-        restart_steps=[event["from_step"] for event in restarts if isinstance(event.get("from_step"), int)],
+        restart_steps=restart_steps,
     )
 
 
-def _evaluations(run: RunFolder, stages: list[str], gaps: list[str]) -> tuple[dict, dict]:
+def _read_evaluations(run: RunFolder, stages: list[str], gaps: list[str]) -> tuple[dict, dict]:
     """Models with their sizes and error rates, and the examples of each."""
     models: dict[str, dict[str, Any]] = {}
     examples: dict[str, list[dict[str, str]]] = {}
-    contents = [_json(run.stage(name).evaluation_file, gaps) for name in stages]
-    for content in [*contents, _json(run.results_file, gaps)]:
+    # results.json comes last: it sums up the evaluations and so has the last word.
+    files = [run.stage(name).evaluation_file for name in stages]
+    for path in [*files, run.results_file]:
+        content = _read_json(path, gaps)
         for name, model in (content.get("models") or {}).items():
-            kept = {key: value for key, value in model.items() if key != "examples"}
-            models[name] = models.get(name, {}) | kept
-            if model.get("examples"):
-                examples[name] = model["examples"]
+            results = dict(model)
+            model_examples = results.pop("examples", None)
+            models[name] = models.get(name, {}) | results
+            if model_examples:
+                examples[name] = model_examples
     return models, examples

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.report.formatting import count, giga
+from launcher.formatting import count, giga
 
 HEADINGS = (
     "model",
@@ -30,22 +30,29 @@ class SizeRow:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of HEADINGS."""
-        sizes = (self.parameters, self.unique, self.effective, self.activated)
-        rates = (self.encoder_operations_per_s, self.operations_per_s)
-        return (self.model, *map(count, sizes), *map(giga, rates))
+        return (
+            self.model,
+            count(self.parameters),
+            count(self.unique),
+            count(self.effective),
+            count(self.activated),
+            giga(self.encoder_operations_per_s),
+            giga(self.operations_per_s),
+        )
 
 
 def tabulate_sizes(models: dict[str, dict[str, Any]]) -> list[SizeRow]:
     """One row per model of results.json."""
-    return [
-        SizeRow(
+    rows = []
+    for name, model in models.items():
+        row = SizeRow(
             model=name,
-            parameters=found.get("parameters"),
-            unique=found.get("encoder_parameters"),
-            effective=found.get("effective_encoder_parameters"),
-            activated=found.get("activated_encoder_parameters"),
-            encoder_operations_per_s=found.get("encoder_operations_per_s"),
-            operations_per_s=found.get("operations_per_s"),
+            parameters=model.get("parameters"),
+            unique=model.get("encoder_parameters"),
+            effective=model.get("effective_encoder_parameters"),
+            activated=model.get("activated_encoder_parameters"),
+            encoder_operations_per_s=model.get("encoder_operations_per_s"),
+            operations_per_s=model.get("operations_per_s"),
         )
-        for name, found in models.items()
-    ]
+        rows.append(row)
+    return rows

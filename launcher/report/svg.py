@@ -1,39 +1,49 @@
 """Matplotlib figures as inline SVG whose colours are those of the page.
 
-A figure is drawn in stand-in colours, one per role; in the SVG each becomes a CSS variable, so that one
-drawing serves light, dark and print. Text stays text. No pyplot, and no setting outlives a drawing.
+A figure is drawn in the page's light colours. In the SVG each becomes the CSS variable of its role, so that one drawing
+serves light, dark and print. Text stays text. No pyplot, and no setting outlives a drawing.
+
+    @mpl.rc_context(svg.STYLE)
+    def draw(...):
+        figure = Figure(figsize=(svg.NARROW_IN, 2.6))
+        ...
+        return svg.render(figure, "loss-teacher", "The loss of the teacher")
 """
 
 import io
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from launcher.report import formatting
+from launcher import formatting
 
-INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
-SERIES = ("#110101", "#120101", "#130101", "#140101", "#150101", "#160101")
+# The light values of colours.css, by role (a test holds both equal). The value in the drawing is what tells the role,
+# so no two roles may have the same.
+INK = "#1c1e22"
+MUTED = "#5f6369"
+RULE = "#dedad2"
+PAPER = "#fdfcf9"
+SERIES = ("#0b62a4", "#c24e00", "#00795c", "#8b3f96", "#776300", "#4d5561")
 ACCENT = SERIES[0]
-HEAT = tuple(f"#2{step}0101" for step in range(9))
+HEAT = ("#6fa8d6", "#94bfe2", "#b9d5eb", "#dbe7f0", "#efece4", "#f7e3cf", "#f4cfa9", "#efb67e", "#e89a52")
 
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    RULE: "--rule",
-    PAPER: "--paper",
-    **{colour: f"--series-{index}" for index, colour in enumerate(SERIES)},
-    **{colour: f"--heat-{index}" for index, colour in enumerate(HEAT)},
-}
-_STYLE: dict[Any, Any] = {
+CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
+for _index, _colour in enumerate(SERIES):
+    CSS_VARIABLES[_colour] = f"--series-{_index}"
+for _index, _colour in enumerate(HEAT):
+    CSS_VARIABLES[_colour] = f"--heat-{_index}"
+
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    # Names of models and stages may hold dollar signs.
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -54,6 +64,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": RULE,
     "grid.linewidth": 0.8,
     "figure.facecolor": "none",
+    "figure.constrained_layout.use": True,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "ytick.major.size": 0,
@@ -63,75 +74,120 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "path.simplify_threshold": 0.5,
 }
-WIDE_IN, NARROW_IN = 4.8, 3.8
-_REFERENCE = re.compile(r"""(?:url\(#|href="#)([^")]+)""")
-_ID = re.compile(r' id="([^"]+)"')
+WIDE_IN = 4.8
+NARROW_IN = 3.8
+
+# A line of text at the end of a curve, and what title and step axis take from a figure's height.
+_LABEL_HEIGHT_IN = 0.19
+_AROUND_AXES_IN = 0.65
+
+_SVG_NAMESPACE = "http://www.w3.org/2000/svg"
+# ElementTree would write the prefixes ns0 and ns1, which HTML does not understand.
+ElementTree.register_namespace("", _SVG_NAMESPACE)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
-def draw(name: str, description: str, size_in: tuple[float, float], paint: Callable[[Figure], Any]) -> Markup:
-    """Draws a figure (width, height) and returns its <svg> element; `name` keeps ids apart on one page."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size_in, layout="constrained")
-        paint(figure)
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return Markup(_inline(buffer.getvalue(), name, description))
+class EndLabel(NamedTuple):
+    """A text that names a curve at its last value."""
+
+    text: str
+    value: float
+    colour: str
+
+
+def render(figure: Figure, name: str, description: str) -> Markup:
+    """The <svg> element of a figure. `name` must be unique in its page, `description` is read to the blind."""
+    output = io.StringIO()
+    no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    # The ids of clip paths and markers are hashes of their content and of this: unique, and the same on every writing.
+    with mpl.rc_context({"svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(output, metadata=no_metadata)
+    root = ElementTree.fromstring(output.getvalue())
+
+    for element in root.iter():
+        # Matplotlib numbers its groups alike in every figure (axes_1, line2d_3), and nothing refers to them.
+        if element.tag == f"{{{_SVG_NAMESPACE}}}g":
+            element.attrib.pop("id", None)
+        style = element.get("style")
+        if style is not None:
+            for colour, variable in CSS_VARIABLES.items():
+                style = style.replace(colour, f"var({variable})")
+            element.set("style", style.replace("'DejaVu Sans'", "var(--sans)"))
+
+    # The page's column decides how large a figure is; viewBox keeps its proportions.
+    del root.attrib["width"]
+    del root.attrib["height"]
+    root.set("role", "img")
+    root.set("aria-label", description)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def standalone(svg: str) -> str:
-    """A drawn <svg> element as a file of its own: it brings the colours of the page, light and dark."""
+    """A rendered <svg> element as a file of its own: it brings the colours of the page, light and dark."""
     colours = (Path(__file__).parent / "colours.css").read_text(encoding="utf-8")
-    end = svg.index(">") + 1
-    style = f"<style>\n{colours}svg {{ background: var(--paper) }}\n</style>\n"
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return svg[: end - 1].replace("<svg", f"<svg {spaces}") + ">" + style + svg[end:]
+    opening_tag, content = svg.split(">", maxsplit=1)
+    return f"{opening_tag}><style>\n{colours}svg {{ background: var(--paper) }}\n</style>{content}"
 
 
-def _inline(svg: str, name: str, description: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    used = set(_REFERENCE.findall(svg))
-    svg = _ID.sub(lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
-    svg = _REFERENCE.sub(lambda match: match[0].replace(f"#{match[1]}", f"#{name}-{match[1]}"), svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    svg = svg.replace("'DejaVu Sans'", "var(--sans)")
-    label = Markup.escape(description)
-    opening = re.search(r'viewBox="[^"]+"', svg)
-    assert opening is not None
-    return f'<svg {opening[0]} role="img" aria-label="{label}">' + svg[svg.index(">") + 1 :]
-
-
-def prepare_axes(axes: Axes, title: str, percent: bool = False) -> Axes:
+def prepare_axes(axes: Axes, title: str, percent: bool = False) -> None:
     """Few ticks with readable numbers; the unit stands in the title above the axes, not along them."""
     axes.set_title(title)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f")))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(format_step)
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(4))
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    written = (lambda value, _: f"{100 * value:.3g}%") if percent else (lambda value, _: formatting.decimal(value))
-    axes.yaxis.set_major_formatter(FuncFormatter(written))
-    return axes
+    if percent:
+        axes.yaxis.set_major_formatter(format_percent)
+    else:
+        axes.yaxis.set_major_formatter(format_decimal)
 
 
-def label_ends(axes: Axes, labels: list[tuple[str, float, str]]) -> None:
-    """Writes each (text, value, colour) right of the axes, at its value or moved apart from the next."""
-    axes.get_ylim()  # Lets the limits settle, which the transform below needs.
+# Matplotlib calls these with the value of a tick and its place in the row of ticks.
+
+
+def format_step(value: float, _: float) -> str:
+    # A comma is the decimal point of many languages, so a narrow no-break space stands between thousands.
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def format_percent(value: float, _: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+def format_decimal(value: float, _: float) -> str:
+    return formatting.decimal(value)
+
+
+def format_millions(value: float, _: float) -> str:
+    """A tick of an axis of parameters."""
+    return f"{value / 1e6:g} M"
+
+
+def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
+    """Writes each label right of the axes at its value, moved up or down where it would cover its neighbour."""
+    # Asking for the limits applies the autoscaling that matplotlib puts off; the transform needs them.
+    axes.get_ylim()
+    to_axes = axes.transData + axes.transAxes.inverted()
     figure = axes.get_figure(root=True)
     assert figure is not None
-    gap = 0.19 / (figure.get_figheight() - 0.65)
-    to_fraction = axes.transData + axes.transAxes.inverted()
-    placed: list[tuple[float, str, str]] = sorted(
-        (float(to_fraction.transform((0, value))[1]), text, colour) for text, value, colour in labels
-    )
-    heights = [height for height, _, _ in placed]
-    for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + gap)
-    surplus = max(0.0, heights[-1] - 1.0) if heights else 0.0
-    heights = [height - surplus for height in heights]
-    for index in range(len(heights) - 2, -1, -1):
-        heights[index] = min(heights[index], heights[index + 1] - gap)
-    for height, (_, text, colour) in zip(heights, placed, strict=True):
-        axes.text(1.015, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=9.5)
+    gap = _LABEL_HEIGHT_IN / (figure.get_figheight() - _AROUND_AXES_IN)
+
+    # Upwards: each label stands at its value, or a line above the label below it.
+    ordered = sorted(labels, key=lambda label: label.value)
+    heights: list[float] = []
+    lowest = -float("inf")
+    for label in ordered:
+        _, height = to_axes.transform((0, label.value))
+        heights.append(max(height, lowest))
+        lowest = heights[-1] + gap
+
+    # Downwards: those that were pushed out at the top come back, and push down those below them.
+    highest = 1.0
+    for index in reversed(range(len(heights))):
+        heights[index] = min(heights[index], highest)
+        highest = heights[index] - gap
+
+    for label, height in zip(ordered, heights, strict=True):
+        axes.text(1.015, height, label.text, color=label.colour, transform=axes.transAxes, va="center", fontsize=9.5)

@@ -21,7 +21,8 @@ from data.sampler import BatchesConfig, BatchSampler, BatchSpec, change_length, 
 from data.shard_index import ShardIndex
 from data.sidecars import Arrays, SidecarWriter, find_broken, open_sidecars
 from launcher.errors import ConfigError
-from launcher.monitoring.progress import Display, duration
+from launcher.formatting import duration
+from launcher.monitoring.progress import Display
 from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import TeacherSpec, check_teacher, why_no_cache
 from launcher.run_folder import RunFolder

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import ConfigError
-from launcher.report import results_table, write_report
-from launcher.report.figures import average_load, smooth
-from launcher.report.formatting import MISSING, count, duration
+from launcher.formatting import MISSING
+from launcher.report import results_table, svg, write_report
+from launcher.report.figures import smooth
 from launcher.report.page import headline
 from launcher.report.results import tabulate
-from launcher.report.run_data import read_run_data
+from launcher.report.run_data import Series, average_load, read_run_data
 from launcher.report.sizes import tabulate_sizes
 from launcher.report.text_diff import differences
 from launcher.tracking import read_metrics
@@ -225,6 +225,13 @@ def test_figures_take_their_colours_from_the_page_so_that_dark_mode_and_print_se
     assert variables <= defined
 
 
+def test_figures_are_drawn_in_the_light_colours_of_the_page_each_of_one_role(page):
+    light = page.split("@media")[0]
+    for colour, variable in svg.CSS_VARIABLES.items():
+        assert f"{variable}: {colour};" in light
+    assert len(svg.CSS_VARIABLES) == 4 + len(svg.SERIES) + len(svg.HEAT)
+
+
 def test_the_headline_sets_the_student_beside_its_teacher(page):
     assert (
         "With 33% of the encoder parameters of teacher, student gets 8.3% of the test characters wrong, "
@@ -395,8 +402,6 @@ def test_the_load_is_relative_to_an_even_share(finished_run):
 
 
 def test_smoothing_keeps_a_straight_line_and_follows_to_both_ends():
-    from launcher.report.run_data import Series
-
     line = Series(np.arange(200), np.linspace(0, 1, 200))
     np.testing.assert_allclose(smooth(line), line.values, atol=1e-12)
 
@@ -453,26 +458,3 @@ def test_chinese_is_compared_by_character():
         ("same", "好"),
     ]
     assert (errors, units) == (1, 5)
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (None, "–"),
-        (812, "812"),
-        (41_300, "41.3 k"),
-        (999_900, "1.00 M"),
-        (1_247_040, "1.25 M"),
-        (3.1e9, "3.10 G"),
-    ],
-)
-def test_counts_are_written_in_three_digits(number, text):
-    assert count(number) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(4.2, "4.2 s"), (59.7, "1 min"), (725, "12 min 5 s"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")],
-)
-def test_durations_are_written_in_their_two_largest_units(seconds, text):
-    assert duration(seconds) == text
