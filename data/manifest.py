@@ -135,18 +135,8 @@ class _RowReader:
         seconds = _number_cell(row, "seconds")
         clip = Clip(self._folder / audio, start_s or 0.0, seconds)
         check_times(clip, self._duration_s(clip.path))
-        return Utterance(
-            key=self._claim_key(line, _text_cell(row, "key"), audio, clip),
-            clips=(clip,),
-            text=text,
-            split=split,
-            speaker=_text_cell(row, "speaker"),
-            language=_text_cell(row, "language"),
-            line=line,
-        )
 
-    def _claim_key(self, line: int, name: str, audio: str, clip: Clip) -> str:
-        """The key of a row, from its name or else from its clip. AudioError when another row has it."""
+        name = _text_cell(row, "key")
         if not name:
             name = str(Path(audio).with_suffix("")).strip("./")
             # Several clips of one file would otherwise share a key.
@@ -156,7 +146,16 @@ class _RowReader:
         if key in self._line_of_key:
             raise AudioError(f"key {key} is already that of line {self._line_of_key[key]}")
         self._line_of_key[key] = line
-        return key
+
+        return Utterance(
+            key=key,
+            clips=(clip,),
+            text=text,
+            split=split,
+            speaker=_text_cell(row, "speaker"),
+            language=_text_cell(row, "language"),
+            line=line,
+        )
 
 
 def _cell(row: dict[str, Any], column: str) -> tuple[str, Any]:

@@ -305,33 +305,38 @@ class BatchSampler:
 
     def _cut_epoch(self, epoch: int) -> _CutEpoch:
         """Shuffle the shards of an epoch into pools, and cut each pool into micro-batches."""
+        shards_seed = derive_seed(self.seed, "shards", epoch)
+        jitter_seed = derive_seed(self.seed, "jitter", epoch)
         num_shards = len(self._shard_starts) - 1
         num_pools = math.ceil(num_shards / self.batches.pool_shards)
-        shuffled = np.argsort(_random_bits(derive_seed(self.seed, "shards", epoch), np.arange(num_shards)))
+        shuffled = np.argsort(_random_bits(shards_seed, np.arange(num_shards)))
 
         order = np.empty_like(self._utterances)
         starts: list[Integers] = []
         pool_starts = [0]
-        for pool in np.array_split(shuffled, num_pools):
-            shards = [self._utterances[self._shard_starts[shard] : self._shard_starts[shard + 1]] for shard in pool]
-            utterances, cuts = self._cut_pool(epoch, np.concatenate(shards))
-            first = pool_starts[-1]
-            stop = first + len(utterances)
-            order[first:stop] = utterances
-            starts.append(cuts + first)
+        for shards in np.array_split(shuffled, num_pools):
+            pool = np.concatenate([self._utterances_of(shard) for shard in shards])
+            samples = change_length(self._samples[pool], self._speeds(epoch, pool))
+            jitter = 1.0 + LENGTH_JITTER * _uniform(jitter_seed, pool)
+            jittered = (samples * jitter).astype(np.int64)
+            longest_first = np.argsort(-jittered, kind="stable")
+
+            # With jitter the first of a batch need not be its longest, so the budget counts the longest to come.
+            longest = np.maximum.accumulate(samples[longest_first][::-1])[::-1]
+            capacities = self.batches.capacity(longest, self.sample_rate_hz)
+            bounds = cut_batches(capacities)
+
+            start = pool_starts[-1]
+            stop = start + len(pool)
+            order[start:stop] = pool[longest_first]
+            starts.append(start + bounds[:-1])
             pool_starts.append(stop)
         return _CutEpoch(order, np.concatenate(starts), np.array(pool_starts))
 
-    def _cut_pool(self, epoch: int, utterances: Positions) -> tuple[Positions, Integers]:
-        """A pool about longest first, and where its micro-batches start."""
-        samples = change_length(self._samples[utterances], self._speeds(epoch, utterances))
-        jitter = 1.0 + LENGTH_JITTER * _uniform(derive_seed(self.seed, "jitter", epoch), utterances)
-        order = np.argsort(-(samples * jitter).astype(np.int64), kind="stable")
-
-        # With jitter the first of a batch need not be its longest, so the budget counts the longest still to come.
-        longest = np.maximum.accumulate(samples[order][::-1])[::-1]
-        bounds = cut_batches(self.batches.capacity(longest, self.sample_rate_hz))
-        return utterances[order], bounds[:-1]
+    def _utterances_of(self, shard: int) -> Positions:
+        start = self._shard_starts[shard]
+        stop = self._shard_starts[shard + 1]
+        return self._utterances[start:stop]
 
     def _fit(self, epoch: int, source_epoch: int, cut: _CutEpoch) -> _Epoch:
         """Halve the fullest micro-batches until the slots are taken, shuffle within pools, share out to lanes."""
@@ -348,18 +353,25 @@ class BatchSampler:
         stops = np.append(starts[1:], num_utterances)
 
         pools = np.searchsorted(cut.pool_starts, starts, side="right")
-        random_bits = _random_bits(derive_seed(self.seed, "batches", epoch), starts)
+        batches_seed = derive_seed(self.seed, "batches", epoch)
         # The last key sorts first: by pool, and at random within it.
-        shuffled = np.lexsort((random_bits, pools))
+        shuffled = np.lexsort((_random_bits(batches_seed, starts), pools))
         lane_starts = np.arange(self.batches.lanes + 1) * len(starts) // self.batches.lanes
-        return _Epoch(source_epoch, cut.utterances, starts[shuffled], stops[shuffled], lane_starts)
+        return _Epoch(
+            source_epoch=source_epoch,
+            utterances=cut.utterances,
+            starts=starts[shuffled],
+            stops=stops[shuffled],
+            lane_starts=lane_starts,
+        )
 
     def _speeds(self, epoch: int, utterances: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """The speed that each utterance draws in an epoch."""
         if len(self.speeds) == 1:
             return np.full(len(utterances), self.speeds[0])
         draws = _uniform(derive_seed(self.seed, "speed", epoch), utterances)
-        return self.speeds[(draws * len(self.speeds)).astype(np.int64)]
+        choices = (draws * len(self.speeds)).astype(np.int64)
+        return self.speeds[choices]
 
 
 def cut_batches(capacities: Integers) -> Integers:

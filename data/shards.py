@@ -86,10 +86,21 @@ def write_split(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
+    rejected: list[RejectedRow] = []
     try:
         with _partial_folder(folder) as partial:
             with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
-                rejected = _write_all(shuffled, writer, folder.name, sample_rate_hz, workers, on_progress)
+                encoded = _encode_ahead(shuffled, sample_rate_hz, workers)
+                for done, (utterance, flac) in enumerate(encoded, 1):
+                    if isinstance(flac, Flac):
+                        writer.add(utterance, flac)
+                    else:
+                        rejected.append(flac)
+                    if on_progress is not None:
+                        on_progress(folder.name, done, len(shuffled))
+            if len(rejected) == len(shuffled):
+                reason = rejected[0].reason if rejected else "there are none."
+                raise DataError(f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}")
             made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
             writer.write_summary(made_from, rejected)
     except OSError as error:
@@ -97,30 +108,6 @@ def write_split(
             f"Writing {folder} failed ({error}); make room or choose another place, then repeat."
         ) from error
     return read_report(folder)
-
-
-def _write_all(
-    utterances: list[Utterance],
-    writer: "_SplitWriter",
-    split: str,
-    sample_rate_hz: int,
-    workers: int,
-    on_progress: OnProgress | None,
-) -> list[RejectedRow]:
-    """Append all utterances that can be decoded; the others are returned. DataError when there is none."""
-    rejected: list[RejectedRow] = []
-    for done, (utterance, encoded) in enumerate(_encode_ahead(utterances, sample_rate_hz, workers), 1):
-        if isinstance(encoded, Flac):
-            writer.add(utterance, encoded)
-        else:
-            rejected.append(encoded)
-        if on_progress is not None:
-            on_progress(split, done, len(utterances))
-
-    if len(rejected) == len(utterances):
-        first_reason = rejected[0].reason if rejected else "there are none."
-        raise DataError(f"None of {len(utterances)} utterances of {split} could be written. {first_reason}")
-    return rejected
 
 
 def fingerprint(utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_seconds: float, seed: int) -> str:

@@ -161,7 +161,19 @@ class SidecarWriter:
         `keys` are those of the shard's utterances in order. `members` holds arrays by (position in `keys`, position in
         `speeds`); those that are not given are recorded as skipped. Returns the tar's bytes.
         """
-        self._reopen()
+        index = read_npz(self.folder / INDEX)
+        if index is not None:
+            # All is finished, and one shard is to be written anew: the index becomes records again.
+            for other in range(len(self.split.names)):
+                rows = slice(self._starts[other], self._starts[other + 1])
+                write_npz(
+                    self._record(other),
+                    offset=index["offset"][rows],
+                    size=index["size"][rows],
+                    bytes=index["bytes"][other],
+                )
+            (self.folder / INDEX).unlink()
+
         path = self.folder / self.split.names[shard]
         offset = np.zeros((len(keys), len(self.speeds)), np.int64)
         size = np.zeros_like(offset)
@@ -208,21 +220,6 @@ class SidecarWriter:
         # What killed processes left half written.
         for path in self.folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
-
-    def _reopen(self) -> None:
-        """Turn a finished index into records again, so that one shard can be written anew."""
-        index = read_npz(self.folder / INDEX)
-        if index is None:
-            return
-        for shard in range(len(self.split.names)):
-            rows = slice(self._starts[shard], self._starts[shard + 1])
-            write_npz(
-                self._record(shard),
-                offset=index["offset"][rows],
-                size=index["size"][rows],
-                bytes=index["bytes"][shard],
-            )
-        (self.folder / INDEX).unlink()
 
     def _record(self, shard: int) -> Path:
         return self.folder / f"{self.split.names[shard]}.npz"

@@ -71,7 +71,21 @@ def select(config: FsddConfig, seed: int) -> Selection:
     test, 5 to 9 those of dev, the others those of train. Raises DataError when there are no recordings at
     `root`, when a held-out speaker is not among them, or when a split is left without takes.
     """
-    takes, rejected = _read_takes(config.root)
+    rejected: list[RejectedRow] = []
+    folder = config.root / "recordings"
+    if not folder.is_dir():
+        folder = config.root
+    index = config.root / "index.jsonl"
+    if index.is_file():
+        takes = _packed_takes(index)
+    else:
+        takes = _single_takes(folder, rejected)
+    if not takes:
+        raise DataError(
+            f"There are no recordings named like 7_jackson_32.wav at {folder}; "
+            f"clone the dataset (git clone {SOURCE}) and set corpus.root to its folder."
+        )
+
     speakers = {take.speaker for take in takes}
     held_out = set(config.held_out_speakers)
     if not held_out < speakers:
@@ -129,28 +143,9 @@ def _strings(split: str, takes: list[Take], num_strings: int, config: FsddConfig
     return utterances
 
 
-def _read_takes(root: Path) -> tuple[list[Take], list[RejectedRow]]:
-    """All takes in an order that does not depend on the file system, and the recordings with other names."""
-    rejected: list[RejectedRow] = []
-    folder = root / "recordings"
-    if not folder.is_dir():
-        folder = root
-
-    index = root / "index.jsonl"
-    if index.is_file():
-        takes = _packed_takes(index)
-    else:
-        takes = _single_takes(folder, rejected)
-    if not takes:
-        raise DataError(
-            f"There are no recordings named like 7_jackson_32.wav at {folder}; "
-            f"clone the dataset (git clone {SOURCE}) and set corpus.root to its folder."
-        )
-    return takes, rejected
-
-
 def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
     """The takes of a folder with one file each; files with other names are added to `rejected`."""
+    # Sorted, so that the order does not depend on the file system.
     takes: list[Take] = []
     for path in sorted(folder.glob("*.wav")):
         match = re.fullmatch(r"(\d)_([A-Za-z0-9-]+)_(\d+)", path.stem)
@@ -168,6 +163,7 @@ def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
 
 
 def _packed_takes(index: Path) -> list[Take]:
+    """The takes of a packed dataset: rows of an index over one long file per speaker."""
     takes: list[Take] = []
     with index.open(encoding="utf-8") as file:
         for line, content in enumerate(file, 1):

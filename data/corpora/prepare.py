@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data.audio import RejectedRow, Utterance
-from data.corpora.corpus import BaseCorpusConfig, Selection
-from data.corpora.registry import CORPORA
+from data.corpora.corpus import BaseCorpusConfig
+from data.corpora.registry import select
 from data.errors import DataError
 from data.files import replacing
 from data.shard_index import FORMAT, SUMMARY, SplitReport, read_index, read_report, read_summary
@@ -49,7 +49,7 @@ def prepare(
     first. Raises DataError when the corpus cannot be read, when nothing of a split can be decoded, or when
     `out_dir` holds other shards and `replace` is not set.
     """
-    selection = _select(config, seed)
+    selection = select(config, seed)
     splits: dict[str, list[Utterance]] = {}
     for utterance in selection.utterances:
         splits.setdefault(utterance.split, []).append(utterance)
@@ -81,13 +81,6 @@ def prepare(
     )
     _write_records(report, config, seed=seed, sample_rate_hz=sample_rate_hz)
     return report
-
-
-def _select(config: BaseCorpusConfig, seed: int) -> Selection:
-    for corpus in CORPORA.values():
-        if isinstance(config, corpus.config):
-            return corpus.select(config, seed)
-    raise TypeError(f"{type(config).__name__} is the configuration of no corpus; they are {', '.join(CORPORA)}")
 
 
 def _finished_splits(out_dir: Path, made_from: dict[str, str], replace: bool) -> tuple[str, ...]:
@@ -145,6 +138,5 @@ def _write_records(report: PrepareReport, config: BaseCorpusConfig, *, seed: int
     ):
         for row in report.rejected:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-    # Last: a corpus.json says that the preparation came to its end.
     with replacing(report.folder / "corpus.json") as temporary:
         temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from data.corpora import aelita, folder, fsdd
-from data.corpora.corpus import Corpus
+from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 
 CORPORA: dict[str, Corpus] = {"aelita": aelita.CORPUS, "fsdd": fsdd.CORPUS, "folder": folder.CORPUS}
 
@@ -14,3 +14,11 @@ CorpusConfig = Annotated[
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""
+
+
+def select(config: BaseCorpusConfig, seed: int) -> Selection:
+    """The utterances of the corpus that `config` configures. Raises DataError when it cannot be read."""
+    for corpus in CORPORA.values():
+        if isinstance(config, corpus.config):
+            return corpus.select(config, seed)
+    raise TypeError(f"{type(config).__name__} is the configuration of no corpus; they are {', '.join(CORPORA)}")
