@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.layers.attention import Positions, RelativeSelfAttention, SelfAttention, attend_to_valid
+from model.layers.attention import Positions, RelativeSelfAttention, SelfAttention, valid_key_mask
 from model.layers.batch_norm import FrameBatchNorm
 from model.layers.chunk_mask import ChunkMask
 from model.layers.convolution import ConvolutionModule
@@ -39,17 +39,17 @@ NORMS = (
 class Frames:
     """What every layer needs to know about the frames of a batch.
 
-    packing: which of them are valid; positions: those of all keys; attend: [B, 1, 1, T] or, in chunks,
-    [B or 1, 1, T, T], True at keys that may be attended to, None when all may.
+    packing: which of them are valid. positions: those of all keys. attention_mask: [B, 1, 1, T] or, in chunks,
+    [B or 1, 1, T, T], True at keys that may be attended to; None when all may.
     """
 
     packing: Packing
     positions: Positions
-    attend: Tensor | None
+    attention_mask: Tensor | None
 
     @classmethod
-    def of(cls, valid_BT: Tensor, positions: Positions, chunk: ChunkMask | None = None) -> "Frames":
-        """Describe a batch whose valid frames are known."""
+    def from_valid(cls, valid_BT: Tensor, positions: Positions, chunk: ChunkMask | None = None) -> "Frames":
+        """Describe a batch whose frames are valid where `valid_BT` is True."""
         packing = Packing(valid_BT)
         return cls(packing, positions, _attention_mask(valid_BT, packing.padded, chunk))
 
@@ -58,19 +58,24 @@ def _attention_mask(valid_BT: Tensor, padded: bool, chunk: ChunkMask | None) -> 
     if chunk is None:
         if not padded:
             return None
-        return attend_to_valid(valid_BT)
+        return valid_key_mask(valid_BT)
+
     num_frames = valid_BT.shape[1]
-    within_TT = chunk.mask(num_frames, valid_BT.device)
+    chunk_TT = chunk.mask(num_frames, valid_BT.device)
     if not padded:
-        return within_TT[None, None]
-    # The chunks that a padded frame sees may be all padding: it attends to itself.
+        return chunk_TT[None, None]
+    # The chunks that a padded frame sees may be all padding, and the softmax of a row without a key is undefined: every
+    # frame attends to itself.
     itself_TT = torch.eye(num_frames, dtype=torch.bool, device=valid_BT.device)
-    return (within_TT & valid_BT[:, None, None, :]) | itself_TT
+    return (chunk_TT & valid_BT[:, None, None, :]) | itself_TT
 
 
 class LayerOutput(NamedTuple):
-    """frames_ND a layer's output, packed, routings how its routers chose, in the order that frames pass them, moments
-    those of its BatchNorm in training (none with LayerNorm)."""
+    """A layer's output.
+
+    frames_ND: packed. routings: one of each router, in the order in which frames pass them. moments: those of its
+    BatchNorm in training, None with LayerNorm.
+    """
 
     frames_ND: Tensor
     routings: list[Routing]
@@ -93,56 +98,91 @@ class ConformerBlock(nn.Module):
         convolution_norm: Literal["layer", "batch"] = "layer",
     ):
         super().__init__()
-        places = experts.places if experts else ()
 
         def feedforward(place: str) -> nn.Module:
-            return build_experts(experts, width, hidden) if experts and place in places else FeedForward(width, hidden)
+            if experts is not None and place in experts.places:
+                return build_experts(experts, width, hidden)
+            return FeedForward(width, hidden)
 
+        # Weights are drawn in this order: another one would start every seeded run differently.
         self.feedforward1 = feedforward("first")
-        attention = RelativeSelfAttention if positions == "relative" else SelfAttention
-        self.attention = attention(width, heads)
-        self.convolution = ConvolutionModule(width, kernel_size, causal_convolution, convolution_norm != "batch")
+        if positions == "relative":
+            self.attention = RelativeSelfAttention(width, heads)
+        else:
+            self.attention = SelfAttention(width, heads)
+        self.convolution = ConvolutionModule(
+            width,
+            kernel_size,
+            causal=causal_convolution,
+            depthwise_bias=convolution_norm != "batch",
+        )
         self.feedforward2 = feedforward("second")
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_ND: Tensor, layer: "LayerParameters", frames: Frames, past: LayerCache | None = None
+        self,
+        x_ND: Tensor,
+        layer: "LayerParameters",
+        frames: Frames,
+        cache: LayerCache | None = None,
     ) -> LayerOutput:
-        """One layer's pass through the block: packed frames [N, D] to [N, D]. `past` holds what came before them."""
-        # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, the others weigh more.
-        keep, packing, entered_ND = 1 - layer.skipped if self.training else 1.0, frames.packing, x_ND
-        kept_B = None if keep == 1 else torch.rand(packing.shape[0], device=x_ND.device) < keep
+        """One layer's pass through the block: packed frames [N, D] to [N, D]. `cache` holds the frames before them."""
+        packing = frames.packing
+        input_ND = x_ND
+
+        # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, and what it adds to the
+        # others is divided by the share that is kept, so that its mean is that of evaluation.
+        keep = 1.0
+        if self.training:
+            keep = 1 - layer.skipped
+        kept_B = None
+        if keep != 1:
+            kept_B = torch.rand(packing.shape[0], device=x_ND.device) < keep
 
         def drop(added_ND: Tensor) -> Tensor:
             added_ND = self.dropout(added_ND)
-            return added_ND if keep == 1 else added_ND / keep
+            if keep == 1:
+                return added_ND
+            return added_ND / keep
 
-        output, first = _apply(self.feedforward1, layer.feedforward1_norm(x_ND), layer.feedforward1_router, layer)
-        x_ND = torch.add(x_ND, drop(output), alpha=0.5)
-        attended = self.attention(layer.attention_norm(x_ND), frames.positions, frames.attend, past, packing)
-        x_ND = x_ND + drop(attended)
-        convolved, moments = self.convolution(layer.convolution_norm(x_ND), packing, layer.convolution_inner_norm, past)
-        x_ND = x_ND + drop(convolved)
-        output, second = _apply(self.feedforward2, layer.feedforward2_norm(x_ND), layer.router, layer)
-        x_ND = layer.final_norm(torch.add(x_ND, drop(output), alpha=0.5))
+        normed_ND = layer.feedforward1_norm(x_ND)
+        added_ND, first_routings = _feed_forward(self.feedforward1, normed_ND, layer.feedforward1_router, layer.index)
+        x_ND = torch.add(x_ND, drop(added_ND), alpha=0.5)
+
+        normed_ND = layer.attention_norm(x_ND)
+        added_ND = self.attention(normed_ND, frames.positions, frames.attention_mask, cache, packing)
+        x_ND = x_ND + drop(added_ND)
+
+        normed_ND = layer.convolution_norm(x_ND)
+        added_ND, moments = self.convolution(normed_ND, packing, layer.convolution_inner_norm, cache)
+        x_ND = x_ND + drop(added_ND)
+
+        normed_ND = layer.feedforward2_norm(x_ND)
+        added_ND, second_routings = _feed_forward(self.feedforward2, normed_ND, layer.router, layer.index)
+        x_ND = layer.final_norm(torch.add(x_ND, drop(added_ND), alpha=0.5))
+
         if kept_B is not None:
-            x_ND = torch.where(kept_B[packing.rows, None], x_ND, entered_ND)
-        return LayerOutput(x_ND, first + second, moments)
+            x_ND = torch.where(kept_B[packing.rows, None], x_ND, input_ND)
+        return LayerOutput(x_ND, first_routings + second_routings, moments)
 
 
-def _apply(
-    feedforward: nn.Module, x_ND: Tensor, router: Router | None, layer: "LayerParameters"
+def _feed_forward(
+    feedforward: nn.Module, x_ND: Tensor, router: Router | None, layer_index: int
 ) -> tuple[Tensor, list[Routing]]:
-    """A feed-forward layer, or experts by the choice of the layer's router, which is handed out too."""
+    """The output of a feed-forward layer, or of experts by the choice of the layer's router, and the routing."""
     if router is None:
         return feedforward(x_ND), []
-    routing = router(x_ND, layer.index)
-    # Experts multiply in the precision of the matrices around them, norms may have left fp32.
-    return feedforward(x_ND.to(_matrix_dtype(x_ND)), routing), [routing]
+    routing = router(x_ND, layer_index)
+    # Autocast leaves fp32 after a norm and does not see into the experts' own functions: they multiply in the precision
+    # of the matrices around them.
+    device = x_ND.device.type
+    if torch.is_autocast_enabled(device):
+        x_ND = x_ND.to(torch.get_autocast_dtype(device))
+    return feedforward(x_ND, routing), [routing]
 
 
 class LayerParameters(nn.Module):
-    """What fits a block to a depth: five norms, the norm inside the convolution module, and routers.
+    """What fits a block to a depth: six norms, one of them inside the convolution module, and routers.
 
     Each layer has one of these. Norms and routers that a group or the encoder owns are in another, and its layers refer
     to them (`share`). `index` is the number of the layer, `skipped` the share of utterances that skip it in training.
@@ -158,11 +198,21 @@ class LayerParameters(nn.Module):
         norms: bool = True,
         num_layers: int = 0,
     ):
-        """Owns norms if `norms`, and a router for each place of `experts`, which tells `num_layers` layers apart."""
+        """Own norms if `norms`, and a router for each place of `experts`, which tells `num_layers` layers apart."""
         super().__init__()
-        self.index, self.skipped = index, skipped
+        self.index = index
+        self.skipped = skipped
+
         if norms:
-            self._add_norms(width, convolution_norm)
+            self.feedforward1_norm = nn.LayerNorm(width)
+            self.attention_norm = nn.LayerNorm(width)
+            self.convolution_norm = nn.LayerNorm(width)
+            if convolution_norm == "batch":
+                self.convolution_inner_norm = FrameBatchNorm(width)
+            else:
+                self.convolution_inner_norm = nn.LayerNorm(width)
+            self.feedforward2_norm = nn.LayerNorm(width)
+            self.final_norm = nn.LayerNorm(width)
 
         def router(place: str) -> Router | None:
             if experts is None or place not in experts.places:
@@ -185,16 +235,3 @@ class LayerParameters(nn.Module):
     def routers(self) -> list[Router]:
         """The routers that the layer uses, its own or shared, in the order in which frames pass them."""
         return [router for router in (self.feedforward1_router, self.router) if router is not None]
-
-    def _add_norms(self, width: int, convolution_norm: Literal["layer", "batch"]) -> None:
-        self.feedforward1_norm = nn.LayerNorm(width)
-        self.attention_norm = nn.LayerNorm(width)
-        self.convolution_norm = nn.LayerNorm(width)
-        self.convolution_inner_norm = FrameBatchNorm(width) if convolution_norm == "batch" else nn.LayerNorm(width)
-        self.feedforward2_norm = nn.LayerNorm(width)
-        self.final_norm = nn.LayerNorm(width)
-
-
-def _matrix_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

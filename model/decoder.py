@@ -1,20 +1,24 @@
 """A Transformer decoder over the encoder's frames, for the attention half of the joint objective.
 
-It reads whole texts when it is trained and asked for probabilities, and token by token when it writes, with the keys
-and values of what it has read kept (`DecoderState`); both give the same logits.
+In training, and to score whole texts, it reads all their tokens at once (`Decoder.forward`). To write a text it goes
+token by token and keeps the keys and values of the tokens before (`Decoder.step`, `DecoderState`). Both give the same
+logits.
 
 Shapes: B batch, U tokens, S encoder frames, D width, H heads, K head width, V vocabulary, J hypotheses per utterance.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.layers.attention import RotaryPositions, SelfAttention, attend_to_valid, rotate, split_heads
+from model.layers.attention import RotaryPositions, SelfAttention, rotate, split_heads, valid_key_mask
 from model.layers.feedforward import FeedForward
+
+KeyValue: TypeAlias = tuple[Tensor, Tensor]
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -37,20 +41,23 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BUD: Tensor, memory_BSD: Tensor, attend_B11S: Tensor | None) -> Tensor:
-        return self.attend(x_BUD, *self.memory(memory_BSD), attend_B11S)
+    def forward(self, x_BUD: Tensor, frames_BSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
+        key_BHSK, value_BHSK = self.memory(frames_BSD)
+        return self.attend(x_BUD, key_BHSK, value_BHSK, mask_B11S)
 
-    def memory(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
+    def memory(self, frames_BSD: Tensor) -> KeyValue:
         """Keys and values [B, H, S, K] of the encoder's frames."""
-        key_value = self.key_value(memory_BSD).view(*memory_BSD.shape[:2], 2, self.heads, -1)
+        batch, num_frames, _ = frames_BSD.shape
+        key_value = self.key_value(frames_BSD).view(batch, num_frames, 2, self.heads, -1)
         key_BHSK, value_BHSK = key_value.permute(2, 0, 3, 1, 4).unbind(0)
         return key_BHSK, value_BHSK
 
-    def attend(self, x_BUD: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, attend_B11S: Tensor | None) -> Tensor:
+    def attend(self, x_BUD: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask_B11S: Tensor | None) -> Tensor:
         batch, tokens, width = x_BUD.shape
-        query = self.query(x_BUD).view(batch, tokens, self.heads, -1).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(query, key_BHSK, value_BHSK, attend_B11S)
-        return self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        query_BHUK = self.query(x_BUD).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        mixed_BHUK = functional.scaled_dot_product_attention(query_BHUK, key_BHSK, value_BHSK, mask_B11S)
+        mixed_BUD = mixed_BHUK.transpose(1, 2).reshape(batch, tokens, width)
+        return self.output(mixed_BUD)
 
 
 class DecoderLayer(nn.Module):
@@ -58,64 +65,86 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, config: DecoderConfig):
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(width), SelfAttention(width, config.heads, causal=True)
-        self.cross_norm, self.cross = nn.LayerNorm(width), CrossAttention(width, config.heads)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, config.heads, causal=True)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross = CrossAttention(width, config.heads)
         self.feedforward_norm = nn.LayerNorm(width)
         self.feedforward = FeedForward(width, config.feedforward_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BUD: Tensor, positions, memory_BSD: Tensor, attend_B11S: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BUD: Tensor,
+        positions: tuple[Tensor, Tensor],
+        frames_BSD: Tensor,
+        mask_B11S: Tensor | None,
+    ) -> Tensor:
         x_BUD = x_BUD + self.dropout(self.attention(self.attention_norm(x_BUD), positions))
-        x_BUD = x_BUD + self.dropout(self.cross(self.cross_norm(x_BUD), memory_BSD, attend_B11S))
+        x_BUD = x_BUD + self.dropout(self.cross(self.cross_norm(x_BUD), frames_BSD, mask_B11S))
         return x_BUD + self.dropout(self.feedforward(self.feedforward_norm(x_BUD)))
 
     def step(
         self,
         x_BJD: Tensor,
         position: tuple[Tensor, Tensor],
-        read: tuple[Tensor, Tensor] | None,
-        memory: tuple[Tensor, Tensor],
-        attend_B11S: Tensor,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One token of each hypothesis, and the keys and values that the next one will read with it."""
-        attended_BJD, read = self._attend_to_read(self.attention_norm(x_BJD), position, read)
-        x_BJD = x_BJD + attended_BJD
-        # To the frames, the hypotheses of an utterance are so many queries.
-        x_BJD = x_BJD + self.cross.attend(self.cross_norm(x_BJD), *memory, attend_B11S)
-        return x_BJD + self.feedforward(self.feedforward_norm(x_BJD)), read
+        past: KeyValue | None,
+        memory: KeyValue,
+        mask_B11S: Tensor,
+    ) -> tuple[Tensor, KeyValue]:
+        """One token of each hypothesis, and the keys and values for the next one: `past` with this token's behind it.
 
-    def _attend_to_read(
-        self, x_BJD: Tensor, position: tuple[Tensor, Tensor], read: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        rows, heads = x_BJD.shape[0] * x_BJD.shape[1], self.attention.heads
-        query, key, value = split_heads(self.attention.query_key_value(x_BJD).view(rows, 1, -1), heads)
-        query, key = rotate(query, *position), rotate(key, *position)
-        if read is not None:
-            key, value = torch.cat((read[0], key), dim=2), torch.cat((read[1], value), dim=2)
+        In evaluation: there is no dropout. `position` is (cos, sin) of the token.
+        """
+        attended_BJD, past = self._attend_to_past(self.attention_norm(x_BJD), position, past)
+        x_BJD = x_BJD + attended_BJD
+
+        # To the frames, the hypotheses of an utterance are so many queries.
+        key_BHSK, value_BHSK = memory
+        x_BJD = x_BJD + self.cross.attend(self.cross_norm(x_BJD), key_BHSK, value_BHSK, mask_B11S)
+        return x_BJD + self.feedforward(self.feedforward_norm(x_BJD)), past
+
+    def _attend_to_past(
+        self, x_BJD: Tensor, position: tuple[Tensor, Tensor], past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        # Hypotheses do not attend to each other: each is a row of a batch with one token.
+        batch, hypotheses, _ = x_BJD.shape
+        packed = self.attention.query_key_value(x_BJD).view(batch * hypotheses, 1, -1)
+        query, key, value = split_heads(packed, self.attention.heads)
+        query = rotate(query, *position)
+        key = rotate(key, *position)
+        if past is not None:
+            past_key, past_value = past
+            key = torch.cat((past_key, key), dim=2)
+            value = torch.cat((past_value, value), dim=2)
+
         mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.attention.output(mixed.transpose(1, 2).reshape(x_BJD.shape)), (key, value)
+        mixed_BJD = mixed.transpose(1, 2).reshape(x_BJD.shape)
+        return self.attention.output(mixed_BJD), (key, value)
 
 
 @dataclass
 class DecoderState:
-    """What a decoder keeps of utterances and of the tokens that their J hypotheses each have so far.
+    """What a decoder keeps of utterances, and of the tokens that their J hypotheses each have so far.
 
-    attend_B11S True at real encoder frames; per layer memory (keys, values) [B, H, S, K] of the frames and read (keys,
-    values) [B J, H, U, K] of the tokens; num_tokens U.
+    mask_B11S: True at valid encoder frames. Of each layer, memory: keys and values [B, H, S, K] of the frames, and
+    past: keys and values [B J, H, U, K] of the tokens, none before the first. num_tokens: U.
     """
 
-    attend_B11S: Tensor
-    memory: list[tuple[Tensor, Tensor]]
-    read: list[tuple[Tensor, Tensor]]
+    mask_B11S: Tensor
+    memory: list[KeyValue]
+    past: list[KeyValue]
     num_tokens: int = 0
 
     def select(self, source_BJ: Tensor) -> None:
-        """Go on with other hypotheses of the same utterances, named by their numbers."""
+        """Go on with other hypotheses of the same utterances: each is a copy of the one that its number names."""
         batch, hypotheses = source_BJ.shape
-        before = self.read[0][0].shape[0] // batch
-        rows = (source_BJ + before * torch.arange(batch, device=source_BJ.device)[:, None]).flatten()
+        first_key, _ = self.past[0]
+        hypotheses_before = first_key.shape[0] // batch
+        offset_B1 = hypotheses_before * torch.arange(batch, device=source_BJ.device)[:, None]
+        rows = (source_BJ + offset_B1).flatten()
         assert len(rows) == batch * hypotheses
-        self.read = [(key[rows], value[rows]) for key, value in self.read]
+        self.past = [(key[rows], value[rows]) for key, value in self.past]
 
 
 class Decoder(nn.Module):
@@ -126,39 +155,46 @@ class Decoder(nn.Module):
         if width % (2 * config.heads):
             raise ValueError(f"decoder.heads {config.heads} does not split the encoder width {width} evenly")
         self.embedding = nn.Embedding(vocabulary_size, width)
+        # With the factor of `_embed`, embeddings have variance 1.
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.positions = RotaryPositions(width // config.heads)
         self.layers = nn.ModuleList(DecoderLayer(width, config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocabulary_size)
 
-    def forward(self, memory_BSD: Tensor, valid_BS: Tensor, tokens_BU: Tensor) -> Tensor:
-        """Logits [B, U, V] of the token after each of `tokens_BU`; `valid_BS` is True at real encoder frames."""
-        x_BUD, attend_B11S = self._embed(tokens_BU), attend_to_valid(valid_BS)
+    def forward(self, frames_BSD: Tensor, valid_BS: Tensor, tokens_BU: Tensor) -> Tensor:
+        """Logits [B, U, V] of the token after each of `tokens_BU`; `valid_BS` is True at valid encoder frames."""
+        x_BUD = self._embed(tokens_BU)
+        mask_B11S = valid_key_mask(valid_BS)
         positions = self.positions(tokens_BU.shape[1])
         for layer in self.layers:
-            x_BUD = layer(x_BUD, positions, memory_BSD, attend_B11S)
+            x_BUD = layer(x_BUD, positions, frames_BSD, mask_B11S)
         return self.output(self.norm(x_BUD))
 
-    def begin(self, memory_BSD: Tensor, valid_BS: Tensor) -> DecoderState:
+    def begin(self, frames_BSD: Tensor, valid_BS: Tensor) -> DecoderState:
         """The state before the first token."""
-        memory = [layer.cross.memory(memory_BSD) for layer in self._layers()]
-        return DecoderState(attend_to_valid(valid_BS), memory, read=[])
+        memory = []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            memory.append(layer.cross.memory(frames_BSD))
+        return DecoderState(valid_key_mask(valid_BS), memory, past=[])
 
     def step(self, state: DecoderState, tokens_BJ: Tensor) -> Tensor:
         """Read one more token of each hypothesis into the state: logits [B, J, V] of the token after it."""
         x_BJD = self._embed(tokens_BJ)
         cos_UK, sin_UK = self.positions(state.num_tokens + 1)
-        read = []
-        for number, layer in enumerate(self._layers()):
-            before = state.read[number] if state.read else None
-            x_BJD, kept = layer.step(x_BJD, (cos_UK[-1:], sin_UK[-1:]), before, state.memory[number], state.attend_B11S)
-            read.append(kept)
-        state.read, state.num_tokens = read, state.num_tokens + 1
-        return self.output(self.norm(x_BJD))
+        position = (cos_UK[-1:], sin_UK[-1:])
 
-    def _layers(self) -> list[DecoderLayer]:
-        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+        new_past = []
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            past = state.past[index] if state.past else None
+            x_BJD, layer_past = layer.step(x_BJD, position, past, state.memory[index], state.mask_B11S)
+            new_past.append(layer_past)
+
+        state.past = new_past
+        state.num_tokens += 1
+        return self.output(self.norm(x_BJD))
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * self.embedding.embedding_dim**0.5
@@ -173,10 +209,12 @@ def reverse(tokens_BU: Tensor, lengths_B: Tensor) -> Tensor:
     """Each row's first `lengths_B` tokens backwards; what is after them stays."""
     position_BU = torch.arange(tokens_BU.shape[1], device=tokens_BU.device).expand_as(tokens_BU)
     mirrored_BU = lengths_B[:, None] - 1 - position_BU
-    return tokens_BU.gather(1, torch.where(mirrored_BU >= 0, mirrored_BU, position_BU))
+    source_BU = torch.where(mirrored_BU >= 0, mirrored_BU, position_BU)
+    return tokens_BU.gather(1, source_BU)
 
 
 def append_end(tokens_BU: Tensor, lengths_B: Tensor, end: int) -> Tensor:
     """The decoder's target: `end` after each row's last valid token, [B, U + 1]."""
-    target = functional.pad(tokens_BU, (0, 1))
-    return target.scatter(1, lengths_B[:, None], torch.full_like(lengths_B[:, None], end))
+    target_BU = functional.pad(tokens_BU, (0, 1))
+    last_B1 = lengths_B[:, None]
+    return target_BU.scatter(1, last_B1, torch.full_like(last_B1, end))

@@ -4,13 +4,13 @@ With as many groups as layers nothing is shared and this is the plain conformer;
 floor(l G / N) (`contiguous`) or l mod G (`cyclic`). Layers at either end may have blocks of their own. Norms and
 routers belong to each layer, to its group, or (routers) to the whole encoder; what is shared is stored once.
 
-Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, D model width,
-N packed valid frames.
+Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, D model width, N packed valid frames, E
+experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
@@ -55,29 +55,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     activation_checkpointing: bool = Field(default=False, description="recompute layers in the backward pass")
 
     @model_validator(mode="after")
-    def _consistent(self):
-        self._check_width()
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size {self.kernel_size} is even: choose {self.kernel_size + 1}")
-        if self.num_grouped < 1:
-            raise ValueError(
-                f"private_head {self.private_head} and private_tail {self.private_tail} leave none of {self.layers} "
-                f"layers to groups: choose at most {self.layers - 1} together"
-            )
-        if self.num_grouped % self.num_groups:
-            outside = "" if self.num_grouped == self.layers else " between private_head and private_tail"
-            raise ValueError(
-                f"{self.num_grouped} layers{outside} do not split into {self.num_groups} equal groups: "
-                f"choose groups among {[g for g in range(1, self.num_grouped + 1) if self.num_grouped % g == 0]}"
-            )
-        if self.chunks and not self.causal_convolution:
-            raise ValueError(
-                "chunks are set but causal_convolution is false: the convolutions would see frames of later chunks; "
-                "set causal_convolution to true"
-            )
-        return self
-
-    def _check_width(self) -> None:
+    def _check_width(self):
         if self.positions == "rotary" and self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} does not split into {self.heads} heads of an even width (rotary positions turn "
@@ -89,6 +67,39 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.positions == "relative" and self.width % 2:
             raise ValueError(f"width {self.width} is odd (relative positions are pairs): choose an even one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_convolution(self):
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {self.kernel_size} is even: choose {self.kernel_size + 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_groups(self):
+        if self.num_grouped < 1:
+            raise ValueError(
+                f"private_head {self.private_head} and private_tail {self.private_tail} leave none of {self.layers} "
+                f"layers to groups: choose at most {self.layers - 1} together"
+            )
+        if self.num_grouped % self.num_groups:
+            divisors = [number for number in range(1, self.num_grouped + 1) if self.num_grouped % number == 0]
+            layers = f"{self.num_grouped} layers"
+            if self.num_grouped < self.layers:
+                layers += " between private_head and private_tail"
+            raise ValueError(
+                f"{layers} do not split into {self.num_groups} equal groups: choose groups among {divisors}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_chunks(self):
+        if self.chunks and not self.causal_convolution:
+            raise ValueError(
+                "chunks are set but causal_convolution is false: the convolutions would see frames of later chunks; "
+                "set causal_convolution to true"
+            )
+        return self
 
     @property
     def num_grouped(self) -> int:
@@ -107,13 +118,15 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def block_of_layer(self) -> list[int]:
         """The block that each layer uses; blocks count like the layers that use them first."""
-        grouped = range(self.num_grouped)
-        if self.sharing == "cyclic":
-            groups = [layer % self.num_groups for layer in grouped]
-        else:
-            groups = [layer * self.num_groups // self.num_grouped for layer in grouped]
-        head, tail = range(self.private_head), range(self.num_blocks - self.private_tail, self.num_blocks)
-        return [*head, *(self.private_head + group for group in groups), *tail]
+        blocks = list(range(self.private_head))
+        for layer in range(self.num_grouped):
+            if self.sharing == "cyclic":
+                group = layer % self.num_groups
+            else:
+                group = layer * self.num_groups // self.num_grouped
+            blocks.append(self.private_head + group)
+        blocks.extend(range(self.num_blocks - self.private_tail, self.num_blocks))
+        return blocks
 
     @property
     def routing_names(self) -> list[str]:
@@ -128,9 +141,12 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass
 class EncoderOutput:
-    """frames_BSD the last layer's output, lengths_B its valid frames, layers the output of every layer (S frames
-    each) in order, routings one entry per layer and place of experts, in the order in which frames pass them, moments
-    one per layer with BatchNorm, in training."""
+    """The encoder's output on a batch.
+
+    frames_BSD: of the last layer. lengths_B: the valid ones of each utterance. layers: the output of every layer, S
+    frames each. routings: one per layer and place of experts, in the order in which frames pass them. moments: one per
+    layer with BatchNorm, in training.
+    """
 
     frames_BSD: Tensor
     lengths_B: Tensor
@@ -146,53 +162,83 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.subsampling = ConvolutionSubsampling(config.subsampling, mel_bins, config.width)
-        self.positions = _positions(config)
+        self.positions = None
+        if config.positions == "rotary":
+            self.positions = RotaryPositions(config.width // config.heads)
+        elif config.positions == "relative":
+            self.positions = RelativePositions(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            ConformerBlock(
-                config.width,
-                config.heads,
-                config.feedforward_width,
-                config.kernel_size,
-                config.dropout,
-                config.experts,
-                config.positions,
-                config.causal_convolution,
-                config.convolution_norm,
+
+        self.blocks = nn.ModuleList()
+        for _ in range(config.num_blocks):
+            block = ConformerBlock(
+                width=config.width,
+                heads=config.heads,
+                hidden=config.feedforward_width,
+                kernel_size=config.kernel_size,
+                dropout=config.dropout,
+                experts=config.experts,
+                positions=config.positions,
+                causal_convolution=config.causal_convolution,
+                convolution_norm=config.convolution_norm,
             )
-            for _ in range(config.num_blocks)
-        )
+            self.blocks.append(block)
         self._add_layers(config)
 
     def _add_layers(self, config: EncoderConfig) -> None:
-        width, experts = config.width, config.experts
-        scope = experts.router.scope if experts else None
-        own, of_group = experts if scope == "layer" else None, experts if scope == "group" else None
-        own_norms = config.norms == "layer"
-        self.layers = nn.ModuleList(
-            LayerParameters(
-                width,
-                own,
-                config.convolution_norm,
-                skipped=config.stochastic_depth * (layer + 1) / config.layers,
-                index=layer,
-                norms=own_norms,
+        """Make what each layer owns (`layers`), what those of a block share (`groups`), what all do (`common`)."""
+        router_scope = None
+        if config.experts is not None:
+            router_scope = config.experts.router.scope
+        layer_owns_norms = config.norms == "layer"
+        group_owns_router = router_scope == "group"
+
+        self.layers = nn.ModuleList()
+        for index in range(config.layers):
+            layer = LayerParameters(
+                config.width,
+                experts=config.experts if router_scope == "layer" else None,
+                convolution_norm=config.convolution_norm,
+                # Linear in depth (Huang et al., 2016): lower layers make what all above them build on.
+                skipped=config.stochastic_depth * (index + 1) / config.layers,
+                index=index,
+                norms=layer_owns_norms,
             )
-            for layer in range(config.layers)
-        )
-        # What the layers of a block share, and what all layers do.
-        num_shared = config.num_blocks if of_group or not own_norms else 0
-        self.groups = nn.ModuleList(
-            LayerParameters(width, of_group, config.convolution_norm, norms=not own_norms) for _ in range(num_shared)
-        )
+            self.layers.append(layer)
+
+        self.groups = nn.ModuleList()
+        if group_owns_router or not layer_owns_norms:
+            for _ in range(config.num_blocks):
+                group = LayerParameters(
+                    config.width,
+                    experts=config.experts if group_owns_router else None,
+                    convolution_norm=config.convolution_norm,
+                    norms=not layer_owns_norms,
+                )
+                self.groups.append(group)
+
         self.common = None
-        if scope in ("global", "conditioned"):
-            num_layers = config.layers if scope == "conditioned" else 0
-            self.common = LayerParameters(width, experts, norms=False, num_layers=num_layers)
-        for layer, block in zip(self.layers, config.block_of_layer, strict=True):
-            owners = [self.groups[block] if num_shared else None, self.common]
-            for owner in filter(None, owners):
-                cast(LayerParameters, layer).share(cast(LayerParameters, owner))
+        if router_scope in ("global", "conditioned"):
+            self.common = LayerParameters(
+                config.width,
+                config.experts,
+                norms=False,
+                num_layers=config.layers if router_scope == "conditioned" else 0,
+            )
+
+        block_of_layer = config.block_of_layer
+        for index, layer in enumerate(self._layer_parameters()):
+            if len(self.groups):
+                group = self.groups[block_of_layer[index]]
+                assert isinstance(group, LayerParameters)
+                layer.share(group)
+            if self.common is not None:
+                layer.share(self.common)
+
+    def _layer_parameters(self) -> Iterator[LayerParameters]:
+        for layer in self.layers:
+            assert isinstance(layer, LayerParameters)
+            yield layer
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor, chunk: ChunkMask | None = None) -> EncoderOutput:
         """Features [B, T, F] with valid lengths [B] to the outputs of all layers.
@@ -207,26 +253,39 @@ class Encoder(nn.Module):
         num_frames = x_BSD.shape[1]
         if self.training and self.config.chunks and not chunk:
             chunk = self.config.chunks.draw(num_frames)
-        frames = Frames.of(valid_mask(lengths_B, num_frames), self.encode_positions(num_frames), chunk)
+
+        valid_BS = valid_mask(lengths_B, num_frames)
+        frames = Frames.from_valid(valid_BS, self.encode_positions(num_frames), chunk)
         outputs = self.run_layers(frames.packing.pack(x_BSD), frames)
+
         layers = PaddedLayers(outputs, frames.packing)
-        return EncoderOutput(
-            layers[-1],
-            lengths_B,
-            layers,
-            [routing for output in outputs for routing in output.routings],
-            [output.moments for output in outputs if output.moments is not None],
-        )
+        routings = []
+        moments = []
+        for output in outputs:
+            routings.extend(output.routings)
+            if output.moments is not None:
+                moments.append(output.moments)
+        return EncoderOutput(layers[-1], lengths_B, layers, routings, moments)
 
     def encode_positions(self, num_frames: int) -> Positions:
         """The positions of so many keys, for all layers."""
-        return self.positions(num_frames) if self.positions else None
+        if self.positions is None:
+            return None
+        return self.positions(num_frames)
 
-    def run_layers(self, x_ND: Tensor, frames: Frames, pasts: list[LayerCache] | None = None) -> list[LayerOutput]:
-        """What each layer makes of the packed output of the one before; `pasts` holds one entry per layer."""
+    def run_layers(self, x_ND: Tensor, frames: Frames, caches: list[LayerCache] | None = None) -> list[LayerOutput]:
+        """The output of each layer on the packed output of the one before; `caches` holds one entry per layer."""
+        recompute = self.config.activation_checkpointing and self.training
+        block_of_layer = self.config.block_of_layer
         outputs = []
-        for index, (layer, block) in enumerate(zip(self.layers, self.config.block_of_layer, strict=True)):
-            output = self._run_layer(self.blocks[block], x_ND, layer, frames, pasts[index] if pasts else None)
+        for index, layer in enumerate(self.layers):
+            block = self.blocks[block_of_layer[index]]
+            cache = caches[index] if caches else None
+            if recompute:
+                # Reentrant checkpointing reduces a shared block's gradients twice under ZeRO.
+                output = checkpoint(block, x_ND, layer, frames, cache, use_reentrant=False)
+            else:
+                output = block(x_ND, layer, frames, cache)
             outputs.append(output)
             x_ND = output.frames_ND
         return outputs
@@ -236,47 +295,46 @@ class Encoder(nn.Module):
 
         A norm that several layers use follows their moments together.
         """
+        if not moments:
+            return
         pooled: dict[FrameBatchNorm, Tensor] = {}
-        for layer, values in zip(self.layers if moments else [], moments, strict=True):
+        for layer, layer_moments in zip(self.layers, moments, strict=True):
             norm = layer.convolution_inner_norm
             assert isinstance(norm, FrameBatchNorm)
-            pooled[norm] = pooled[norm] + values if norm in pooled else values
-        for norm, values in pooled.items():
-            norm.update(values)
+            if norm in pooled:
+                pooled[norm] = pooled[norm] + layer_moments
+            else:
+                pooled[norm] = layer_moments
+        for norm, norm_moments in pooled.items():
+            norm.update(norm_moments)
 
     def rebalance(self, counts: Sequence[Tensor]) -> None:
         """Move the loss-free biases; `counts` [E] each, over all lanes of a step, come in the order of the routings.
 
         A router that several layers use follows their counts together.
         """
-        routers = [router for layer in self.layers for router in cast(LayerParameters, layer).routers()]
+        routers: list[Router] = []
+        for layer in self._layer_parameters():
+            routers.extend(layer.routers())
         pooled: dict[Router, Tensor] = {}
         for router, counts_E in zip(routers, counts, strict=True):
-            pooled[router] = pooled[router] + counts_E if router in pooled else counts_E
+            if router in pooled:
+                pooled[router] = pooled[router] + counts_E
+            else:
+                pooled[router] = counts_E
         for router, counts_E in pooled.items():
             router.rebalance(counts_E)
-
-    def _run_layer(self, block, x_ND: Tensor, layer, frames: Frames, past: LayerCache | None) -> LayerOutput:
-        if self.config.activation_checkpointing and self.training:
-            # Reentrant checkpointing reduces a shared block's gradients twice under ZeRO.
-            return checkpoint(block, x_ND, layer, frames, past, use_reentrant=False)
-        return block(x_ND, layer, frames, past)
 
 
 class PaddedLayers:
     """The output of each layer as a padded batch [B, S, D], made when it is asked for: few are."""
 
     def __init__(self, outputs: list[LayerOutput], packing: Packing):
-        self._outputs, self._packing = outputs, packing
+        self._outputs = outputs
+        self._packing = packing
 
     def __len__(self) -> int:
         return len(self._outputs)
 
     def __getitem__(self, layer: int) -> Tensor:
         return self._packing.pad(self._outputs[layer].frames_ND)
-
-
-def _positions(config: EncoderConfig) -> RotaryPositions | RelativePositions | None:
-    if config.positions == "rotary":
-        return RotaryPositions(config.width // config.heads)
-    return RelativePositions(config.width) if config.positions == "relative" else None

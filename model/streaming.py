@@ -1,8 +1,8 @@
 """The encoder on an utterance that comes piece by piece.
 
 Its frames are those of `encoder(features, lengths, chunk)` on the whole utterance, however that is cut into pieces.
-Between pieces it keeps less than a chunk of features, the features under the subsampling's edge, and each layer's past:
-bounded by `chunk.left_chunks`, or, where that is None, growing with the utterance.
+Between pieces it keeps less than a chunk of features, the features under the subsampling's edge, and each layer's
+cache: bounded by `chunk.left_chunks`, or, where that is None, growing with the utterance.
 
 Shapes: T feature frames, S encoder frames, F mel bins, D model width.
 """
@@ -24,11 +24,16 @@ class StreamingEncoder:
     """
 
     def __init__(self, encoder: Encoder, chunk: ChunkMask):
-        if encoder.training or not encoder.config.causal_convolution:
-            state = "in training mode" if encoder.training else "that was trained with causal_convolution: false"
-            raise ValueError(f"an encoder {state} cannot run on pieces: it needs eval() and causal convolutions")
-        self.encoder, self.chunk = encoder, chunk
-        self._pasts = [LayerCache(chunk.left_frames) for _ in encoder.layers]
+        if encoder.training:
+            raise ValueError("an encoder in training mode cannot run on pieces: it needs eval()")
+        if not encoder.config.causal_convolution:
+            raise ValueError(
+                "an encoder that was trained with causal_convolution: false cannot run on pieces: it needs causal "
+                "convolutions"
+            )
+        self.encoder = encoder
+        self.chunk = chunk
+        self._caches = [LayerCache(chunk.left_frames) for _ in encoder.layers]
         self._waiting: Tensor | None = None  # features of the next chunk [T, F]
         self._edge: Tensor | None = None  # the last `factor` features before them
         self._finished = False
@@ -38,36 +43,53 @@ class StreamingEncoder:
         """The next features, any number of them, to the frames [S, D] of the chunks that they complete."""
         if self._finished:
             raise ValueError("the utterance was finished: make a StreamingEncoder for the next one")
-        waiting = features_TF if self._waiting is None else torch.cat((self._waiting, features_TF))
-        size = self.chunk.frames * self.encoder.subsampling.factor
-        complete = len(waiting) // size * size
+        waiting_TF = features_TF
+        if self._waiting is not None:
+            waiting_TF = torch.cat((self._waiting, features_TF))
+        chunk_features = self.chunk.frames * self.encoder.subsampling.factor
+
+        frames = []
+        start = 0
+        while start + chunk_features <= len(waiting_TF):
+            frames.append(self._run_chunk(waiting_TF[start : start + chunk_features]))
+            start += chunk_features
         # A copy: a view would keep the features before it.
-        self._waiting = waiting[complete:].clone()
-        return self._join([self._run(piece) for piece in waiting[:complete].split(size) if len(piece)], features_TF)
+        self._waiting = waiting_TF[start:].clone()
+        if not frames:
+            return self._no_frames(features_TF)
+        return torch.cat(frames)
 
     @torch.inference_mode()
     def finish(self) -> Tensor:
         """The utterance has ended: the frames [S, D] of its last, incomplete chunk, none if there is none."""
-        rest = self._waiting
-        if rest is None or self._finished:
+        remaining_TF = self._waiting
+        if remaining_TF is None or self._finished:
             raise ValueError("there is no utterance to finish: push its features first, and finish once")
-        self._finished, self._waiting = True, None
-        return self._join([self._run(rest)] if len(rest) else [], rest)
+        self._finished = True
+        self._waiting = None
+        if not len(remaining_TF):
+            return self._no_frames(remaining_TF)
+        return self._run_chunk(remaining_TF)
 
-    def _run(self, features_TF: Tensor) -> Tensor:
-        """The frames of one chunk."""
+    def _run_chunk(self, features_TF: Tensor) -> Tensor:
+        """The frames [S, D] of one chunk."""
         factor = self.encoder.subsampling.factor
-        features = features_TF if self._edge is None else torch.cat((self._edge, features_TF))
-        lengths_B = torch.tensor([len(features)], device=features.device)
-        x_BSD, _ = self.encoder.subsampling(features[None], lengths_B)
+        with_edge_TF = features_TF
         if self._edge is not None:
-            x_BSD = x_BSD[:, 1:]  # made of the edge, and of zeros where features were before it
-        self._edge = features[-factor:].clone()
+            with_edge_TF = torch.cat((self._edge, features_TF))
+        lengths_B = torch.tensor([len(with_edge_TF)], device=features_TF.device)
+        x_BSD, _ = self.encoder.subsampling(with_edge_TF[None], lengths_B)
+        if self._edge is not None:
+            # The first frame is made of the edge, and of zeros where features were before it.
+            x_BSD = x_BSD[:, 1:]
+        self._edge = with_edge_TF[-factor:].clone()
+
         num_frames = x_BSD.shape[1]
-        positions = self.encoder.encode_positions(self._pasts[0].num_frames + num_frames)
-        valid_BS = torch.ones(1, num_frames, dtype=torch.bool, device=features.device)
-        outputs = self.encoder.run_layers(x_BSD[0], Frames.of(valid_BS, positions), self._pasts)
+        num_keys = self._caches[0].num_frames + num_frames
+        valid_BS = torch.ones(1, num_frames, dtype=torch.bool, device=features_TF.device)
+        frames = Frames.from_valid(valid_BS, self.encoder.encode_positions(num_keys))
+        outputs = self.encoder.run_layers(x_BSD[0], frames, self._caches)
         return outputs[-1].frames_ND
 
-    def _join(self, pieces: list[Tensor], like: Tensor) -> Tensor:
-        return torch.cat(pieces) if pieces else like.new_zeros(0, self.encoder.config.width)
+    def _no_frames(self, like: Tensor) -> Tensor:
+        return like.new_zeros(0, self.encoder.config.width)

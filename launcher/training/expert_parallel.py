@@ -1,4 +1,20 @@
-"""Experts spread over processes."""
+"""Experts spread over the processes of a group, and the exchange of frames between them.
+
+`spread_experts` leaves each process its share of every block's experts. It comes before the engine is built, and every
+process must have started from the same weights. When the engine makes the process groups, `ExpertParallelMixture` gets
+an `AllToAllDispatcher` over its own one: every frame travels to the process that holds its expert, in uneven splits and
+without padding, and its result travels back. No frame is dropped on the way: an experts' capacity is the router's
+matter, decided before anything travels.
+
+The mixture is a subclass of DeepSpeed's AutoEP layer for its engine's sake, which makes the expert groups, averages the
+experts' gradients over them, and cuts the experts in ZeRO by what that layer and its parameters carry. It computes what
+the model's own mixture computes. The attributes are private to DeepSpeed: pyproject.toml pins the tested line.
+
+Shapes: M choices of this process, sorted by expert, R rows that it receives, D model width, P processes of the group, L
+experts of each.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,84 +33,121 @@ from deepspeed.checkpoint.constants import (
 )
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from model.layers.permute_rows import gather_unique, scatter_unique
 from model.masked_prediction import Model
 from model.moe.experts import ExpertStack, LocalDispatcher, MixtureOfExperts
+from model.moe.router import Routing
 
 
 class _AllToAll(torch.autograd.Function):
-    """Rows to other processes and back again in the backward pass; splits may be uneven and zero."""
+    """Rows to other processes, and their gradients back again; splits may be uneven and zero.
+
+    Not torch's own: torch.distributed.nn.functional.all_to_all_single computes the same to the bit, but torch 2.14
+    deprecates it, which every process would warn of. Its successor is in a private module and hands out tensors that
+    wait for the collective only when they are first used.
+    """
 
     @staticmethod
-    def forward(context, x, group, sent: list[int], received: list[int]):
-        context.group, context.sent, context.received = group, sent, received
-        output = x.new_empty(sum(received), *x.shape[1:])
-        dist.all_to_all_single(output, x.contiguous(), received, sent, group=group)
-        return output
+    def forward(context, x: Tensor, group: dist.ProcessGroup, num_sent_P: list[int], num_received_P: list[int]):
+        context.group = group
+        context.num_sent_P = num_sent_P
+        context.num_received_P = num_received_P
+        received = x.new_empty(sum(num_received_P), x.shape[1])
+        dist.all_to_all_single(received, x.contiguous(), num_received_P, num_sent_P, group=group)
+        return received
 
     @staticmethod
-    def backward(context, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
-        output = gradient.new_empty(sum(context.sent), *gradient.shape[1:])
-        dist.all_to_all_single(output, gradient.contiguous(), context.sent, context.received, group=context.group)
-        return output, None, None, None
+    @once_differentiable
+    def backward(context, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        returned = gradient.new_empty(sum(context.num_sent_P), gradient.shape[1])
+        dist.all_to_all_single(
+            returned, gradient.contiguous(), context.num_sent_P, context.num_received_P, group=context.group
+        )
+        return returned, None, None, None
+
+
+@dataclass(frozen=True)
+class AllToAllMetadata:
+    """How frames travelled: rows sent to and received from each process, and how what was received was reordered."""
+
+    num_sent_P: list[int]
+    num_received_P: list[int]
+    order_R: Tensor
 
 
 class AllToAllDispatcher:
-    """Frames travel to the process of the group that holds their expert (all of them, uneven splits) and back."""
+    """Frames travel to the process of the group that holds their expert, and back."""
 
     def __init__(self, group: dist.ProcessGroup, num_local_experts: int):
-        self.group, self.size, self.num_local = group, dist.get_world_size(group), num_local_experts
+        self.group = group
+        self.group_size = dist.get_world_size(group)
+        self.num_local_experts = num_local_experts
 
-    def dispatch(self, x_MD: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
-        counts_PL = counts.view(self.size, self.num_local)
-        received_PL = torch.empty_like(counts_PL)
-        dist.all_to_all_single(received_PL, counts_PL, group=self.group)
-        self.sent, self.received = counts_PL.sum(1).tolist(), received_PL.sum(1).tolist()
-        arrived = _AllToAll.apply(x_MD, self.group, self.sent, self.received)
-        # What arrives is sorted by sender, then expert; experts want it sorted by expert.
-        expert = torch.arange(self.num_local, device=x_MD.device).repeat(self.size)
-        self.order = expert.repeat_interleave(received_PL.flatten()).argsort(stable=True)
-        return gather_unique(arrived, self.order), received_PL.sum(0).tolist()
+    def dispatch(self, x_MD: Tensor, counts_E: Tensor) -> tuple[Tensor, list[int], AllToAllMetadata]:
+        sent_PL = counts_E.view(self.group_size, self.num_local_experts)
+        received_PL = torch.empty_like(sent_PL)
+        dist.all_to_all_single(received_PL, sent_PL, group=self.group)
+        num_sent_P = sent_PL.sum(1).tolist()
+        num_received_P = received_PL.sum(1).tolist()
+        by_sender_RD = _AllToAll.apply(x_MD, self.group, num_sent_P, num_received_P)
 
-    def combine(self, y_MD: Tensor) -> Tensor:
-        by_sender = scatter_unique(y_MD, self.order, len(y_MD))
-        return _AllToAll.apply(by_sender, self.group, self.received, self.sent)
+        # What arrives is sorted by sender, then by expert; experts want it sorted by expert.
+        expert_PL = torch.arange(self.num_local_experts, device=x_MD.device).repeat(self.group_size)
+        expert_R = expert_PL.repeat_interleave(received_PL.flatten())
+        order_R = expert_R.argsort(stable=True)
+
+        metadata = AllToAllMetadata(num_sent_P, num_received_P, order_R)
+        return gather_unique(by_sender_RD, order_R), received_PL.sum(0).tolist(), metadata
+
+    def combine(self, y_RD: Tensor, metadata: AllToAllMetadata) -> Tensor:
+        by_sender_RD = scatter_unique(y_RD, metadata.order_R, len(y_RD))
+        return _AllToAll.apply(by_sender_RD, self.group, metadata.num_received_P, metadata.num_sent_P)
 
 
 class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
     """A block's mixture of which this process holds `num_local_experts` experts; the mathematics is the model's own."""
 
     def __init__(self, whole: MixtureOfExperts, expert_parallel: int, rank: int):
+        # Not AutoEPMoELayer's, which would build experts of its own from a configuration of DeepSpeed's.
         nn.Module.__init__(self)
         self.num_experts = whole.num_experts
         self.num_local_experts = whole.num_experts // expert_parallel
-        self.ep_size, self.ep_rank = expert_parallel, rank % expert_parallel
+        self.ep_size = expert_parallel
+        self.ep_rank = rank % expert_parallel
         self.experts = _local_stack(whole.experts, self.ep_rank, self.num_local_experts)
-        self.exchange = LocalDispatcher()  # until the engine has made the process groups
+        self.dispatcher = LocalDispatcher()  # until the engine has made the process groups
+
         # What DeepSpeed's engine reads of an AutoEP layer:
-        self.ep_group_name, self.ep_group = f"ep_size_{expert_parallel}", None
-        self.folding_group_handles, self.tp_group = None, None
-        self.combine_impl, self.comm_backend, self._deepep_exchange = "weighted_sum", "comm", None
+        self.ep_group_name = f"ep_size_{expert_parallel}"
+        self.ep_group = None
+        self.folding_group_handles = None
+        self.tp_group = None
+        self.combine_impl = "weighted_sum"
+        self.comm_backend = "comm"
+        self._deepep_exchange = None
         self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
             self.num_experts, self.num_local_experts, expert_parallel
         )
         self._mark_parameters()
 
     def _mark_parameters(self) -> None:
-        local_experts = list(autoep_experts_for_rank(self.expert_placement_descriptor, self.ep_rank))
+        """Put on the experts' parameters what ZeRO and the engine's checkpoints read of AutoEP's."""
+        placement = self.expert_placement_descriptor
+        local_experts = list(autoep_experts_for_rank(placement, self.ep_rank))
         for parameter in self.experts.parameters():
-            shape = [self.num_experts, *parameter.shape[1:]]
-            affine_map = autoep_placement_to_affine_map(self.expert_placement_descriptor, shape)
+            whole_shape = [self.num_experts, *parameter.shape[1:]]
+            affine_map = autoep_placement_to_affine_map(placement, whole_shape)
             marks = {
                 "allreduce": False,
                 "group_name": self.ep_group_name,
                 "ds_zero_placement_family": "autoep_expert",
                 "ds_zero_partition_group_name": self.ep_group_name,
                 DS_AUTOEP_UC_META: {
-                    AUTOEP_EXPERT_PLACEMENT: self.expert_placement_descriptor,
+                    AUTOEP_EXPERT_PLACEMENT: placement,
                     AFFINE_MAP: affine_map.to_dict(),
-                    AUTOEP_PARAM_LOGICAL_SHAPE: shape,
+                    AUTOEP_PARAM_LOGICAL_SHAPE: whole_shape,
                     AUTOEP_PARAM_EP_RANK: self.ep_rank,
                     AUTOEP_PARAM_LOCAL_EXPERTS: local_experts,
                 },
@@ -103,32 +156,33 @@ class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
                 setattr(parameter, name, value)
 
     def set_deepspeed_parallelism(self, *arguments, **options) -> None:
-        """Called by the engine: make the expert groups, then exchange frames over this process's one."""
+        """Called by the engine: make the expert groups, then dispatch frames over this process's one."""
         AutoEPMoELayer.set_deepspeed_parallelism(self, *arguments, **options)
         assert self.ep_group is not None
-        self.exchange = AllToAllDispatcher(self.ep_group, self.num_local_experts)
+        self.dispatcher = AllToAllDispatcher(self.ep_group, self.num_local_experts)
 
-    def forward(self, x_ND, routing):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return MixtureOfExperts.forward(self, x_ND, routing)
 
 
-def _local_stack(whole: ExpertStack, ep_rank: int, num_local: int) -> ExpertStack:
-    local = ExpertStack(num_local, whole.w1.shape[2], whole.hidden)
-    start = ep_rank * num_local
+def _local_stack(whole: ExpertStack, ep_rank: int, num_local_experts: int) -> ExpertStack:
+    """A copy of the experts that process `ep_rank` of its group holds."""
+    local = ExpertStack(num_local_experts, whole.w1.shape[2], whole.hidden)
+    start = ep_rank * num_local_experts
     with torch.no_grad():
-        for mine, all_experts in zip(local.parameters(), whole.parameters(), strict=True):
-            mine.copy_(all_experts[start : start + num_local])
+        for local_stack, whole_stack in zip(local.parameters(), whole.parameters(), strict=True):
+            local_stack.copy_(whole_stack[start : start + num_local_experts])
     return local
 
 
-def spread_experts(recognizer: Model, expert_parallel: int, rank: int) -> None:
+def spread_experts(model: Model, expert_parallel: int, rank: int) -> None:
     """Leave this process its share of every block's experts. Every process must start from the same weights.
 
     A dense layer beside the experts stays whole, like all else.
     """
     if expert_parallel == 1:
         return
-    for parent in list(recognizer.encoder.blocks.modules()):
+    for parent in list(model.encoder.blocks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MixtureOfExperts):
                 setattr(parent, name, ExpertParallelMixture(child, expert_parallel, rank))

@@ -1,8 +1,8 @@
 """Multi-head self-attention with rotary positions (Su et al., RoFormer, 2021, equation 34), with relative ones
 (Dai et al., Transformer-XL, 2019, section 3.3), or with none.
 
-Shapes: B batch, H heads, T frames, N packed valid frames, S frames attended to (more than T where a past is kept),
-D model width, K head width, J = K / 2 pairs, P = 2 S - 1 offsets between frames.
+Shapes: B batch, H heads, T frames, N packed valid frames, S frames attended to (more than T where a cache holds frames
+before them), D model width, K head width, J = K / 2 pairs, P = 2 S - 1 offsets between frames.
 """
 
 import math
@@ -28,8 +28,7 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_width: int, base: float = 10_000.0):
         super().__init__()
-        inverse = base ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
-        self.register_buffer("inverse_frequency", inverse, persistent=False)
+        self.register_buffer("inverse_frequency", _inverse_frequency(head_width, base), persistent=False)
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [num_frames, head_width / 2], fp32."""
@@ -45,14 +44,19 @@ class RelativePositions(nn.Module):
 
     def __init__(self, width: int, base: float = 10_000.0):
         super().__init__()
-        inverse = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-        self.register_buffer("inverse_frequency", inverse, persistent=False)
+        self.register_buffer("inverse_frequency", _inverse_frequency(width, base), persistent=False)
 
     def forward(self, num_frames: int) -> Tensor:
         """[2 num_frames - 1, width] fp32, of the offsets num_frames - 1 down to 1 - num_frames."""
         offsets = torch.arange(num_frames - 1, -num_frames, -1, device=self.inverse_frequency.device)
         angles = torch.outer(offsets.float(), self.inverse_frequency)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+def _inverse_frequency(width: int, base: float) -> Tensor:
+    """The angle by which each pair of dimensions turns per frame [width / 2], fp32."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32)
+    return base ** (-exponents / width)
 
 
 def rotate(x_BHTK: Tensor, cos_TJ: Tensor, sin_TJ: Tensor) -> Tensor:
@@ -72,23 +76,27 @@ class _Rotation(torch.autograd.Function):
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
         cos, sin = context.saved_tensors
+        # The gradient of a rotation is the rotation back.
         return _turn(gradient, cos, -sin), None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     output = torch.empty_like(x)
-    (first, second), (turned_first, turned_second) = x.chunk(2, dim=-1), output.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    turned_first, turned_second = output.chunk(2, dim=-1)
     torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
     return output
 
 
-def attend_to_valid(valid_BS: Tensor) -> Tensor:
-    """[B, 1, 1, S], True at keys that may be attended to: valid frames, and of an utterance without any the first,
-    silent one, as a row without a key would be undefined."""
-    attend_BS = valid_BS.clone()
-    attend_BS[:, 0] = True
-    return attend_BS[:, None, None, :]
+def valid_key_mask(valid_BS: Tensor) -> Tensor:
+    """[B, 1, 1, S], True at keys that may be attended to: the valid frames.
+
+    Of an utterance without any the first, silent one: the softmax of a row without a key would be undefined.
+    """
+    mask_BS = valid_BS.clone()
+    mask_BS[:, 0] = True
+    return mask_BS[:, None, None, :]
 
 
 def split_heads(packed_BTC: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +110,9 @@ class _SplitHeads(torch.autograd.Function):
     @staticmethod
     def forward(context, packed: Tensor, heads: int):  # pyright: ignore
         batch, frames, width = packed.shape
-        return packed.view(batch, frames, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        head_width = width // (3 * heads)
+        parts = packed.view(batch, frames, 3, heads, head_width)
+        return parts.permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
     @once_differentiable
@@ -121,7 +131,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
@@ -129,47 +140,77 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         positions: Positions,
-        attend: Tensor | None = None,
-        past: LayerCache | None = None,
+        attention_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
         """Frames [B, T, D] to [B, T, D], or, with `packing`, [N, D] to [N, D].
 
-        `attend`, [B, 1, 1, S] or [B or 1, 1, T, S], is True at keys that may be attended to, None for all; causal
-        attention takes none. `past` holds the keys and values before these frames; `positions` are those of all keys.
+        `attention_mask`, [B, 1, 1, S] or [B or 1, 1, T, S], is True at keys that may be attended to, None for all;
+        causal attention takes none. `cache` holds the keys and values before these frames; `positions` are those of all
+        keys.
         """
         packed = self.query_key_value(x)
-        if packing and self._by_utterance(packing, attend, past, x.device):
+        if packing and self._goes_by_utterance(packing, attention_mask, cache, x.device):
             return self.output(self._mix_by_utterance(packed, positions, packing))
-        query, key, value = split_heads(packing.pad(packed) if packing else packed, self.heads)
-        if past is not None:
-            key, value = past.extend(key, value)
-        mixed = self._mix(query, key, value, positions, attend).transpose(1, 2).flatten(2)
-        return self.output(packing.pack(mixed) if packing else mixed)
 
-    def _by_utterance(
-        self, packing: Packing, attend: Tensor | None, past: LayerCache | None, device: torch.device
+        if packing:
+            packed = packing.pad(packed)
+        query, key, value = split_heads(packed, self.heads)
+        if cache is not None:
+            key, value = cache.append_kv(key, value)
+        mixed_BHTK = self._mix(query, key, value, positions, attention_mask)
+        mixed = mixed_BHTK.transpose(1, 2).flatten(2)
+        if packing:
+            mixed = packing.pack(mixed)
+        return self.output(mixed)
+
+    def _goes_by_utterance(
+        self,
+        packing: Packing,
+        attention_mask: Tensor | None,
+        cache: LayerCache | None,
+        device: torch.device,
     ) -> bool:
-        """Whether to mix one utterance after the other: fewer pairs of frames, but calls that GPUs would wait for."""
-        only_padding = attend is not None and attend.shape[2] == 1
-        return self.splits_utterances and device.type == "cpu" and only_padding and past is None and packing.uneven
+        """Whether to attend in one utterance after the other.
+
+        That compares fewer pairs of frames where padding is much, in as many calls as there are utterances, which GPUs
+        would wait for. It needs attention to be limited by padding alone.
+        """
+        only_padding = attention_mask is not None and attention_mask.shape[2] == 1
+        if not self.splits_utterances or device.type != "cpu":
+            return False
+        return only_padding and cache is None and packing.uneven
 
     def _mix_by_utterance(self, packed_NC: Tensor, positions: Positions, packing: Packing) -> Tensor:
         """[N, 3 D] to the mixed values [N, D]."""
         query, key, value = split_heads(packed_NC[None], self.heads)
         if positions is not None:
-            cos_NJ, sin_NJ = (angles_SJ[packing.columns] for angles_SJ in positions)
-            query, key = rotate(query, cos_NJ, sin_NJ), rotate(key, cos_NJ, sin_NJ)
+            cos_SJ, sin_SJ = positions
+            cos_NJ = cos_SJ[packing.columns]
+            sin_NJ = sin_SJ[packing.columns]
+            query = rotate(query, cos_NJ, sin_NJ)
+            key = rotate(key, cos_NJ, sin_NJ)
         lengths = [length for length in packing.lengths if length]
-        return attend_within(query[0], key[0], value[0], lengths).transpose(0, 1).flatten(1)
+        mixed_HNK = attend_within(query[0], key[0], value[0], lengths)
+        return mixed_HNK.transpose(0, 1).flatten(1)
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
+    def _mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Positions,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """Queries [B, H, T, K] to values [B, H, T, K] mixed over keys and values [B, H, S, K]."""
         if positions is not None:
             cos_SJ, sin_SJ = positions
             # Queries are the last of the frames that are attended to.
-            query = rotate(query, cos_SJ[-query.shape[2] :], sin_SJ[-query.shape[2] :])
+            num_queries = query.shape[2]
+            query = rotate(query, cos_SJ[-num_queries:], sin_SJ[-num_queries:])
             key = rotate(key, cos_SJ, sin_SJ)
-        return functional.scaled_dot_product_attention(query, key, value, attend, is_causal=self.causal)
+        return functional.scaled_dot_product_attention(query, key, value, attention_mask, is_causal=self.causal)
 
 
 class RelativeSelfAttention(SelfAttention):
@@ -183,19 +224,34 @@ class RelativeSelfAttention(SelfAttention):
         self.content_bias = nn.Parameter(torch.zeros(width))
         self.position_bias = nn.Parameter(torch.zeros(width))
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, attend: Tensor | None) -> Tensor:
+    def _mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Positions,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
         assert isinstance(positions, Tensor)
         _, heads, frames, head_width = query.shape
+        num_keys = key.shape[2]
+
         # Offsets below 1 - T are beyond the last key of every query.
-        used_PD = positions[: key.shape[2] + frames - 1].to(self.position.weight.dtype)
-        position_HKP = self.position(used_PD).view(-1, heads, head_width).permute(1, 2, 0)
-        content, offset = (
-            query + bias.view(heads, 1, head_width).to(query.dtype) for bias in (self.content_bias, self.position_bias)
-        )
-        scores = _shift(offset @ position_HKP, key.shape[2]) / math.sqrt(head_width)
-        if attend is not None:
-            scores = scores.masked_fill(~attend, -math.inf)
-        return functional.scaled_dot_product_attention(content, key, value, scores)
+        offsets_PD = positions[: num_keys + frames - 1].to(self.position.weight.dtype)
+        position_PHK = self.position(offsets_PD).view(-1, heads, head_width)
+        position_HKP = position_PHK.permute(1, 2, 0)
+
+        content_bias_H1K = self.content_bias.view(heads, 1, head_width).to(query.dtype)
+        position_bias_H1K = self.position_bias.view(heads, 1, head_width).to(query.dtype)
+        content_query = query + content_bias_H1K
+        position_query = query + position_bias_H1K
+
+        # Scores of positions go in as the mask that the fused call adds to the scaled scores of contents: so they are
+        # scaled here.
+        scores = _shift(position_query @ position_HKP, num_keys) / math.sqrt(head_width)
+        if attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask, -math.inf)
+        return functional.scaled_dot_product_attention(content_query, key, value, scores)
 
 
 def _shift(scores_BHTP: Tensor, num_keys: int) -> Tensor:

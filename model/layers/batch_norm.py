@@ -1,8 +1,8 @@
 """BatchNorm over the valid frames of a lane, with running statistics that follow whole steps (Ioffe and Szegedy, 2015).
 
-While training, a forward pass normalises by its own valid frames and returns their moments; the running statistics are
-left alone until `update` is given the moments of a step, added up over all its lanes. So they depend neither on how
-lanes are dealt to processes nor on how often a forward pass is run again for the backward one.
+While training, a forward pass normalises by its own valid frames and returns their moments. The running statistics
+change only in `update`, which is given the moments of a step, added up over all its lanes. So they depend neither on
+how lanes are dealt to processes nor on how often a forward pass is run again for the backward one.
 
 Shapes: D model width, N packed valid frames.
 """
@@ -33,15 +33,20 @@ class FrameBatchNorm(nn.Module):
             x_ND = x_ND.float()
             if not self.training:
                 return self._normalize(x_ND, self.running_mean, self.running_var), None
+
+            # No frames have no variance: the lane adds nothing to the step, and its output stays finite.
             if not len(x_ND):
                 moments = torch.zeros(2 * len(self.weight) + 1, dtype=torch.float64, device=x_ND.device)
                 return self._normalize(x_ND, self.running_mean, self.running_var), moments
+
             variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
-            return self._normalize(x_ND, mean_D, variance_D), _moments(mean_D, variance_D, len(x_ND))
+            moments = _moments(mean_D, variance_D, len(x_ND))
+            return self._normalize(x_ND, mean_D, variance_D), moments
 
     def _normalize(self, x_ND: Tensor, mean_D: Tensor, variance_D: Tensor) -> Tensor:
         scale_D = self.weight * (variance_D + self.eps).rsqrt()
-        return torch.addcmul(self.bias - mean_D * scale_D, x_ND, scale_D)
+        shift_D = self.bias - mean_D * scale_D
+        return torch.addcmul(shift_D, x_ND, scale_D)
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
@@ -49,17 +54,22 @@ class FrameBatchNorm(nn.Module):
 
         The running variance is the unbiased one, as torch's; a step without frames changes nothing.
         """
-        total_D, square_D = moments[:-1].chunk(2)
+        sum_D, sum_of_squares_D = moments[:-1].chunk(2)
         count = float(moments[-1])
         if not count:
             return
-        mean_D = total_D / count
-        variance_D = (square_D / count - mean_D.square()).clamp(min=0) * (count / max(count - 1, 1))
+        mean_D = sum_D / count
+        # A difference of two sums may round to less than 0.
+        variance_D = (sum_of_squares_D / count - mean_D.square()).clamp(min=0)
+        unbiased_D = variance_D * (count / max(count - 1, 1))
         self.running_mean.lerp_(mean_D.to(self.running_mean), MOMENTUM)
-        self.running_var.lerp_(variance_D.to(self.running_var), MOMENTUM)
+        self.running_var.lerp_(unbiased_D.to(self.running_var), MOMENTUM)
 
 
 def _moments(mean_D: Tensor, variance_D: Tensor, count: int) -> Tensor:
     """Sums, sums of squares and the count as one vector [2 D + 1]; fp64, because their differences are taken."""
-    mean_D, variance_D = mean_D.detach().double(), variance_D.detach().double()
-    return torch.cat((mean_D * count, (variance_D + mean_D.square()) * count, mean_D.new_full((1,), count)))
+    mean_D = mean_D.detach().double()
+    variance_D = variance_D.detach().double()
+    sum_D = mean_D * count
+    sum_of_squares_D = (variance_D + mean_D.square()) * count
+    return torch.cat((sum_D, sum_of_squares_D, mean_D.new_full((1,), count)))

@@ -30,13 +30,18 @@ class ChunkMask:
     @property
     def left_frames(self) -> int | None:
         """The frames before a chunk that it attends to; None for all."""
-        return None if self.left_chunks is None else self.left_chunks * self.frames
+        if self.left_chunks is None:
+            return None
+        return self.left_chunks * self.frames
 
     def mask(self, num_frames: int, device: torch.device) -> Tensor:
         """[S, S] bool, True where a frame (row) attends to a frame (column)."""
         chunk_S = torch.arange(num_frames, device=device) // self.frames
-        behind_SS = chunk_S[:, None] - chunk_S
-        return (behind_SS >= 0) if self.left_chunks is None else (behind_SS >= 0) & (behind_SS <= self.left_chunks)
+        chunks_behind_SS = chunk_S[:, None] - chunk_S
+        mask_SS = chunks_behind_SS >= 0
+        if self.left_chunks is not None:
+            mask_SS = mask_SS & (chunks_behind_SS <= self.left_chunks)
+        return mask_SS
 
 
 class ChunksConfig(BaseModel, frozen=True, extra="forbid"):
@@ -47,12 +52,19 @@ class ChunksConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
     def draw(self, num_frames: int) -> ChunkMask | None:
-        """A lane's chunk from torch's generator on the CPU: none (full context), or 1 to `max_frames` frames."""
+        """A lane's chunk from torch's generator on the CPU: none (full context), or 1 to `max_frames` frames.
+
+        On the CPU whatever the device is, so that a lane draws the same chunk wherever it runs.
+        """
         if float(torch.rand((), device="cpu")) < self.full_context:
             return None
-        frames = _draw(1, self.max_frames)
-        return ChunkMask(frames, _draw(0, (num_frames - 1) // frames) if self.left == "drawn" else None)
+        frames = _draw_integer(1, self.max_frames)
+        left_chunks = None
+        if self.left == "drawn":
+            max_left_chunks = (num_frames - 1) // frames
+            left_chunks = _draw_integer(0, max_left_chunks)
+        return ChunkMask(frames, left_chunks)
 
 
-def _draw(low: int, high: int) -> int:
+def _draw_integer(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, (), device="cpu"))

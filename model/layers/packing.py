@@ -1,7 +1,7 @@
 """Valid frames without the padding between them.
 
-What treats every frame by itself, which are most of a layer's operations, works on packed frames. What looks at a few
-neighbours needs as many zeros between utterances, and only what looks further needs the padded batch, in which padding
+Most of a layer's operations treat every frame by itself: they work on packed frames. A convolution looks at a few
+neighbours: it needs as many zeros between utterances. Only what looks further needs the padded batch, in which padding
 is zero.
 
 Shapes: B batch, T frames, D width, N packed valid frames.
@@ -14,15 +14,19 @@ from torch import Tensor
 
 from model.layers.permute_rows import gather_unique, scatter_unique
 
+# A batch is uneven when at most this share of its pairs of frames is valid.
+UNEVEN_SHARE = 0.8
+
 
 class Packing:
     """Where the valid frames of a batch are; `valid_BT` is True at them."""
 
     def __init__(self, valid_BT: Tensor):
-        self.shape, self._valid_BT = valid_BT.shape, valid_BT
+        self.shape = valid_BT.shape
         self.index_N = valid_BT.flatten().nonzero().squeeze(1)
         self.padded = len(self.index_N) < valid_BT.numel()
-        self._places: dict[int, Tensor] = {}
+        self._valid_BT = valid_BT
+        self._padded_index: dict[int, Tensor] = {}
 
     @cached_property
     def rows(self) -> Tensor:
@@ -41,33 +45,46 @@ class Packing:
 
     @cached_property
     def uneven(self) -> bool:
-        """Whether pairs of frames, as attention compares them, are to a fifth or more padding."""
-        return 0 < sum(length**2 for length in self.lengths) < 0.8 * self.shape[0] * self.shape[1] ** 2
+        """Whether a fifth or more of the pairs of frames, which attention compares, are padding."""
+        batch, frames = self.shape
+        valid_pairs = sum(length**2 for length in self.lengths)
+        return 0 < valid_pairs < UNEVEN_SHARE * batch * frames**2
 
     def pack(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [N, D]; a view where nothing is padded."""
         x_MD = x_BTD.flatten(0, 1)
-        return gather_unique(x_MD, self.index_N) if self.padded else x_MD
+        if not self.padded:
+            return x_MD
+        return gather_unique(x_MD, self.index_N)
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """[N, D] to [B, T, D], zero at padding; a view where nothing is padded."""
         batch, frames = self.shape
-        x_MD = scatter_unique(x_ND, self.index_N, batch * frames) if self.padded else x_ND
-        return x_MD.view(batch, frames, -1)
+        if self.padded:
+            x_ND = scatter_unique(x_ND, self.index_N, batch * frames)
+        return x_ND.view(batch, frames, -1)
 
-    def space(self, x_ND: Tensor, gap: int) -> Tensor:
-        """[N, D] to frames for what looks no further than `gap` of them: all rows in one, [1, N + B gap, D], with `gap`
-        zeros after each. Where nothing is padded, the batch [B, T, D], which is a view."""
+    def pad_between(self, x_ND: Tensor, gap: int) -> Tensor:
+        """[N, D] to frames for an operation that looks no further than `gap` of them.
+
+        All rows in one, [1, N + B gap, D], with `gap` zeros after each. Where nothing is padded it is the batch
+        [B, T, D], which is a view.
+        """
         if not self.padded:
             return self.pad(x_ND)
-        return scatter_unique(x_ND, self._spaced(gap), len(x_ND) + gap * self.shape[0])[None]
+        num_rows = len(x_ND) + gap * self.shape[0]
+        return scatter_unique(x_ND, self._index_between(gap), num_rows)[None]
 
-    def unspace(self, x: Tensor, gap: int) -> Tensor:
-        """Undo `space`: to [N, D]."""
-        return gather_unique(x[0], self._spaced(gap)) if self.padded else self.pack(x)
+    def unpad_between(self, x: Tensor, gap: int) -> Tensor:
+        """Undo `pad_between`: to [N, D]."""
+        if not self.padded:
+            return self.pack(x)
+        return gather_unique(x[0], self._index_between(gap))
 
-    def _spaced(self, gap: int) -> Tensor:
-        """[N]: where `space` puts each packed frame, found once for all layers."""
-        if gap not in self._places:
-            self._places[gap] = torch.arange(len(self.rows), device=self.rows.device) + gap * self.rows
-        return self._places[gap]
+    def _index_between(self, gap: int) -> Tensor:
+        """[N]: the row where `pad_between` puts each packed frame, computed once for all layers."""
+        if gap not in self._padded_index:
+            # Before a frame of row b of the batch lie the gaps after b rows.
+            places_N = torch.arange(len(self.rows), device=self.rows.device)
+            self._padded_index[gap] = places_N + gap * self.rows
+        return self._padded_index[gap]

@@ -1,7 +1,8 @@
 """Rows of a matrix that change places, each at most once.
 
-No row's gradient is then a sum, and autograd need not add up row after row, which takes a CPU many times as long as
-moving them.
+The gradient of a row is then a single row and no sum. Autograd does not know: its gradient of an index adds up row
+after row, which takes a CPU many times as long as moving them. So each of the two functions has the other one as its
+gradient.
 
 Shapes: M rows, N of them, D width.
 """
@@ -14,22 +15,26 @@ from torch.nn import functional
 
 def gather_unique(x_MD: Tensor, index_N: Tensor) -> Tensor:
     """The rows of these indices, no two of which may be equal: [N, D]."""
-    return _Pick.apply(x_MD, index_N)
+    return _GatherUnique.apply(x_MD, index_N)
 
 
 def scatter_unique(x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
-    """Undo `pick`: row n at `index_N[n]`, which are all different, among `rows` rows of zeros: [rows, D]."""
-    return _Place.apply(x_ND, index_N, rows)
+    """Undo `gather_unique`: `rows` rows of zeros with row n of x at `index_N[n]`, all different: [rows, D]."""
+    return _ScatterUnique.apply(x_ND, index_N, rows)
 
 
-def _placed(x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
-    # Every place picks its row, or a row of zeros after the last: to write by index takes a CPU several times as long.
+def _scatter(x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
+    # A gather too: every place of the output takes its row, or a row of zeros behind the last one. Writing by index
+    # takes a CPU several times as long.
     places_N = torch.arange(len(x_ND), device=x_ND.device)
-    source_M = index_N.new_full((rows,), len(x_ND)).scatter_(0, index_N, places_N)
-    return (x_ND if len(x_ND) == rows else functional.pad(x_ND, (0, 0, 0, 1))).index_select(0, source_M)
+    zero_row = len(x_ND)
+    source_M = index_N.new_full((rows,), zero_row).scatter_(0, index_N, places_N)
+    if len(x_ND) < rows:
+        x_ND = functional.pad(x_ND, (0, 0, 0, 1))
+    return x_ND.index_select(0, source_M)
 
 
-class _Pick(torch.autograd.Function):
+class _GatherUnique(torch.autograd.Function):
     @staticmethod
     def forward(context, x_MD: Tensor, index_N: Tensor) -> Tensor:  # pyright: ignore
         context.save_for_backward(index_N)
@@ -40,14 +45,14 @@ class _Pick(torch.autograd.Function):
     @once_differentiable
     def backward(context, gradient_ND: Tensor):  # pyright: ignore
         (index_N,) = context.saved_tensors
-        return _placed(gradient_ND, index_N, context.rows), None
+        return _scatter(gradient_ND, index_N, context.rows), None
 
 
-class _Place(torch.autograd.Function):
+class _ScatterUnique(torch.autograd.Function):
     @staticmethod
     def forward(context, x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:  # pyright: ignore
         context.save_for_backward(index_N)
-        return _placed(x_ND, index_N, rows)
+        return _scatter(x_ND, index_N, rows)
 
     @staticmethod
     @once_differentiable

@@ -1,8 +1,7 @@
-"""A linear layer of activated numbers, W silu(x) + b, that keeps x alone for its backward pass.
+"""A linear layer of activations, W silu(x) + b, that keeps x alone for its backward pass.
 
-Autograd would keep silu(x) beside x, and both are the widest numbers of a conformer's layer: without it, the layer
-keeps a quarter less. To compute it again takes about as long as to write it to memory and to read it back; of bf16
-numbers, which are half as long to move, it takes a CPU longer, and a twenty-fifth of a step: there both are kept.
+Autograd would keep silu(x) beside x, and both are the widest tensors of a conformer's layer: without it, the layer
+keeps a quarter less. Computing it again takes about as long as writing it to memory and reading it back.
 """
 
 import torch
@@ -15,8 +14,10 @@ class SiluLinear(nn.Linear):
     """SiLU, linear: [..., width] to [..., out]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        short_on_cpu = input.device.type == "cpu" and input.element_size() < torch.float32.itemsize
-        if short_on_cpu or not torch.is_grad_enabled():
+        # On a CPU bf16 values are half as long to move, and SiLU takes longer than that: computing it again would cost
+        # a twenty-fifth of a step. So there both tensors are kept.
+        bf16_on_cpu = input.device.type == "cpu" and input.element_size() < torch.float32.itemsize
+        if bf16_on_cpu or not torch.is_grad_enabled():
             return functional.linear(functional.silu(input), self.weight, self.bias)
         return _SiluLinear.apply(input, self.weight, self.bias)
 
@@ -32,8 +33,12 @@ class _SiluLinear(torch.autograd.Function):
     def backward(context, gradient: Tensor):  # pyright: ignore
         x, weight = context.saved_tensors
         # Under autocast the gradient has the precision of the products, and x may be more precise.
-        rows, dtype = gradient.flatten(0, -2), gradient.dtype
+        dtype = gradient.dtype
+        rows = gradient.flatten(0, -2)
         active = functional.silu(x).flatten(0, -2).to(dtype)
-        of_active = (gradient @ weight.to(dtype)).to(x.dtype)
-        of_x = torch.ops.aten.silu_backward.grad_input(of_active, x, grad_input=of_active)
-        return of_x, rows.t() @ active, rows.sum(0)
+
+        grad_active = (gradient @ weight.to(dtype)).to(x.dtype)
+        grad_x = torch.ops.aten.silu_backward.grad_input(grad_active, x, grad_input=grad_active)
+        grad_weight = rows.t() @ active
+        grad_bias = rows.sum(0)
+        return grad_x, grad_weight, grad_bias

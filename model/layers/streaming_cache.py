@@ -1,4 +1,4 @@
-"""What a layer remembers of the frames before a chunk, when an utterance comes piece by piece.
+"""What a layer keeps of the frames before a chunk, when an utterance comes piece by piece.
 
 Shapes: B batch, H heads, T frames, K head width, D model width.
 """
@@ -11,7 +11,7 @@ class LayerCache:
     """Keys and values of up to `max_frames` frames (None: all), and the last inputs of the depthwise convolution.
 
     Keys are kept without their positions: those are counted from the oldest key that is kept, and so stay small
-    however long an utterance is. One past belongs to one layer, also where layers share a block.
+    however long an utterance is. One cache belongs to one layer, also where layers share a block.
     """
 
     def __init__(self, max_frames: int | None):
@@ -22,20 +22,26 @@ class LayerCache:
 
     @property
     def num_frames(self) -> int:
-        """How many frames' keys and values are kept."""
-        return 0 if self._key is None else self._key.shape[2]
+        """The frames whose keys and values are kept."""
+        if self._key is None:
+            return 0
+        return self._key.shape[2]
 
-    def extend(self, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept keys and values with a chunk's own behind them, the newest of which are kept for the next chunk."""
+    def append_kv(self, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """The cached keys and values followed by a chunk's own; the newest of them are cached for the next chunk."""
         if self._key is not None and self._value is not None:
             key_BHTK = torch.cat((self._key, key_BHTK), dim=2)
             value_BHTK = torch.cat((self._value, value_BHTK), dim=2)
-        first = 0 if self.max_frames is None else max(0, key_BHTK.shape[2] - self.max_frames)
-        # Copies: a view would keep what is to be forgotten.
-        self._key, self._value = key_BHTK[:, :, first:].clone(), value_BHTK[:, :, first:].clone()
+
+        first = 0
+        if self.max_frames is not None:
+            first = max(0, key_BHTK.shape[2] - self.max_frames)
+        # Copies: a view would keep the memory of the frames before it.
+        self._key = key_BHTK[:, :, first:].clone()
+        self._value = value_BHTK[:, :, first:].clone()
         return key_BHTK, value_BHTK
 
-    def precede(self, x_BTD: Tensor, num_frames: int) -> Tensor:
+    def prepend_context(self, x_BTD: Tensor, num_frames: int) -> Tensor:
         """A chunk's frames with the `num_frames` before them in front, zeros where the utterance has none."""
         if self._inputs is None:
             self._inputs = x_BTD.new_zeros(x_BTD.shape[0], num_frames, x_BTD.shape[2])

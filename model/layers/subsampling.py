@@ -1,9 +1,10 @@
-"""The front of the encoder: strided convolutions turn features into frames `factor` times as long.
+"""The front-end of the encoder: strided convolutions turn features into frames `factor` times as long.
 
 Frame s is made of features factor (s - 1) + 1 to factor (s + 1) - 1 and of no later ones, so that a piece of
 `factor` n features is enough for n frames: there is no look-ahead beyond a frame's own features.
 
-Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, C channels, D model width.
+Shapes: B batch, T feature frames, S frames after subsampling, F mel bins, C channels, I = C times the bins that remain,
+D model width.
 """
 
 from typing import Literal
@@ -36,22 +37,28 @@ class ConvolutionSubsampling(nn.Module):
 
     def __init__(self, config: SubsamplingConfig, mel_bins: int, width: int):
         super().__init__()
-        channels, self.factor = config.channels, config.factor
+        self.factor = config.factor
         self.strides = STRIDES[config.factor]
-        self.first = _strided(1, channels, self.strides[0])
-        further = _separable if config.convolutions == "separable" else _full
-        self.further = nn.ModuleList(further(channels, stride) for stride in self.strides[1:])
-        self.projection = nn.Linear(channels * output_length(mel_bins, self.factor), width)
+        self.first = _strided(1, config.channels, self.strides[0])
+        self.further = nn.ModuleList()
+        for stride in self.strides[1:]:
+            self.further.append(_further_convolution(config, stride))
+        remaining_bins = output_length(mel_bins, self.factor)
+        self.projection = nn.Linear(config.channels * remaining_bins, width)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features and their valid lengths to (frames [B, S, D], valid lengths [B])."""
         lengths_B = output_length(lengths_B, self.strides[0])
         x_BCSF = torch.relu(self.first(features_BTF.unsqueeze(1)))
+
         for convolution, stride in zip(self.further, self.strides[1:], strict=True):
-            x_BCSF = x_BCSF * valid_mask(lengths_B, x_BCSF.shape[2])[:, None, :, None]
+            valid_BS = valid_mask(lengths_B, x_BCSF.shape[2])
+            x_BCSF = x_BCSF * valid_BS[:, None, :, None]
             lengths_B = output_length(lengths_B, stride)
             x_BCSF = torch.relu(convolution(x_BCSF))
-        return self.projection(x_BCSF.transpose(1, 2).flatten(2)), lengths_B
+
+        x_BSI = x_BCSF.transpose(1, 2).flatten(2)
+        return self.projection(x_BSI), lengths_B
 
 
 def output_length(length, factor: int):
@@ -64,14 +71,16 @@ def valid_mask(lengths_B: Tensor, num_frames: int) -> Tensor:
     return torch.arange(num_frames, device=lengths_B.device) < lengths_B[:, None]
 
 
-def _separable(channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(_strided(channels, channels, stride, groups=channels), nn.Conv2d(channels, channels, 1))
-
-
-def _full(channels: int, stride: int) -> nn.Module:
-    return _strided(channels, channels, stride)
+def _further_convolution(config: SubsamplingConfig, stride: int) -> nn.Module:
+    channels = config.channels
+    if config.convolutions == "full":
+        return _strided(channels, channels, stride)
+    depthwise = _strided(channels, channels, stride, groups=channels)
+    pointwise = nn.Conv2d(channels, channels, 1)
+    return nn.Sequential(depthwise, pointwise)
 
 
 def _strided(inputs: int, outputs: int, stride: int, groups: int = 1) -> nn.Conv2d:
     """A convolution whose neighbouring outputs overlap by all but one input, and which keeps ceil(length / stride)."""
-    return nn.Conv2d(inputs, outputs, 2 * stride - 1, stride, padding=stride - 1, groups=groups)
+    kernel_size = 2 * stride - 1
+    return nn.Conv2d(inputs, outputs, kernel_size, stride, padding=stride - 1, groups=groups)

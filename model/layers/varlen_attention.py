@@ -16,11 +16,15 @@ from torch.nn import functional
 
 
 def attend_within(query_HNK: Tensor, key_HNK: Tensor, value_HNK: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Values mixed within utterances of these lengths, which add up to N: [H, N, K]."""
+    """Attention of each frame over its own utterance [H, N, K]; `lengths` add up to N."""
     if torch.is_grad_enabled() and query_HNK.requires_grad:
         return _AttendWithin.apply(query_HNK, key_HNK, value_HNK, lengths)
-    utterances = zip(*(part.split(lengths, dim=1) for part in (query_HNK, key_HNK, value_HNK)), strict=True)
-    return torch.cat([functional.scaled_dot_product_attention(*parts) for parts in utterances], dim=1)
+
+    queries = query_HNK.split(lengths, dim=1)
+    keys = key_HNK.split(lengths, dim=1)
+    values = value_HNK.split(lengths, dim=1)
+    outputs = map(functional.scaled_dot_product_attention, queries, keys, values)
+    return torch.cat(list(outputs), dim=1)
 
 
 class _AttendWithin(torch.autograd.Function):
@@ -28,31 +32,60 @@ class _AttendWithin(torch.autograd.Function):
 
     @staticmethod
     def forward(context, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:  # pyright: ignore
-        context.lengths, context.scale = lengths, query.shape[-1] ** -0.5
+        context.lengths = lengths
+        context.scale = query.shape[-1] ** -0.5
+
+        # Autocast would round the scores to bf16 before their softmax.
         with torch.autocast(query.device.type, enabled=False):
             precise = torch.promote_types(query.dtype, torch.float32)
-            scaled = query.to(precise) * context.scale
-            parts = (part.split(lengths, dim=1) for part in (scaled, key.to(precise)))
-            shares = [torch.bmm(q, k.transpose(1, 2)).softmax(-1).to(value.dtype) for q, k in zip(*parts, strict=True)]
-            mixed = [torch.bmm(p, v) for p, v in zip(shares, value.split(lengths, dim=1), strict=True)]
-            output = torch.cat(mixed, dim=1)
-        context.save_for_backward(query, key, value, output, *shares)
+            scaled_queries = (query.to(precise) * context.scale).split(lengths, dim=1)
+            keys = key.to(precise).split(lengths, dim=1)
+            values = value.split(lengths, dim=1)
+
+            probabilities = []
+            outputs = []
+            for q_HTK, k_HTK, v_HTK in zip(scaled_queries, keys, values, strict=True):
+                scores_HTT = torch.bmm(q_HTK, k_HTK.transpose(1, 2))
+                p_HTT = scores_HTT.softmax(-1).to(value.dtype)
+                probabilities.append(p_HTT)
+                outputs.append(torch.bmm(p_HTT, v_HTK))
+            output = torch.cat(outputs, dim=1)
+
+        context.save_for_backward(query, key, value, output, *probabilities)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
-        query, key, value, output, *shares = context.saved_tensors
+        query, key, value, output, *probabilities = context.saved_tensors
+        lengths = context.lengths
+
         with torch.autocast(gradient.device.type, enabled=False):
-            # The softmax's gradient is P (dP - delta), where delta, the sum of P dP over keys, is that of O dO too.
+            # The softmax's gradient is P (dP - delta). delta is the sum of P dP over the keys, which is the sum of O dO
+            # over the head's width: a few values per frame instead of one per pair of frames.
             precise = torch.promote_types(gradient.dtype, torch.float32)
             delta = (output.to(precise) * gradient).sum(-1, keepdim=True).to(gradient.dtype)
-            parts = (part.split(context.lengths, dim=1) for part in (query, key, value, gradient, delta))
-            of_queries, of_keys, of_values = [], [], []
-            for share, q, k, v, g, d in zip(shares, *parts, strict=True):
-                of_scores = torch.baddbmm(d, g, v.transpose(1, 2), beta=-1).mul_(share)
-                of_queries.append(torch.bmm(of_scores, k))
-                of_keys.append(torch.bmm(of_scores.transpose(1, 2), q))
-                of_values.append(torch.bmm(share.transpose(1, 2), g))
-            of_query, of_key = (torch.cat(of, dim=1).mul_(context.scale) for of in (of_queries, of_keys))
-        return of_query, of_key, torch.cat(of_values, dim=1), None
+
+            queries = query.split(lengths, dim=1)
+            keys = key.split(lengths, dim=1)
+            values = value.split(lengths, dim=1)
+            gradients = gradient.split(lengths, dim=1)
+            deltas = delta.split(lengths, dim=1)
+
+            grad_queries = []
+            grad_keys = []
+            grad_values = []
+            for p_HTT, q_HTK, k_HTK, v_HTK, g_HTK, delta_HT1 in zip(
+                probabilities, queries, keys, values, gradients, deltas, strict=True
+            ):
+                grad_p_less_delta_HTT = torch.baddbmm(delta_HT1, g_HTK, v_HTK.transpose(1, 2), beta=-1)
+                grad_scores_HTT = grad_p_less_delta_HTT.mul_(p_HTT)
+                grad_queries.append(torch.bmm(grad_scores_HTT, k_HTK))
+                grad_keys.append(torch.bmm(grad_scores_HTT.transpose(1, 2), q_HTK))
+                grad_values.append(torch.bmm(p_HTT.transpose(1, 2), g_HTK))
+
+            # Scores are of scaled queries: the scale is a factor of both gradients, applied once to all utterances.
+            grad_query = torch.cat(grad_queries, dim=1).mul_(context.scale)
+            grad_key = torch.cat(grad_keys, dim=1).mul_(context.scale)
+            grad_value = torch.cat(grad_values, dim=1)
+        return grad_query, grad_key, grad_value, None

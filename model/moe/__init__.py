@@ -1,1 +1,1 @@
-"""Mixtures of experts: the router, the experts, and the rows that each expert gets."""
+"""Mixtures of experts: the routers, the experts, and the rows that each expert multiplies."""

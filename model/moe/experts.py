@@ -1,13 +1,13 @@
-"""A block's experts: one stack of feed-forward layers that all layers of the group use, each as its router says.
+"""A block's experts: one stack of feed-forward layers for all layers of the group, which the routers choose from.
 
-Every choice of expert that the routing keeps is carried out, and it keeps all unless its router has a capacity. What
-moves frames to the process that holds an expert is an exchange; `LocalExchange` keeps them where they are.
+Every choice that the routing keeps is carried out; it keeps all unless the router has a capacity. A token dispatcher
+brings frames to the process that holds their expert, and the results back; `LocalDispatcher` is for one process.
 
-Shapes: N packed valid frames, K experts per frame, D model width, F feed-forward width, E experts held here,
-M kept choices, N K without a capacity, sorted by expert.
+Shapes: N packed valid frames, K experts per frame, D model width, F feed-forward width, E experts held here, R rows
+that one expert multiplies, M choices that are carried out (N K without a capacity), sorted by expert.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +21,28 @@ from model.moe.row_padding import expert_rows
 
 
 class TokenDispatcher(Protocol):
-    """Brings sorted frames to their experts and back."""
+    """Brings sorted frames to their experts and back. It keeps nothing: what `combine` needs is the metadata."""
 
-    def dispatch(self, x_MD: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
-        """Frames sorted by expert, and how many each expert gets, to frames sorted by held expert and their counts."""
+    def dispatch(self, x_MD: Tensor, counts_E: Tensor, /) -> tuple[Tensor, list[int], Any]:
+        """Frames sorted by expert, `counts_E[e]` of them for expert e, on their way out.
+
+        Returns the frames that the experts held here get, sorted by expert, their number for each of these experts, and
+        metadata for `combine`.
+        """
         ...
 
-    def combine(self, y_MD: Tensor) -> Tensor:
-        """Undo the last dispatch: results return to the order of the frames that were dispatched."""
+    def combine(self, y_MD: Tensor, metadata: Any, /) -> Tensor:
+        """The experts' results, in the order of the frames that `dispatch` was given when it returned `metadata`."""
         ...
 
 
 class LocalDispatcher:
-    """All experts are held here."""
+    """All experts are held here: frames stay where they are."""
 
-    def dispatch(self, x_MD: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
-        return x_MD, counts.tolist()
+    def dispatch(self, x_MD: Tensor, counts_E: Tensor) -> tuple[Tensor, list[int], None]:
+        return x_MD, counts_E.tolist(), None
 
-    def combine(self, y_MD: Tensor) -> Tensor:
+    def combine(self, y_MD: Tensor, metadata: None) -> Tensor:
         return y_MD
 
 
@@ -57,76 +61,106 @@ class ExpertStack(nn.Module):
 
     @torch.no_grad()
     def start_alike(self, noise: float) -> None:
-        """Every expert becomes the first one plus noise of `noise` deviations of its weights."""
+        """Make every expert the first one plus noise, of `noise` standard deviations of its weights."""
         for stack in (self.w1, self.w2):
-            stack.copy_(stack[:1] + noise * stack[:1].std() * torch.randn_like(stack))
+            first = stack[:1]
+            stack.copy_(first + noise * first.std() * torch.randn_like(stack))
 
     def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
         """Frames sorted by expert, `counts[e]` of them for expert e, to the experts' outputs in the same order."""
         # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel.
         if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
             return self._grouped(x_MD, counts)
-        return _OneByOne.apply(x_MD, self.w1, self.w2, self.w3, counts)
+        return _ExpertByExpert.apply(x_MD, self.w1, self.w2, self.w3, counts)
 
     def _grouped(self, x_MD: Tensor, counts: list[int]) -> Tensor:
         dtype = x_MD.dtype
-        w1, w2, biases_EH = self.w1.to(dtype), self.w2.to(dtype), self.w3.squeeze(1).to(dtype)
+        w1 = self.w1.to(dtype)
+        w2 = self.w2.to(dtype)
+        biases_EH = self.w3.squeeze(1).to(dtype)
+
         counts_E = torch.tensor(counts, device=x_MD.device)
         ends_E = counts_E.cumsum(0).to(torch.int32)
         biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=len(x_MD))
         bias1_MF, bias2_MD = biases_MH.split((self.hidden, w2.shape[1]), dim=-1)
+
         hidden_MF = functional.grouped_mm(x_MD, w1.transpose(1, 2), offs=ends_E) + bias1_MF
         output_MD = functional.grouped_mm(functional.silu(hidden_MF), w2.transpose(1, 2), offs=ends_E)
         return output_MD + bias2_MD
 
 
-class _OneByOne(torch.autograd.Function):
-    """Every expert's feed-forward layer on its share of the frames.
+class _ExpertByExpert(torch.autograd.Function):
+    """The feed-forward layer of one expert after the other, each on its rows.
 
-    An expert's weights are converted to the dtype of the frames when its turn comes, both ways, and its gradients back
-    to theirs, straight to their place in the stacks: a stack is read and written once, and no copy of it is kept.
+    Why not autograd: it would keep a copy of every stack in the frames' dtype for each use of a shared block, and add
+    each expert's gradient to a stack of zeros. Here an expert's weights are converted when its turn comes, in both
+    passes, and its gradients are written straight to their place in the stacks.
 
-    Products may reach into the rows of the next experts, which come later (`model/moe/row_padding.py`).
+    Products may reach into the rows of later experts (`model/moe/row_padding.py`).
     """
 
     @staticmethod
     def forward(context, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, counts: list[int]) -> Tensor:  # pyright: ignore
-        shares = expert_rows(counts, x)
-        num_rows = max(len(x), *(share.start + share.rows for share in shares))
-        hidden, output = x.new_empty(num_rows, w1.shape[1]), x.new_empty(num_rows, w2.shape[1])
-        biases1, biases2 = w3.squeeze(1).to(x.dtype).split((w1.shape[1], w2.shape[1]), dim=-1)
-        for weights1, weights2, bias1, bias2, share in zip(w1, w2, biases1, biases2, shares, strict=True):
-            hidden_e = share.of(hidden)
-            torch.addmm(bias1, share.of(x), weights1.to(x.dtype).t(), out=hidden_e)
-            torch.addmm(bias2, functional.silu(hidden_e), weights2.to(x.dtype).t(), out=share.of(output))
+        _, feedforward_width, width = w1.shape
+        rows_of_experts = expert_rows(counts, x)
+        num_rows = max(len(x), *(rows.end for rows in rows_of_experts))
+        hidden = x.new_empty(num_rows, feedforward_width)
+        output = x.new_empty(num_rows, width)
+        biases1, biases2 = w3.squeeze(1).to(x.dtype).split((feedforward_width, width), dim=-1)
+
+        for expert, rows in enumerate(rows_of_experts):
+            hidden_RF = rows.select(hidden)
+            weights1 = w1[expert].to(x.dtype)
+            torch.addmm(biases1[expert], rows.select(x), weights1.t(), out=hidden_RF)
+
+            # The activated rows are not kept: they are as wide as the hidden ones, and SiLU is cheap to compute again.
+            weights2 = w2[expert].to(x.dtype)
+            torch.addmm(biases2[expert], functional.silu(hidden_RF), weights2.t(), out=rows.select(output))
+
         context.save_for_backward(x, w1, w2, w3, hidden)
-        context.shares = shares
+        context.rows_of_experts = rows_of_experts
         return output[: len(x)]
 
     @staticmethod
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
         x, w1, w2, w3, hidden = context.saved_tensors
-        of_x, of_w1, of_w2, of_w3 = x.new_empty(len(hidden), x.shape[1]), *map(torch.empty_like, (w1, w2, w3))
-        for expert, share in enumerate(context.shares):
-            gradient_e, hidden_e = share.of(gradient), share.of(hidden)
-            active = functional.silu(hidden_e)  # again, as SiluLinear does
-            share.clear_others(active)
-            _multiply_into(of_w2[expert], gradient_e.t(), active)
-            of_active = gradient_e @ w2[expert].to(x.dtype)
-            of_hidden = torch.ops.aten.silu_backward.grad_input(of_active, hidden_e, grad_input=of_active)
-            share.clear_others(of_hidden)
-            _multiply_into(of_w1[expert], of_hidden.t(), share.of(x))
-            of_w3[expert, 0] = torch.cat((of_hidden.sum(0), gradient_e[: share.frames].sum(0)))
-            torch.mm(of_hidden, w1[expert].to(x.dtype), out=share.of(of_x))
-        return of_x[: len(x)], of_w1, of_w2, of_w3, None
+        grad_x = x.new_empty(len(hidden), x.shape[1])
+        grad_w1 = torch.empty_like(w1)
+        grad_w2 = torch.empty_like(w2)
+        grad_w3 = torch.empty_like(w3)
+
+        for expert, rows in enumerate(context.rows_of_experts):
+            grad_output_RD = rows.select(gradient)
+            hidden_RF = rows.select(hidden)
+            active_RF = functional.silu(hidden_RF)
+
+            # Weights' gradients add up rows, and those of the padding are other experts': zeros on one side of each
+            # product keep them out. The gradient of x does not: later experts overwrite what it leaves in their rows.
+            rows.zero_padding(active_RF)
+            _multiply_into(grad_w2[expert], grad_output_RD.t(), active_RF)
+
+            grad_active_RF = grad_output_RD @ w2[expert].to(x.dtype)
+            grad_hidden_RF = torch.ops.aten.silu_backward.grad_input(
+                grad_active_RF, hidden_RF, grad_input=grad_active_RF
+            )
+            rows.zero_padding(grad_hidden_RF)
+            _multiply_into(grad_w1[expert], grad_hidden_RF.t(), rows.select(x))
+
+            grad_bias1_F = grad_hidden_RF.sum(0)
+            grad_bias2_D = grad_output_RD[: rows.num_frames].sum(0)
+            grad_w3[expert, 0] = torch.cat((grad_bias1_F, grad_bias2_D))
+
+            torch.mm(grad_hidden_RF, w1[expert].to(x.dtype), out=rows.select(grad_x))
+        return grad_x[: len(x)], grad_w1, grad_w2, grad_w3, None
 
 
-def _multiply_into(scatter_unique: Tensor, first: Tensor, second: Tensor) -> None:
-    if scatter_unique.dtype == first.dtype:
-        torch.mm(first, second, out=scatter_unique)
+def _multiply_into(output: Tensor, first: Tensor, second: Tensor) -> None:
+    """Write the product to `output`, which may have another dtype: mm(out=...) demands the factors' own."""
+    if output.dtype == first.dtype:
+        torch.mm(first, second, out=output)
     else:
-        scatter_unique.copy_(first @ second)
+        output.copy_(first @ second)
 
 
 class MixtureOfExperts(nn.Module):
@@ -136,20 +170,30 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.experts = ExpertStack(num_experts, width, hidden)
-        self.exchange: TokenDispatcher = LocalDispatcher()
+        self.dispatcher: TokenDispatcher = LocalDispatcher()
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Packed valid frames [N, D] to [N, D]."""
         num_frames, per_frame = routing.experts_NK.shape
-        order_M, counts_E = routing.dispatched()
-        # A row for each choice. They change places and only then are added up: no gradient needs an index of frames.
-        choices_MD = x_ND if per_frame == 1 else x_ND[:, None].expand(-1, per_frame, -1).flatten(0, 1)
-        received, counts = self.exchange.dispatch(gather_unique(choices_MD, order_M), counts_E)
-        y_MD = self.exchange.combine(self.experts(received, counts))
+        order_M, counts_E = routing.kept_choices()
+
+        # One row for each choice: rows change places first and are added up at the end, so that no gradient is a sum
+        # over an index, which CPUs compute row by row.
+        choices_MD = x_ND
+        if per_frame > 1:
+            choices_MD = x_ND[:, None].expand(-1, per_frame, -1).flatten(0, 1)
+
+        sorted_MD = gather_unique(choices_MD, order_M)
+        received_MD, local_counts, metadata = self.dispatcher.dispatch(sorted_MD, counts_E)
+        y_MD = self.dispatcher.combine(self.experts(received_MD, local_counts), metadata)
+
         weights_M1 = gather_unique(routing.weights_NK.reshape(-1, 1), order_M)
         weighted_MD = y_MD * weights_M1.to(y_MD.dtype)
+        # Choices that were dropped stay rows of zeros.
         choices_MD = scatter_unique(weighted_MD, order_M, num_frames * per_frame)
-        return choices_MD if per_frame == 1 else choices_MD.view(num_frames, per_frame, x_ND.shape[1]).sum(1)
+        if per_frame == 1:
+            return choices_MD
+        return choices_MD.view(num_frames, per_frame, x_ND.shape[1]).sum(1)
 
 
 class ResidualMixture(nn.Module):
@@ -163,14 +207,17 @@ class ResidualMixture(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Packed valid frames [N, D] to [N, D]."""
-        experts_ND, dense_ND = self.mixture(x_ND, routing), self.dense(x_ND)
-        share_N2 = self.coefficients(x_ND).float().softmax(dim=-1).to(experts_ND.dtype)
-        return share_N2[:, :1] * experts_ND + share_N2[:, 1:] * dense_ND
+        experts_ND = self.mixture(x_ND, routing)
+        dense_ND = self.dense(x_ND)
+        coefficients_N2 = self.coefficients(x_ND).float().softmax(dim=-1).to(experts_ND.dtype)
+        return coefficients_N2[:, :1] * experts_ND + coefficients_N2[:, 1:] * dense_ND
 
 
 def build_experts(config: ExpertsConfig, width: int, hidden: int) -> MixtureOfExperts | ResidualMixture:
-    """What stands in place of a feed-forward layer."""
+    """The module that stands in place of a feed-forward layer."""
     mixture = MixtureOfExperts(config.count, width, hidden)
     if config.initial == "upcycled":
         mixture.experts.start_alike(config.initial_noise)
-    return ResidualMixture(mixture, width, hidden) if config.residual else mixture
+    if config.residual:
+        return ResidualMixture(mixture, width, hidden)
+    return mixture

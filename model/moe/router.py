@@ -71,18 +71,23 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def places(self) -> tuple[str, ...]:
         """The feed-forward layers of a block that are experts, in the order in which a frame passes them."""
-        return ("first", "second") if self.placement == "both" else (self.placement,)
+        if self.placement == "both":
+            return ("first", "second")
+        return (self.placement,)
 
 
 class Routing(NamedTuple):
     """Where the frames of one layer go, and how evenly.
 
-    A tuple, because what shards weights over processes finds a module's output tensors only in the standard containers.
+    experts_NK: int64, the chosen experts, the likeliest first. weights_NK: fp32, the weights of their outputs.
+    counts_E: int64, choices per expert. probabilities_E: fp32, mean probability of each expert.
 
-    experts_NK int64 chosen experts, the likeliest first, weights_NK fp32 their weights, counts_E int64 choices per
-    expert, probabilities_E fp32 mean probability, z fp32 scalar mean squared logsumexp, entropy fp32 scalar mean
-    entropy of a frame's probabilities in nats (detached), sparsity fp32 scalar mean L1 of L2-normed probabilities,
-    kept_NK bool the choices within the experts' capacity, none when all are.
+    Means over frames, fp32 scalars. z: of the squared logsumexp of the logits. entropy: of a frame's probabilities, in
+    nats, detached. sparsity: of the L1 norm of a frame's L2-normed probabilities.
+
+    kept_NK: bool, True at choices within the experts' capacity; None when all are kept.
+
+    It is a tuple, because ZeRO-3's hooks find a module's output tensors only in the standard containers.
     """
 
     experts_NK: Tensor
@@ -99,34 +104,38 @@ class Routing(NamedTuple):
         num_experts = len(self.counts_E)
         if kind == "importance":
             return num_experts * self.probabilities_E.square().sum()
+
         counts_E = self.counts_E
         if kind == "first_choice":
-            counts_E = torch.bincount(self.experts_NK[:, 0], minlength=num_experts)
+            first_choice_N = self.experts_NK[:, 0]
+            counts_E = torch.bincount(first_choice_N, minlength=num_experts)
         share_E = counts_E / counts_E.sum().clamp(min=1)
         return num_experts * (share_E * self.probabilities_E).sum()
 
-    def dispatched(self) -> tuple[Tensor, Tensor]:
-        """Which of the N K choices are carried out, sorted by expert, and how many each expert gets."""
+    def kept_choices(self) -> tuple[Tensor, Tensor]:
+        """The indices among the N K choices of those that are carried out, sorted by expert, and how many each expert
+        gets."""
         experts_M = self.experts_NK.flatten()
         if self.kept_NK is None:
             return experts_M.argsort(stable=True), self.counts_E
         kept = self.kept_NK.flatten().nonzero().squeeze(1)
-        counts_E = torch.bincount(experts_M[kept], minlength=len(self.counts_E))
-        return kept[experts_M[kept].argsort(stable=True)], counts_E
+        experts_of_kept = experts_M[kept]
+        counts_E = torch.bincount(experts_of_kept, minlength=len(self.counts_E))
+        return kept[experts_of_kept.argsort(stable=True)], counts_E
 
 
 def pool(routings: Sequence[Routing]) -> Routing:
     """The routing of several layers with equally many frames, as if it were one layer's."""
     kept = [routing.kept_NK for routing in routings if routing.kept_NK is not None]
     return Routing(
-        torch.cat([routing.experts_NK for routing in routings]),
-        torch.cat([routing.weights_NK for routing in routings]),
-        torch.stack([routing.counts_E for routing in routings]).sum(0),
-        torch.stack([routing.probabilities_E for routing in routings]).mean(0),
-        torch.stack([routing.z for routing in routings]).mean(),
-        torch.stack([routing.entropy for routing in routings]).mean(),
-        torch.stack([routing.sparsity for routing in routings]).mean(),
-        torch.cat(kept) if kept else None,
+        experts_NK=torch.cat([routing.experts_NK for routing in routings]),
+        weights_NK=torch.cat([routing.weights_NK for routing in routings]),
+        counts_E=torch.stack([routing.counts_E for routing in routings]).sum(0),
+        probabilities_E=torch.stack([routing.probabilities_E for routing in routings]).mean(0),
+        z=torch.stack([routing.z for routing in routings]).mean(),
+        entropy=torch.stack([routing.entropy for routing in routings]).mean(),
+        sparsity=torch.stack([routing.sparsity for routing in routings]).mean(),
+        kept_NK=torch.cat(kept) if kept else None,
     )
 
 
@@ -150,11 +159,18 @@ class Router(nn.Module):
         num_layers: int = 0,
     ):
         super().__init__()
-        self.config, self.capacity_factor = config, capacity_factor
-        width += EMBEDDING_WIDTH if num_layers else 0
+        self.config = config
+        self.capacity_factor = capacity_factor
+
+        if num_layers:
+            width += EMBEDDING_WIDTH
         self.weight = nn.Parameter(torch.empty(num_experts, width))
         nn.init.normal_(self.weight, std=width**-0.5)
-        self.embedding = nn.Parameter(torch.randn(num_layers, EMBEDDING_WIDTH)) if num_layers else None
+
+        self.embedding = None
+        if num_layers:
+            self.embedding = nn.Parameter(torch.randn(num_layers, EMBEDDING_WIDTH))
+        # A buffer: it follows the loads and no gradient, and belongs to checkpoints.
         self.register_buffer("bias", torch.zeros(num_experts))
 
     def forward(self, x_ND: Tensor, layer: int = 0) -> Routing:
@@ -162,37 +178,53 @@ class Router(nn.Module):
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.float()
             if self.training and self.config.jitter:
-                low, high = 1 - self.config.jitter, 1 + self.config.jitter
+                low = 1 - self.config.jitter
+                high = 1 + self.config.jitter
                 x_ND = x_ND * torch.empty_like(x_ND).uniform_(low, high)
             if self.embedding is not None:
                 embedding_D = self.embedding[layer].float()
                 x_ND = torch.cat((x_ND, embedding_D.expand(len(x_ND), -1)), dim=-1)
-            return self.choose(self.weight.float() @ x_ND.t())
+            # Frames last: a softmax along a last dimension as short as that of the experts takes CPUs ten times as
+            # long.
+            logits_EN = self.weight.float() @ x_ND.t()
+            return self.choose(logits_EN)
 
     def choose(self, logits_EN: Tensor) -> Routing:
-        """What a router with these logits chooses for each frame."""
-        # Frames last: CPUs take ten times as long for a softmax along a last dimension as short as that of the experts.
+        """The routing of frames with these logits."""
         num_experts, num_frames = logits_EN.shape
-        probabilities_EN, logsumexp_N = logits_EN.softmax(dim=0), logits_EN.logsumexp(dim=0)
-        experts_KN = (probabilities_EN + self.bias[:, None]).topk(self.config.per_frame, dim=0).indices
-        experts_NK, weights_NK = experts_KN.t(), probabilities_EN.gather(0, experts_KN).t()
+        probabilities_EN = logits_EN.softmax(dim=0)
+        logsumexp_N = logits_EN.logsumexp(dim=0)
+
+        # The loss-free bias decides the choice, never the weight: it would bend the outputs (Wang et al., 2024).
+        biased_EN = probabilities_EN + self.bias[:, None]
+        experts_KN = biased_EN.topk(self.config.per_frame, dim=0).indices
+        experts_NK = experts_KN.t()
+        weights_NK = probabilities_EN.gather(0, experts_KN).t()
+
         kept_NK = None
         if self.training and self.capacity_factor:
             kept_NK = within_capacity(experts_NK, weights_NK, num_experts, self.capacity_factor)
+        # Renormalised over a single choice the weight would be 1 whatever the logits are, and the router would get no
+        # gradient from the loss.
         if self.config.per_frame > 1:
-            # Over one choice this would be a constant 1 and the router would get no gradient.
             weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
-        entropy_N = logsumexp_N.detach() - (probabilities_EN.detach() * logits_EN.detach()).sum(0)
-        frames = max(num_frames, 1)
+
+        # H(p) = -sum p log p = logsumexp(logits) - sum p logits
+        mean_logit_N = (probabilities_EN.detach() * logits_EN.detach()).sum(0)
+        entropy_N = logsumexp_N.detach() - mean_logit_N
+        # ||p / ||p||_2||_1 = 1 / ||p||_2, because ||p||_1 is 1
+        sparsity_N = probabilities_EN.square().sum(0).rsqrt()
+
+        num_averaged = max(num_frames, 1)  # sums over no frames are 0, and so shall be their means
         return Routing(
-            experts_NK,
-            weights_NK,
-            torch.bincount(experts_NK.flatten(), minlength=num_experts),
-            probabilities_EN.sum(1) / frames,
-            logsumexp_N.square().sum() / frames,
-            entropy_N.sum() / frames,
-            probabilities_EN.square().sum(0).rsqrt().sum() / frames,  # ||p||_1 is 1
-            kept_NK,
+            experts_NK=experts_NK,
+            weights_NK=weights_NK,
+            counts_E=torch.bincount(experts_NK.flatten(), minlength=num_experts),
+            probabilities_E=probabilities_EN.sum(1) / num_averaged,
+            z=logsumexp_N.square().sum() / num_averaged,
+            entropy=entropy_N.sum() / num_averaged,
+            sparsity=sparsity_N.sum() / num_averaged,
+            kept_NK=kept_NK,
         )
 
     @torch.no_grad()
@@ -207,14 +239,20 @@ class Router(nn.Module):
 def within_capacity(experts_NK: Tensor, probabilities_NK: Tensor, num_experts: int, factor: float) -> Tensor:
     """[N, K] bool: the ceil(factor N K / E) likeliest choices of each expert, of equal ones the earliest."""
     num_choices = experts_NK.numel()
-    # Rounded: 1.1 x 10 is a little more than 11 in binary.
+    # Rounded first: 1.1 x 10 is a little more than 11 in binary, and its ceiling would be 12.
     capacity = math.ceil(round(factor * num_choices / num_experts, 6))
-    experts_M, probabilities_M = experts_NK.flatten(), probabilities_NK.flatten()
-    likeliest_M = probabilities_M.argsort(descending=True, stable=True)
-    order_M = likeliest_M[experts_M[likeliest_M].argsort(stable=True)]
+
+    # Sorted by probability and then by expert; both sorts are stable, so that ties stay in the order of frames.
+    experts_M = experts_NK.flatten()
+    likeliest_M = probabilities_NK.flatten().argsort(descending=True, stable=True)
+    by_expert_M = experts_M[likeliest_M].argsort(stable=True)
+    order_M = likeliest_M[by_expert_M]
+
+    # A choice's rank among those of its expert: its place in that order after its expert's first.
     counts_E = torch.bincount(experts_M, minlength=num_experts)
     start_E = counts_E.cumsum(0) - counts_E
     rank_M = torch.arange(num_choices, device=experts_M.device) - start_E[experts_M[order_M]]
+
     kept_M = torch.empty(num_choices, dtype=torch.bool, device=experts_M.device)
     kept_M[order_M] = rank_M < capacity
     return kept_M.view_as(experts_NK)

@@ -53,7 +53,7 @@ def build_torchaudio() -> nn.Module:
 
 def our_layers(encoder: Encoder, frames_BSD: Tensor, lengths_B: Tensor) -> Tensor:
     valid_BS = valid_mask(lengths_B, frames_BSD.shape[1])
-    frames = Frames.of(valid_BS, encoder.encode_positions(frames_BSD.shape[1]))
+    frames = Frames.from_valid(valid_BS, encoder.encode_positions(frames_BSD.shape[1]))
     return frames.packing.pad(encoder.run_layers(frames.packing.pack(frames_BSD), frames)[-1].frames_ND)
 
 

@@ -84,7 +84,7 @@ def test_memory_is_bounded_by_the_left_context():
         for piece in torch.randn(num_features, MEL_BINS).split(7):
             stream.push(piece)
         tensors = [stream._waiting, stream._edge]
-        tensors += [tensor for past in stream._pasts for tensor in (past._key, past._value, past._inputs)]
+        tensors += [tensor for cache in stream._caches for tensor in (cache._key, cache._value, cache._inputs)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     assert kept(1600, ChunkMask(4, 2)) == kept(160, ChunkMask(4, 2))

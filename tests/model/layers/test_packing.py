@@ -34,8 +34,8 @@ def test_rows_in_one_have_zeros_between_them_and_come_back(lengths, gap):
     """each frame sees the same within the gap as in the padded batch"""
     packing = Packing(torch.arange(6) < torch.tensor(lengths)[:, None])
     x_ND = torch.randn(sum(lengths), 3, dtype=torch.float64, requires_grad=True)
-    spaced = packing.space(x_ND, gap)
-    assert torch.equal(packing.unspace(spaced, gap), x_ND)
+    spaced = packing.pad_between(x_ND, gap)
+    assert torch.equal(packing.unpad_between(spaced, gap), x_ND)
     assert spaced.numel() == spaced.count_nonzero() + (3 * gap * len(lengths) if packing.padded else 0)
 
     def box(x_BTD):
@@ -43,10 +43,10 @@ def test_rows_in_one_have_zeros_between_them_and_come_back(lengths, gap):
         return sum(padded[:, shift : shift + x_BTD.shape[1]] for shift in range(2 * gap + 1))
 
     expected = packing.pack(box(packing.pad(x_ND)))
-    torch.testing.assert_close(packing.unspace(box(spaced), gap), expected)
+    torch.testing.assert_close(packing.unpad_between(box(spaced), gap), expected)
     weights = torch.randn_like(expected)
     (of_padded,) = torch.autograd.grad((expected * weights).sum(), x_ND)
-    (of_spaced,) = torch.autograd.grad((packing.unspace(box(spaced), gap) * weights).sum(), x_ND)
+    (of_spaced,) = torch.autograd.grad((packing.unpad_between(box(spaced), gap) * weights).sum(), x_ND)
     torch.testing.assert_close(of_spaced, of_padded)
 
 

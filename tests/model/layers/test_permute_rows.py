@@ -14,7 +14,7 @@ def rows(number):
 
 
 @INDICES
-def test_picked_rows_and_their_gradients_are_those_of_indexing(index):
+def test_gathered_rows_and_their_gradients_are_those_of_indexing(index):
     x_MD, index_N = rows(5), torch.tensor(index, dtype=torch.long)
     torch.testing.assert_close(gather_unique(x_MD, index_N), x_MD[index_N], rtol=0, atol=0)
     weight = torch.arange(3.0)
@@ -25,10 +25,10 @@ def test_picked_rows_and_their_gradients_are_those_of_indexing(index):
 
 
 @INDICES
-def test_placing_undoes_picking_and_leaves_zeros_elsewhere(index):
-    """pick(place(x)) = x, and the other rows are 0."""
+def test_scattering_undoes_gathering_and_leaves_zeros_elsewhere(index):
+    """gather_unique(scatter_unique(x)) = x, and the other rows are 0."""
     x_ND, index_N = rows(len(index)), torch.tensor(index, dtype=torch.long)
-    placed_MD = scatter_unique(x_ND, index_N, 5)
-    torch.testing.assert_close(placed_MD[index_N], x_ND, rtol=0, atol=0)
-    assert placed_MD.count_nonzero() == x_ND.numel()
+    scattered_MD = scatter_unique(x_ND, index_N, 5)
+    torch.testing.assert_close(scattered_MD[index_N], x_ND, rtol=0, atol=0)
+    assert scattered_MD.count_nonzero() == x_ND.numel()
     assert torch.autograd.gradcheck(lambda x: scatter_unique(x, index_N, 5), x_ND)

@@ -1,4 +1,4 @@
-"""The rows that experts multiply with: few numbers of them, and what is not an expert's leaves no trace."""
+"""The rows that experts multiply: few sizes, and the rows of others leave no trace."""
 
 import pytest
 import torch
@@ -18,23 +18,23 @@ def test_few_numbers_of_rows_recur_and_none_is_much_larger():
     assert pad_to_bucket(0) == 0
 
 
-def test_a_share_reaches_into_the_next_rows_and_is_zero_past_the_last():
+def test_an_experts_rows_reach_into_the_next_rows_and_are_zero_past_the_last():
     x_MD = torch.arange(10.0).view(5, 2)
     within, beyond = ExpertRows(1, 2, 3), ExpertRows(3, 1, 4)
-    assert torch.equal(within.of(x_MD), x_MD[1:4])
-    assert within.of(x_MD).data_ptr() == x_MD[1:].data_ptr()
-    assert torch.equal(beyond.of(x_MD), torch.tensor([[6.0, 7.0], [8.0, 9.0], [0.0, 0.0], [0.0, 0.0]]))
-    within.clear_others(x_MD[1:4])
+    assert torch.equal(within.select(x_MD), x_MD[1:4])
+    assert within.select(x_MD).data_ptr() == x_MD[1:].data_ptr()
+    assert torch.equal(beyond.select(x_MD), torch.tensor([[6.0, 7.0], [8.0, 9.0], [0.0, 0.0], [0.0, 0.0]]))
+    within.zero_padding(x_MD[1:4])
     assert x_MD.tolist() == [[0, 1], [2, 3], [4, 5], [0, 0], [8, 9]]
 
 
-@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, [3, 0, 20]), (torch.bfloat16, [16, 0, 32])], ids=str)
-def test_only_bf16_products_on_a_cpu_get_more_rows(dtype, rows):
-    shares = expert_rows([3, 0, 20], torch.empty(23, 4, dtype=dtype))
-    assert [(share.start, share.frames, share.rows) for share in shares] == [
-        (0, 3, rows[0]),
-        (3, 0, rows[1]),
-        (3, 20, rows[2]),
+@pytest.mark.parametrize(("dtype", "num_rows"), [(torch.float32, [3, 0, 20]), (torch.bfloat16, [16, 0, 32])], ids=str)
+def test_only_bf16_products_on_a_cpu_get_more_rows(dtype, num_rows):
+    found = expert_rows([3, 0, 20], torch.empty(23, 4, dtype=dtype))
+    assert [(rows.start, rows.num_frames, rows.num_rows) for rows in found] == [
+        (0, 3, num_rows[0]),
+        (3, 0, num_rows[1]),
+        (3, 20, num_rows[2]),
     ]
     assert expert_rows([3], torch.empty(3, 4, dtype=torch.bfloat16, device="meta")) == [ExpertRows(0, 3, 3)]
 
@@ -58,7 +58,7 @@ def test_an_expert_is_not_touched_by_the_frames_of_others(counts, seed):
         output_e = stack(x_e, [len(x_e) if other == expert else 0 for other in range(len(counts))])
         gradients = torch.autograd.grad(output_e, [x_e, *stack.parameters()], weight_e)
         alone.append([output_e, gradients[0], *(gradient[expert] for gradient in gradients[1:])])
-    outputs, of_x, *of_weights = zip(*alone, strict=True)
-    expected = [torch.cat(outputs), torch.cat(of_x), *map(torch.stack, of_weights)]
+    outputs, grads_x, *grads_of_weights = zip(*alone, strict=True)
+    expected = [torch.cat(outputs), torch.cat(grads_x), *map(torch.stack, grads_of_weights)]
     for number, reference in zip(found, expected, strict=True):
         assert (number - reference).float().norm() <= 0.02 * reference.float().norm()
