@@ -205,12 +205,22 @@ class CacheConfig(BaseModel, frozen=True, extra="forbid"):
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):
     """What the student learns from the teacher, besides the recognition objective."""
 
-    hidden: HiddenDistillConfig = Field(default_factory=HiddenDistillConfig)
-    ctc: CtcDistillConfig = Field(default_factory=CtcDistillConfig)
-    decoder: DecoderDistillConfig = Field(default_factory=DecoderDistillConfig)
-    sequence: SequenceDistillConfig = Field(default_factory=SequenceDistillConfig)
-    units: UnitsDistillConfig = Field(default_factory=UnitsDistillConfig)
-    cache: CacheConfig = Field(default_factory=CacheConfig)
+    hidden: HiddenDistillConfig = Field(
+        default_factory=HiddenDistillConfig, description="hidden states of encoder layers, divided by frames x layers"
+    )
+    ctc: CtcDistillConfig = Field(
+        default_factory=CtcDistillConfig, description="CTC posteriors of every frame, divided by tokens"
+    )
+    decoder: DecoderDistillConfig = Field(
+        default_factory=DecoderDistillConfig, description="the decoder's next tokens, divided by tokens and ends"
+    )
+    sequence: SequenceDistillConfig = Field(
+        default_factory=SequenceDistillConfig, description="the teacher's hypotheses as transcripts, divided by tokens"
+    )
+    units: UnitsDistillConfig = Field(
+        default_factory=UnitsDistillConfig, description="clusters of the teacher's states, divided by frames"
+    )
+    cache: CacheConfig = Field(default_factory=CacheConfig, description="whether teachers' stored outputs are read")
     # DeepSpeed-MoE's Mixture-of-Students stops at about 70 % of the steps: distilling to the end may cost accuracy.
     until: float = Field(
         default=1.0,
@@ -277,7 +287,7 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _read_former_key(cls, values: Any) -> Any:
-        # Recipes in the folders of earlier runs have it.
+        # Recipes in the folders of earlier runs have it, and these must stay readable.
         if not isinstance(values, dict) or FORMER_INPUT_KEY not in values:
             return values
         if "input" in values:
