@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data.errors import DataError
-from launcher.commands.search import add_search_options
+from launcher.commands.search_options import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 
@@ -124,8 +124,8 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", arguments: Sequence[str]) -> None:
     parser = commands.add_parser("prepare", help="write a corpus as shards")
     if arguments and arguments[0] == "prepare":
-        importlib.import_module("launcher.commands.corpora").add_corpora(parser)
-    parser.set_defaults(command=_command("corpora", "prepare_shards"))
+        importlib.import_module("launcher.commands.prepare").add_corpora(parser)
+    parser.set_defaults(command=_command("prepare", "prepare_shards"))
 
 
 def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -144,7 +144,7 @@ def _add_shards_action(
     action = actions.add_parser(name, help=text)
     action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
     _add_json(action)
-    action.set_defaults(command=_command("corpora", f"{name}_shards"))
+    action.set_defaults(command=_command("shards", f"{name}_shards"))
     return action
 
 
@@ -154,7 +154,7 @@ def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add_search_options(parser)
     _add_set(parser, "change a setting of an evaluation, such as stages.evaluation.search.beam=20")
     _add_json(parser)
-    parser.set_defaults(command=_stoppable_command("run", "evaluate"))
+    parser.set_defaults(command=_stoppable_command("evaluate", "evaluate"))
 
     parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
     parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
@@ -165,7 +165,7 @@ def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     add_search_options(parser)
     _add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
     _add_json(parser)
-    parser.set_defaults(command=_command("inspect", "transcribe"))
+    parser.set_defaults(command=_command("transcribe", "transcribe"))
 
     parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
     parser.add_argument("source", metavar="RUN|TEXT", help="a run, for its training transcripts, or a text file")
@@ -181,7 +181,7 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     parser = commands.add_parser("status", help="show how far a run is")
     parser.add_argument("run", metavar="RUN")
     _add_json(parser)
-    parser.set_defaults(command=_command("inspect", "status"))
+    parser.set_defaults(command=_command("status", "status"))
 
     parser = commands.add_parser("export", help="write the model of a checkpoint, for transcribing or as a teacher")
     parser.add_argument("stage", metavar="RUN/STAGE", help="a training stage with a checkpoint, running or not")
@@ -200,7 +200,7 @@ def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     parser = commands.add_parser("report", help="write a run's report.html anew")
     parser.add_argument("run", metavar="RUN")
     _add_json(parser)
-    parser.set_defaults(command=_command("inspect", "report"))
+    parser.set_defaults(command=_command("report", "report"))
 
     parser = commands.add_parser("compare", help="write a page that sets the models of finished runs side by side")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a finished run; seeds of a model are put together")

@@ -19,10 +19,19 @@ def export(options: argparse.Namespace) -> int:
     run = open_run(place.parent)
     recipe = load_recipe(run.recipe_file)
     stage = recipe.training_stage(place.name)
-    saved = open_checkpoint(run.stage(stage.name), options.step)
-    out = Path(options.out).expanduser().absolute() if options.out else run.stage(stage.name).export(saved.step)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out} is there already. Remove it, or name another folder with --out.")
-    write_finished_model(out, run, stage.model, recipe.features, saved.weights())
-    print(json.dumps({"model": str(out), "step": saved.step}) if options.json else out)
+    checkpoint = open_checkpoint(run.stage(stage.name), options.step)
+
+    if options.out:
+        folder = Path(options.out).expanduser().absolute()
+    else:
+        folder = run.stage(stage.name).export(checkpoint.step)
+    is_empty_folder = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty_folder:
+        raise ConfigError(f"{folder} is there already. Remove it, or name another folder with --out.")
+
+    write_finished_model(folder, run, stage.model, recipe.features, checkpoint.weights())
+    if options.json:
+        print(json.dumps({"model": str(folder), "step": checkpoint.step}))
+    else:
+        print(folder)
     return 0

@@ -15,15 +15,22 @@ from launcher.run_folder import RunFolder
 
 
 def language_model(options: argparse.Namespace) -> int:
-    source, out = Path(options.source).expanduser(), Path(options.out).expanduser()
+    source = Path(options.source).expanduser()
+    out = Path(options.out).expanduser()
     if options.order < 1:
         raise ConfigError(f"--order is {options.order}: an n-gram has 1 word or more.")
-    texts = _words(_texts(source)) if options.unit == "word" else _tokens(_texts(source), _tokenizer(source, options))
-    numbers = write_language_model(texts, options.order, out)
-    if options.json:
-        print(json.dumps({"language_model": str(out), "unit": options.unit, "ngrams": numbers}, ensure_ascii=False))
+
+    texts = _texts(source)
+    if options.unit == "word":
+        sentences = _words(texts)
     else:
-        print(f"{out}: {', '.join(f'{number:,} {size}-grams' for size, number in numbers.items())}")
+        sentences = _tokens(texts, _tokenizer(source, options))
+    counts = write_language_model(sentences, options.order, out)
+
+    if options.json:
+        print(json.dumps({"language_model": str(out), "unit": options.unit, "ngrams": counts}, ensure_ascii=False))
+    else:
+        print(f"{out}: {', '.join(f'{count:,} {size}-grams' for size, count in counts.items())}")
     return 0
 
 
@@ -46,12 +53,18 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _words(texts: Iterable[str]) -> Iterator[Sequence[str]]:
-    return (words for text in texts if (words := text.split()))
+    for text in texts:
+        words = text.split()
+        if words:
+            yield words
 
 
 def _tokens(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Sequence[str]]:
     pieces = tokenizer.pieces
-    return ([pieces[token] for token in tokenizer.encode(text.strip())] for text in texts if text.strip())
+    for text in texts:
+        sentence = text.strip()
+        if sentence:
+            yield [pieces[token] for token in tokenizer.encode(sentence)]
 
 
 def _tokenizer(source: Path, options: argparse.Namespace) -> Tokenizer:

@@ -1,27 +1,22 @@
-"""`chorus run` and `chorus evaluate`: what brings a run forward."""
+"""`chorus run`: brings a run to its end, from wherever it is."""
 
 import argparse
-import json
 import re
 import sys
 import time
 from pathlib import Path
 
-from launcher.commands.search import search_values
 from launcher.errors import ConfigError
 from launcher.executor import Executor, claim_folder
 from launcher.formatting import duration
-from launcher.monitoring.progress import Display, PlainDisplay, open_display
-from launcher.monitoring.status import open_run
+from launcher.monitoring.progress import Display, open_display
 from launcher.processes import shared_folder, slurm
 from launcher.processes.launchers import make_launcher
-from launcher.processes.local import LocalLauncher
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.worker_command import check_machine
-from launcher.recipe import EvaluateStage, Recipe, check_inputs, load_recipe
-from launcher.recipe.search import check_search_files
+from launcher.recipe import Recipe, check_inputs, load_recipe
 from launcher.report import results_table
-from launcher.run_folder import RunFolder, read_json, write_text
+from launcher.run_folder import RunFolder, write_text
 from launcher.tracking import check_tracking
 
 
@@ -107,72 +102,3 @@ def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> in
         job = slurm.submit(str(folder.batch_script))
         print(f"Job {job} is queued; it writes to {folder.path}/slurm-{job}.log. `scancel {job}` stops it.")
     return 0
-
-
-def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
-    with stop.interrupting():
-        folder, stage = _run_and_stage(Path(options.run).expanduser())
-        recipe = load_recipe(folder.recipe_file)
-        names = _evaluations(recipe, stage)
-        changed = _with_search(recipe, folder, names, options)
-    # With --json, standard output is for the results alone.
-    display: Display = PlainDisplay(sys.stderr) if options.json else open_display(sys.stdout)
-    with folder.locked():
-        # One process, which needs none of the hosts that the run was trained on.
-        executor = Executor(changed or recipe, folder, stop, display, LocalLauncher(recipe.cluster))
-        if changed:
-            executor.write_recipe()
-        executor.run(only=names)
-    results = read_json(folder.results_file)
-    if options.json:
-        shown = {name: found for name, found in results["models"].items() if stage in (None, name, *names)}
-        print(json.dumps({"models": shown}, ensure_ascii=False, indent=2))
-    else:
-        print(results_table(folder.path))
-    return 0
-
-
-def _with_search(
-    recipe: Recipe, folder: RunFolder, names: frozenset[str], options: argparse.Namespace
-) -> Recipe | None:
-    """Return the recipe with the options' settings of its evaluations, None without any; ConfigError for others."""
-    overrides = list(options.set)
-    if values := search_values(options):
-        overrides += [f"stages.{name}.search={json.dumps(values, ensure_ascii=False)}" for name in sorted(names)]
-    changed = load_recipe(folder.recipe_file, overrides)
-    for stage in changed.stages:
-        if isinstance(stage, EvaluateStage) and stage.name in names:
-            check_search_files(stage.search, f"stages.{stage.name}.search")
-    if not overrides:
-        return None
-    if _without_evaluations(changed) != _without_evaluations(recipe):
-        raise ConfigError(
-            f"--set {' --set '.join(options.set)} changes more than the evaluations of {folder.path}. `chorus "
-            "evaluate` takes settings of evaluations alone; `chorus run RECIPE --set ...` takes any."
-        )
-    return changed
-
-
-def _without_evaluations(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"stages": tuple(recipe.training_stages())})
-
-
-def _run_and_stage(path: Path) -> tuple[RunFolder, str | None]:
-    """Split RUN[/STAGE]; ConfigError when neither the path nor its parent is a run folder."""
-    if not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file():
-        return open_run(path.parent), path.name
-    return open_run(path), None
-
-
-def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
-    """Return the evaluations of a run, or those that are, or include, a stage."""
-    evaluations = [s for s in recipe.stages if isinstance(s, EvaluateStage)]
-    if stage is not None:
-        recipe.stage(stage)
-        evaluations = [s for s in evaluations if stage == s.name or stage in s.models]
-    if not evaluations:
-        raise ConfigError(
-            f"Recipe {recipe.name} has no evaluation{f' of {stage}' if stage else ''}. Add a stage of kind "
-            "evaluate to the recipe and run it again; what is done is not repeated."
-        )
-    return frozenset(s.name for s in evaluations)

@@ -387,7 +387,7 @@ def test_doctor_names_versions_accelerator_and_login(capsys):
 def test_the_search_options_name_every_search_of_a_recipe():
     from typing import get_args
 
-    from launcher.commands.search import SEARCH_KINDS
+    from launcher.commands.search_options import SEARCH_KINDS
     from launcher.recipe import SearchConfig
 
     kinds = [get_args(config.model_fields["kind"].annotation)[0] for config in get_args(get_args(SearchConfig)[0])]

@@ -15,9 +15,9 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         choices=SEARCH_KINDS,
         help=f"how to search (default: greedy, or {BEAM_BY_DEFAULT} where a beam is needed)",
     )
-    parser.add_argument("--beam", type=int, metavar="N", help="texts that are followed at once")
-    parser.add_argument("--n-best", type=int, metavar="N", help="texts to give, best first")
-    parser.add_argument("--language-model", metavar="FILE", help="n-gram model in ARPA format, .gz or not")
+    parser.add_argument("--beam", type=int, metavar="N", help="hypotheses that are followed at once")
+    parser.add_argument("--n-best", type=int, metavar="N", help="hypotheses to give, best first")
+    parser.add_argument("--language-model", metavar="FILE", help="n-gram model in ARPA format, .gz or not, or of KenLM")
     parser.add_argument("--language-model-unit", choices=("word", "token"), help="what the n-grams are of: word, token")
     parser.add_argument("--language-model-weight", type=float, metavar="W", help="weight of the language model")
     parser.add_argument("--hotwords", metavar="FILE", help="phrases to expect, one a line")
@@ -29,24 +29,30 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
 def search_values(options: argparse.Namespace) -> dict[str, Any] | None:
     """What the options say of the search, as in a recipe; None when they say nothing."""
-    model = {
+    language_model = {
         "path": options.language_model,
         "unit": options.language_model_unit,
         "weight": options.language_model_weight,
     }
-    values = {
+    beam_values = {
         "beam": options.beam,
         "n_best": options.n_best,
-        "language_model": _given(model) or None,
-        "hotwords": _given({"path": options.hotwords}) or None,
+        "language_model": _without_none(language_model) or None,
+        "hotwords": _without_none({"path": options.hotwords}) or None,
     }
-    values = _given(values)
-    chunk = _given({"frames": options.chunk, "left_chunks": options.left_chunks})
-    if not values and not chunk and options.search is None:
+    beam_values = _without_none(beam_values)
+    chunk = _without_none({"frames": options.chunk, "left_chunks": options.left_chunks})
+    if not beam_values and not chunk and options.search is None:
         return None
-    kind = options.search or (BEAM_BY_DEFAULT if values else "greedy")
-    return {"kind": kind, **values, **({"chunk": chunk} if chunk else {})}
+
+    kind = options.search
+    if kind is None:
+        kind = BEAM_BY_DEFAULT if beam_values else "greedy"
+    values = {"kind": kind, **beam_values}
+    if chunk:
+        values["chunk"] = chunk
+    return values
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,102 @@
+"""`chorus evaluate`: the evaluations of a run, with other searches too, and their results."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from launcher.commands.search_options import search_values
+from launcher.errors import ConfigError
+from launcher.executor import Executor
+from launcher.monitoring.progress import Display, PlainDisplay, open_display
+from launcher.monitoring.status import open_run
+from launcher.processes.local import LocalLauncher
+from launcher.processes.stop_request import StopRequest
+from launcher.recipe import EvaluateStage, Recipe, load_recipe
+from launcher.recipe.search import check_search_files
+from launcher.report import results_table
+from launcher.run_folder import RunFolder, read_json
+
+
+def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
+    with stop.interrupting():
+        run, stage = _split_stage(Path(options.run).expanduser())
+        recipe = load_recipe(run.recipe_file)
+        evaluations = _evaluations(recipe, stage)
+        changed = _changed_recipe(recipe, run, evaluations, options)
+
+    display: Display
+    if options.json:
+        display = PlainDisplay(sys.stderr)  # standard output is for the results alone
+    else:
+        display = open_display(sys.stdout)
+    with run.locked():
+        # One process, which needs none of the hosts that the run was trained on.
+        executor = Executor(changed or recipe, run, stop, display, LocalLauncher(recipe.cluster))
+        if changed:
+            executor.write_recipe()
+        executor.run(only=evaluations)
+
+    if not options.json:
+        print(results_table(run.path))
+        return 0
+    models = {}
+    for name, result in read_json(run.results_file)["models"].items():
+        if stage is None or stage == name or stage in evaluations:
+            models[name] = result
+    print(json.dumps({"models": models}, ensure_ascii=False, indent=2))
+    return 0
+
+
+def _split_stage(path: Path) -> tuple[RunFolder, str | None]:
+    """Split RUN[/STAGE]; ConfigError when neither the path nor its parent is a run folder."""
+    is_stage = not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file()
+    if is_stage:
+        return open_run(path.parent), path.name
+    return open_run(path), None
+
+
+def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
+    """Return the names of a run's evaluations, or of those that are, or include, a stage."""
+    if stage is not None:
+        recipe.stage(stage)  # refuses a name that is none
+    names = set()
+    for evaluation in recipe.stages:
+        if not isinstance(evaluation, EvaluateStage):
+            continue
+        if stage is None or stage == evaluation.name or stage in evaluation.models:
+            names.add(evaluation.name)
+    if not names:
+        of_stage = f" of {stage}" if stage else ""
+        raise ConfigError(
+            f"Recipe {recipe.name} has no evaluation{of_stage}. Add a stage of kind evaluate to the recipe and run it "
+            "again; what is done is not repeated."
+        )
+    return frozenset(names)
+
+
+def _changed_recipe(
+    recipe: Recipe, run: RunFolder, evaluations: frozenset[str], options: argparse.Namespace
+) -> Recipe | None:
+    """Return the recipe with the options' settings of its evaluations, None without any; ConfigError for others."""
+    overrides = list(options.set)
+    search = search_values(options)
+    if search:
+        for name in sorted(evaluations):
+            overrides.append(f"stages.{name}.search={json.dumps(search, ensure_ascii=False)}")
+    changed = load_recipe(run.recipe_file, overrides)
+    for stage in changed.stages:
+        if isinstance(stage, EvaluateStage) and stage.name in evaluations:
+            check_search_files(stage.search, f"stages.{stage.name}.search")
+    if not overrides:
+        return None
+    if _without_evaluations(changed) != _without_evaluations(recipe):
+        raise ConfigError(
+            f"--set {' --set '.join(options.set)} changes more than the evaluations of {run.path}. `chorus "
+            "evaluate` takes settings of evaluations alone; `chorus run RECIPE --set ...` takes any."
+        )
+    return changed
+
+
+def _without_evaluations(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"stages": tuple(recipe.training_stages())})

@@ -1,0 +1,105 @@
+"""`chorus prepare`: a corpus, of which each has options of its own, as shards."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from data.corpora import CORPORA, prepare
+from launcher.errors import ConfigError
+from launcher.monitoring.progress import open_display
+from launcher.processes.worker_command import num_cores
+from launcher.recipe import explain
+
+
+def add_corpora(parser: argparse.ArgumentParser) -> None:
+    """Add one subcommand per corpus, with an option per field of its configuration."""
+    corpora = parser.add_subparsers(metavar="CORPUS", required=True, dest="corpus")
+    for name, corpus in CORPORA.items():
+        documentation = corpus.config.__doc__ or ""
+        command = corpora.add_parser(name, help=documentation.strip().split("\n")[0])
+        command.add_argument("--out", required=True, metavar="DIR", help="folder for the shards, one folder per split")
+        command.add_argument("--seed", type=int, default=1, help="decides the order of the shards (default: 1)")
+        command.add_argument("--sample-rate-hz", type=int, default=16000, help="rate of the shards (default: 16000)")
+        command.add_argument("--replace", action="store_true", help="replace other shards that lie in DIR")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        for key, field in corpus.config.model_fields.items():
+            if key != "name":
+                command.add_argument(flag(key), dest=f"corpus.{key}", metavar="VALUE", help=_help(field))
+
+
+def prepare_shards(options: argparse.Namespace) -> int:
+    config = _corpus_config(options)
+    display = open_display(sys.stderr)
+    display.begin(f"prepare {options.corpus}", 1)
+    try:
+        report = prepare(
+            config,
+            Path(options.out),
+            seed=options.seed,
+            sample_rate_hz=options.sample_rate_hz,
+            workers=num_cores(),
+            replace=options.replace,
+            on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
+        )
+    finally:
+        display.end()
+
+    if options.json:
+        splits = {}
+        for name, split in report.splits.items():
+            splits[name] = {"utterances": split.utterances, "hours": split.seconds / 3600, "shards": split.shards}
+        print(json.dumps({"folder": str(report.folder), "splits": splits, "rejected": len(report.rejected)}, indent=2))
+        return 0
+    for name, split in report.splits.items():
+        print(f"{name}: {split.utterances} utterances, {split.seconds / 3600:.2f} h in {split.shards} shards")
+    if report.rejected:
+        print(f"{len(report.rejected)} rows were rejected; {report.folder / 'rejected.jsonl'} says why")
+    return 0
+
+
+def _corpus_config(options: argparse.Namespace) -> Any:
+    """Return the corpus configuration that the options give; ConfigError when they give none."""
+    config_type = CORPORA[options.corpus].config
+    values = {}
+    for key, field in config_type.model_fields.items():
+        text = getattr(options, f"corpus.{key}", None)
+        if text is not None:
+            values[key] = _parse(text, field)
+    try:
+        return config_type.model_validate(values)
+    except ValidationError as error:
+        message = explain(error, config_type, values, f"chorus prepare {options.corpus}")
+        raise ConfigError(in_flags(message, config_type)) from None
+
+
+def _parse(text: str, field: FieldInfo) -> Any:
+    """Read an option as YAML; several values are given as a,b,c."""
+    if get_origin(field.annotation) is tuple and not text.startswith("["):
+        return [yaml.safe_load(part) for part in text.split(",")]
+    if field.annotation in (str, Path):
+        return text
+    return yaml.safe_load(text)
+
+
+def flag(key: str) -> str:
+    """The option that sets a field."""
+    return f"--{key.replace('_', '-')}"
+
+
+def _help(field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default: {field.get_default()}"
+    # argparse formats help texts with %.
+    return f"{field.description} ({default})".replace("%", "%%")
+
+
+def in_flags(message: str, config_type: Any) -> str:
+    """A message about a configuration with its fields named as the options that set them."""
+    for key in config_type.model_fields:
+        message = message.replace(f"--set {key}=VALUE", f"{flag(key)} VALUE")
+    return message.replace("Add it to the recipe or pass", "Pass")

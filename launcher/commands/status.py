@@ -1,0 +1,50 @@
+"""`chorus status`: how far a run is, from its folder alone."""
+
+import argparse
+import json
+from typing import Any
+
+from launcher.formatting import duration
+from launcher.monitoring.status import open_run, run_status
+
+
+def status(options: argparse.Namespace) -> int:
+    run = run_status(open_run(options.run))
+    if options.json:
+        print(json.dumps(run, ensure_ascii=False, indent=2))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    process = run["process"]
+    state = f"running, process {process}" if process else "not running"
+    print(f"{run['run']}, recipe {run['recipe']}: {state}")
+    table = Table("stage", "status", box=None, pad_edge=False)
+    for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts", "useful"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in run["stages"]:
+        cells = _training_cells(stage) if "steps" in stage else []
+        table.add_row(stage["name"], stage["status"], *cells)
+    # Rows are never broken to fit: a program or a log may read them.
+    Console(soft_wrap=True).print(table)
+    return 0
+
+
+def _training_cells(stage: dict[str, Any]) -> list[str]:
+    useful = None if stage["goodput"] is None else stage["goodput"]["useful"]
+    return [
+        f"{stage['step']}/{stage['steps']}",
+        _format_known(stage["loss"], ".3f"),
+        _format_known(stage["audio_s_per_s"], ".1f"),
+        "" if stage["eta_s"] is None else duration(stage["eta_s"]),
+        _format_known(stage["checkpoint_step"], "d"),
+        str(stage["restarts"]),
+        _format_known(useful, ".1%"),
+    ]
+
+
+def _format_known(value: float | None, spec: str) -> str:
+    if value is None:
+        return ""
+    return format(value, spec)

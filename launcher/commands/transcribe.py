@@ -1,0 +1,56 @@
+"""`chorus transcribe`: recordings as text, by a finished model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from launcher.commands.search_options import search_values
+from launcher.errors import CheckpointError
+from launcher.recipe.search import check_search_files, read_search
+from launcher.recipe.yaml_io import apply_override
+
+
+def transcribe(options: argparse.Namespace) -> int:
+    model = _model_folder(Path(options.model).expanduser())
+    values = search_values(options) or {}
+    for override in options.set:
+        apply_override(values, override)
+    search = read_search({"kind": "greedy", **values}, "The search of these options")
+    check_search_files(search, "search")
+
+    # Imports torch; what is wrong with the options is said before that.
+    from launcher.inference import evaluation
+
+    on_text = _show_growing if options.stream else None
+    rows = evaluation.transcribe(model, [Path(path) for path in options.audio], search, on_text)
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return 0
+    for row in rows:
+        if len(rows) > 1:
+            print(f"{row['audio']}\t{row['text']}")
+        else:
+            print(row["text"])
+    return 0
+
+
+def _show_growing(heard_s: float, text: str) -> None:
+    """The hypothesis so far on standard error; on a terminal each one takes the place of the one before."""
+    line = f"{heard_s:7.2f} s  {text}"
+    if sys.stderr.isatty():
+        # Back to the start of the line, and clear it.
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _model_folder(path: Path) -> Path:
+    """Return the folder of the finished model at RUN/STAGE or at the path itself (else CheckpointError)."""
+    for folder in (path / "model", path):
+        if any(folder.glob("*.safetensors")):
+            return folder
+    raise CheckpointError(
+        f"{path} holds no finished model: there is no *.safetensors in it nor in {path / 'model'}. "
+        f"Name a training stage that is done, such as runs/mini/student; `chorus status` shows which are."
+    )
