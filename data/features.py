@@ -104,10 +104,12 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
                     sample_rate=self.sample_rate_hz,
                 )
 
-        low, high = _mel(torch.tensor([self.low_hz, high_hz], dtype=torch.float64)).tolist()
+        edges_hz = torch.tensor([self.low_hz, high_hz], dtype=torch.float64)
+        low, high = _mel(edges_hz).tolist()
         step = (high - low) / (self.mel_bins + 1)
         left_F = low + step * torch.arange(self.mel_bins, dtype=torch.float64)
-        frequencies_hz = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64) * self.sample_rate_hz / self.fft_size
+        bins = torch.arange(self.fft_size // 2 + 1, dtype=torch.float64)
+        frequencies_hz = bins * self.sample_rate_hz / self.fft_size
         # In steps from a triangle's left corner: it rises to 1 at its centre, one step on, and falls to 0 at two.
         position_NF = (_mel(frequencies_hz)[:, None] - left_F) / step
         filters_NF = torch.minimum(position_NF, 2 - position_NF).clamp_min(0)
@@ -118,7 +120,8 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     def window(self) -> Tensor:
         """float32 [window_samples]; Povey's is a symmetric Hann window to the power of 0.85."""
         if self.kind == "kaldi":
-            return torch.hann_window(self.window_samples, periodic=False, dtype=torch.float64).pow(0.85).float()
+            hann = torch.hann_window(self.window_samples, periodic=False, dtype=torch.float64)
+            return hann.pow(0.85).float()
         return torch.hann_window(self.window_samples)
 
     def num_frames(self, samples: Count) -> Count:
@@ -148,7 +151,7 @@ class LogMel(nn.Module):
     def __init__(self, config: FeaturesConfig):
         super().__init__()
         self.config = config
-        # Derived from the configuration, so not part of the saved weights.
+        # Derived from the configuration, so not part of the saved weights; the statistics below are data.
         self.register_buffer("filters", config.mel_filters(), persistent=False)
         self.register_buffer("window", config.window(), persistent=False)
         self.register_buffer("mean_F", torch.zeros(config.mel_bins))

@@ -134,6 +134,7 @@ class Loader:
         DataError when too many utterances are broken or one is not read within the patience.
         """
         executor = _Threads(self.workers) if self.workers else _Inline()
+        # Reading ahead in the caller would only delay the first step.
         steps_ahead = STEPS_AHEAD if self.workers else 1
         pending: deque[list[_PendingBatch]] = deque()
         try:
@@ -197,6 +198,11 @@ class Loader:
             waveforms_BS[row, : len(one.waveform)] = torch.from_numpy(one.waveform)
             tokens_BU[row, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int64)
 
+        # By the names of the step, so that a batch without an utterance has them too.
+        sidecars: dict[str, list[Arrays]] = {}
+        for name in batch.sidecars:
+            sidecars[name] = [one.sidecars[name] for one in prepared]
+
         return WaveformBatch(
             step=batch.spec.step,
             lane=batch.spec.lane,
@@ -207,7 +213,7 @@ class Loader:
             token_lengths_B=torch.tensor(token_lengths, dtype=torch.int64),
             texts=[one.text for one in prepared],
             quarantined=quarantined,
-            sidecars={name: [one.sidecars[name] for one in prepared] for name in batch.sidecars},
+            sidecars=sidecars,
         )
 
     def _wait(self, utterance: int, future: Future[_Prepared]) -> _Prepared:

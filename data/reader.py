@@ -98,7 +98,7 @@ class RangeReader:
     def _read_once(self, place: str, offset: int, size: int) -> bytes:
         if self._filesystem is not None:
             return self._filesystem.cat_file(place, start=offset, end=offset + size)
-        # Unbuffered: a buffer would read a block beyond the range, and be thrown away.
+        # Opened for each read, and without a buffer: threads share no position, and nothing beyond the range is read.
         with open(place, "rb", buffering=0) as file:
             return os.pread(file.fileno(), size, offset)
 

@@ -38,6 +38,8 @@ from pydantic import BaseModel, Field, model_validator
 from data.errors import DataError
 
 Integers = npt.NDArray[np.int64]
+AnyIntegers = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int32]
 """Positions of utterances in the index; int32, as there may be tens of millions."""
 
@@ -169,10 +171,10 @@ class BatchSampler:
 
     def __init__(
         self,
-        shard: npt.NDArray[np.integer],
-        samples: npt.NDArray[np.integer],
-        tokens: npt.NDArray[np.integer],
-        min_frames: npt.NDArray[np.integer],
+        shard: AnyIntegers,
+        samples: AnyIntegers,
+        tokens: AnyIntegers,
+        min_frames: AnyIntegers,
         batches: BatchesConfig,
         seed: int,
         sample_rate_hz: int,
@@ -206,6 +208,7 @@ class BatchSampler:
         num_batches = len(first.starts)
         # An epoch's micro-batches vary like the square root of their number; half of it is twice that spread.
         slots = num_batches + math.isqrt(num_batches) // 2
+        # A slot holds one utterance at least.
         slots = min(slots, len(self._utterances))
         self.steps_per_epoch = math.ceil(slots / batches.lanes)
         self._epochs = OrderedDict({0: self._fit(0, 0, first)})
@@ -225,6 +228,7 @@ class BatchSampler:
         layout = self._epoch(epoch)
         utterances = self._slot(layout, step_in_epoch, lane)
         speeds = self._speeds(layout.source_epoch, utterances)
+        # Lengths come from the fp64 speeds: the same that the batch was cut with.
         return BatchSpec(
             step=step,
             epoch=epoch,
@@ -257,9 +261,7 @@ class BatchSampler:
         stop = layout.stops[batch]
         return layout.utterances[start:stop].astype(np.int64)
 
-    def _exclude(
-        self, min_frames: npt.NDArray[np.integer], transcribed: npt.NDArray[np.bool_] | None
-    ) -> dict[str, Integers]:
+    def _exclude(self, min_frames: AnyIntegers, transcribed: npt.NDArray[np.bool_] | None) -> dict[str, Integers]:
         seconds = self._samples / self.sample_rate_hz
         # The fastest speed leaves the fewest frames: feasible at that speed is feasible at every one.
         fastest = np.full(len(self._samples), self.speeds.max())
@@ -294,6 +296,7 @@ class BatchSampler:
         if epoch not in self._epochs:
             cut = self._cut_epoch(epoch)
             source_epoch = epoch
+            # Too many micro-batches for the slots: those of the first epoch are known to fit.
             if len(cut.starts) > self.steps_per_epoch * self.batches.lanes:
                 source_epoch = 0
                 cut = self._cut_epoch(source_epoch)
@@ -316,6 +319,7 @@ class BatchSampler:
         pool_starts = [0]
         for shards in np.array_split(shuffled, num_pools):
             pool = np.concatenate([self._utterances_of(shard) for shard in shards])
+            # The budget is one of audio as the model gets it, so lengths are those after the speed perturbation.
             samples = change_length(self._samples[pool], self._speeds(epoch, pool))
             jitter = 1.0 + LENGTH_JITTER * _uniform(jitter_seed, pool)
             jittered = (samples * jitter).astype(np.int64)
@@ -356,6 +360,7 @@ class BatchSampler:
         batches_seed = derive_seed(self.seed, "batches", epoch)
         # The last key sorts first: by pool, and at random within it.
         shuffled = np.lexsort((_random_bits(batches_seed, starts), pools))
+        # Equal to within one micro-batch, so that all lanes end an epoch together.
         lane_starts = np.arange(self.batches.lanes + 1) * len(starts) // self.batches.lanes
         return _Epoch(
             source_epoch=source_epoch,
@@ -365,7 +370,7 @@ class BatchSampler:
             lane_starts=lane_starts,
         )
 
-    def _speeds(self, epoch: int, utterances: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    def _speeds(self, epoch: int, utterances: AnyIntegers) -> Floats:
         """The speed that each utterance draws in an epoch."""
         if len(self.speeds) == 1:
             return np.full(len(utterances), self.speeds[0])
@@ -390,12 +395,12 @@ def cut_batches(capacities: Integers) -> Integers:
     return np.array(bounds, dtype=np.int64)
 
 
-def change_length(samples: Integers, speeds: npt.NDArray[np.float64] | float) -> Integers:
+def change_length(samples: Integers, speeds: Floats | float) -> Integers:
     """Samples of utterances that are played so many times as fast."""
     return np.rint(samples / speeds).astype(np.int64)
 
 
-def _random_bits(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
+def _random_bits(seed: int, positions: AnyIntegers) -> npt.NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood, 2014) at the given positions of the stream `seed`."""
     bits = np.uint64(seed) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -403,7 +408,7 @@ def _random_bits(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[n
     return bits ^ (bits >> np.uint64(31))
 
 
-def _uniform(seed: int, positions: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+def _uniform(seed: int, positions: AnyIntegers) -> Floats:
     """Float64 in [0, 1) at the given positions of the stream `seed`."""
     # A float64 holds 53 bits exactly, so the upper 53 of the 64 are used.
     high_bits = _random_bits(seed, positions) >> np.uint64(11)

@@ -44,9 +44,11 @@ def _utterance_problem(index: ShardIndex, utterance: int, row: dict[str, str]) -
     with path.open("rb") as file:
         file.seek(index.offset[utterance])
         content = file.read(index.size[utterance])
+
     try:
         members = read_members(content)
         label = json.loads(members[f"{row['key']}.json"])
+        # The header alone: the samples' bytes are covered by the shard's SHA-256.
         header = soundfile.info(io.BytesIO(members[f"{row['key']}.flac"]))
     except (tarfile.TarError, KeyError, ValueError, soundfile.SoundFileError) as error:
         return f"its bytes are not readable ({error!r})"
@@ -63,6 +65,7 @@ def stats(folder: Path) -> dict[str, Any]:
     index = read_index(folder)
     report = read_report(folder)
     seconds = index.samples / index.sample_rate_hz
+
     speakers: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     characters: set[str] = set()
@@ -70,6 +73,7 @@ def stats(folder: Path) -> dict[str, Any]:
         speakers[row["speaker"] or "unknown"] += 1
         languages[row["language"] or "unknown"] += 1
         characters.update(row["text"])
+
     return {
         "utterances": len(index),
         "hours": report.seconds / 3600,

@@ -112,7 +112,8 @@ def write_split(
 
 def fingerprint(utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_seconds: float, seed: int) -> str:
     """SHA-256 of what decides a split's bytes, except the audio files' content and place."""
-    digest = hashlib.sha256(json.dumps([FORMAT, sample_rate_hz, shard_seconds, seed]).encode())
+    settings = [FORMAT, sample_rate_hz, shard_seconds, seed]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for utterance in sorted(utterances, key=lambda utterance: utterance.key):
         clips = [(clip.path.name, clip.start_s, clip.seconds) for clip in utterance.clips]
         row = [
@@ -285,7 +286,9 @@ class _SplitWriter:
         self._num_samples = 0
 
     def write_summary(self, made_from: str, rejected: list[RejectedRow]) -> None:
-        columns = {name: np.array(self._columns[name], kind) for name, kind in INDEX_COLUMNS.items()}
+        columns: dict[str, np.ndarray] = {}
+        for name, kind in INDEX_COLUMNS.items():
+            columns[name] = np.array(self._columns[name], kind)
         np.savez(self._folder / "index.npz", allow_pickle=False, **columns)
         summary = {
             "format": FORMAT,
@@ -294,7 +297,8 @@ class _SplitWriter:
             "shards": self._shards,
             "rejected": [asdict(row) for row in rejected],
         }
-        (self._folder / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
+        content = json.dumps(summary, ensure_ascii=False, indent=1)
+        (self._folder / SUMMARY).write_text(content, encoding="utf-8")
 
 
 def open_tar(file: Any) -> Any:

@@ -67,6 +67,7 @@ class SidecarReader:
         offset = int(self.offset[utterance, column])
         size = int(self.size[utterance, column])
         try:
+            # The recording could not be read when the sidecars were computed.
             if size == 0:
                 raise RangeError("it was skipped when the others were written")
             members = read_members(self.ranges.read(name, offset, size))
@@ -94,6 +95,7 @@ def find_damage(folder: Path, shards: Sequence[str]) -> str:
     if index is None or len(index["bytes"]) != len(shards):
         num_written = sum((folder / f"{name}.npz").is_file() for name in shards)
         return f"it is not finished, {num_written} of {len(shards)} shards are written"
+    # By sizes alone, which takes no time; `find_broken` reads everything.
     for name, expected_bytes in zip(shards, index["bytes"], strict=True):
         num_bytes = _file_bytes(folder / name)
         if num_bytes != expected_bytes:
@@ -132,6 +134,7 @@ class SidecarWriter:
         self.split = split
         self.folder = folder
         self.speeds = tuple(speeds)
+        # The index lists utterances shard after shard; the last entry is the end.
         self._starts = np.searchsorted(split.shard, np.arange(len(split.names) + 1))
 
     def utterances(self, shard: int) -> range:

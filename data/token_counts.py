@@ -1,5 +1,6 @@
 """How many tokens each transcript of a split has, stored in a file so that a process need not read the texts.
 
+With ten million utterances, counting takes minutes, in every process and at every start.
 The file names the tokenizer and the shards that its counts belong to. A file that is missing, torn or of others is
 not used: the transcripts are counted again, and the file is replaced whole. Several processes may do so at once.
 """

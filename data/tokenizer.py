@@ -186,8 +186,10 @@ def token_lengths(
         transcript = np.repeat(np.arange(len(encoded)), lengths)
 
         # Neighbours across the end of a transcript are no repeats.
-        is_repeat = (ids[1:] == ids[:-1]) & (transcript[1:] == transcript[:-1])
-        repeats = np.bincount(transcript[1:][is_repeat], minlength=len(encoded)).astype(np.int32)
+        same_token = ids[1:] == ids[:-1]
+        same_transcript = transcript[1:] == transcript[:-1]
+        repeated_in = transcript[1:][same_token & same_transcript]
+        repeats = np.bincount(repeated_in, minlength=len(encoded)).astype(np.int32)
         tokens.append(lengths)
         min_frames.append(lengths + repeats)
 

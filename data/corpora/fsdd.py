@@ -152,13 +152,16 @@ def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
         if match is None:
             rejected.append(RejectedRow(0, f"{path} is not named {{digit}}_{{speaker}}_{{take}}.wav"))
             continue
+
+        # The dataset's own division: its takes 0 to 4 are for testing.
         number = int(match[3])
         split = "train"
         if number < FIRST_DEV_TAKE:
             split = "test"
         elif number < FIRST_TRAIN_TAKE:
             split = "dev"
-        takes.append(Take(split=split, speaker=match[2], word=WORDS[int(match[1])], clip=Clip(path)))
+        word = WORDS[int(match[1])]
+        takes.append(Take(split=split, speaker=match[2], word=word, clip=Clip(path)))
     return takes
 
 
