@@ -1,37 +1,40 @@
-"""The models of a comparison, judged: error rates and differences with their intervals, on the same draws."""
+"""The models of a comparison with intervals: error rates and differences, all on the same draws."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
 from launcher.comparison.model_results import Comparison, Errors, ModelResult
 
-UNCONVERGED = 0.5  # a character error rate above it
+# A character error rate above it: a training that did not find the alignment of frames and text.
+UNCONVERGED = 0.5
 
 
-@dataclass(frozen=True)
 class ModelIntervals:
-    """A comparison with the draws that its models are judged on."""
+    """A comparison with the draws that its models are compared on."""
 
-    comparison: Comparison
-    draws: Draws
-
-    @classmethod
-    def of(cls, comparison: Comparison) -> "ModelIntervals":
-        return cls(comparison, Draws.of(comparison.utterances, comparison.rungs[0].seeds))
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.draws = Draws.sample(comparison.utterances, comparison.models[0].seeds)
 
     def rate(self, errors: Errors) -> Interval:
+        """The error rate of all seeds together."""
         value = rate(errors.errors_SU, errors.lengths_U)
         return interval(value, self.draws.rates(errors.errors_SU, errors.lengths_U))
 
-    def difference(self, rung: ModelResult, than: ModelResult, seeds: Sequence[int] | None = None) -> Interval:
-        """How many more character errors a rung makes than another, as a fraction of the other's; over all seeds, or
-        over those at these places."""
-        mine, theirs, lengths_U = rung.characters.errors_SU, than.characters.errors_SU, rung.characters.lengths_U
+    def difference(self, model: ModelResult, baseline: ModelResult, seeds: Sequence[int] | None = None) -> Interval:
+        """How many more character errors a model makes than a baseline, as a fraction of the baseline's.
+
+        `seeds` are the places of the seeds to compare; None compares all.
+        """
+        model_SU = model.characters.errors_SU
+        baseline_SU = baseline.characters.errors_SU
+        lengths_U = model.characters.lengths_U
         if seeds is None:
-            return relative_difference(mine, theirs, lengths_U, self.draws)
-        draws = Draws.of(len(lengths_U), len(seeds))
-        return relative_difference(mine[list(seeds)], theirs[list(seeds)], lengths_U, draws)
+            return relative_difference(model_SU, baseline_SU, lengths_U, self.draws)
+        # The draws have a weight for every seed, so fewer seeds need draws of their own.
+        draws = Draws.sample(len(lengths_U), len(seeds))
+        places = list(seeds)
+        return relative_difference(model_SU[places], baseline_SU[places], lengths_U, draws)
 
 
 def rates_of_seeds(errors: Errors) -> list[float]:
@@ -39,7 +42,11 @@ def rates_of_seeds(errors: Errors) -> list[float]:
     return (errors.errors_SU.sum(axis=1) / errors.lengths_U.sum()).tolist()
 
 
-def converged_places(*rungs: ModelResult) -> list[int]:
-    """The places of the seeds in which all of these models have converged."""
-    rates = zip(*(rates_of_seeds(rung.characters) for rung in rungs), strict=True)
-    return [place for place, of_seed in enumerate(rates) if max(of_seed) <= UNCONVERGED]
+def converged_places(one: ModelResult, other: ModelResult) -> list[int]:
+    """The places of the seeds in which both models have converged."""
+    rates = zip(rates_of_seeds(one.characters), rates_of_seeds(other.characters), strict=True)
+    places = []
+    for place, (one_rate, other_rate) in enumerate(rates):
+        if max(one_rate, other_rate) <= UNCONVERGED:
+            places.append(place)
+    return places

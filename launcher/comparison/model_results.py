@@ -1,10 +1,13 @@
-"""What a run found of each model, repetitions under different seeds put together.
+"""What a run measured of each model, repetitions under different seeds put together.
 
-A rung is a training stage of the recipe with all its seeds: sizes, errors of every utterance, and what training took.
+A model is a training stage of the recipe with all its seeds: sizes, errors of every utterance, and what training took.
 It is read from what the run left, so that it can be read again at any time.
+
+Shapes: S seeds, U utterances, L layers with experts, E experts.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, load_recipe
 from launcher.report.run_data import RunData, StageData, average_load, read_run_data
 from launcher.run_folder import RunFolder, read_json
 
+Align = Callable[[str, str], jiwer.WordOutput | jiwer.CharacterOutput]
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -31,9 +36,12 @@ class Errors:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model of the recipe. Parameters are counts, load_entropy a fraction of the most it could be (None without
-    experts), real_time_factor the median over seeds; minutes, those of the steps that are in the weights, waiting for
-    data included, and audio_hours, what they heard, are means over seeds."""
+    """One model of the recipe.
+
+    Parameters are counts, load_entropy a fraction of the most it could be (None without experts), real_time_factor the
+    median over seeds. Means over seeds: minutes, those of the steps that are in the weights, waiting for data included,
+    and audio_hours, the audio of these steps.
+    """
 
     name: str
     about: str
@@ -50,102 +58,153 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rungs of an evaluation, in the recipe's order; `threads` are those that it ran with."""
+    """The models of an evaluation, in the recipe's order; `threads` are those that it ran with."""
 
     recipe: Recipe
     evaluation: EvaluateStage
     threads: int
     utterances: int
     seconds: float
-    rungs: tuple[ModelResult, ...]
+    models: tuple[ModelResult, ...]
 
 
 def read_comparison(run: RunFolder) -> Comparison:
     """Read the first evaluation of a finished run; ConfigError where it has none yet."""
     recipe = load_recipe(run.recipe_file)
-    stage = next((stage for stage in recipe.stages if isinstance(stage, EvaluateStage)), None)
-    found = read_json(run.stage(stage.name).evaluation_file) if stage else None
-    if stage is None or found is None:
+    evaluation = next((stage for stage in recipe.stages if isinstance(stage, EvaluateStage)), None)
+    results = None
+    if evaluation is not None:
+        results = read_json(run.stage(evaluation.name).evaluation_file)
+    if evaluation is None or results is None:
         raise ConfigError(
             f"The run in {run.path} has no evaluation yet, so there is nothing to compare. `chorus status {run.path}` "
             "shows how far it is; run its recipe to the end."
         )
-    groups: dict[str, list[AnyTrainingStage]] = {}
-    for training in recipe.training_stages():
-        if training.name in stage.models:
-            groups.setdefault(training.unseeded_name, []).append(training)
-    evidence = read_run_data(run.path)
-    rungs = tuple(
-        _read_rung(run, stage, evidence, name, repetitions, found["models"]) for name, repetitions in groups.items()
+
+    repetitions: dict[str, list[AnyTrainingStage]] = {}
+    for stage in recipe.training_stages():
+        if stage.name in evaluation.models:
+            repetitions.setdefault(stage.unseeded_name, []).append(stage)
+    run_data = read_run_data(run.path)
+    models = []
+    for stages in repetitions.values():
+        models.append(_read_model(run, evaluation, run_data, stages, results["models"]))
+
+    # All models of an evaluation are measured on the same utterances with the same threads.
+    measured = results["models"][evaluation.models[0]][evaluation.split]
+    return Comparison(
+        recipe=recipe,
+        evaluation=evaluation,
+        threads=measured["threads"],
+        utterances=measured["utterances"],
+        seconds=measured["seconds"],
+        models=tuple(models),
     )
-    measured = found["models"][stage.models[0]][stage.split]
-    return Comparison(recipe, stage, measured["threads"], measured["utterances"], measured["seconds"], rungs)
 
 
-def _read_rung(
+def _read_model(
     run: RunFolder,
     evaluation: EvaluateStage,
-    evidence: RunData,
-    name: str,
-    repetitions: list[AnyTrainingStage],
-    models: dict[str, dict[str, Any]],
+    run_data: RunData,
+    repetitions: Sequence[AnyTrainingStage],
+    results: dict[str, dict[str, Any]],
 ) -> ModelResult:
-    names = [stage.name for stage in repetitions]
-    found = [models[one] for one in names]
-    rows = [read_hypotheses(run.stage(evaluation.name).hypotheses_file(one)) for one in names]
-    left = [stage for stage in evidence.stages if stage.name in names]
-    entropies = [entropy for stage in left if (entropy := _load_entropy(stage)) is not None]
+    """Put the repetitions of a model together; `results` are the evaluation's, by stage."""
+    stage_data = {stage.name: stage for stage in run_data.stages}
+    hypotheses = []
+    real_time_factors = []
+    load_entropies = []
+    minutes = []
+    audio_hours = []
+    for repetition in repetitions:
+        name = repetition.name
+        stage = stage_data[name]
+        hypotheses.append(read_hypotheses(run.stage(evaluation.name).hypotheses_file(name)))
+        real_time_factors.append(results[name][evaluation.split]["rtf"])
+        minutes.append(_training_minutes(run_data, stage))
+        audio_hours.append(_audio_hours(stage))
+        load_entropy = _load_entropy(stage)
+        if load_entropy is not None:
+            load_entropies.append(load_entropy)
+
+    # Seeds differ in weights and not in size.
+    first = repetitions[0]
+    sizes = results[first.name]
+    mean_load_entropy = None
+    if load_entropies:
+        mean_load_entropy = float(np.mean(load_entropies))
     return ModelResult(
-        name=name,
-        about=repetitions[0].about,
-        seeds=len(names),
-        parameters=found[0]["parameters"],
-        encoder_parameters=found[0]["encoder_parameters"],
-        characters=_count(rows, jiwer.process_characters),
-        words=_count(rows, jiwer.process_words),
-        real_time_factor=float(np.median([model[evaluation.split]["rtf"] for model in found])),
-        load_entropy=float(np.mean(entropies)) if entropies else None,
-        minutes=float(np.mean([_minutes(evidence, stage) for stage in left])),
-        audio_hours=float(np.mean([_audio_hours(stage) for stage in left])),
+        name=first.unseeded_name,
+        about=first.about,
+        seeds=len(repetitions),
+        parameters=sizes["parameters"],
+        encoder_parameters=sizes["encoder_parameters"],
+        characters=_count_all_errors(hypotheses, jiwer.process_characters),
+        words=_count_all_errors(hypotheses, jiwer.process_words),
+        real_time_factor=float(np.median(real_time_factors)),
+        load_entropy=mean_load_entropy,
+        minutes=float(np.mean(minutes)),
+        audio_hours=float(np.mean(audio_hours)),
     )
 
 
 def read_hypotheses(path: Path) -> list[dict[str, str]]:
-    """What an evaluation heard, by key; ConfigError where it was made without keeping that."""
+    """The hypotheses of an evaluation, by key; ConfigError where it was made without keeping them."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no {path}, which holds what the evaluation heard of each utterance. Delete "
+            f"There is no {path}, which holds the hypothesis of each utterance. Delete "
             f"{path.parents[1] / 'evaluation.json'} and run the same command as before: it evaluates again."
         ) from None
+    rows = [json.loads(line) for line in lines]
+    # In one order for all seeds and models: a bootstrap replicate draws the same utterances of each.
     return sorted(rows, key=lambda row: row["key"])
 
 
-def _count(repetitions: list[list[dict[str, str]]], process: Any) -> Errors:
-    counts = [
-        [count_errors(process(row["reference"], row["hypothesis"])) for row in rows] for rows in repetitions
-    ]  # seeds, utterances, (errors, length)
-    counts_SU2 = np.array(counts, dtype=np.float64)
-    return Errors(counts_SU2[..., 0], counts_SU2[0, :, 1])
+def _count_all_errors(hypotheses: Sequence[Sequence[dict[str, str]]], align: Align) -> Errors:
+    """Count the errors of each seed's hypotheses; the lengths are those of the references, the same for all."""
+    num_seeds = len(hypotheses)
+    num_utterances = len(hypotheses[0])
+    errors_SU = np.zeros((num_seeds, num_utterances))
+    lengths_U = np.zeros(num_utterances)
+    for seed, rows in enumerate(hypotheses):
+        for utterance, row in enumerate(rows):
+            aligned = align(row["reference"], row["hypothesis"])
+            errors_SU[seed, utterance], lengths_U[utterance] = count_errors(aligned)
+    return Errors(errors_SU, lengths_U)
 
 
-def _minutes(evidence: RunData, stage: StageData) -> float:
-    goodput = measure_goodput(evidence.events, stage.rows, stage.name)
-    return (goodput.useful + goodput.data_wait) / 60 if goodput else 0.0
+def _training_minutes(run_data: RunData, stage: StageData) -> float:
+    goodput = measure_goodput(run_data.events, stage.rows, stage.name)
+    if goodput is None:
+        return 0.0
+    return (goodput.useful + goodput.data_wait) / 60
 
 
 def _audio_hours(stage: StageData) -> float:
-    rows = [row for row in stage.rows if row.get("audio_s_per_s") is not None]
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    return sum(row["audio_s_per_s"] * row["step_s"] * count for row, count in zip(rows, steps, strict=True)) / 3600
+    """The audio of all steps; a row stands for the steps since the row before."""
+    seconds = 0.0
+    previous_step = 0
+    for row in stage.rows:
+        # Rows of validations have no throughput.
+        if row.get("audio_s_per_s") is None:
+            continue
+        num_steps = row["step"] - previous_step
+        seconds += row["audio_s_per_s"] * row["step_s"] * num_steps
+        previous_step = row["step"]
+    return seconds / 3600
 
 
 def _load_entropy(stage: StageData) -> float | None:
     """The entropy of the experts' load at the end of training over that of even shares, mean over layers."""
-    shares_LE = average_load(stage)
-    if shares_LE is None:
+    load_LE = average_load(stage)
+    if load_LE is None:
         return None
-    load_LE = np.nan_to_num(shares_LE) / np.nansum(shares_LE, axis=1, keepdims=True)
-    terms_LE = -load_LE * np.log(np.where(load_LE > 0, load_LE, 1.0))
-    return float(np.mean(terms_LE.sum(axis=1) / np.log(np.isfinite(shares_LE).sum(axis=1))))
+    # NaN fills up layers with fewer experts than another.
+    probs_LE = np.nan_to_num(load_LE) / np.nansum(load_LE, axis=1, keepdims=True)
+    # p log p is 0 at p = 0, where the logarithm itself is not finite.
+    logs_LE = np.log(np.where(probs_LE > 0, probs_LE, 1.0))
+    entropies_L = -(probs_LE * logs_LE).sum(axis=1)
+    num_experts_L = np.isfinite(load_LE).sum(axis=1)
+    return float(np.mean(entropies_L / np.log(num_experts_L)))

@@ -6,7 +6,7 @@ Everything on the page follows from what the runs left: writing it again gives t
 import itertools
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.comparison.bootstrap import Interval
@@ -31,142 +31,193 @@ training that has not converged: more than half of its characters are wrong. Dif
 given once more, for the seeds in which both have converged.
 """
 HEADINGS = (
-    *("model", "what it is", "encoder parameters", "of the first's", "all parameters", "CER", "WER"),
-    *("CER of each seed", "real-time factor", "training, min", "load entropy"),
+    "model",
+    "what it is",
+    "encoder parameters",
+    "of the first's",
+    "all parameters",
+    "CER",
+    "WER",
+    "CER of each seed",
+    "real-time factor",
+    "training, min",
+    "load entropy",
 )
 
 
 def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], out: Path) -> list[Path]:
     """Write the page at `out` and a picture for each run beside it; returns all paths written."""
-    command = shlex.join(["chorus", "compare", *(os.path.relpath(run) for run in runs), "--out", os.path.relpath(out)])
-    pictures = [out.with_name(f"{out.stem}-{run.name}.svg") for run in runs]
-    sections = []
-    for comparison, picture in zip(comparisons, pictures, strict=True):
-        judged = ModelIntervals.of(comparison)
-        points = [Point(r.name, r.encoder_parameters, judged.rate(r.characters)) for r in comparison.rungs]
-        write_text(picture, standalone(str(draw_comparison(points, comparison.recipe.name))))
-        sections.append(_section(judged, picture))
-    write_text(out, "\n".join([HEAD.format(command=command), *sections]))
-    return [out, *pictures]
+    run_paths = [os.path.relpath(run) for run in runs]
+    command = shlex.join(["chorus", "compare", *run_paths, "--out", os.path.relpath(out)])
+    sections = [HEAD.format(command=command)]
+    written = [out]
+    for comparison, run in zip(comparisons, runs, strict=True):
+        intervals = ModelIntervals(comparison)
+        points = []
+        for model in comparison.models:
+            points.append(Point(model.name, model.encoder_parameters, intervals.rate(model.characters)))
+        picture = out.with_name(f"{out.stem}-{run.name}.svg")
+        write_text(picture, standalone(draw_comparison(points, comparison.recipe.name)))
+        written.append(picture)
+        sections.append(_section(intervals, picture))
+    # The page comes last: it refers to pictures that are there.
+    write_text(out, "\n".join(sections))
+    return written
 
 
-def _section(judged: ModelIntervals, picture: Path) -> str:
-    comparison = judged.comparison
-    rungs = comparison.rungs
-    trained = _named(_seeds(comparison)).capitalize()
-    search = comparison.evaluation.search.kind.replace("_", " ")
+def _section(intervals: ModelIntervals, picture: Path) -> str:
+    comparison = intervals.comparison
+    evaluation = comparison.evaluation
+    search = evaluation.search.kind.replace("_", " ")
+    seeds = _name_seeds(_seeds(comparison)).capitalize()
     lines = [
         f"## {comparison.recipe.name}",
         "",
-        f"{comparison.utterances} utterances ({duration(comparison.seconds)}) of `{comparison.evaluation.split}`, "
+        f"{comparison.utterances} utterances ({duration(comparison.seconds)}) of `{evaluation.split}`, "
         f"{search} search on {comparison.threads} threads. "
-        f"{trained}; {_steps(comparison)}.",
+        f"{seeds}; {_training_lengths(comparison)}.",
         "",
-        *_table(HEADINGS, (_row(judged, rung) for rung in rungs)),
+        *_table(HEADINGS, [_row(intervals, model) for model in comparison.models]),
         "",
         f"![error rate against encoder parameters]({picture.name})",
         "",
         "Models of about the same size are moved apart.",
         "",
-        *_findings(judged),
+        *_findings(intervals),
     ]
-    if len(rungs) > 1:
-        lines += ["", *_differences(judged)]
-    return "\n".join([*lines, ""])
+    if len(comparison.models) > 1:
+        lines += ["", *_differences(intervals)]
+    lines.append("")
+    return "\n".join(lines)
 
 
 def _seeds(comparison: Comparison) -> list[int]:
-    stages = comparison.recipe.training_stages()
-    repeated = [stage.seed for stage in stages if stage.repeats == comparison.rungs[0].name]
-    return [seed for seed in repeated if seed is not None] or [comparison.recipe.seed]
+    """The seeds of each model, in the order of its repetitions; the recipe's own where nothing is repeated."""
+    first = comparison.models[0].name
+    seeds = []
+    for stage in comparison.recipe.training_stages():
+        if stage.repeats == first and stage.seed is not None:
+            seeds.append(stage.seed)
+    return seeds or [comparison.recipe.seed]
 
 
-def _named(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+def _name_seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {', '.join(map(str, seeds))}"
 
 
-def _steps(comparison: Comparison) -> str:
-    """How long each was trained."""
+def _training_lengths(comparison: Comparison) -> str:
+    """How long each model was trained; said once where that is the same for all."""
     steps = {stage.unseeded_name: stage.steps for stage in comparison.recipe.training_stages()}
-    trained = {rung.name: f"{steps[rung.name]:,} steps, {rung.audio_hours:.1f} h of audio" for rung in comparison.rungs}
-    if len(set(trained.values())) == 1:
-        return f"{next(iter(trained.values()))} each"
-    return "; ".join(f"`{name}` {how}" for name, how in trained.items())
+    lengths = []
+    lengths_with_names = []
+    for model in comparison.models:
+        length = f"{steps[model.name]:,} steps, {model.audio_hours:.1f} h of audio"
+        lengths.append(length)
+        lengths_with_names.append(f"`{model.name}` {length}")
+    if len(set(lengths)) == 1:
+        return f"{lengths[0]} each"
+    return "; ".join(lengths_with_names)
 
 
-def _row(judged: ModelIntervals, rung: ModelResult) -> tuple[str, ...]:
-    first = judged.comparison.rungs[0]
+def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:
+    """The cells of a model, in the order of HEADINGS."""
+    first = intervals.comparison.models[0]
+    seed_rates = []
+    for seed_rate in rates_of_seeds(model.characters):
+        text = f"{100 * seed_rate:.2f}"
+        if seed_rate > UNCONVERGED:
+            text += " †"
+        seed_rates.append(text)
+    load_entropy = MISSING
+    if model.load_entropy is not None:
+        load_entropy = f"{model.load_entropy:.2f}"
     return (
-        f"`{rung.name}`",
-        rung.about,
-        count(rung.encoder_parameters),
-        percent(rung.encoder_parameters / first.encoder_parameters),
-        count(rung.parameters),
-        _between(judged.rate(rung.characters)),
-        _between(judged.rate(rung.words)),
-        ", ".join(f"{100 * value:.2f}{' †' * (value > UNCONVERGED)}" for value in rates_of_seeds(rung.characters)),
-        f"{rung.real_time_factor:.4f}",
-        f"{rung.minutes:.1f}",
-        MISSING if rung.load_entropy is None else f"{rung.load_entropy:.2f}",
+        f"`{model.name}`",
+        model.about,
+        count(model.encoder_parameters),
+        percent(model.encoder_parameters / first.encoder_parameters),
+        count(model.parameters),
+        _format_rate(intervals.rate(model.characters)),
+        _format_rate(intervals.rate(model.words)),
+        ", ".join(seed_rates),
+        f"{model.real_time_factor:.4f}",
+        f"{model.minutes:.1f}",
+        load_entropy,
     )
 
 
-def _between(rate: Interval) -> str:
+def _format_rate(rate: Interval) -> str:
     return f"{percent(rate.value, 2)} [{100 * rate.low:.2f}, {100 * rate.high:.2f}]"
 
 
-def _more(difference: Interval) -> str:
+def _format_difference(difference: Interval) -> str:
     """A relative difference with its interval, in percent."""
     return f"{100 * difference.value:+.1f} % [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def _verdict(difference: Interval) -> str:
+def _format_verdict(difference: Interval) -> str:
+    """A relative difference, and whether its interval excludes that there is none."""
+    verdict = "no difference shown"
     if difference.low > 0:
-        return "more errors"
-    return "fewer errors" if difference.high < 0 else "no difference shown"
+        verdict = "more errors"
+    elif difference.high < 0:
+        verdict = "fewer errors"
+    return f"{_format_difference(difference)}, {verdict}"
 
 
-def _findings(judged: ModelIntervals) -> Iterable[str]:
+def _findings(intervals: ModelIntervals) -> list[str]:
     """Each student beside its teacher, in a sentence."""
-    rungs = {rung.name: rung for rung in judged.comparison.rungs}
-    stages = judged.comparison.recipe.training_stages()
-    rung_of_stage = {stage.name: rungs.get(stage.unseeded_name) for stage in stages}
-    teachers = {
-        stage.unseeded_name: stage.named_teachers[0].model for stage in stages if isinstance(stage, DistillStage)
-    }
-    for name, model in teachers.items():
-        student, teacher = rungs.get(name), rung_of_stage.get(model)
-        if student and teacher:
-            share = student.encoder_parameters / teacher.encoder_parameters
-            yield (
-                f"- `{name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
-                f"{_more(judged.difference(student, teacher))} errors in characters against it."
-            )
+    models = {model.name: model for model in intervals.comparison.models}
+    stages = intervals.comparison.recipe.training_stages()
+    # The names under which a student refers to its teacher hold a seed.
+    unseeded_names = {stage.name: stage.unseeded_name for stage in stages}
 
-
-def _differences(judged: ModelIntervals) -> list[str]:
-    """Errors in characters against the first, the one before and the last."""
-    rungs, seeds = judged.comparison.rungs, _seeds(judged.comparison)
-    first, last = rungs[0], rungs[-1]
-    rows = []
-    for before, rung in itertools.pairwise(rungs):
-        against = judged.difference(rung, before)
-        compared = f"`{before.name}`: {_more(against)}, {_verdict(against)}"
-        converged = converged_places(before, rung)
-        if 0 < len(converged) < len(seeds):
-            against = judged.difference(rung, before, converged)
-            compared += f"; {_named([seeds[place] for place in converged])}: {_more(against)}, {_verdict(against)}"
-        rows.append(
-            (
-                f"`{rung.name}`",
-                _more(judged.difference(rung, first)),
-                compared,
-                MISSING if rung is last else _more(judged.difference(rung, last)),
-            )
+    findings = {}
+    for stage in stages:
+        if not isinstance(stage, DistillStage):
+            continue
+        teacher_name = stage.named_teachers[0].model
+        student = models.get(stage.unseeded_name)
+        teacher = models.get(unseeded_names.get(teacher_name, teacher_name))
+        # A student of several seeds has a stage for each, and one finding.
+        if student is None or teacher is None or student.name in findings:
+            continue
+        share = student.encoder_parameters / teacher.encoder_parameters
+        difference = intervals.difference(student, teacher)
+        findings[student.name] = (
+            f"- `{student.name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
+            f"{_format_difference(difference)} errors in characters against it."
         )
+    return list(findings.values())
+
+
+def _differences(intervals: ModelIntervals) -> list[str]:
+    """Errors in characters against the first, the one before and the last."""
+    models = intervals.comparison.models
+    seeds = _seeds(intervals.comparison)
+    first = models[0]
+    last = models[-1]
+    rows = []
+    for previous, model in itertools.pairwise(models):
+        against_first = _format_difference(intervals.difference(model, first))
+        against_previous = f"`{previous.name}`: {_format_verdict(intervals.difference(model, previous))}"
+        # Once more without the seeds in which one of both has not converged: such a seed outweighs all others.
+        converged = converged_places(previous, model)
+        if 0 < len(converged) < len(seeds):
+            converged_seeds = _name_seeds([seeds[place] for place in converged])
+            verdict = _format_verdict(intervals.difference(model, previous, seeds=converged))
+            against_previous += f"; {converged_seeds}: {verdict}"
+        against_last = MISSING
+        if model is not last:
+            against_last = _format_difference(intervals.difference(model, last))
+        rows.append((f"`{model.name}`", against_first, against_previous, against_last))
     headings = ("errors in characters", f"against `{first.name}`", "against the one before", f"against `{last.name}`")
     return _table(headings, rows)
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown."""
+    rule = ["---"] * len(headings)
+    return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows)]

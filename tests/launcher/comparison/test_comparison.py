@@ -58,17 +58,20 @@ def run(tmp_path):
 
 
 def errors_of(run, *names):
-    rows = [json.loads(line) for n in names for line in run.stage("evaluation").hypotheses_file(n).open()]
+    rows = []
+    for name in names:
+        lines = run.stage("evaluation").hypotheses_file(name).read_text().splitlines()
+        rows += [json.loads(line) for line in lines]
     return jiwer.cer([row["reference"] for row in rows], [row["hypothesis"] for row in rows])
 
 
-def test_the_seeds_of_a_model_are_one_rung_whose_rate_is_that_of_all_of_them(run):
+def test_the_seeds_of_a_model_are_one_model_whose_rate_is_that_of_all_of_them(run):
     comparison = read_comparison(run)
-    assert [(rung.name, rung.seeds) for rung in comparison.rungs] == [("teacher", 2), ("student", 2)]
-    for rung in comparison.rungs:
-        found = rate(rung.characters.errors_SU, rung.characters.lengths_U)
-        assert found == pytest.approx(errors_of(run, f"{rung.name}-1", f"{rung.name}-2"))
-    student = comparison.rungs[1]
+    assert [(model.name, model.seeds) for model in comparison.models] == [("teacher", 2), ("student", 2)]
+    for model in comparison.models:
+        error_rate = rate(model.characters.errors_SU, model.characters.lengths_U)
+        assert error_rate == pytest.approx(errors_of(run, f"{model.name}-1", f"{model.name}-2"))
+    student = comparison.models[1]
     assert student.about == "the small one"
     assert student.load_entropy == pytest.approx(0.5)  # an even layer and a layer of one expert
     assert student.audio_hours == pytest.approx(10 * 0.5 * 36 / 3600)
@@ -78,7 +81,8 @@ def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, 
     page = tmp_path / "results.md"
     assert main(["compare", str(run.path), "--out", str(page), "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["written"]
-    text, picture = page.read_text(), tmp_path / "results-pair.svg"
+    text = page.read_text()
+    picture = tmp_path / "results-pair.svg"
     assert written == [str(page), str(picture)]
     cer = 100 * errors_of(run, "student-1", "student-2")
     row = next(line for line in text.splitlines() if line.startswith("| `student` | the small one"))
@@ -105,14 +109,11 @@ def test_a_seed_that_has_not_converged_is_marked_and_left_out_once(run, tmp_path
     assert main(["compare", str(run.path), "--out", str(page)]) == 0
     text = page.read_text()
     assert f"| 100.00 †, {100 * errors_of(run, 'student-2'):.2f} |" in text
-    one, both = (
-        errors_of(run, *(f"student-{seed}" for seed in seeds)) / errors_of(run, *(f"teacher-{seed}" for seed in seeds))
-        - 1
-        for seeds in ((2,), (1, 2))
-    )
-    (row,) = (line for line in text.splitlines() if line.startswith("| `student` |") and "`teacher`: " in line)
-    assert f"`teacher`: {100 * both:+.1f} % [" in row
-    assert f"; seed 2: {100 * one:+.1f} % [" in row
+    second_seed = errors_of(run, "student-2") / errors_of(run, "teacher-2") - 1
+    both_seeds = errors_of(run, "student-1", "student-2") / errors_of(run, "teacher-1", "teacher-2") - 1
+    row = next(line for line in text.splitlines() if line.startswith("| `student` | ") and "`teacher`: " in line)
+    assert f"`teacher`: {100 * both_seeds:+.1f} % [" in row
+    assert f"; seed 2: {100 * second_seed:+.1f} % [" in row
 
 
 def test_a_run_without_an_evaluation_is_refused_with_the_way_on(run, capsys, tmp_path):
@@ -134,27 +135,30 @@ def test_a_model_differs_from_itself_by_nothing(seeds, utterances, seed):
     generator = np.random.default_rng(seed)
     errors_SU = generator.integers(1, 5, (seeds, utterances)).astype(float)
     lengths_U = generator.integers(5, 20, utterances).astype(float)
-    found = relative_difference(errors_SU, errors_SU, lengths_U, Draws.of(utterances, seeds, replicates=50))
-    assert (found.value, found.low, found.high) == (0, 0, 0)
+    difference = relative_difference(errors_SU, errors_SU, lengths_U, Draws.sample(utterances, seeds, replicates=50))
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
 
 
 def test_intervals_hold_the_true_rate_as_often_as_they_say():
     """Of 300 test sets drawn at a known rate, 95 % of the intervals hold it, within three standard deviations."""
     generator = np.random.default_rng(3)
-    lengths_U, draws, true = np.full(200, 20.0), Draws.of(200, 1, replicates=1000), 0.1
+    lengths_U = np.full(200, 20.0)
+    draws = Draws.sample(200, 1, replicates=1000)
+    true_rate = 0.1
     held = 0
     for _ in range(300):
-        errors_SU = generator.binomial(20, true, (1, 200)).astype(float)
-        found = interval(rate(errors_SU, lengths_U), draws.rates(errors_SU, lengths_U))
-        held += found.low <= true <= found.high
+        errors_SU = generator.binomial(20, true_rate, (1, 200)).astype(float)
+        estimate = interval(rate(errors_SU, lengths_U), draws.rates(errors_SU, lengths_U))
+        held += estimate.low <= true_rate <= estimate.high
     assert held / 300 == pytest.approx(0.95, abs=0.038)
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    lengths_U, utterances = np.full(300, 10.0), 300
+    utterances = 300
+    lengths_U = np.full(utterances, 10.0)
     agreeing = np.ones((3, utterances))
     disagreeing = np.stack([np.zeros(utterances), np.ones(utterances), np.full(utterances, 2.0)])
-    draws = Draws.of(utterances, 3)
+    draws = Draws.sample(utterances, 3)
     narrow = interval(rate(agreeing, lengths_U), draws.rates(agreeing, lengths_U))
     wide = interval(rate(disagreeing, lengths_U), draws.rates(disagreeing, lengths_U))
     assert narrow.value == wide.value
