@@ -20,6 +20,8 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         default=1, ge=1, description="processes that share one set of experts, in stages with experts"
     )
     deepspeed: str = Field(default="zero2", description="a name in ds_configs/ or a JSON file")
+    # On processors with AVX512-bf16 and without AMX, oneDNN's bf16 products of small models run at half the speed of
+    # fp32.
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of matrix products; weights and moments are fp32"
     )
@@ -38,7 +40,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     master_address: str | None = Field(
         default=None, description="where the processes find the first one; none: the name of the first host"
     )
-    # Behind a firewall the port must be one that is open; otherwise a free one cannot collide with another run's.
+    # To be set behind a firewall. A port that is taken costs one restart with another.
     master_port: int | None = Field(
         default=None, ge=1, le=65535, description="port of the first process; none: a free one, new at every start"
     )
@@ -48,21 +50,24 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         description="what a host sends to others in an all-to-all, as `chorus doctor` measures it; `chorus plan` "
         "judges by it, and assumes 10 Gbit/s without",
     )
+    # Without being named go along: DS_ACCELERATOR, LD_LIBRARY_PATH, GLOO_*, NCCL_*, TORCH_NCCL_*, WANDB_*.
     environment: tuple[str, ...] = Field(
         default=(), description="names of further environment variables that processes on other hosts get"
     )
+    # ssh takes the first value of an option, and these come before Chorus's own.
     ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-F, ssh_config]")
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="the job of launcher slurm")
 
-    profile_steps: str | None = Field(
+    profile_steps: tuple[int, int] | None = Field(
         default=None,
-        pattern=r"^\d+:\d+$",
-        description="FIRST:STOP, training steps that every process profiles into STAGE/profile/ as a Chrome trace",
+        description="[first, stop): training steps that every process profiles into STAGE/profile/ as a Chrome trace",
     )
 
+    # The first restart is immediate, and so is any after new checkpoints; others pause 1, 3, 7 s and so on up to 60 s.
     max_restarts: int = Field(
         default=3, ge=0, description="restarts of a stage within an hour, after a lost or hung process"
     )
+    # Units are clustered within it: the first process does that while the others wait for their first step.
     startup_deadline_s: float = Field(
         default=300, gt=0, description="longest time until every process reports itself and its first step, in s"
     )
@@ -81,7 +86,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _profile_has_steps(self) -> "ClusterConfig":
         if self.profile_steps and not self.profile_range:
-            raise ValueError(f"profile_steps is {self.profile_steps}, which names no step; FIRST must be below STOP")
+            raise ValueError(f"profile_steps is {list(self.profile_steps)}, which names no step; give [20, 30]")
         return self
 
     @property
@@ -89,8 +94,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         """The steps, counted from 0, that are profiled; empty without `profile_steps`."""
         if self.profile_steps is None:
             return range(0)
-        first, _, stop = self.profile_steps.partition(":")
-        return range(int(first), int(stop))
+        return range(*self.profile_steps)
 
     @model_validator(mode="after")
     def _launcher_and_hosts_fit(self) -> "ClusterConfig":
@@ -111,7 +115,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
                 "gets the same number"
             )
 
-        # A run that needs longer to save than SLURM leaves it would be killed while it saves.
+        # SLURM sends its signal so long before the time limit; the run must be able to save and leave in that time.
         if self.kind == "slurm" and self.slurm.signal_s <= self.stop_deadline_s:
             raise ValueError(
                 f"stop_deadline_s is {self.stop_deadline_s:g}, and slurm.signal_s, {self.slurm.signal_s}, is when the "
