@@ -108,10 +108,11 @@ def read_index(folder: Path | str) -> ShardIndex:
             sizes.append(shard["bytes"])
             digest.update(shard["sha256"].encode())
 
-        with _open(folder, "index.npz") as file:
+        with (
+            _open(folder, "index.npz") as file,
             # numpy seeks in the archive, and a file behind a URL may not be seekable.
-            content = io.BytesIO(file.read())
-        with np.load(content, allow_pickle=False) as stored:
+            np.load(io.BytesIO(file.read()), allow_pickle=False) as stored,
+        ):
             for name, kind in INDEX_COLUMNS.items():
                 columns[name] = stored[name].astype(kind, copy=False)
 
