@@ -124,11 +124,11 @@ def read_index(folder: Path | str) -> ShardIndex:
             **columns,
         )
         shard_bytes = np.array(sizes, np.int64)
-        expected_shard = np.repeat(np.arange(len(names)), np.array(counts, np.int64))
+        num_utterances = np.array(counts, np.int64)
     except (OSError, TypeError, AttributeError, *UNREADABLE) as error:
         raise _torn(folder, f"its index cannot be read ({error!r})") from error
 
-    if not np.array_equal(index.shard, expected_shard):
+    if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), num_utterances)):
         raise _torn(folder, f"index.npz has {len(index)} utterances, shards.json {sum(counts)}, or in other shards")
 
     ends = index.offset + index.size
