@@ -4,6 +4,7 @@ Sharing needs no aliases in the file: blocks are stored once, and `model.json` r
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,26 @@ from model.encoder import Encoder, EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
 
 FORMAT = 1
-ENCODER = "encoder."  # what the names of its tensors begin with
+DESCRIPTION_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+# Begins the names of an encoder's tensors in the files of recognisers and of encoders alone.
+ENCODER_PREFIX = "encoder."
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What `model.json` says. Of an encoder alone there is no `recognizer` and no `vocabulary_size`."""
+
+    encoder: EncoderConfig
+    mel_bins: int
+    recognizer: RecognizerConfig | None = None
+    vocabulary_size: int | None = None
+
+    def build_recognizer(self) -> Recognizer:
+        """The recogniser with weights that are drawn anew. Raises KeyError of an encoder alone."""
+        if self.recognizer is None or self.vocabulary_size is None:
+            raise KeyError("recognizer")
+        return Recognizer(self.recognizer, self.mel_bins, self.vocabulary_size)
 
 
 def save_model(
@@ -40,13 +60,30 @@ def save_encoder(folder: Path, config: EncoderConfig, mel_bins: int, state: dict
         "mel_bins": mel_bins,
         "block_of_layer": config.block_of_layer,
     }
-    _save(folder, description, {name: tensor for name, tensor in state.items() if name.startswith(ENCODER)})
+    encoder_state = {name: tensor for name, tensor in state.items() if name.startswith(ENCODER_PREFIX)}
+    _save(folder, description, encoder_state)
 
 
 def _save(folder: Path, description: dict[str, Any], state: dict[str, Tensor]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def read_description(folder: Path) -> ModelDescription:
+    """What the `model.json` of `folder` says; everything that reads one does so here.
+
+    Raises OSError when it cannot be read, ValueError when it is no JSON, of a later format or with a configuration that
+    is refused, and KeyError when something is missing in it.
+    """
+    stored = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    if stored["format"] > FORMAT:
+        raise ValueError(f"{folder} holds a model of format {stored['format']}, this version reads up to {FORMAT}")
+    if "encoder" in stored:
+        encoder = EncoderConfig.model_validate(stored["encoder"])
+        return ModelDescription(encoder, stored["mel_bins"])
+    recognizer = RecognizerConfig.model_validate(stored["recognizer"])
+    return ModelDescription(recognizer.encoder, stored["mel_bins"], recognizer, stored["vocabulary_size"])
 
 
 def load_model(folder: Path) -> Recognizer:
@@ -55,19 +92,18 @@ def load_model(folder: Path) -> Recognizer:
     Raises FileNotFoundError when the folder holds no model, ValueError when the format is a later one, and KeyError
     when what it holds is an encoder alone.
     """
-    description = _read_description(folder)
-    config = RecognizerConfig.model_validate(description["recognizer"])
-    recognizer = Recognizer(config, description["mel_bins"], description["vocabulary_size"])
-    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
-        recognizer.load_state_dict({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+    recognizer = read_description(folder).build_recognizer()
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
+        names = tensors.keys()
+        recognizer.load_state_dict({name: tensors.get_tensor(name) for name in names})
     return recognizer.eval()
 
 
 def holds_encoder_alone(folder: Path) -> bool:
     """Whether `folder` holds what `save_encoder` wrote; not so where nothing can be read."""
     try:
-        return "encoder" in json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_description(folder).recognizer is None
+    except (OSError, ValueError, KeyError):
         return False
 
 
@@ -76,17 +112,13 @@ def load_encoder(folder: Path) -> Encoder:
 
     Raises FileNotFoundError when the folder holds no model and ValueError when the format is a later one.
     """
-    description = _read_description(folder)
-    config = EncoderConfig.model_validate(description.get("encoder") or description["recognizer"]["encoder"])
-    encoder = Encoder(config, description["mel_bins"])
-    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith(ENCODER)]  # noqa: SIM118
-        encoder.load_state_dict({name.removeprefix(ENCODER): tensors.get_tensor(name) for name in names})
+    description = read_description(folder)
+    encoder = Encoder(description.encoder, description.mel_bins)
+    state = {}
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
+        names = tensors.keys()
+        for name in names:
+            if name.startswith(ENCODER_PREFIX):
+                state[name.removeprefix(ENCODER_PREFIX)] = tensors.get_tensor(name)
+    encoder.load_state_dict(state)
     return encoder.eval()
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if description["format"] > FORMAT:
-        raise ValueError(f"{folder} holds a model of format {description['format']}, this version reads up to {FORMAT}")
-    return description

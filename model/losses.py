@@ -1,5 +1,7 @@
-"""What a recogniser is trained for. Every function returns a *sum*; the caller divides by the step's global counts,
-so that a loss does not depend on how a step was split into micro-batches or processes.
+"""The losses of training and distillation.
+
+Every function returns a *sum*; the caller divides by the step's global counts, so that a loss does not depend on how a
+step was split into micro-batches or processes. Losses are computed in fp32 whatever the precision of the logits.
 
 Shapes: B batch, S encoder frames, U tokens, V vocabulary, D width.
 """
@@ -14,7 +16,7 @@ from model.recognizer import BLANK, END
 
 
 class ExpertsObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
-    """What is asked of the routers, whatever else a model is trained for."""
+    """Weights of the routers' losses, whatever else a model is trained for."""
 
     balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
     z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")
@@ -45,7 +47,11 @@ class ObjectiveConfig(ExpertsObjectiveConfig, frozen=True, extra="forbid"):
 
 
 def ctc_sum(
-    logits_BSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor, weight_B: Tensor | None = None
+    logits_BSV: Tensor,
+    lengths_B: Tensor,
+    tokens_BU: Tensor,
+    token_lengths_B: Tensor,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
     """Sum over utterances of -log p(tokens | frames) (Graves et al., 2006), each times its weight where there are
     weights. Utterances of no frames count 0."""
@@ -53,13 +59,15 @@ def ctc_sum(
     losses_B = functional.ctc_loss(
         log_probs_SBV,
         tokens_BU,
-        lengths_B.clamp(min=1),
+        lengths_B.clamp(min=1),  # of no frames the loss would be infinite
         token_lengths_B,
         blank=BLANK,
         reduction="none",
     )
     losses_B = torch.where(lengths_B > 0, losses_B, 0.0)
-    return losses_B.sum() if weight_B is None else (losses_B * weight_B).sum()
+    if weight_B is not None:
+        losses_B = losses_B * weight_B
+    return losses_B.sum()
 
 
 def attention_sum(
@@ -74,10 +82,16 @@ def attention_sum(
     weights; rows where valid_B is False count 0."""
     target_BU = append_end(tokens_BU, token_lengths_B, END)
     losses_BU = functional.cross_entropy(
-        logits_BUV.float().transpose(1, 2), target_BU, reduction="none", label_smoothing=smoothing
+        logits_BUV.float().transpose(1, 2),
+        target_BU,
+        reduction="none",
+        label_smoothing=smoothing,
     )
-    losses_BU = torch.where(target_mask(token_lengths_B, valid_B, target_BU.shape[1]), losses_BU, 0.0)
-    return losses_BU.sum() if weight_B is None else (losses_BU * weight_B[:, None]).sum()
+    counted_BU = target_mask(token_lengths_B, valid_B, target_BU.shape[1])
+    losses_BU = torch.where(counted_BU, losses_BU, 0.0)
+    if weight_B is not None:
+        losses_BU = losses_BU * weight_B[:, None]
+    return losses_BU.sum()
 
 
 def target_mask(token_lengths_B: Tensor, valid_B: Tensor, num_targets: int) -> Tensor:
@@ -87,7 +101,7 @@ def target_mask(token_lengths_B: Tensor, valid_B: Tensor, num_targets: int) -> T
 
 
 def hidden_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Tensor:
-    """Sum over valid frames of the squared distance of two states, as a mean over the width."""
+    """Sum over valid frames of the squared distance of two hidden states, as a mean over the width."""
     distance_BS = (student_BSD.float() - teacher_BSD.float()).square().mean(-1)
     return torch.where(valid_BS, distance_BS, 0.0).sum()
 
@@ -95,7 +109,8 @@ def hidden_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Te
 def cosine_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Tensor:
     """Sum over valid frames of -log sigmoid(cos(student, teacher)) (Chang et al., DistilHuBERT, 2022, equation 1)."""
     cosine_BS = functional.cosine_similarity(student_BSD.float(), teacher_BSD.float(), dim=-1)
-    return torch.where(valid_BS, -functional.logsigmoid(cosine_BS), 0.0).sum()
+    losses_BS = -functional.logsigmoid(cosine_BS)
+    return torch.where(valid_BS, losses_BS, 0.0).sum()
 
 
 def divergence_sum(student_V: Tensor, teacher_V: Tensor, weight: Tensor, temperature: float) -> Tensor:
@@ -103,16 +118,23 @@ def divergence_sum(student_V: Tensor, teacher_V: Tensor, weight: Tensor, tempera
 
     `weight` [...] is 0 where a position does not count.
     """
-    log_student = (student_V.float() / temperature).log_softmax(-1)
-    log_teacher = (teacher_V.float() / temperature).log_softmax(-1)
-    divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+    log_student_V = (student_V.float() / temperature).log_softmax(-1)
+    log_teacher_V = (teacher_V.float() / temperature).log_softmax(-1)
+    divergence = functional.kl_div(
+        log_student_V,
+        log_teacher_V,
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    # Softening divides gradients by about T^2: the factor keeps their size beside the other losses.
     return temperature**2 * (divergence * weight).sum()
 
 
 def frame_weights(teacher_BSV: Tensor, valid_BS: Tensor, blank_weight: float) -> Tensor:
     """[B, S]: 1 at frames where the teacher's CTC favours a token, `blank_weight` where blank, 0 beyond the end."""
     blank_BS = teacher_BSV.argmax(-1) == BLANK
-    return torch.where(blank_BS, blank_weight, 1.0) * valid_BS
+    weight_BS = torch.where(blank_BS, blank_weight, 1.0)
+    return weight_BS * valid_BS
 
 
 def units_sum(logits_BSV: Tensor, codes_BS: Tensor, valid_BS: Tensor) -> Tensor:

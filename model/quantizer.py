@@ -1,12 +1,12 @@
-"""What a model that learns without transcripts predicts: the code that a frozen random quantizer gives to a frame.
+"""A frozen random quantizer, whose codes are the targets of a model that learns without transcripts.
 
-A frame's features, as many as become one encoder frame, are stacked, projected by a random matrix, and named by the
-nearest of random codes (Chiu et al., BEST-RQ, 2022, equation 1). Nothing of it is learnt: projection and codes are
-buffers, drawn with the model's weights and kept in its checkpoints. Several quantizers side by side give several
-targets (Zhang et al., USM, 2023).
+The features of one encoder frame are stacked and projected by a random matrix; the target is the index of the nearest
+of random codes (Chiu et al., BEST-RQ, 2022, equation 1). Nothing of it is learnt: projection and codes are buffers,
+drawn with the model's weights and kept in its checkpoints. Several quantizers side by side give several targets (Zhang
+et al., USM, 2023).
 
-Shapes: B batch, T feature frames, S encoder frames, F mel bins, N chosen frames, Q codebooks, C codes of each, P width
-of a code.
+Shapes: B batch, T feature frames, S encoder frames, F mel bins, I = factor F stacked features, N chosen frames, Q
+codebooks, C codes of each, P width of a code.
 """
 
 import torch
@@ -29,7 +29,8 @@ class RandomProjectionQuantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig, mel_bins: int, factor: int):
         super().__init__()
-        self.config, self.factor = config, factor
+        self.config = config
+        self.factor = factor
         projections_QIP = torch.empty(config.codebooks, factor * mel_bins, config.code_width)
         for projection_IP in projections_QIP:
             nn.init.xavier_uniform_(projection_IP)
@@ -43,9 +44,13 @@ class RandomProjectionQuantizer(nn.Module):
 
         Encoder frame s is made of the features factor s to factor (s + 1) - 1, with zeros beyond the last.
         """
+        # Codes must not depend on the precision of a run.
         with torch.autocast(features_BTF.device.type, enabled=False):
-            padded_BTF = functional.pad(features_BTF.float(), (0, 0, 0, -features_BTF.shape[1] % self.factor))
-            stacked_NI = padded_BTF.unflatten(1, (-1, self.factor)).flatten(2)[chosen_BS]
-            projected_QNP = torch.einsum("ni,qip->qnp", stacked_NI, self.projections_QIP)
-            # The nearest by angle: a projection's length changes no comparison.
-            return torch.einsum("qnp,qcp->qnc", projected_QNP, self.codes_QCP).argmax(-1).T
+            num_missing = -features_BTF.shape[1] % self.factor
+            padded_BTF = functional.pad(features_BTF.float(), (0, 0, 0, num_missing))
+            stacked_BSI = padded_BTF.unflatten(1, (-1, self.factor)).flatten(2)
+            chosen_NI = stacked_BSI[chosen_BS]
+            projected_QNP = torch.einsum("ni,qip->qnp", chosen_NI, self.projections_QIP)
+            # The nearest by angle: codes have length 1, and a projection's length changes no comparison.
+            similarity_QNC = torch.einsum("qnp,qcp->qnc", projected_QNP, self.codes_QCP)
+            return similarity_QNC.argmax(-1).T

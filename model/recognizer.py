@@ -28,11 +28,10 @@ class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self):
-        beyond = [layer for layer in self.intermediate_ctc if not 0 <= layer < self.encoder.layers - 1]
-        if beyond:
-            raise ValueError(
-                f"intermediate_ctc names layer {beyond[0]}; layers before the last are 0 to {self.encoder.layers - 2}"
-            )
+        last = self.encoder.layers - 1
+        for layer in self.intermediate_ctc:
+            if not 0 <= layer < last:
+                raise ValueError(f"intermediate_ctc names layer {layer}; layers before the last are 0 to {last - 1}")
         if self.decoder and self.encoder.width % (2 * self.decoder.heads):
             raise ValueError(
                 f"decoder.heads {self.decoder.heads} does not split the encoder's width {self.encoder.width} into "
@@ -43,10 +42,12 @@ class RecognizerConfig(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass
 class RecognizerOutput:
-    """encoder its output, ctc_BSV logits, decoder_BUV logits of U + 1 next tokens (none without decoder or tokens),
-    intermediate one [B, S, V] per layer of `intermediate_ctc`, while training, reverse_BUV logits of the decoder that
-    reads backwards, transducer_B the transducer's -log p(tokens | frames) (none without the one or the other, tokens or
-    their lengths)."""
+    """A recogniser's output on a batch; what a model or its input lacks is None.
+
+    encoder: the encoder's output. ctc_BSV: logits. decoder_BUV: logits of U + 1 next tokens. intermediate: in training,
+    CTC logits [B, S, V] per layer of `intermediate_ctc`. reverse_BUV: logits of the decoder that reads backwards.
+    transducer_B: the transducer's -log p(tokens | frames).
+    """
 
     encoder: EncoderOutput
     ctc_BSV: Tensor
@@ -61,16 +62,24 @@ class Recognizer(nn.Module):
 
     def __init__(self, config: RecognizerConfig, mel_bins: int, vocabulary_size: int):
         super().__init__()
-        self.config, self.mel_bins, self.vocabulary_size = config, mel_bins, vocabulary_size
+        self.config = config
+        self.mel_bins = mel_bins
+        self.vocabulary_size = vocabulary_size
         width = config.encoder.width
         self.encoder = Encoder(config.encoder, mel_bins)
         self.ctc = nn.Linear(width, vocabulary_size)
-        self.decoder = Decoder(config.decoder, width, vocabulary_size) if config.decoder else None
+
+        self.decoder = None
         self.reverse_decoder = None
-        if config.decoder and config.decoder.right_to_left_layers:
-            backwards = config.decoder.model_copy(update={"layers": config.decoder.right_to_left_layers})
-            self.reverse_decoder = Decoder(backwards, width, vocabulary_size)
-        self.transducer = Transducer(config.transducer, width, vocabulary_size, BLANK) if config.transducer else None
+        if config.decoder is not None:
+            self.decoder = Decoder(config.decoder, width, vocabulary_size)
+            if config.decoder.right_to_left_layers:
+                backwards = config.decoder.model_copy(update={"layers": config.decoder.right_to_left_layers})
+                self.reverse_decoder = Decoder(backwards, width, vocabulary_size)
+
+        self.transducer = None
+        if config.transducer is not None:
+            self.transducer = Transducer(config.transducer, width, vocabulary_size, BLANK)
 
     def forward(
         self,
@@ -80,21 +89,31 @@ class Recognizer(nn.Module):
         token_lengths_B: Tensor | None = None,
         chunk: ChunkMask | None = None,
     ) -> RecognizerOutput:
-        """Features [B, T, F], valid lengths [B] and, for the decoder, tokens [B, U] padded with any id; for the decoder
-        that reads backwards, and for the transducer, which gives its loss, their lengths [B] too. `chunk` is how far
-        the encoder's attention sees, as in `Encoder`."""
+        """Features [B, T, F] and their valid lengths [B] to logits.
+
+        The decoder needs tokens [B, U], padded with any id; the decoder that reads backwards and the transducer, which
+        gives its loss, need their lengths [B] too. `chunk` limits the encoder's attention, as in `Encoder`.
+        """
         encoder = self.encoder(features_BTF, lengths_B, chunk)
-        decoder_BUV = reverse_BUV = None
+        frames_BSD = encoder.frames_BSD
+
+        decoder_BUV = None
+        reverse_BUV = None
         if self.decoder is not None and tokens_BU is not None:
-            valid_BS = valid_mask(encoder.lengths_B, encoder.frames_BSD.shape[1])
-            decoder_BUV = self.decoder(encoder.frames_BSD, valid_BS, shift_right(tokens_BU, START))
+            valid_BS = valid_mask(encoder.lengths_B, frames_BSD.shape[1])
+            decoder_BUV = self.decoder(frames_BSD, valid_BS, shift_right(tokens_BU, START))
             if self.reverse_decoder is not None and token_lengths_B is not None:
-                backwards_BU = shift_right(reverse(tokens_BU, token_lengths_B), START)
-                reverse_BUV = self.reverse_decoder(encoder.frames_BSD, valid_BS, backwards_BU)
-        layers = self.config.intermediate_ctc if self.training else ()
-        intermediate = [self.ctc(encoder.layers[layer]) for layer in layers]
+                backwards_BU = reverse(tokens_BU, token_lengths_B)
+                reverse_BUV = self.reverse_decoder(frames_BSD, valid_BS, shift_right(backwards_BU, START))
+
+        intermediate = []
+        if self.training:
+            for layer in self.config.intermediate_ctc:
+                intermediate.append(self.ctc(encoder.layers[layer]))
+
         transducer_B = None
         if self.transducer is not None and tokens_BU is not None and token_lengths_B is not None:
-            transducer_B = self.transducer(encoder.frames_BSD, encoder.lengths_B, tokens_BU, token_lengths_B)
-        ctc_BSV = self.ctc(encoder.frames_BSD)
+            transducer_B = self.transducer(frames_BSD, encoder.lengths_B, tokens_BU, token_lengths_B)
+
+        ctc_BSV = self.ctc(frames_BSD)
         return RecognizerOutput(encoder, ctc_BSV, decoder_BUV, intermediate, reverse_BUV, transducer_B)

@@ -31,7 +31,8 @@ class PredictionNetwork(nn.Module):
 
     def forward(self, tokens_BU: Tensor) -> Tensor:
         """Tokens [B, C - 1 + U], of which the first C - 1 are context only, to [B, U, W]."""
-        return torch.relu(self.mixing(self.embedding(tokens_BU).transpose(1, 2))).transpose(1, 2)
+        embedded_BWU = self.embedding(tokens_BU).transpose(1, 2)
+        return torch.relu(self.mixing(embedded_BWU)).transpose(1, 2)
 
 
 class JointNetwork(nn.Module):
@@ -53,30 +54,42 @@ class JointNetwork(nn.Module):
         return functional.linear(joint.tanh(), self.weight, self.bias).float()
 
     def forward(
-        self, frames_BSW: Tensor, predictions_BUW: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor
+        self,
+        frames_BSW: Tensor,
+        predictions_BUW: Tensor,
+        lengths_B: Tensor,
+        tokens_BU: Tensor,
+        token_lengths_B: Tensor,
     ) -> Tensor:
         """-log p(tokens | frames) of each utterance, fp32 [B]; 0, with a gradient of 0, for those without frames."""
-        num_frames, num_tokens = lengths_B.clamp(min=1).tolist(), token_lengths_B.tolist()
-        losses = [
-            checkpoint(
+        all_num_frames = lengths_B.clamp(min=1).tolist()
+        all_num_tokens = token_lengths_B.tolist()
+        losses = []
+        for row, (num_frames, num_tokens) in enumerate(zip(all_num_frames, all_num_tokens, strict=True)):
+            loss_1 = checkpoint(
                 self._loss,
-                frames_BSW[row, :frames],
-                predictions_BUW[row, : tokens + 1],
-                tokens_BU[row, :tokens],
+                frames_BSW[row, :num_frames],
+                predictions_BUW[row, : num_tokens + 1],
+                tokens_BU[row, :num_tokens],
                 use_reentrant=False,
-                preserve_rng_state=False,
+                preserve_rng_state=False,  # nothing in it is random
             )
-            for row, (frames, tokens) in enumerate(zip(num_frames, num_tokens, strict=True))
-        ]
+            losses.append(loss_1)
         return torch.where(lengths_B > 0, torch.cat(losses), 0.0)
 
     def _loss(self, frames_SW: Tensor, predictions_UW: Tensor, tokens_U: Tensor) -> Tensor:
-        logits_1SUV = self.logits(frames_SW[:, None] + predictions_UW)[None]
-        num_frames, num_tokens = (
-            torch.tensor([size], dtype=torch.int32, device=tokens_U.device) for size in (len(frames_SW), len(tokens_U))
+        """The loss of one utterance, as a batch of one: fp32 [1]."""
+        joint_SUW = frames_SW[:, None] + predictions_UW
+        device = tokens_U.device
+        # torchaudio's loss takes int32 alone.
+        return rnnt_loss(
+            logits=self.logits(joint_SUW)[None],
+            targets=tokens_U.to(torch.int32)[None].contiguous(),
+            logit_lengths=torch.tensor([len(frames_SW)], dtype=torch.int32, device=device),
+            target_lengths=torch.tensor([len(tokens_U)], dtype=torch.int32, device=device),
+            blank=self.blank,
+            reduction="none",
         )
-        targets_1U = tokens_U.to(torch.int32)[None].contiguous()
-        return rnnt_loss(logits_1SUV, targets_1U, num_frames, num_tokens, blank=self.blank, reduction="none")
 
 
 class Transducer(nn.Module):
@@ -84,12 +97,20 @@ class Transducer(nn.Module):
 
     def __init__(self, config: TransducerConfig, width: int, vocabulary_size: int, blank: int):
         super().__init__()
-        self.config, self.blank = config, blank
+        self.config = config
+        self.blank = blank
         self.prediction = PredictionNetwork(config.width, config.context, vocabulary_size)
         self.frames = nn.Linear(width, config.width)
         self.joint = JointNetwork(config.width, vocabulary_size, blank)
 
-    def forward(self, frames_BSD: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor) -> Tensor:
+    def forward(
+        self,
+        frames_BSD: Tensor,
+        lengths_B: Tensor,
+        tokens_BU: Tensor,
+        token_lengths_B: Tensor,
+    ) -> Tensor:
         """-log p(tokens | frames) of each utterance, fp32 [B], from frames [B, S, D] and tokens [B, U]."""
-        predictions_BUW = self.prediction(functional.pad(tokens_BU, (self.config.context, 0), value=self.blank))
+        padded_BU = functional.pad(tokens_BU, (self.config.context, 0), value=self.blank)
+        predictions_BUW = self.prediction(padded_BU)
         return self.joint(self.frames(frames_BSD), predictions_BUW, lengths_B, tokens_BU, token_lengths_B)

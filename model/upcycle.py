@@ -1,4 +1,4 @@
-"""Starts a student from its teacher: what both have in the same shape is copied, what the student shares is chosen.
+"""Starts a student from its teacher: copies what both have in the same shape, and chooses for what the student shares.
 
 A shared block, and norms that a group shares, start as those of the teacher's layer in the middle of the group. Experts
 start as the feed-forward layers, of the same place, of teacher layers spread evenly over the group from its first on,
@@ -19,7 +19,7 @@ from model.moe.experts import ExpertStack, MixtureOfExperts, ResidualMixture
 from model.moe.router import ExpertsConfig
 from model.recognizer import Recognizer
 
-# What student and teacher must have in common, and what makes them the same but for how they are trained.
+# Fields that student and teacher must have in common, and those that also make their state dicts the same.
 SAME_SHAPE = (
     "layers",
     "width",
@@ -31,6 +31,8 @@ SAME_SHAPE = (
     "subsampling",
 )
 SAME_STRUCTURE = ("num_groups", "sharing", "private_head", "private_tail", "norms", "experts")
+# The parts of a recogniser over its encoder, each copied where student and teacher both have it.
+HEADS = ("ctc", "decoder", "reverse_decoder", "transducer")
 
 
 @torch.no_grad()
@@ -41,13 +43,11 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
     """
     _check_same_shape(student.config.encoder, teacher.config.encoder)
     _check_same_heads(student, teacher)
-    student.ctc.load_state_dict(teacher.ctc.state_dict())
-    if student.decoder is not None and teacher.decoder is not None:
-        student.decoder.load_state_dict(teacher.decoder.state_dict())
-    if student.reverse_decoder is not None and teacher.reverse_decoder is not None:
-        student.reverse_decoder.load_state_dict(teacher.reverse_decoder.state_dict())
-    if student.transducer is not None and teacher.transducer is not None:
-        student.transducer.load_state_dict(teacher.transducer.state_dict())
+    for name in HEADS:
+        student_head = getattr(student, name)
+        teacher_head = getattr(teacher, name)
+        if student_head is not None and teacher_head is not None:
+            student_head.load_state_dict(teacher_head.state_dict())
     _upcycle(student.encoder, teacher.encoder)
 
 
@@ -58,8 +58,18 @@ def initialize_encoder(student: Encoder, teacher: Encoder, num_layers: int | Non
     With `num_layers` the layers above the lowest so many stay as they were drawn. Raises ValueError, naming the
     difference, when depth or widths differ, or when layers that are copied share a block with some that are not.
     """
-    drawn = [(module, deepcopy(module.state_dict())) for module in _above(student, num_layers)]
-    _initialize_encoder(student, teacher)
+    drawn = []
+    if num_layers is not None:
+        check_layers_to_copy(student.config, num_layers)
+        for module in _modules_above(student, num_layers):
+            drawn.append((module, deepcopy(module.state_dict())))
+
+    if _same_structure(student.config, teacher.config):
+        student.load_state_dict(teacher.state_dict())
+    else:
+        _check_same_shape(student.config, teacher.config)
+        _upcycle(student, teacher)
+
     for module, state in drawn:
         module.load_state_dict(state)
 
@@ -68,45 +78,49 @@ def check_layers_to_copy(config: EncoderConfig, num_layers: int) -> None:
     """ValueError where an encoder cannot start as the lowest layers of another alone."""
     if num_layers > config.layers:
         raise ValueError(f"there are {config.layers} layers")
-    both = set(config.block_of_layer[:num_layers]) & set(config.block_of_layer[num_layers:])
-    if both:
+    copied_blocks = set(config.block_of_layer[:num_layers])
+    drawn_blocks = set(config.block_of_layer[num_layers:])
+    if copied_blocks & drawn_blocks:
         raise ValueError(
             f"layer {num_layers - 1} and some above it share a block (encoder.groups is {config.groups}): choose a "
             "number of layers that ends a group"
         )
 
 
-def _above(encoder: Encoder, num_layers: int | None) -> list[nn.Module]:
-    """What belongs to the layers above the lowest so many alone."""
-    if num_layers is None:
-        return []
-    check_layers_to_copy(encoder.config, num_layers)
-    blocks = sorted(set(encoder.config.block_of_layer[num_layers:]))
-    groups = [encoder.groups[block] for block in blocks] if len(encoder.groups) else []
-    return [*encoder.layers[num_layers:], *(encoder.blocks[block] for block in blocks), *groups]
+def _modules_above(encoder: Encoder, num_layers: int) -> list[nn.Module]:
+    """The modules that the layers above the lowest `num_layers` alone use."""
+    modules = list(encoder.layers[num_layers:])
+    for block in sorted(set(encoder.config.block_of_layer[num_layers:])):
+        modules.append(encoder.blocks[block])
+        if len(encoder.groups):
+            modules.append(encoder.groups[block])
+    return modules
 
 
-def _initialize_encoder(student: Encoder, teacher: Encoder) -> None:
-    if all(getattr(student.config, field) == getattr(teacher.config, field) for field in SAME_SHAPE + SAME_STRUCTURE):
-        student.load_state_dict(teacher.state_dict())
-        return
-    _check_same_shape(student.config, teacher.config)
-    _upcycle(student, teacher)
+def _same_structure(student: EncoderConfig, teacher: EncoderConfig) -> bool:
+    fields = SAME_SHAPE + SAME_STRUCTURE
+    return all(getattr(student, field) == getattr(teacher, field) for field in fields)
 
 
 def _upcycle(student: Encoder, teacher: Encoder) -> None:
     student.subsampling.load_state_dict(teacher.subsampling.state_dict())
-    for block in range(student.config.num_blocks):
-        layers = [layer for layer, used in enumerate(student.config.block_of_layer) if used == block]
+    config = student.config
+    for block in range(config.num_blocks):
+        layers = [layer for layer, block_used in enumerate(config.block_of_layer) if block_used == block]
         middle = layers[len(layers) // 2]
+
         for layer in layers:
-            source = middle if student.config.norms == "group" else layer
-            norms = _layer(teacher, source).norms()
+            source = middle if config.norms == "group" else layer
+            teacher_norms = _layer(teacher, source).norms()
             for name, norm in _layer(student, layer).norms().items():
-                norm.load_state_dict(norms[name].state_dict())
-        for name, mine in student.blocks[block].named_children():
-            sources = {layer: _part(teacher, layer, name) for layer in layers}
-            _initialize_part(mine, sources, middle, student.config.experts)
+                norm.load_state_dict(teacher_norms[name].state_dict())
+
+        for name, part in student.blocks[block].named_children():
+            teacher_parts = {}
+            for layer in layers:
+                teacher_block = teacher.blocks[teacher.config.block_of_layer[layer]]
+                teacher_parts[layer] = teacher_block.get_submodule(name)
+            _initialize_part(part, teacher_parts, middle, config.experts)
 
 
 def _layer(encoder: Encoder, index: int) -> LayerParameters:
@@ -115,27 +129,26 @@ def _layer(encoder: Encoder, index: int) -> LayerParameters:
     return layer
 
 
-def _part(teacher: Encoder, layer: int, name: str) -> nn.Module:
-    return teacher.blocks[teacher.config.block_of_layer[layer]].get_submodule(name)
-
-
 def _initialize_part(
-    mine: nn.Module, sources: dict[int, nn.Module], middle: int, experts: ExpertsConfig | None
+    part: nn.Module, teacher_parts: dict[int, nn.Module], middle: int, experts: ExpertsConfig | None
 ) -> None:
-    """A part of a block from the same part of the teacher at each of the block's layers."""
-    if isinstance(mine, ResidualMixture):
-        mine.dense.load_state_dict(sources[middle].state_dict())
-        mine = mine.mixture
-    if experts is None or not isinstance(mine, MixtureOfExperts):
-        mine.load_state_dict(sources[middle].state_dict())
+    """A part of a block, from the same part of the teacher's blocks: `teacher_parts` has it by the block's layers."""
+    if isinstance(part, ResidualMixture):
+        part.dense.load_state_dict(teacher_parts[middle].state_dict())
+        part = part.mixture
+    if experts is None or not isinstance(part, MixtureOfExperts):
+        part.load_state_dict(teacher_parts[middle].state_dict())
         return
-    chosen = [middle] * experts.count
+
     if experts.initial == "independent":
-        chosen = spread_evenly(list(sources), experts.count)
-    for expert, layer in enumerate(chosen):
-        _copy_expert(mine.experts, expert, sources[layer])
-        if layer in chosen[:expert]:
-            _add_noise(mine.experts, expert, experts.initial_noise)
+        sources = spread_evenly(list(teacher_parts), experts.count)
+    else:
+        sources = [middle] * experts.count
+    for expert, layer in enumerate(sources):
+        _copy_expert(part.experts, expert, teacher_parts[layer])
+        # Experts that start equal get equal gradients and never part.
+        if layer in sources[:expert]:
+            _add_noise(part.experts, expert, experts.initial_noise)
 
 
 def spread_evenly(layers: list[int], number: int) -> list[int]:
@@ -155,14 +168,16 @@ def _add_noise(stack: ExpertStack, expert: int, noise: float) -> None:
         weight += noise * weight.std() * torch.randn_like(weight)
 
 
-def _check_same_shape(mine: EncoderConfig, theirs: EncoderConfig) -> None:
+def _check_same_shape(student: EncoderConfig, teacher: EncoderConfig) -> None:
     for field in SAME_SHAPE:
-        if getattr(mine, field) != getattr(theirs, field):
+        student_value = getattr(student, field)
+        teacher_value = getattr(teacher, field)
+        if student_value != teacher_value:
             raise ValueError(
-                f"the student's encoder.{field} is {getattr(mine, field)} and the teacher's {getattr(theirs, field)}: "
+                f"the student's encoder.{field} is {student_value} and the teacher's {teacher_value}: "
                 "to start from the teacher they must be equal"
             )
-    if theirs.experts is not None:
+    if teacher.experts is not None:
         raise ValueError("the teacher has experts itself: only a dense teacher can be upcycled")
 
 

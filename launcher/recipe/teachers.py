@@ -17,7 +17,7 @@ from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import Recipe
 from launcher.recipe.stages import DistillStage
 from model.encoder import EncoderConfig
-from model.export import holds_encoder_alone
+from model.export import read_description
 
 Kind = Literal["chorus", "transformers", "torchaudio"]
 
@@ -67,16 +67,15 @@ class TeacherSpec:
         )
 
     @classmethod
-    def from_model_folder(cls, folder: Path, description: dict[str, Any]) -> "TeacherSpec":
-        """The spec of a finished model of Chorus, from its folder and the content of model.json."""
-        # An encoder alone has its configuration at the top, a recogniser under its own.
-        encoder = description.get("encoder") or description["recognizer"]["encoder"]
+    def from_model_folder(cls, folder: Path) -> "TeacherSpec":
+        """The spec of a finished model of Chorus, from its folder."""
+        description = read_description(folder)
         features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
         return cls.from_encoder(
-            EncoderConfig.model_validate(encoder),
+            description.encoder,
             hop_s=features["config"]["hop_ms"] / 1000,
-            mel_bins=description["mel_bins"],
-            recognizes=not holds_encoder_alone(folder),
+            mel_bins=description.mel_bins,
+            recognizes=description.recognizer is not None,
         )
 
     @classmethod
@@ -132,9 +131,9 @@ def read_spec(folder: Path, where: str) -> TeacherSpec:
         if not file.is_file():
             continue
         try:
-            description = json.loads(file.read_text(encoding="utf-8"))
             if name == "model.json":
-                return TeacherSpec.from_model_folder(folder, description)
+                return TeacherSpec.from_model_folder(folder)
+            description = json.loads(file.read_text(encoding="utf-8"))
             if name == "torchaudio.json":
                 return TeacherSpec.from_torchaudio(description)
             return TeacherSpec.from_transformers(description)
