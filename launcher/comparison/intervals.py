@@ -18,6 +18,7 @@ class ModelIntervals:
 
     def rate(self, errors: Errors) -> Interval:
         """The error rate of all seeds together."""
+        # The estimate is the rate itself; the replicates say only how far it may lie off.
         value = rate(errors.errors_SU, errors.lengths_U)
         return interval(value, self.draws.rates(errors.errors_SU, errors.lengths_U))
 

@@ -121,7 +121,12 @@ def _read_model(
         stage = stage_data[name]
         hypotheses.append(read_hypotheses(run.stage(evaluation.name).hypotheses_file(name)))
         real_time_factors.append(results[name][evaluation.split]["rtf"])
-        minutes.append(_training_minutes(run_data, stage))
+        # Start, validation and saving depend on the machine more than on the model. None: no step was recorded.
+        goodput = measure_goodput(run_data.events, stage.rows, name)
+        if goodput is None:
+            minutes.append(0.0)
+        else:
+            minutes.append((goodput.useful + goodput.data_wait) / 60)
         audio_hours.append(_audio_hours(stage))
         load_entropy = _load_entropy(stage)
         if load_entropy is not None:
@@ -157,9 +162,8 @@ def read_hypotheses(path: Path) -> list[dict[str, str]]:
             f"There is no {path}, which holds the hypothesis of each utterance. Delete "
             f"{path.parents[1] / 'evaluation.json'} and run the same command as before: it evaluates again."
         ) from None
-    rows = [json.loads(line) for line in lines]
     # In one order for all seeds and models: a bootstrap replicate draws the same utterances of each.
-    return sorted(rows, key=lambda row: row["key"])
+    return sorted(map(json.loads, lines), key=lambda row: row["key"])
 
 
 def _count_all_errors(hypotheses: Sequence[Sequence[dict[str, str]]], align: Align) -> Errors:
@@ -173,13 +177,6 @@ def _count_all_errors(hypotheses: Sequence[Sequence[dict[str, str]]], align: Ali
             aligned = align(row["reference"], row["hypothesis"])
             errors_SU[seed, utterance], lengths_U[utterance] = count_errors(aligned)
     return Errors(errors_SU, lengths_U)
-
-
-def _training_minutes(run_data: RunData, stage: StageData) -> float:
-    goodput = measure_goodput(run_data.events, stage.rows, stage.name)
-    if goodput is None:
-        return 0.0
-    return (goodput.useful + goodput.data_wait) / 60
 
 
 def _audio_hours(stage: StageData) -> float:

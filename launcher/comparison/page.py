@@ -47,7 +47,8 @@ HEADINGS = (
 
 def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], out: Path) -> list[Path]:
     """Write the page at `out` and a picture for each run beside it; returns all paths written."""
-    run_paths = [os.path.relpath(run) for run in runs]
+    # Relative, so that the page is the same on every machine.
+    run_paths = map(os.path.relpath, runs)
     command = shlex.join(["chorus", "compare", *run_paths, "--out", os.path.relpath(out)])
     sections = [HEAD.format(command=command)]
     written = [out]
@@ -85,6 +86,7 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
         "",
         *_findings(intervals),
     ]
+    # A single model differs from nothing.
     if len(comparison.models) > 1:
         lines += ["", *_differences(intervals)]
     lines.append("")

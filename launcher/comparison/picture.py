@@ -37,6 +37,7 @@ def draw_comparison(points: Sequence[Point], name: str) -> Markup:
 
     figure = Figure(figsize=SIZE_IN)
     axes = figure.subplots()
+    # Before prepare_axes, which sets the ticks that suit the scale.
     if use_log:
         axes.set_yscale("log")
     svg.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
@@ -90,4 +91,4 @@ def _spread(points: Sequence[Point], gap: float) -> list[tuple[Point, float]]:
 def _group_places(group: Sequence[Point], gap: float) -> list[float]:
     middle = np.mean([point.encoder_parameters for point in group])
     first = middle - gap * (len(group) - 1) / 2
-    return [float(first + index * gap) for index in range(len(group))]
+    return (first + gap * np.arange(len(group))).tolist()

@@ -87,6 +87,7 @@ def _plot(axes: Axes, series: Series, values: np.ndarray, **style: object) -> No
 
 
 def _plot_raw_and_smooth(axes: Axes, series: Series) -> None:
+    # Raw values scatter; faint, they show by how much and leave the line readable.
     _plot(axes, series, series.values, color=svg.ACCENT, alpha=0.28, linewidth=0.8)
     _plot(axes, series, smooth(series), color=svg.ACCENT)
 
@@ -98,6 +99,7 @@ def _plot_validations(axes: Axes, series: Series, colour: str, linewidth: float 
 
 def _use_log(axes: Axes, series: Sequence[Series]) -> None:
     values = np.concatenate([one.values for one in series])
+    # A part of the loss may be zero or below, where a logarithm ends.
     if values.min() > 0 and values.max() / values.min() > _LOG_SPAN:
         axes.set_yscale("log")
 
@@ -108,6 +110,7 @@ def _mark_restarts(axes: Axes, stage: StageData) -> None:
 
 
 def _render(figure: Figure, stage: StageData, kind: str, title: str, caption: str) -> Drawing:
+    # All stages are on one page, so the name of a figure needs both to be unique.
     picture = svg.render(figure, name=f"{kind}-{stage.name}", description=f"{stage.name}: {title}")
     return Drawing(title, picture, caption)
 
@@ -182,7 +185,7 @@ def draw_validation(stage: StageData) -> Drawing | None:
     axes = figure.subplots()
     svg.prepare_axes(axes, "character error rate", percent=True)
     _plot_validations(axes, rate, svg.SERIES[1])
-    # From zero, so that heights compare as rates do; matplotlib warns of limits that are equal.
+    # From zero, so that heights compare as rates do. Without any error there is no height to scale the axis by.
     axes.set_ylim(0, 1.08 * rate.values.max() or 1)
     axes.set_xlim(0, 1.02 * max(rate.steps[-1], 1))
     axes.set_xlabel("step")
@@ -227,20 +230,25 @@ def draw_masked_accuracy(stage: StageData) -> Drawing | None:
 def draw_sizes(table: ResultsTable) -> Drawing | None:
     """Error rate against encoder parameters: the trade every run is about."""
     rows = []
+    parameters = []
+    error_rates = []
     for row in table.rows:
         if row.encoder_parameters and row.cer is not None:
             rows.append(row)
+            parameters.append(row.encoder_parameters)
+            error_rates.append(row.cer)
     if not rows:
         return None
 
     figure = Figure(figsize=_WIDE)
     axes = figure.subplots()
     svg.prepare_axes(axes, "character error rate", percent=True)
-    right_end = 1.1 * max(row.encoder_parameters or 0 for row in rows)
+    right_end = 1.1 * max(parameters)
     for row in rows:
         _place_model(axes, row, right_end)
     axes.set_xlim(0, right_end)
-    axes.set_ylim(0, 1.25 * max(row.cer or 0 for row in rows) or 1)
+    # Models without any error leave no height to scale the axis by.
+    axes.set_ylim(0, 1.25 * max(error_rates) or 1)
     axes.xaxis.set_major_formatter(svg.format_millions)
     axes.set_xlabel("encoder parameters")
 
@@ -300,6 +308,7 @@ def draw_load(stage: StageData) -> Drawing | None:
     axes = figure.subplots()
     norm = BoundaryNorm(_HEAT_BORDERS, len(svg.HEAT))
     axes.pcolormesh(load_LE, cmap=ListedColormap(svg.HEAT), norm=norm, edgecolors=svg.PAPER, linewidth=2)
+    # The first layer is at the top, as in a listing.
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -350,6 +359,7 @@ def draw_entropy(stage: StageData) -> Drawing | None:
     axes = figure.subplots()
     svg.prepare_axes(axes, "entropy of a frame's expert probabilities (nats)")
     # A model of a single layer has one line that is both; it is drawn as the surest.
+    # The others are drawn alike: a deep model has more layers than there are colours to tell apart.
     named = {least_sure: svg.SERIES[1], surest: svg.ACCENT}
     highest = undecided
     for layer, series in layers.items():
@@ -417,6 +427,7 @@ def _draw_panels(stage: StageData, kind: str, title: str, caption: str, panels: 
     if not recorded:
         return None
 
+    # The axis of steps is drawn once, below the last panel.
     figure = Figure(figsize=(svg.WIDE_IN, 0.5 + 1.3 * len(recorded)))
     all_axes = figure.subplots(len(recorded), sharex=True, squeeze=False)[:, 0]
     for axes, (panel, series) in zip(all_axes, recorded, strict=True):

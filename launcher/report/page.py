@@ -12,14 +12,16 @@ from launcher import formatting
 from launcher.monitoring.goodput import Goodput, measure_goodput
 from launcher.report import figures
 from launcher.report.figures import Drawing
-from launcher.report.results import ResultRow, ResultsTable, tabulate
+from launcher.report.results import ResultsTable, tabulate
 from launcher.report.run_data import RunData, StageData, read_run_data
 from launcher.report.sizes import HEADINGS as SIZE_HEADINGS
 from launcher.report.sizes import tabulate_sizes
 from launcher.report.text_diff import Piece, differences
 from launcher.run_folder import RunFolder, write_text
 
+# More would make a page of text of a report that is to be read at a glance.
 MAX_EXAMPLES = 12
+# A run of many restarts records hundreds; the last say in which state it is.
 MAX_EVENTS = 60
 
 Draw = Callable[[StageData], Drawing | None]
@@ -55,6 +57,7 @@ class TimeSpent:
     def parts(self) -> list[TimePart]:
         """The parts that took time, in the order in which they are shown."""
         goodput = self.goodput
+        # The place of each is the number of its colour in the template (part-0 to part-6).
         seconds_by_name = {
             "useful steps": goodput.useful,
             "waiting for data": goodput.data_wait,
@@ -146,7 +149,7 @@ def _content(run_data: RunData) -> dict[str, Any]:
         "speed": _draw_all(training, [figures.draw_speed]),
         "times": times,
         "silent": silent,
-        "expected_experts": _expects_experts(run_data.recipe),
+        "expected_experts": run_data.plans_experts(),
         "examples": _align_examples(run_data),
         "events": [_describe_event(event) for event in run_data.events[-MAX_EVENTS:]],
         "num_events": len(run_data.events),
@@ -176,28 +179,25 @@ def headline(table: ResultsTable, stages: list[StageData]) -> str:
     teacher = table.teacher()
     students = [row for row in by_error_rate if not row.is_teacher]
     if students and teacher in measured and students[0].share is not None:
-        return _compare(students[0], teacher)
+        student = students[0]
+        assert student.cer is not None
+        assert teacher.cer is not None
+        points = 100 * (student.cer - teacher.cer)
+        direction = "more"
+        if points < 0:
+            direction = "fewer"
+        verdict = f"{abs(points):.1f} points {direction} than {teacher.model}'s {formatting.percent(teacher.cer)}"
+        # What would be written as 0.0 points.
+        if abs(points) < 0.05:
+            verdict = f"as many as {teacher.model}"
+        return (
+            f"With {formatting.percent(student.share, 0)} of the encoder parameters of {teacher.model}, "
+            f"{student.model} gets {formatting.percent(student.cer)} of the {student.split} characters wrong, "
+            f"{verdict}."
+        )
     best = by_error_rate[0]
     name = best.model[:1].upper() + best.model[1:]
     return f"{name} gets {formatting.percent(best.cer)} of the {best.split} characters wrong."
-
-
-def _compare(student: ResultRow, teacher: ResultRow) -> str:
-    assert student.cer is not None
-    assert teacher.cer is not None
-    points = 100 * (student.cer - teacher.cer)
-    direction = "more"
-    if points < 0:
-        direction = "fewer"
-    verdict = f"{abs(points):.1f} points {direction} than {teacher.model}'s {formatting.percent(teacher.cer)}"
-    # What would be written as 0.0 points.
-    if abs(points) < 0.05:
-        verdict = f"as many as {teacher.model}"
-    return (
-        f"With {formatting.percent(student.share, 0)} of the encoder parameters of {teacher.model}, "
-        f"{student.model} gets {formatting.percent(student.cer)} of the {student.split} characters wrong, "
-        f"{verdict}."
-    )
 
 
 def _summarize_stage(stage: StageData) -> dict[str, str]:
@@ -206,6 +206,7 @@ def _summarize_stage(stage: StageData) -> dict[str, str]:
         progress = f"step {stage.last_step:,}"
         if stage.planned_steps:
             progress += f" of {stage.planned_steps:,}"
+        # As on the axes of the figures.
         details.append(progress.replace(",", "\u202f"))
     num_restarts = len(stage.restart_steps)
     if num_restarts == 1:
@@ -213,18 +214,6 @@ def _summarize_stage(stage: StageData) -> dict[str, str]:
     elif num_restarts > 1:
         details.append(f"{num_restarts} restarts")
     return {"name": stage.name, "kind": stage.kind, "status": stage.status, "details": ", ".join(details)}
-
-
-def _expects_experts(recipe: dict[str, Any]) -> bool:
-    """Whether a stage of the recipe trains a model with experts."""
-    for stage in recipe.get("stages") or []:
-        if not isinstance(stage, dict):
-            continue
-        model = stage.get("model") or {}
-        encoder = model.get("encoder") or {}
-        if encoder.get("experts"):
-            return True
-    return False
 
 
 def time_spent(run_data: RunData, stage: StageData) -> TimeSpent | None:
@@ -253,6 +242,7 @@ def _describe_event(event: dict[str, Any]) -> dict[str, str]:
     moment = event.get("time")
     if isinstance(moment, int | float):
         when = time.strftime("%d %b %H:%M:%S", time.localtime(moment))
+    # An event has whatever its writer found worth telling.
     details = []
     for key, value in event.items():
         if key not in ("time", "event", "stage") and value is not None:

@@ -100,6 +100,7 @@ class ResultsTable:
         for column in zip(*lines, strict=True):
             widths.append(max(map(len, column)))
 
+        # Names are aligned at their beginning, numbers at their end.
         padded_lines = []
         for name, *numbers in lines:
             cells = [name.ljust(widths[0])]
@@ -152,6 +153,7 @@ def _teacher(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> str |
         for teacher in stage.get("teachers") or ():
             listed_teachers.append(teacher.get("model"))
 
+    # The shares refer to one model; of several teachers that is the first of those that were evaluated.
     for name in [*single_teachers, *listed_teachers, "teacher"]:
         if name in models:
             return name

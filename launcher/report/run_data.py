@@ -66,7 +66,7 @@ class StageData:
         """All metrics whose names begin so, sorted."""
         keys = set()
         for row in self.rows:
-            # Rows of training and of validation have different keys.
+            # Rows of training and of validation have different keys, so no row has them all.
             keys.update(key for key in row if key.startswith(prefix))
         return sorted(keys)
 
@@ -95,6 +95,18 @@ class RunData:
 
     def training_stages(self) -> list[StageData]:
         return [stage for stage in self.stages if stage.trains]
+
+    def plans_experts(self) -> bool:
+        """Whether a stage of the recipe trains a model with experts."""
+        for plan in self.recipe.get("stages") or []:
+            if not isinstance(plan, dict):
+                continue
+            # An empty mapping of YAML is null.
+            model = plan.get("model") or {}
+            encoder = model.get("encoder") or {}
+            if encoder.get("experts"):
+                return True
+        return False
 
 
 def average_load(stage: StageData) -> np.ndarray | None:
@@ -131,7 +143,14 @@ def read_run_data(run_dir: Path) -> RunData:
     except (OSError, UnicodeDecodeError) as error:
         gaps.append(f"{run.recipe_file.name} could not be read ({type(error).__name__}).")
         recipe_text = ""
-    recipe = _parse_recipe(recipe_text, gaps)
+    # As plain YAML and not through the recipe's schema: a recipe that is no longer valid still gets its report.
+    try:
+        recipe = yaml.safe_load(recipe_text) or {}
+    except yaml.YAMLError:
+        recipe = None
+    if not isinstance(recipe, dict):
+        gaps.append("recipe.yaml is not a recipe; stages are taken from the folders there are.")
+        recipe = {}
     try:
         events = run.events()
     except (OSError, ValueError) as error:
@@ -139,6 +158,7 @@ def read_run_data(run_dir: Path) -> RunData:
         events = []
 
     stages = []
+    # A stage of the recipe is listed before it has begun, too.
     for plan in _stage_plans(recipe, run_dir):
         stages.append(_read_stage(run.stage(plan["name"]), plan, events, gaps))
     models, examples = _read_evaluations(run, [stage.name for stage in stages], gaps)
@@ -162,24 +182,13 @@ def read_models(run_dir: Path) -> dict[str, dict[str, Any]]:
     return models
 
 
-def _parse_recipe(text: str, gaps: list[str]) -> dict[str, Any]:
-    # As plain YAML and not through the recipe's schema: a run of another version still gets its report.
-    try:
-        recipe = yaml.safe_load(text) or {}
-    except yaml.YAMLError:
-        recipe = None
-    if isinstance(recipe, dict):
-        return recipe
-    gaps.append("recipe.yaml is not a recipe; stages are taken from the folders there are.")
-    return {}
-
-
 def _stage_plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     """The stages of the recipe; without any, those that have recorded metrics."""
     plans = []
     for plan in recipe.get("stages") or []:
         if isinstance(plan, dict) and "name" in plan:
             plans.append(plan)
+    # A run whose recipe is lost still shows what it has learned.
     if not plans:
         for path in sorted(run_dir.glob("*/metrics.jsonl")):
             plans.append({"name": path.parent.name, "kind": "pretrain"})

@@ -42,6 +42,7 @@ for _index, _colour in enumerate(HEAT):
     CSS_VARIABLES[_colour] = f"--heat-{_index}"
 
 STYLE: dict[Any, Any] = {
+    # Text stays text, and not outlines: it can be searched, and takes the font of the page.
     "svg.fonttype": "none",
     # Names of models and stages may hold dollar signs.
     "text.parse_math": False,
@@ -51,6 +52,7 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.labelcolor": MUTED,
+    # No frame: the lines of the grid say enough.
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -72,6 +74,7 @@ STYLE: dict[Any, Any] = {
     "xtick.major.size": 3,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
+    # Points that lie on a line within half a pixel become one stroke, which makes pages smaller.
     "path.simplify_threshold": 0.5,
 }
 WIDE_IN = 4.8
