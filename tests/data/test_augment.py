@@ -25,7 +25,7 @@ def tone(hertz, seconds, rate_hz=16000):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20000), st.floats(0.5, 2.0))
-def test_a_changed_waveform_has_exactly_the_length_of_the_plan(samples, speed):
+def test_a_changed_waveform_has_exactly_the_length_that_the_sampler_says(samples, speed):
     length = round(samples / speed)
     changed = change_speed(np.ones(samples, np.float32), speed, length)
     assert changed.shape == (length,)

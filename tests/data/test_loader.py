@@ -1,6 +1,5 @@
-"""Batches of a plan, on real speech."""
+"""Batches of a sampler, on real speech."""
 
-import json
 import logging
 import subprocess
 import sys
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import ROOT
+from phrases import phrase_utterances
 
 import data.loader
-from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.features import FeaturesConfig
 from data.loader import Loader
@@ -23,32 +21,14 @@ from data.sampler import BatchesConfig, BatchSampler
 from data.shards import read_index, write_split
 from data.tokenizer import TokenizerConfig, token_lengths, train_tokenizer
 
-AELITA = ROOT / "data" / "embedded" / "aelita"
 LANES = 4
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Reader, tokenizer and plan over 120 phrases in nine shards."""
-    with (AELITA / "phrases.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:120]
-    utterances = [
-        Utterance(
-            row["id"],
-            (
-                Clip(
-                    AELITA / "audio" / f"{row['sentence']}.opus",
-                    row["start_s"],
-                    row["end_s"] - row["start_s"],
-                ),
-            ),
-            row["text"],
-            "train",
-        )
-        for row in rows
-    ]
+    """Reader, tokenizer and sampler over 120 phrases in nine shards."""
     folder = tmp_path_factory.mktemp("loader")
-    write_split(utterances, folder / "train", sample_rate_hz=16000, shard_seconds=30, seed=1)
+    write_split(phrase_utterances(120), folder / "train", sample_rate_hz=16000, shard_seconds=30, seed=1)
     index = read_index(folder / "train")
     tokenizer = train_tokenizer(index.transcripts(), TokenizerConfig(), folder / "tokenizer")
     return ShardReader(index), tokenizer, make_sampler(index, tokenizer)
@@ -114,16 +94,16 @@ def test_lanes_spread_over_processes_are_together_those_of_one_process(corpus, w
 # --- what a batch holds -------------------------------------------------------------------------------
 
 
-def test_a_batch_is_what_the_plan_says_padded_with_zeros(corpus):
+def test_a_batch_is_what_the_sampler_says_padded_with_zeros(corpus):
     reader, tokenizer, sampler = corpus
     keys = list(reader.index.keys())
     for step, lanes in enumerate(load(corpus, 0, sampler.steps_per_epoch)):
         for lane, batch in enumerate(lanes):
-            planned = sampler.micro_batch(step, lane)
+            spec = sampler.micro_batch(step, lane)
             assert (batch.step, batch.lane, batch.quarantined) == (step, lane, [])
-            assert batch.keys == [keys[utterance] for utterance in planned.utterances]
-            assert batch.samples_B.tolist() == planned.samples.tolist()
-            assert batch.waveforms_BS.shape == (len(planned.samples), max(planned.samples, default=0))
+            assert batch.keys == [keys[utterance] for utterance in spec.utterances]
+            assert batch.samples_B.tolist() == spec.samples.tolist()
+            assert batch.waveforms_BS.shape == (len(spec.samples), max(spec.samples, default=0))
             for row, text in enumerate(batch.texts):
                 length, samples = int(batch.token_lengths_B[row]), int(batch.samples_B[row])
                 assert tokenizer.decode(batch.tokens_BU[row, :length].tolist()) == text
@@ -187,11 +167,11 @@ def faulty(corpus, fault, *, workers=2, **options):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_utterance_is_left_out_and_named_and_the_others_stay_in_place(corpus, workers, caplog):
+def test_a_broken_utterance_is_skipped_and_named_and_the_others_stay_in_place(corpus, workers, caplog):
     sampler = corpus[2]
     num_steps = sampler.steps_per_epoch
-    planned = sampler.micro_batch(1, 2)
-    victim = int(planned.utterances[0])
+    spec = sampler.micro_batch(1, 2)
+    victim = int(spec.utterances[0])
     loader = faulty(corpus, broken(victim), workers=workers)
     with caplog.at_level(logging.WARNING):
         steps = list(loader.steps(0, num_steps))
@@ -200,7 +180,7 @@ def test_a_broken_utterance_is_left_out_and_named_and_the_others_stay_in_place(c
     assert steps[1][2].keys == sound[1][2].keys[1:]
     assert torch.equal(steps[1][2].samples_B, sound[1][2].samples_B[1:])
     # The padding goes with the longest one.
-    assert steps[1][2].waveforms_BS.shape[1] == planned.samples[1]
+    assert steps[1][2].waveforms_BS.shape[1] == spec.samples[1]
     steps[1][2] = sound[1][2]
     assert_same(steps, sound)
     assert (loader.utterances_broken, loader.utterances_seen) == (1, 120)

@@ -1,47 +1,22 @@
 """Utterances read from shards by their byte range."""
 
-import json
 import logging
 from dataclasses import replace
 
 import fsspec
 import numpy as np
 import pytest
-from paths import ROOT
+from phrases import phrase_utterances
 
-from data.audio import Clip, Utterance, read_audio
+from data.audio import read_audio
 from data.errors import DataError
 from data.reader import ShardReader, UtteranceError
 from data.shards import read_index, write_split
 
-AELITA = ROOT / "data" / "embedded" / "aelita"
-
-
-def utterances(count):
-    with (AELITA / "phrases.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:count]
-    return [
-        Utterance(
-            row["id"],
-            (
-                Clip(
-                    AELITA / "audio" / f"{row['sentence']}.opus",
-                    row["start_s"],
-                    row["end_s"] - row["start_s"],
-                ),
-            ),
-            row["text"],
-            "train",
-            speaker="narrator",
-            language="ru",
-        )
-        for row in rows
-    ]
-
 
 @pytest.fixture
 def split(tmp_path):
-    write_split(utterances(12), tmp_path / "train", sample_rate_hz=16000, shard_seconds=10, seed=1)
+    write_split(phrase_utterances(12), tmp_path / "train", sample_rate_hz=16000, shard_seconds=10, seed=1)
     return tmp_path / "train"
 
 
@@ -52,7 +27,7 @@ def quick(index):
 def test_every_utterance_is_the_recording_that_was_written(split):
     index = read_index(split)
     reader = ShardReader(index)
-    written = {utterance.key: utterance for utterance in utterances(12)}
+    written = {utterance.key: utterance for utterance in phrase_utterances(12)}
     examples = [reader.read(number) for number in reversed(range(len(index)))]
     assert [example.key for example in reversed(examples)] == list(index.keys())
     for example in examples:

@@ -1,8 +1,9 @@
-"""The plan of a run: what is read, when and by whom."""
+"""The sampler of a run: what is read, when and by which lane."""
 
 import time
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.sampler import BatchesConfig, BatchSampler, derive_seed
+from data.sampler import BatchesConfig, BatchSampler, cut_batches, derive_seed
 
 RATE_HZ = 1000
 SPEEDS = (0.9, 1.0, 1.1)
@@ -41,8 +42,8 @@ def random_durations_s(count):
 
 
 @st.composite
-def plan_factories(draw):
-    """Makes the same plan over a random corpus as often as it is called."""
+def sampler_factories(draw):
+    """Makes the same sampler over a random corpus as often as it is called."""
     durations_s = draw(st.lists(st.floats(0.05, 12.0), max_size=120))
     num_shards = draw(st.integers(1, 40))
     seed = draw(st.integers(0, 2**40))
@@ -59,10 +60,10 @@ def plan_factories(draw):
 def epoch_of(sampler, epoch):
     """Every micro-batch of an epoch: one list of lanes per step."""
     first = epoch * sampler.steps_per_epoch
-    return [
-        [sampler.micro_batch(step, lane) for lane in range(sampler.batches.lanes)]
-        for step in range(first, first + sampler.steps_per_epoch)
-    ]
+    steps = []
+    for step in range(first, first + sampler.steps_per_epoch):
+        steps.append([sampler.micro_batch(step, lane) for lane in range(sampler.batches.lanes)])
+    return steps
 
 
 def batches_of(sampler, epoch):
@@ -70,15 +71,14 @@ def batches_of(sampler, epoch):
 
 
 def content(batch):
-    arrays = (batch.utterances, batch.speeds, batch.samples)
-    return batch.step, batch.epoch, batch.lane, *(array.tolist() for array in arrays)
+    return {name: np.asarray(value).tolist() for name, value in vars(batch).items()}
 
 
-# --- what every plan promises -------------------------------------------------------------------------
+# --- what every sampler promises -------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
-@given(plan_factories(), st.integers(0, 2))
+@given(sampler_factories(), st.integers(0, 2))
 def test_every_utterance_is_read_exactly_once_per_epoch(factory, epoch):
     sampler = factory()
     read = [utterance for batch in batches_of(sampler, epoch) for utterance in batch.utterances.tolist()]
@@ -88,7 +88,7 @@ def test_every_utterance_is_read_exactly_once_per_epoch(factory, epoch):
 
 
 @settings(max_examples=60, deadline=None)
-@given(plan_factories())
+@given(sampler_factories())
 def test_a_micro_batch_stays_within_its_budget_unless_it_is_a_single_utterance(factory):
     sampler = factory()
     for batch in batches_of(sampler, 0):
@@ -96,14 +96,24 @@ def test_a_micro_batch_stays_within_its_budget_unless_it_is_a_single_utterance(f
         if size > 1:
             longest_s = batch.samples.max() / RATE_HZ
             cost_s = size * longest_s * (1 + longest_s / sampler.batches.attention_s)
-            # The plan counts whole samples: each cost loses less than one, the budget and attention_s half
+            # The sampler counts whole samples: each cost loses less than one, the budget and attention_s half
             # of one.
             assert cost_s <= sampler.batches.seconds * (1 + 1e-4) + (size + 1) / RATE_HZ
 
 
+@given(st.lists(st.integers(1, 9)))
+def test_a_batch_is_as_large_as_its_first_utterance_allows_and_the_last_one_takes_what_is_left(capacities):
+    """bounds[b + 1] == min(bounds[b] + capacities[bounds[b]], N), from 0 to N."""
+    bounds = cut_batches(np.array(capacities, dtype=np.int64)).tolist()
+    assert bounds[0] == 0
+    assert bounds[-1] == len(capacities)
+    for start, stop in pairwise(bounds):
+        assert stop == min(start + capacities[start], len(capacities))
+
+
 @settings(max_examples=40, deadline=None)
-@given(plan_factories(), st.data())
-def test_a_fresh_plan_answers_for_any_step_like_one_that_walked_there(factory, data):
+@given(sampler_factories(), st.data())
+def test_a_fresh_sampler_answers_for_any_step_like_one_that_walked_there(factory, data):
     walked = factory()
     steps = [step for epoch in range(3) for step in epoch_of(walked, epoch)]
     step = data.draw(st.integers(0, len(steps) - 1))
@@ -113,7 +123,7 @@ def test_a_fresh_plan_answers_for_any_step_like_one_that_walked_there(factory, d
 
 
 @settings(max_examples=40, deadline=None)
-@given(plan_factories())
+@given(sampler_factories())
 def test_the_totals_of_a_step_are_the_sums_over_its_lanes_and_never_empty(factory):
     sampler = factory()
     for step, lanes in enumerate(epoch_of(sampler, 0)):
@@ -126,7 +136,7 @@ def test_the_totals_of_a_step_are_the_sums_over_its_lanes_and_never_empty(factor
 
 
 @settings(max_examples=40, deadline=None)
-@given(plan_factories(), st.integers(0, 3))
+@given(sampler_factories(), st.integers(0, 3))
 def test_position_is_the_epoch_and_the_step_within_it(factory, epoch):
     sampler = factory()
     first = epoch * sampler.steps_per_epoch
@@ -162,7 +172,7 @@ def test_lanes_end_an_epoch_together_whatever_the_number_of_shards(num_shards):
 
 
 @settings(max_examples=60, deadline=None)
-@given(plan_factories(), st.integers(0, 3))
+@given(sampler_factories(), st.integers(0, 3))
 def test_a_lane_is_idle_only_where_utterances_are_fewer_than_slots(factory, epoch):
     sampler = factory()
     batches = batches_of(sampler, epoch)
@@ -226,22 +236,26 @@ def test_epochs_and_seeds_differ_in_lanes_company_and_speed():
     batches = BatchesConfig(lanes=4, seconds=40)
     sampler = make_sampler(random_durations_s(2000), 100, batches, seed=1)
     other = make_sampler(random_durations_s(2000), 100, batches, seed=2)
-    epochs = [batches_of(sampler, 0), batches_of(sampler, 1), batches_of(other, 0)]
-    company = [
-        {frozenset(batch.utterances.tolist()) for batch in epoch if len(batch.utterances) > 2} for epoch in epochs
-    ]
-    lane_of = [
-        {utterance: batch.lane for batch in epoch for utterance in batch.utterances.tolist()} for epoch in epochs
-    ]
-    speed_of = [
-        {one: speed for batch in epoch for one, speed in zip(batch.utterances.tolist(), batch.speeds, strict=True)}
-        for epoch in epochs
-    ]
-    for first, second in ((0, 1), (0, 2)):
-        assert len(company[first] & company[second]) < 0.01 * len(company[first])
+
+    def layout(batches):
+        """The sets of utterances that are a batch, and each utterance's lane and speed."""
+        company = set()
+        lanes = np.empty(2000)
+        speeds = np.empty(2000)
+        for batch in batches:
+            if len(batch.utterances) > 2:
+                company.add(frozenset(batch.utterances.tolist()))
+            lanes[batch.utterances] = batch.lane
+            speeds[batch.utterances] = batch.speeds
+        return company, lanes, speeds
+
+    company, lanes, speeds = layout(batches_of(sampler, 0))
+    for epoch in (batches_of(sampler, 1), batches_of(other, 0)):
+        other_company, other_lanes, other_speeds = layout(epoch)
+        assert len(company & other_company) < 0.01 * len(company)
         # A quarter stays in place by chance among four lanes, a third keeps its speed.
-        assert 0.1 < np.mean([lane_of[first][one] == lane_of[second][one] for one in range(2000)]) < 0.4
-        assert 0.28 < np.mean([speed_of[first][one] == speed_of[second][one] for one in range(2000)]) < 0.39
+        assert 0.1 < np.mean(lanes == other_lanes) < 0.4
+        assert 0.28 < np.mean(speeds == other_speeds) < 0.39
 
 
 def test_samples_follow_the_speed_and_batches_are_cut_after_it():
@@ -253,7 +267,7 @@ def test_samples_follow_the_speed_and_batches_are_cut_after_it():
         assert np.abs(batch.samples - exact).max(initial=0) <= 0.51
 
 
-def test_what_cannot_be_used_is_left_out_under_its_reason():
+def test_what_cannot_be_used_is_excluded_under_its_reason():
     sampler = make_sampler(
         [40.0, 5.0, 0.05, 0.42, 0.46],
         1,
@@ -265,7 +279,7 @@ def test_what_cannot_be_used_is_left_out_under_its_reason():
     assert reasons == {"too long": [0], "too short": [2], "infeasible for CTC": [3]}
 
 
-def test_utterances_without_a_transcript_are_used_unless_the_plan_is_told_which_have_one():
+def test_utterances_without_a_transcript_are_used_unless_the_sampler_gets_which_have_one():
     durations_s = [3.0, 4.0, 5.0, 6.0, 99.0]
     everything = make_sampler(durations_s, 1, BatchesConfig(lanes=1))
     transcribed = make_sampler(durations_s, 1, BatchesConfig(lanes=1), transcribed=np.array([1, 0, 1, 0, 0], bool))
@@ -292,7 +306,7 @@ def test_seeds_and_order_are_those_of_the_first_version():
     assert sampler.micro_batch(10, 1).samples.tolist() == [2591, 2621, 2367]
 
 
-def test_a_plan_of_a_million_utterances_is_opened_in_two_seconds():
+def test_a_sampler_of_a_million_utterances_is_opened_in_two_seconds():
     samples = random_durations_s(1_000_000)
     began = time.process_time()
     sampler = make_sampler(samples, 2000, BatchesConfig(lanes=64, seconds=200))

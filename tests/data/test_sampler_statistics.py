@@ -1,4 +1,4 @@
-"""What a plan does with a corpus, in numbers."""
+"""What a sampler does with a corpus, measured on one epoch."""
 
 import numpy as np
 import pytest
@@ -42,15 +42,15 @@ def test_neighbours_near_those_of_a_perfect_shuffle_as_pools_grow():
 
 def test_padding_is_the_share_of_audio_that_was_added():
     # Two lanes of one micro-batch each: 4 and 3 s, padded to 8 s; 2 and 1 s, padded to 4 s.
-    found = measure_sampling(make_sampler([4.0, 3.0, 2.0, 1.0], 1, BatchesConfig(lanes=2, seconds=10)))
-    assert (found.steps_per_epoch, found.utterances_per_micro_batch) == (1, 2.0)
-    assert found.padding == pytest.approx(1 - 10 / 12)
+    statistics = measure_sampling(make_sampler([4.0, 3.0, 2.0, 1.0], 1, BatchesConfig(lanes=2, seconds=10)))
+    assert (statistics.steps_per_epoch, statistics.utterances_per_micro_batch) == (1, 2.0)
+    assert statistics.padding == pytest.approx(1 - 10 / 12)
 
 
-def test_idle_lanes_and_what_is_left_out_are_counted():
+def test_idle_lanes_and_excluded_utterances_are_counted():
     sampler = make_sampler([2.0, 3.0, 40.0, 50.0, 0.01], 1, BatchesConfig(lanes=5))
-    found = measure_sampling(sampler)
-    assert (found.utterances, found.empty_micro_batches) == (2, 3)
-    assert found.excluded == {"too long": 2, "too short": 1, "infeasible for CTC": 0}
+    statistics = measure_sampling(sampler)
+    assert (statistics.utterances, statistics.empty_micro_batches) == (2, 3)
+    assert statistics.excluded == {"too long": 2, "too short": 1, "infeasible for CTC": 0}
     assert describe_excluded(sampler) == "3 of 5 utterances are excluded: 2 too long, 1 too short."
     assert describe_excluded(make_sampler([2.0, 3.0], 1, BatchesConfig())) == "0 of 2 utterances are excluded."

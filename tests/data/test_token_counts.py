@@ -1,4 +1,4 @@
-"""Token counts that are kept in a file."""
+"""Token counts that are stored in a file."""
 
 import json
 
@@ -52,8 +52,8 @@ def readings(monkeypatch):
     return seen
 
 
-def assert_counts(found, texts, tokenizer):
-    for counts, expected in zip(found, token_lengths(texts, tokenizer), strict=True):
+def assert_counts(counted, texts, tokenizer):
+    for counts, expected in zip(counted, token_lengths(texts, tokenizer), strict=True):
         assert counts.dtype == expected.dtype
         assert counts.tolist() == expected.tolist()
 

@@ -1,6 +1,5 @@
 """SentencePiece tokenizers."""
 
-import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -9,12 +8,11 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paths import ROOT
+from phrases import phrase_rows
 
 from data.errors import DataError
 from data.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig, token_lengths, train_tokenizer
 
-PHRASES = ROOT / "data" / "embedded" / "aelita" / "phrases.jsonl"
 KINDS = [
     TokenizerConfig(kind="char"),
     TokenizerConfig(kind="unigram", pieces=120),
@@ -25,8 +23,7 @@ ALPHABET = "abcdeё中,."
 
 @cache
 def phrases():
-    with PHRASES.open(encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+    return [row["text"] for row in phrase_rows()]
 
 
 @cache
