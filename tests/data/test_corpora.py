@@ -1,4 +1,4 @@
-"""The corpora: which utterances they give, what never mixes, and what `prepare` leaves and takes up again."""
+"""The corpora: which utterances they give, what never mixes, and what `prepare` writes and completes."""
 
 import itertools
 import json
@@ -154,7 +154,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_strings_join_takes_of_one_speaker_and_say_their_digits(recordings: Path) -> None:
     utterances, rejected = fsdd.select(FsddConfig(root=recordings, **FEW), 1)
     assert rejected == []
-    assert {split: len(found) for split, found in by_split(utterances).items()} == {
+    assert {split: len(strings) for split, strings in by_split(utterances).items()} == {
         "train": 30,
         "dev": 6,
         "test": 9,
@@ -169,17 +169,17 @@ def test_strings_join_takes_of_one_speaker_and_say_their_digits(recordings: Path
 
 def test_no_take_stands_in_two_splits(recordings: Path) -> None:
     splits = by_split(fsdd.select(FsddConfig(root=recordings, **FEW), 1).utterances)
-    takes = {
-        split: {int(clip.path.stem.split("_")[2]) for utterance in found for clip in utterance.clips}
-        for split, found in splits.items()
-    }
+    takes = {}
+    for split, strings in splits.items():
+        clips = itertools.chain.from_iterable(string.clips for string in strings)
+        takes[split] = {int(clip.path.stem.split("_")[2]) for clip in clips}
     assert takes == {"test": {0, 4}, "dev": {5, 9}, "train": {10, 49}}
 
 
 def test_a_held_out_speaker_is_heard_in_test_unseen_only(recordings: Path) -> None:
     config = FsddConfig(root=recordings, held_out_speakers=("bob",), **FEW)
     splits = by_split(fsdd.select(config, 1).utterances)
-    assert {split: {u.speaker for u in found} for split, found in splits.items()} == {
+    assert {split: {string.speaker for string in strings} for split, strings in splits.items()} == {
         "train": {"ada", "cyd"},
         "dev": {"ada", "cyd"},
         "test": {"ada", "cyd"},
@@ -252,7 +252,7 @@ def write_manifest(root: Path, rows: list[dict]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "normalised"),
     [
         ("Hello,  World!", "hello world"),
         ("don’t — 'quote'", "don't quote"),
@@ -262,8 +262,8 @@ def write_manifest(root: Path, rows: list[dict]) -> Path:
         ("...", ""),
     ],
 )
-def test_normalisation_removes_punctuation_and_nothing_of_words(text: str, kept: str) -> None:
-    assert normalize_text(text, lower=True, punctuation=False) == kept
+def test_normalisation_removes_punctuation_and_nothing_of_words(text: str, normalised: str) -> None:
+    assert normalize_text(text, lower=True, punctuation=False) == normalised
 
 
 @given(st.text())
@@ -345,16 +345,11 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
 
 @pytest.fixture
 def mixed_manifest(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "id": f"{split}{number}",
-            "audio": f"good{split}{number}.wav",
-            "text": f"text {number}",
-            "split": split,
-        }
-        for split in ("train", "test")
-        for number in range(6)
-    ]
+    rows = []
+    for split in ("train", "test"):
+        for number in range(6):
+            audio = f"good{split}{number}.wav"
+            rows.append({"id": f"{split}{number}", "audio": audio, "text": f"text {number}", "split": split})
     rows.insert(2, {"audio": "gone.wav", "text": "t"})
     rows.append({"audio": "good_silent.wav", "text": "?!"})
     rows.append({"audio": "broken.flac", "text": "t", "split": "train"})
@@ -373,7 +368,7 @@ def prepare_folder(manifest: Path, out_dir: Path, **changes):
 
 def test_prepare_writes_every_split_and_accounts_for_every_row(mixed_manifest: Path, tmp_path: Path) -> None:
     report = prepare_folder(mixed_manifest, tmp_path / "out")
-    assert {split: found.utterances for split, found in report.splits.items()} == {"train": 6, "test": 6}
+    assert {name: split.utterances for name, split in report.splits.items()} == {"train": 6, "test": 6}
     assert [row.line for row in report.rejected] == [3, 14, 15]
     lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == [3, 14, 15]

@@ -1,4 +1,4 @@
-"""What was computed for utterances, in tars beside their shards."""
+"""Precomputed arrays of utterances, in tars beside their shards."""
 
 import logging
 
@@ -24,7 +24,8 @@ SPEEDS = (0.9, 1.0)
 def split(tmp_path_factory) -> ShardIndex:
     """Nine recordings of noise in several shards."""
     folder = tmp_path_factory.mktemp("noise")
-    noise, utterances = np.random.default_rng(1), []
+    noise = np.random.default_rng(1)
+    utterances = []
     for number in range(9):
         path = folder / f"{number}.wav"
         soundfile.write(path, 0.1 * noise.standard_normal(8000 + 500 * number), 16000)
@@ -38,51 +39,52 @@ def arrays(utterance: int, column: int) -> dict[str, np.ndarray]:
     return {"states": states, "frames": np.array(20, np.int32)}
 
 
-def write(writer: SidecarWriter, shards: list[int], left_out: int | None = None) -> None:
+def write(writer: SidecarWriter, shards: list[int], skipped: int | None = None) -> None:
+    """Write some shards, except the sidecars of the utterance `skipped`."""
     keys = list(writer.split.keys())
     for shard in shards:
-        of = writer.utterances(shard)
-        places = {(row, column): arrays(of[row], column) for row in range(len(of)) for column in range(len(SPEEDS))}
-        kept = {place: found for place, found in places.items() if of[place[0]] != left_out}
-        writer.write(shard, keys[of.start : of.stop], kept)
+        utterances = writer.utterances(shard)
+        members = {}
+        for row, utterance in enumerate(utterances):
+            if utterance == skipped:
+                continue
+            for column in range(len(SPEEDS)):
+                members[row, column] = arrays(utterance, column)
+        writer.write(shard, keys[utterances.start : utterances.stop], members)
 
 
 @pytest.fixture
 def written(split, tmp_path) -> SidecarWriter:
-    tmp_path = tmp_path / "sidecars"
-    tmp_path.mkdir()
-    writer = SidecarWriter(split, tmp_path, SPEEDS)
+    writer = SidecarWriter(split, tmp_path / "sidecars", SPEEDS)
     assert writer.missing() == list(range(len(split.names)))
     write(writer, writer.missing())
     writer.finish()
     return writer
 
 
-def equal(found, expected) -> bool:
-    return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+def equal(arrays, expected) -> bool:
+    return arrays.keys() == expected.keys() and all(np.array_equal(arrays[name], expected[name]) for name in arrays)
 
 
 def test_every_utterance_has_at_every_speed_what_was_written(split, written):
     reader = open_sidecars(written.folder, split)
     for utterance, key in enumerate(split.keys()):
         for column, speed in enumerate(SPEEDS):
-            # The plan's speeds are float32.
+            # The sampler's speeds are float32.
             assert equal(reader.read(utterance, float(np.float32(speed)), key), arrays(utterance, column))
 
 
 def test_webdataset_reads_the_tars_with_the_keys_of_the_shards(split, written):
-    found = [
-        sample
-        for name in split.names
-        for sample in webdataset.WebDataset(str(written.folder / name), shardshuffle=False).decode()  # pyright: ignore
-    ]
-    assert [sample["__key__"] for sample in found] == list(split.keys())
-    for utterance, sample in enumerate(found):
+    samples = []
+    for name in split.names:
+        samples += webdataset.WebDataset(str(written.folder / name), shardshuffle=False).decode()  # pyright: ignore
+    assert [sample["__key__"] for sample in samples] == list(split.keys())
+    for utterance, sample in enumerate(samples):
         assert equal(dict(sample["speed-0.9.npz"]), arrays(utterance, 0))
         assert equal(dict(sample["speed-1.npz"]), arrays(utterance, 1))
 
 
-def test_what_a_kill_left_is_gone_on_with_and_gives_the_same_bytes(split, written, tmp_path):
+def test_after_a_kill_the_missing_shards_are_written_and_the_bytes_are_the_same(split, written, tmp_path):
     folder = tmp_path / "killed"
     folder.mkdir()
     first = SidecarWriter(split, folder, SPEEDS)
@@ -95,26 +97,32 @@ def test_what_a_kill_left_is_gone_on_with_and_gives_the_same_bytes(split, writte
     write(second, second.missing())
     second.finish()
     assert SidecarWriter(split, folder, SPEEDS).missing() == []
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        path.name: path.read_bytes() for path in written.folder.iterdir()
-    }
+    assert bytes_of(folder) == bytes_of(written.folder)
+
+
+def bytes_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("kind", ["flipped byte", "zeroed header", "truncated", "missing"])
 def test_damage_is_named_with_shard_key_and_offset_and_that_shard_alone_is_written_again(split, written, kind):
-    reader, victim = open_sidecars(written.folder, split), len(split) - 1
-    key, name = list(split.keys())[victim], split.names[-1]
-    path, offset, size = written.folder / name, int(reader.offset[victim, 1]), int(reader.size[victim, 1])
+    reader = open_sidecars(written.folder, split)
+    victim = len(split) - 1
+    key = list(split.keys())[victim]
+    name = split.names[-1]
+    path = written.folder / name
+    offset = int(reader.offset[victim, 1])
+    size = int(reader.size[victim, 1])
     content = bytearray(path.read_bytes())
     if kind == "missing":
         path.unlink()
     elif kind == "truncated":
         path.write_bytes(content[: offset + 600])
+    elif kind == "flipped byte":
+        content[offset + size // 2] ^= 0x10
+        path.write_bytes(content)
     else:
-        where = (
-            slice(offset + size // 2, offset + size // 2 + 1) if kind == "flipped byte" else slice(offset, offset + 512)
-        )
-        content[where] = bytes(byte ^ 0x10 if kind == "flipped byte" else 0 for byte in content[where])
+        content[offset : offset + 512] = bytes(512)
         path.write_bytes(content)
     with pytest.raises(UtteranceError, match=rf"utterance {key} at speed 1, at offset {offset} of .*{name}, is broken"):
         open_quickly(reader).read(victim, 1.0, key)
@@ -161,13 +169,13 @@ def test_the_loader_reads_them_with_the_audio_at_the_steps_where_they_are_needed
                 continue
             speeds = loader.sampler.micro_batch(batch.step, batch.lane).speeds.tolist()
             assert len(batch.sidecars["wise"]) == len(batch.keys) == len(speeds)
-            for key, speed, found in zip(batch.keys, speeds, batch.sidecars["wise"], strict=True):
-                assert equal(found, arrays(keys.index(key), 0 if speed < 0.95 else 1))
+            for key, speed, sidecar in zip(batch.keys, speeds, batch.sidecars["wise"], strict=True):
+                assert equal(sidecar, arrays(keys.index(key), 0 if speed < 0.95 else 1))
 
 
-def test_an_utterance_that_was_left_out_is_left_out_of_its_batch_and_named(split, tmp_path, caplog):
+def test_an_utterance_without_a_sidecar_is_skipped_in_its_batch_and_named(split, tmp_path, caplog):
     writer = SidecarWriter(split, tmp_path, SPEEDS)
-    write(writer, writer.missing(), left_out=4)
+    write(writer, writer.missing(), skipped=4)
     writer.finish()
     loader = make_loader(split, open_sidecars(tmp_path, split), workers=2)
     with caplog.at_level(logging.WARNING):
