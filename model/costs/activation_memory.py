@@ -1,24 +1,29 @@
 """The memory that a forward pass leaves for its backward pass, from shapes alone.
 
 Counted is every distinct storage that torch saves for a gradient, as its saved-tensor hooks see them, weights aside.
-What follows a matrix product has the precision of the products, routing and losses are fp32 always. Under autocast the
-weights themselves are saved once more, in its precision; those of experts are not. Dropout keeps a number per element,
-and under autocast SiLU its output, as on CPUs; on GPUs the one is a byte and the other is computed again, and what goes
-into norms stays fp32 there.
+What follows a matrix product has the precision of the products; routing and losses are fp32 always. Under autocast the
+weights themselves are saved once more, in its precision; those of experts are not.
 
-Shapes: D width, F feed-forward width, V vocabulary, E experts, K experts per frame, C channels.
+The counts are those of CPUs. There dropout saves a mask value per element, and under autocast SiLU its output. On GPUs
+the mask is a byte per element, SiLU is computed again, and the inputs of norms stay fp32.
+
+Shapes: B utterances, T encoder frames, U tokens, D width, F feed-forward width, V vocabulary, E experts, K experts per
+frame, C channels, W joint width. Counts are elements unless a name ends in _bytes.
 """
 
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.layers.subsampling import output_length
 from model.masked_prediction import MaskedPredictor, Model
 from model.moe.experts import ExpertStack
-from model.recognizer import Recognizer, RecognizerConfig
+from model.recognizer import Recognizer
 
 FP32, INT64 = 4, 8
+# A norm saves the mean and the inverse deviation of each frame, both fp32.
+NORM_STATISTICS = 2
 
 
 @dataclass(frozen=True)
@@ -32,134 +37,199 @@ class MicroBatchSize:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A micro-batch with what its numbers take and how wide its ends are."""
+    """A micro-batch, the bytes of an activation, and the sizes of the model's input and output."""
 
     batch: MicroBatchSize
     value_bytes: int
     mel_bins: int
     vocabulary: int
-    factor: int  # of subsampling
+    subsampling_factor: int
+
+    @property
+    def frames_per_utterance(self) -> int:
+        return output_length(self.batch.frames, self.subsampling_factor)
 
     @property
     def encoder_frames(self) -> int:
         """Of all utterances."""
-        return self.batch.utterances * output_length(self.batch.frames, self.factor)
+        return self.batch.utterances * self.frames_per_utterance
 
     @property
     def silu(self) -> int:
-        """How many numbers SiluLinear keeps for each of its inputs."""
+        """How many values SiluLinear saves for each of its inputs: under autocast its output too."""
         return 2 if self.value_bytes < FP32 else 1
 
     @property
-    def positions(self) -> int:
-        """Of the decoder: the tokens of all utterances, with one start or end each."""
+    def decoder_positions(self) -> int:
+        """Of all utterances: their tokens, with one start or end each."""
         return self.batch.utterances * (self.batch.tokens + 1)
 
 
 def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32) -> int:
     """Bytes that a training step's forward pass and loss keep for the backward pass of one micro-batch.
 
-    `value_bytes` are those of a number under autocast: 2, or 4 without. With activation checkpointing it is the inputs
-    of all layers and what one layer keeps while it is run again; a transducer adds one utterance's joint tensors.
+    `value_bytes` are those of an activation under autocast: 2, or 4 without. Under activation checkpointing it is the
+    inputs of all layers and what one layer keeps while it runs again; a transducer adds one utterance's joint tensors.
     """
     config = recognizer.config
     shape = _Shape(
-        batch,
-        value_bytes,
-        recognizer.mel_bins,
-        recognizer.vocabulary_size,
-        config.encoder.subsampling.factor,
+        batch=batch,
+        value_bytes=value_bytes,
+        mel_bins=recognizer.mel_bins,
+        vocabulary=recognizer.vocabulary_size,
+        subsampling_factor=config.encoder.subsampling.factor,
     )
-    total = _subsampling(config.encoder, shape) + _layers(config.encoder, shape)
-    total += (1 + len(config.intermediate_ctc)) * _ctc(shape)
-    total += shape.encoder_frames * config.encoder.width * value_bytes  # the last layer's output, read by all heads
+
+    total = _subsampling_bytes(config.encoder, shape)
+    total += _encoder_layers_bytes(config.encoder, shape)
+    # T D, once: the last layer's output, which all heads read.
+    total += shape.encoder_frames * config.encoder.width * value_bytes
+
+    num_ctc_losses = 1 + len(config.intermediate_ctc)
+    total += num_ctc_losses * _ctc_bytes(shape)
     if config.decoder:
-        total += _decoder(config, shape, config.decoder.layers)
+        total += _decoder_bytes(config.decoder, config.encoder.width, shape, config.decoder.layers)
         if config.decoder.right_to_left_layers:
-            total += _decoder(config, shape, config.decoder.right_to_left_layers)
+            total += _decoder_bytes(config.decoder, config.encoder.width, shape, config.decoder.right_to_left_layers)
     if config.transducer:
-        total += _transducer(config, shape)
+        total += _transducer_bytes(config.transducer.width, shape)
+
     if value_bytes < FP32:
-        total += value_bytes * _multiplied_parameters(recognizer)
+        total += _autocast_weight_bytes(recognizer, value_bytes)
     return total
 
 
-def _layers(encoder: EncoderConfig, shape: _Shape) -> int:
-    layer = _layer(encoder, shape)
-    if not encoder.activation_checkpointing:
-        return encoder.layers * layer
-    return encoder.layers * shape.encoder_frames * encoder.width * shape.value_bytes + layer
-
-
-def _layer(encoder: EncoderConfig, shape: _Shape) -> int:
-    """What one layer keeps: the values at each of its matrices, norms and products."""
-    width, hidden = encoder.width, encoder.feedforward_width
-    # Inputs of five norms; norm, hidden; norm, packed and turned queries, keys, values, mixed frames; norm, gate,
-    # gated, convolved; norm before SiLU.
-    feedforward = width + shape.silu * hidden
-    values = 5 * width + feedforward + 7 * width + 5 * width + shape.silu * width
-    if encoder.dropout:
-        values += 4 * width
-    norms_and_attention = FP32 * (6 * 2 + encoder.heads)
-    second = _experts(encoder, shape) if encoder.experts else feedforward * shape.value_bytes
-    return shape.encoder_frames * (values * shape.value_bytes + norms_and_attention + second)
-
-
-def _experts(encoder: EncoderConfig, shape: _Shape) -> int:
-    """Bytes per frame: the router's input and probabilities, frames in the order of experts, indices."""
-    assert encoder.experts is not None
-    width, count, chosen = encoder.width, encoder.experts.count, encoder.experts.router.per_frame
-    routing = FP32 * (width + 2 * count + chosen + 2) + INT64 * 2 * chosen
-    if encoder.experts.router.jitter:
-        routing += FP32 * width
-    return routing + shape.value_bytes * (width + chosen * (3 * width + encoder.feedforward_width))
-
-
-def _subsampling(encoder: EncoderConfig, shape: _Shape) -> int:
-    halved_frames, halved_bins = -(-shape.batch.frames // 2), -(-shape.mel_bins // 2)
+def _subsampling_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
+    """The features, the frames of the first convolution (twice: its activation keeps them too) and of the last."""
+    channels = encoder.subsampling.channels
+    # The first convolution has a stride of 2 in both directions, rounded up.
+    halved_frames = -(-shape.batch.frames // 2)
+    halved_bins = -(-shape.mel_bins // 2)
     features = shape.batch.utterances * shape.batch.frames * shape.mel_bins
-    first = shape.batch.utterances * halved_frames * halved_bins * encoder.subsampling.channels
-    second = shape.encoder_frames * output_length(shape.mel_bins, shape.factor) * encoder.subsampling.channels
-    # The frames of the last convolution, in both orders; the depthwise ones are kept beside them.
+    first = shape.batch.utterances * halved_frames * halved_bins * channels
+
+    last_bins = output_length(shape.mel_bins, shape.subsampling_factor)
+    last = shape.encoder_frames * last_bins * channels
+    # [B, C, T, bins] and, for the projection, [B, T, C bins]; a separable one keeps its depthwise output beside them.
     copies = 3 if encoder.subsampling.convolutions == "separable" else 2
-    dropped = shape.encoder_frames * encoder.width if encoder.dropout else 0
-    return shape.value_bytes * (features + 2 * first + copies * second + dropped)
+
+    dropout = 0
+    if encoder.dropout:
+        dropout = shape.encoder_frames * encoder.width
+    return shape.value_bytes * (features + 2 * first + copies * last + dropout)
 
 
-def _ctc(shape: _Shape) -> int:
+def _encoder_layers_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
+    one_layer = _encoder_layer_bytes(encoder, shape)
+    if not encoder.activation_checkpointing:
+        return encoder.layers * one_layer
+    # L T D of inputs, and one layer at a time that runs again.
+    inputs = encoder.layers * shape.encoder_frames * encoder.width * shape.value_bytes
+    return inputs + one_layer
+
+
+def _encoder_layer_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
+    """What one Conformer layer keeps: the values at each of its matrices, norms and products."""
+    width = encoder.width
+    # D of the norm's output, F of the hidden units (2 F under autocast: SiLU's input and output).
+    feedforward = width + shape.silu * encoder.feedforward_width
+    # 5 D: the input of each of the five norms on the residual path.
+    values = 5 * width
+    # The first feed-forward module; the second one may be experts, below.
+    values += feedforward
+    # 7 D: norm; queries, keys and values; queries and keys rotated; the mixed frames.
+    values += 7 * width
+    # 5 D: norm; 2 D before the gate; gated; convolved. And D before the second activation, after a norm.
+    values += 5 * width + shape.silu * width
+    if encoder.dropout:
+        # 4 D: a mask after each of the four modules.
+        values += 4 * width
+
+    # Six norms, and log-sum-exp of each frame and head in attention.
+    statistics_bytes = FP32 * (6 * NORM_STATISTICS + encoder.heads)
+    if encoder.experts:
+        second_bytes = _experts_bytes_per_frame(encoder, shape)
+    else:
+        second_bytes = feedforward * shape.value_bytes
+    return shape.encoder_frames * (values * shape.value_bytes + statistics_bytes + second_bytes)
+
+
+def _experts_bytes_per_frame(encoder: EncoderConfig, shape: _Shape) -> int:
+    """The router's input and probabilities, frames in the order of experts, indices."""
+    assert encoder.experts is not None
+    width = encoder.width
+    count = encoder.experts.count
+    per_frame = encoder.experts.router.per_frame
+    # fp32: D of the router's input, 2 E + K + 2 of logits and probabilities.
+    routing_bytes = FP32 * (width + 2 * count + per_frame + 2)
+    # 2 K indices: from frames to the order of experts and back.
+    routing_bytes += INT64 * 2 * per_frame
+    if encoder.experts.router.jitter:
+        # D: the router's input before its jitter.
+        routing_bytes += FP32 * width
+    # D of the norm's output; 3 D + F for each of the K experts that a frame passes.
+    values = width + per_frame * (3 * width + encoder.feedforward_width)
+    return routing_bytes + shape.value_bytes * values
+
+
+def _ctc_bytes(shape: _Shape) -> int:
     """Log probabilities, and the sums over alignments that end at each frame and place between tokens."""
-    return FP32 * shape.encoder_frames * (shape.vocabulary + 2 * shape.batch.tokens + 1)
+    # T V of log probabilities, T (2 U + 1) of forward variables.
+    num_states = 2 * shape.batch.tokens + 1
+    return FP32 * shape.encoder_frames * (shape.vocabulary + num_states)
 
 
-def _decoder(config: RecognizerConfig, shape: _Shape, num_layers: int) -> int:
-    decoder, width = config.decoder, config.encoder.width
-    assert decoder is not None
-    # Norms; queries, keys, values and mixed tokens of both attentions; feed-forward.
-    values = 3 * width + 7 * width + 3 * width + (width + shape.silu * decoder.feedforward_width)
+def _decoder_bytes(decoder: DecoderConfig, width: int, shape: _Shape, num_layers: int) -> int:
+    """The layers of a Transformer decoder and its output with the loss."""
+    # 3 D: the inputs of three norms.
+    values = 3 * width
+    # 7 D of self-attention: norm, queries, keys, values, mixed tokens.
+    values += 7 * width
+    # 3 D of cross-attention: norm, queries, the mixed frames.
+    values += 3 * width
+    # Feed-forward: norm and hidden units.
+    values += width + shape.silu * decoder.feedforward_width
     if decoder.dropout:
         values += 3 * width
-    by_position = shape.value_bytes * values + FP32 * (3 * 2 + 2 * decoder.heads)
+    # Three norms, and log-sum-exp of each head in both attentions.
+    statistics_bytes = FP32 * (3 * NORM_STATISTICS + 2 * decoder.heads)
+    by_position = shape.value_bytes * values + statistics_bytes
+    # 2 D per encoder frame: keys and values of cross-attention.
     by_frame = shape.value_bytes * 2 * width
-    layers = num_layers * (shape.positions * by_position + shape.encoder_frames * by_frame)
-    output = shape.positions * (2 * width * shape.value_bytes + FP32 * (shape.vocabulary + 2) + INT64)
-    return layers + output
+    layers = num_layers * (shape.decoder_positions * by_position + shape.encoder_frames * by_frame)
+
+    # Last norm's input and output; log probabilities and the norm's statistics; targets.
+    output_by_position = 2 * width * shape.value_bytes + FP32 * (shape.vocabulary + NORM_STATISTICS) + INT64
+    return layers + shape.decoder_positions * output_by_position
 
 
-def _transducer(config: RecognizerConfig, shape: _Shape) -> int:
-    """The prediction network's values, and one utterance's joint: sums, their tanh, logits and the loss's gradient."""
-    assert config.transducer is not None
-    width = config.transducer.width
-    kept = shape.value_bytes * width * (shape.encoder_frames + 3 * shape.positions)
-    pairs = output_length(shape.batch.frames, shape.factor) * (shape.batch.tokens + 1)
-    return kept + pairs * (shape.value_bytes * 2 * width + FP32 * 2 * shape.vocabulary)
+def _transducer_bytes(width: int, shape: _Shape) -> int:
+    """The projected frames and the prediction network's values, and the joint tensors of one utterance."""
+    # T W of frames; 3 (U + 1) W of the prediction network.
+    values = width * (shape.encoder_frames + 3 * shape.decoder_positions)
+    # The loss takes one utterance after the other, so that the joint tensors of one exist at a time.
+    pairs = shape.frames_per_utterance * (shape.batch.tokens + 1)
+    # Per pair 2 W of sums and their tanh, V logits and the loss's V gradients.
+    by_pair = shape.value_bytes * 2 * width + FP32 * 2 * shape.vocabulary
+    return shape.value_bytes * values + pairs * by_pair
 
 
-def _multiplied_parameters(recognizer: Recognizer) -> int:
-    """The elements of all matrices and convolutions of which autocast's copy is kept, once per forward pass. Experts
-    keep none, but for their grouped product on GPUs, which is not counted."""
-    stacks = [module for module in recognizer.modules() if isinstance(module, ExpertStack)]
-    left_out = {id(p) for stack in stacks for p in stack.parameters()}
-    return sum(p.numel() for p in recognizer.parameters() if p.ndim > 1 and id(p) not in left_out)
+def _autocast_weight_bytes(recognizer: Recognizer, value_bytes: int) -> int:
+    """Autocast's copies of all matrices and convolutions, made once per forward pass.
+
+    Experts keep none, but for their grouped product on GPUs, which is not counted.
+    """
+    expert_weights: set[int] = set()
+    for module in recognizer.modules():
+        if isinstance(module, ExpertStack):
+            expert_weights.update(id(parameter) for parameter in module.parameters())
+
+    numel = 0
+    for parameter in recognizer.parameters():
+        # Biases and norms have one dimension and are not converted.
+        if parameter.ndim > 1 and id(parameter) not in expert_weights:
+            numel += parameter.numel()
+    return value_bytes * numel
 
 
 def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
@@ -168,10 +238,21 @@ def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
     if isinstance(recognizer, MaskedPredictor):
         return False
     encoder = recognizer.config.encoder
-    plain = encoder.positions == "rotary" and encoder.convolution_norm == "layer" and not encoder.stochastic_depth
-    plain = plain and not encoder.causal_convolution and encoder.subsampling.factor < 8
+    if encoder.positions != "rotary" or encoder.convolution_norm != "layer":
+        return False
+    if encoder.stochastic_depth or encoder.causal_convolution:
+        return False
+    # A factor of 8 has three convolutions; two are counted.
+    if encoder.subsampling.factor >= 8:
+        return False
     if encoder.experts:
         experts = encoder.experts
-        plain = plain and experts.placement == "second" and not experts.residual and not experts.capacity_factor
-    known = {"feedforward1", "attention", "convolution", "feedforward2", "dropout"}
-    return plain and all({name for name, _ in block.named_children()} == known for block in recognizer.encoder.blocks)
+        if experts.placement != "second" or experts.residual or experts.capacity_factor:
+            return False
+
+    standard = {"feedforward1", "attention", "convolution", "feedforward2", "dropout"}
+    for block in recognizer.encoder.blocks:
+        children = {name for name, _ in block.named_children()}
+        if children != standard:
+            return False
+    return True

@@ -1,13 +1,13 @@
 """How large a model is and how much it computes, part by part, in the ways that matter when blocks are shared and
 experts idle.
 
-unique: each tensor once, what is stored and updated. effective: what a model without sharing, of the same depth and
-with the same experts, would hold. activated: what one frame (in the decoder, one token) multiplies with on its way,
-each use counted; of an embedding one row.
+Parameters are counted three times. unique: each tensor once, what is stored and updated. effective: what a model
+without sharing, of the same depth and with the same experts, would hold. activated: what one frame (in the decoder, one
+token) multiplies with on its way, each use counted; of an embedding one row.
 
-Operations are those of matrix products, convolutions and attention, a multiplication with its addition as two; norms,
-activations, softmax, positions and the dynamic programs of losses are left out, as torch's FlopCounterMode leaves them
-out. They follow from shapes: a model on the meta device will do.
+Operations are those of matrix products, convolutions and attention. A multiplication with its addition counts as two.
+Norms, activation functions, softmax, positions and the dynamic programs of losses do not count, as they do not in
+torch's FlopCounterMode. Operations follow from shapes: a model on the meta device will do.
 """
 
 from collections import Counter
@@ -24,15 +24,17 @@ from model.layers.attention import RelativePositions, RelativeSelfAttention, Rot
 from model.layers.batch_norm import FrameBatchNorm
 from model.layers.subsampling import ConvolutionSubsampling, output_length
 from model.masked_prediction import MaskedPredictor, Model
-from model.moe.experts import ExpertStack, MixtureOfExperts
+from model.moe.experts import MixtureOfExperts
 from model.moe.router import Router
 from model.recognizer import Recognizer
 from model.transducer import JointNetwork, Transducer
 
 # Parts that the children of a block belong to, where that is not their own name.
 PART_OF_CHILD = {"feedforward1": "feedforward", "feedforward2": "feedforward"}
-# What only passes numbers on, or multiplies each by one other.
+# Modules that only look up, normalise or rotate: at most a factor per element, which is not counted.
 WITHOUT_PRODUCTS = (nn.LayerNorm, FrameBatchNorm, nn.Embedding, nn.Dropout, RotaryPositions, RelativePositions)
+# A multiplication and its addition.
+MULTIPLY_ADD = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class PartCounts:
 
     def __add__(self, other: "PartCounts") -> "PartCounts":
         return PartCounts(
-            self.unique + other.unique, self.effective + other.effective, self.activated + other.activated
+            unique=self.unique + other.unique,
+            effective=self.effective + other.effective,
+            activated=self.activated + other.activated,
         )
 
 
@@ -62,11 +66,15 @@ class ParameterCounts:
         return asdict(self)
 
 
+# --- parameters ----------------------------------------------------------------------------------------------------
+
+
 def count_parameters(recognizer: Model) -> ParameterCounts:
     """Count a model, which may live on the meta device."""
-    encoder = _add(_by_part(_encoder_parts(recognizer.encoder), _per_frame(recognizer)).values())
+    counts = _count_by_part(_encoder_parts(recognizer.encoder), _experts_per_frame(recognizer))
+    encoder = sum(counts.values(), start=PartCounts(0, 0, 0))
     return ParameterCounts(
-        parameters=_unique(recognizer),
+        parameters=_num_parameters(recognizer),
         encoder_parameters=encoder.unique,
         effective_encoder_parameters=encoder.effective,
         activated_encoder_parameters=encoder.activated,
@@ -75,74 +83,11 @@ def count_parameters(recognizer: Model) -> ParameterCounts:
 
 def count_parts(recognizer: Model) -> dict[str, PartCounts]:
     """The parameters of each part; they add up to those of the whole model."""
-    return _by_part(_parts(recognizer), _per_frame(recognizer))
-
-
-def forward_operations(recognizer: Model, num_frames: int, num_tokens: int) -> dict[str, int]:
-    """Floating-point operations of one utterance's forward pass, by part.
-
-    `num_frames` are frames of features, all of them valid. With `num_tokens` 0 what reads tokens (decoder, transducer)
-    does not run.
-    """
-    sizes = _Sizes.of(recognizer, num_frames, num_tokens)
-    operations: Counter[str] = Counter()
-    for part, module, uses in _parts(recognizer):
-        operations[part] += uses * _operations(module, sizes.frames, sizes)
-    return dict(operations)
-
-
-def encoder_operations(recognizer: Model, num_frames: int) -> int:
-    """Floating-point operations of the encoder's forward pass over one utterance."""
-    sizes = _Sizes.of(recognizer, num_frames, 0)
-    return sum(
-        uses * _operations(module, sizes.frames, sizes) for _, module, uses in _encoder_parts(recognizer.encoder)
-    )
-
-
-def training_operations(
-    recognizer: Recognizer, num_frames: int, num_tokens: int, teachers: Sequence[Recognizer] = ()
-) -> int:
-    """Floating-point operations of one utterance in a training step, with the forward passes of its teachers.
-
-    A backward pass costs two forward ones: the gradients of inputs and of weights. What is computed again on the way
-    (layers under activation checkpointing, the joint network always) costs one more.
-    """
-    config = recognizer.config
-    forward = Counter(forward_operations(recognizer, num_frames, num_tokens))
-    forward["ctc"] *= 1 + len(config.intermediate_ctc)
-    total = 3 * forward.total() + _recomputed(recognizer, num_frames)
-    sizes = _Sizes.of(recognizer, num_frames, num_tokens)
-    if recognizer.transducer is not None:
-        total += _operations(recognizer.transducer.joint, sizes.frames, sizes)
-    return total + sum(sum(forward_operations(teacher, num_frames, num_tokens).values()) for teacher in teachers)
-
-
-def masked_operations(model: MaskedPredictor, num_frames: int, masked_share: float) -> tuple[dict[str, float], float]:
-    """Floating-point operations of one utterance by part, in a forward pass, and all of them in a training step.
-
-    Heads and quantizer work at the share of the frames that is masked; the quantizer has no backward pass.
-    """
-    parts: dict[str, float] = dict(forward_operations(model, num_frames, 0))
-    masked_frames = masked_share * _Sizes.of(model, num_frames, 0).frames
-    quantizer = model.quantizer.projections_QIP.numel() + model.quantizer.codes_QCP.numel()
-    parts |= {"heads": masked_share * parts["heads"], "quantizer": 2 * quantizer * masked_frames}
-    training = 3 * sum(parts.values()) - 2 * parts["quantizer"] + _recomputed(model, num_frames)
-    return parts, training
-
-
-def _recomputed(recognizer: Model, num_frames: int) -> int:
-    """Operations of the layers that run once more in the backward pass, under activation checkpointing."""
-    if not recognizer.config.encoder.activation_checkpointing:
-        return 0
-    sizes = _Sizes.of(recognizer, num_frames, 0)
-    return encoder_operations(recognizer, num_frames) - _operations(recognizer.encoder.subsampling, sizes.frames, sizes)
-
-
-# --- parts ---------------------------------------------------------------------------------------------------------
+    return _count_by_part(_parts(recognizer), _experts_per_frame(recognizer))
 
 
 def _parts(recognizer: Model) -> Iterator[tuple[str, nn.Module, int]]:
-    """Each part's modules with the number of times that a pass uses them."""
+    """Each part's modules with the number of times that a forward pass uses them."""
     for name, child in recognizer.named_children():
         if isinstance(child, Encoder):
             yield from _encoder_parts(child)
@@ -151,64 +96,72 @@ def _parts(recognizer: Model) -> Iterator[tuple[str, nn.Module, int]]:
 
 
 def _encoder_parts(encoder: Encoder) -> Iterator[tuple[str, nn.Module, int]]:
-    uses = Counter(encoder.config.block_of_layer)
+    """The encoder's modules: a shared block, norm or router once, with as many uses as layers have it."""
+    layers_of_block = Counter(encoder.config.block_of_layer)
     for index, block in enumerate(encoder.blocks):
         for name, child in block.named_children():
-            part = "experts" if _has_experts(child) else PART_OF_CHILD.get(name, name)
-            yield part, child, uses[index]
-    layers = [cast(LayerParameters, layer) for layer in encoder.layers]
-    for norm, used in Counter(norm for layer in layers for norm in layer.norms().values()).items():
-        yield "norms", norm, used
-    for router, used in Counter(router for layer in layers for router in layer.routers()).items():
-        yield "routers", router, used
+            has_experts = any(isinstance(module, MixtureOfExperts) for module in child.modules())
+            part = "experts" if has_experts else PART_OF_CHILD.get(name, name)
+            yield part, child, layers_of_block[index]
+
+    norms: Counter[nn.Module] = Counter()
+    routers: Counter[nn.Module] = Counter()
+    for layer in encoder.layers:
+        parameters = cast(LayerParameters, layer)
+        norms.update(parameters.norms().values())
+        routers.update(parameters.routers())
+    for norm, uses in norms.items():
+        yield "norms", norm, uses
+    for router, uses in routers.items():
+        yield "routers", router, uses
+
+    # Blocks, and the holders of norms and routers, have been visited above.
+    visited = (encoder.blocks, encoder.layers, encoder.groups, encoder.common)
     for name, child in encoder.named_children():
-        if child not in (encoder.blocks, encoder.layers, encoder.groups, encoder.common):
+        if child not in visited:
             yield name, child, 1
 
 
-def _by_part(parts: Iterator[tuple[str, nn.Module, int]], per_frame: int) -> dict[str, PartCounts]:
+def _count_by_part(parts: Iterable[tuple[str, nn.Module, int]], experts_per_frame: int) -> dict[str, PartCounts]:
     counts: dict[str, PartCounts] = {}
     for part, module, uses in parts:
-        unique = _unique(module)
-        if unique:
-            once = _used_once(module)
-            effective = uses * (unique - once) + once
-            activated = uses * (_activated(module, per_frame) - once) + once
-            own = PartCounts(unique, effective, activated)
-            counts[part] = _add((counts.get(part, PartCounts(0, 0, 0)), own))
+        unique = _num_parameters(module)
+        if unique == 0:
+            continue
+        # A shared router holds an embedding row per layer, and each layer reads its own: sharing does not repeat them.
+        per_layer = 0
+        if isinstance(module, Router) and module.embedding is not None:
+            per_layer = module.embedding.numel()
+        module_counts = PartCounts(
+            unique=unique,
+            effective=uses * (unique - per_layer) + per_layer,
+            activated=uses * (_num_activated(module, experts_per_frame) - per_layer) + per_layer,
+        )
+        if part in counts:
+            module_counts = counts[part] + module_counts
+        counts[part] = module_counts
     return counts
 
 
-def _add(counts: Iterable[PartCounts]) -> PartCounts:
-    return sum(counts, start=PartCounts(0, 0, 0))
-
-
-def _has_experts(module: nn.Module) -> bool:
-    return any(isinstance(inner, MixtureOfExperts) for inner in module.modules())
-
-
-def _per_frame(recognizer: Model) -> int:
+def _experts_per_frame(recognizer: Model) -> int:
     """Experts that a frame is sent to; 0 without experts."""
     experts = recognizer.config.encoder.experts
-    return experts.router.per_frame if experts else 0
+    if experts is None:
+        return 0
+    return experts.router.per_frame
 
 
-def _unique(module: nn.Module) -> int:
+def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _used_once(module: nn.Module) -> int:
-    """Of a router's embeddings every layer uses its own."""
-    once = module.embedding if isinstance(module, Router) else None
-    return 0 if once is None else once.numel()
-
-
-def _activated(module: nn.Module, per_frame: int) -> int:
+def _num_activated(module: nn.Module, experts_per_frame: int) -> int:
     """What one frame or token multiplies with: of experts those it is sent to, of an embedding one row."""
-    total = _unique(module)
+    total = _num_parameters(module)
     for inner in module.modules():
         if isinstance(inner, MixtureOfExperts):
-            total -= _unique(inner) - _unique(inner) // inner.num_experts * per_frame
+            all_experts = _num_parameters(inner)
+            total -= all_experts - all_experts // inner.num_experts * experts_per_frame
         if isinstance(inner, nn.Embedding):
             total -= inner.weight.numel() - inner.embedding_dim
     return total
@@ -217,29 +170,106 @@ def _activated(module: nn.Module, per_frame: int) -> int:
 # --- operations ----------------------------------------------------------------------------------------------------
 
 
+def forward_operations(recognizer: Model, num_frames: int, num_tokens: int) -> dict[str, int]:
+    """Floating-point operations of one utterance's forward pass, by part.
+
+    `num_frames` are frames of features, all of them valid. With `num_tokens` 0 what reads tokens (decoder, transducer)
+    does not run.
+    """
+    sizes = _utterance_sizes(recognizer, num_frames, num_tokens)
+    operations: Counter[str] = Counter()
+    for part, module, uses in _parts(recognizer):
+        operations[part] += uses * _operations(module, sizes.encoder_frames, sizes)
+    return dict(operations)
+
+
+def encoder_operations(recognizer: Model, num_frames: int) -> int:
+    """Floating-point operations of the encoder's forward pass over one utterance."""
+    sizes = _utterance_sizes(recognizer, num_frames, 0)
+    total = 0
+    for _, module, uses in _encoder_parts(recognizer.encoder):
+        total += uses * _operations(module, sizes.encoder_frames, sizes)
+    return total
+
+
+def training_operations(
+    recognizer: Recognizer, num_frames: int, num_tokens: int, teachers: Sequence[Recognizer] = ()
+) -> int:
+    """Floating-point operations of one utterance in a training step, with the forward passes of its teachers.
+
+    A backward pass costs two forward passes: the gradients of inputs and of weights. What is recomputed in it (layers
+    under activation checkpointing, the joint network always) costs one more.
+    """
+    forward = Counter(forward_operations(recognizer, num_frames, num_tokens))
+    # Every intermediate CTC loss applies the CTC head once more.
+    forward["ctc"] *= 1 + len(recognizer.config.intermediate_ctc)
+    total = 3 * forward.total()
+
+    total += _recomputed_operations(recognizer, num_frames)
+    if recognizer.transducer is not None:
+        sizes = _utterance_sizes(recognizer, num_frames, num_tokens)
+        total += _joint_network(recognizer.transducer.joint, sizes)
+
+    for teacher in teachers:
+        total += sum(forward_operations(teacher, num_frames, num_tokens).values())
+    return total
+
+
+def masked_operations(model: MaskedPredictor, num_frames: int, masked_share: float) -> tuple[dict[str, float], float]:
+    """Floating-point operations of one utterance by part, in a forward pass, and all of them in a training step.
+
+    Heads and quantizer work at the share of the frames that is masked.
+    """
+    parts: dict[str, float] = dict(forward_operations(model, num_frames, 0))
+    masked_frames = masked_share * _utterance_sizes(model, num_frames, 0).encoder_frames
+    parts["heads"] = masked_share * parts["heads"]
+
+    # Per frame a projection, and a distance to every code of every codebook.
+    quantizer = model.quantizer.projections_QIP.numel() + model.quantizer.codes_QCP.numel()
+    parts["quantizer"] = MULTIPLY_ADD * quantizer * masked_frames
+
+    # The quantizer is fixed: it has no backward pass, which is 2 of the 3.
+    training = 3 * sum(parts.values()) - 2 * parts["quantizer"] + _recomputed_operations(model, num_frames)
+    return parts, training
+
+
+def _recomputed_operations(recognizer: Model, num_frames: int) -> int:
+    """Operations of the layers that run once more in the backward pass, under activation checkpointing."""
+    if not recognizer.config.encoder.activation_checkpointing:
+        return 0
+    # Layers are checkpointed, the subsampling before them is not.
+    sizes = _utterance_sizes(recognizer, num_frames, 0)
+    subsampling = _operations(recognizer.encoder.subsampling, sizes.encoder_frames, sizes)
+    return encoder_operations(recognizer, num_frames) - subsampling
+
+
 @dataclass(frozen=True)
-class _Sizes:
-    """Of one utterance: feature frames, encoder frames, mel bins, tokens (0: what reads tokens does not run), and the
-    experts that a frame is sent to."""
+class _UtteranceSizes:
+    """What the operations of one utterance depend on; with `tokens` 0 what reads tokens does not run."""
 
     feature_frames: int
-    frames: int
+    encoder_frames: int
     mel_bins: int
     tokens: int
-    per_frame: int
+    experts_per_frame: int
 
-    @classmethod
-    def of(cls, recognizer: Model, num_frames: int, num_tokens: int) -> "_Sizes":
-        return cls(
-            num_frames,
-            output_length(num_frames, recognizer.encoder.subsampling.factor),
-            recognizer.mel_bins,
-            num_tokens,
-            _per_frame(recognizer),
-        )
+    @property
+    def decoder_positions(self) -> int:
+        """The tokens and the start (in targets: the end) of the text."""
+        return self.tokens + 1
 
 
-def _operations(module: nn.Module, positions: int, sizes: _Sizes) -> int:
+def _utterance_sizes(recognizer: Model, num_frames: int, num_tokens: int) -> _UtteranceSizes:
+    return _UtteranceSizes(
+        feature_frames=num_frames,
+        encoder_frames=output_length(num_frames, recognizer.encoder.subsampling.factor),
+        mel_bins=recognizer.mel_bins,
+        tokens=num_tokens,
+        experts_per_frame=_experts_per_frame(recognizer),
+    )
+
+
+def _operations(module: nn.Module, positions: int, sizes: _UtteranceSizes) -> int:
     """Operations of one use of a module over so many frames or tokens.
 
     Raises TypeError for a module with parameters of its own that is not known here: guessing would be worse.
@@ -247,63 +277,109 @@ def _operations(module: nn.Module, positions: int, sizes: _Sizes) -> int:
     if isinstance(module, WITHOUT_PRODUCTS):
         return 0
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, Router)):
-        return 2 * module.weight.numel() * positions
+        # 2 x in x out per position; of a convolution kernel x in / groups x out, which its weight holds.
+        return MULTIPLY_ADD * module.weight.numel() * positions
     if isinstance(module, MixtureOfExperts):
-        return sizes.per_frame * _expert_operations(module.experts) * positions
+        return _experts(module, positions, sizes)
     if isinstance(module, JointNetwork):
-        return 2 * module.weight.numel() * sizes.frames * (sizes.tokens + 1) if sizes.tokens else 0
+        return _joint_network(module, sizes)
     if isinstance(module, RelativeSelfAttention):
-        return _relative_attention_operations(module, positions)
-    if next(module.parameters(recurse=False), None) is not None:
+        return _relative_self_attention(module, positions)
+
+    # All known modules with parameters of their own stand above; those below hold them in children.
+    has_own_parameters = next(module.parameters(recurse=False), None) is not None
+    if has_own_parameters:
         raise TypeError(f"the operations of {type(module).__name__} are not known: add it to model/costs/flops.py")
+
     if isinstance(module, ConvolutionSubsampling):
-        return _subsampling_operations(module, sizes)
+        return _subsampling(module, sizes)
     if isinstance(module, Decoder):
-        return _children(module, sizes.tokens + 1, sizes) if sizes.tokens else 0
+        return _decoder(module, sizes)
     if isinstance(module, Transducer):
-        return _transducer_operations(module, sizes) if sizes.tokens else 0
+        return _transducer(module, sizes)
     if isinstance(module, SelfAttention):
-        return _children(module, positions, sizes) + _attention(positions, positions, module.output.in_features)
+        projections = _children(module, positions, sizes)
+        return projections + _attention(positions, positions, module.output.in_features)
     if isinstance(module, CrossAttention):
-        by_token = 2 * (module.query.weight.numel() + module.output.weight.numel()) * positions
-        by_frame = 2 * module.key_value.weight.numel() * sizes.frames
-        return by_token + by_frame + _attention(positions, sizes.frames, module.output.in_features)
+        return _cross_attention(module, positions, sizes)
     return _children(module, positions, sizes)
 
 
-def _children(module: nn.Module, positions: int, sizes: _Sizes) -> int:
+def _children(module: nn.Module, positions: int, sizes: _UtteranceSizes) -> int:
     return sum(_operations(child, positions, sizes) for child in module.children())
 
 
 def _attention(queries: int, keys: int, width: int) -> int:
     """Scores and mixing, over all heads; a mask or causality saves nothing here."""
-    return 2 * 2 * queries * keys * width
+    # 2 Q K D for queries x keys, and 2 Q K D for probabilities x values.
+    scores = MULTIPLY_ADD * queries * keys * width
+    mixing = MULTIPLY_ADD * queries * keys * width
+    return scores + mixing
 
 
-def _relative_attention_operations(module: RelativeSelfAttention, frames: int) -> int:
+def _relative_self_attention(module: RelativeSelfAttention, frames: int) -> int:
     """Beside plain attention: the encodings of all offsets through a matrix, and a score for each."""
-    width, offsets = module.output.in_features, 2 * frames - 1
-    matrices = 2 * frames * (module.query_key_value.weight.numel() + module.output.weight.numel())
-    offset_scores = 2 * offsets * (module.position.weight.numel() + frames * width)
-    return matrices + offset_scores + _attention(frames, frames, width)
+    width = module.output.in_features
+    # Offsets from -(T - 1) to T - 1.
+    offsets = 2 * frames - 1
+    # 2 T x 4 D^2: queries, keys and values in one matrix, and the output.
+    num_weights = module.query_key_value.weight.numel() + module.output.weight.numel()
+    projections = MULTIPLY_ADD * frames * num_weights
+    # 2 (2 T - 1) D^2 for the encodings, and 2 T (2 T - 1) D for a score per query and offset.
+    offset_encodings = MULTIPLY_ADD * offsets * module.position.weight.numel()
+    offset_scores = MULTIPLY_ADD * offsets * frames * width
+    return projections + offset_encodings + offset_scores + _attention(frames, frames, width)
 
 
-def _expert_operations(stack: ExpertStack) -> int:
-    """Of one frame and one expert."""
-    return 2 * (stack.w1[0].numel() + stack.w2[0].numel())
+def _cross_attention(module: CrossAttention, positions: int, sizes: _UtteranceSizes) -> int:
+    """Queries and output per token, keys and values per encoder frame."""
+    # 2 U x 2 D^2 by token, 2 S x 2 D^2 by frame.
+    by_token = MULTIPLY_ADD * (module.query.weight.numel() + module.output.weight.numel()) * positions
+    by_frame = MULTIPLY_ADD * module.key_value.weight.numel() * sizes.encoder_frames
+    return by_token + by_frame + _attention(positions, sizes.encoder_frames, module.output.in_features)
 
 
-def _subsampling_operations(module: ConvolutionSubsampling, sizes: _Sizes) -> int:
-    frames, bins = sizes.feature_frames, sizes.mel_bins
+def _experts(module: MixtureOfExperts, positions: int, sizes: _UtteranceSizes) -> int:
+    # K x (2 D F + 2 F D) per frame: of each stack one expert's matrices.
+    one_expert = MULTIPLY_ADD * (module.experts.w1[0].numel() + module.experts.w2[0].numel())
+    return sizes.experts_per_frame * one_expert * positions
+
+
+def _subsampling(module: ConvolutionSubsampling, sizes: _UtteranceSizes) -> int:
+    """The convolutions, in the order in which features pass them, and the projection to the encoder's width."""
+    frames = sizes.feature_frames
+    bins = sizes.mel_bins
     total = 0
     for convolution in module.modules():
-        # In the order in which features pass them; those of stride 1 keep the size.
         if isinstance(convolution, nn.Conv2d):
-            frames, bins = (-(-size // convolution.stride[0]) for size in (frames, bins))
-            total += 2 * convolution.weight.numel() * frames * bins
-    return total + 2 * module.projection.weight.numel() * frames
+            # A stride divides frames and bins, rounded up; pointwise convolutions have a stride of 1.
+            stride = convolution.stride[0]
+            frames = -(-frames // stride)
+            bins = -(-bins // stride)
+            # 2 x kernel^2 x in / groups x out at each place of the output.
+            total += MULTIPLY_ADD * convolution.weight.numel() * frames * bins
+    projection = MULTIPLY_ADD * module.projection.weight.numel() * frames
+    return total + projection
 
 
-def _transducer_operations(module: Transducer, sizes: _Sizes) -> int:
-    predictions = _children(module.prediction, sizes.tokens + 1, sizes)
-    return predictions + _operations(module.frames, sizes.frames, sizes) + _operations(module.joint, 0, sizes)
+def _decoder(module: Decoder, sizes: _UtteranceSizes) -> int:
+    if sizes.tokens == 0:
+        return 0
+    return _children(module, sizes.decoder_positions, sizes)
+
+
+def _transducer(module: Transducer, sizes: _UtteranceSizes) -> int:
+    """The prediction network over the text, the projection of frames, and the joint network over all pairs."""
+    if sizes.tokens == 0:
+        return 0
+    predictions = _children(module.prediction, sizes.decoder_positions, sizes)
+    frames = _operations(module.frames, sizes.encoder_frames, sizes)
+    return predictions + frames + _joint_network(module.joint, sizes)
+
+
+def _joint_network(module: JointNetwork, sizes: _UtteranceSizes) -> int:
+    if sizes.tokens == 0:
+        return 0
+    # 2 W V for each pair of S frames and U + 1 positions; tanh and the sum before it do not count.
+    pairs = sizes.encoder_frames * sizes.decoder_positions
+    return MULTIPLY_ADD * module.weight.numel() * pairs
