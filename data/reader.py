@@ -69,24 +69,24 @@ class RangeReader:
         if is_url(folder):
             self._filesystem, _ = fsspec.url_to_fs(str(folder))
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Path or URL of a file."""
         return f"{self.folder}/{name}"
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of a file, from `offset` on. RangeError when they cannot be read."""
-        place = self.place(name)
+        location = self.location(name)
         pause_s = self._first_pause_s
         for attempt in range(1, self._attempts + 1):
             try:
-                content = self._read_once(place, offset, size)
+                content = self._read_once(location, offset, size)
             except FileNotFoundError as error:
                 raise RangeError("its shard is not there") from error
             # Every remote file system raises errors of its own.
             except Exception as error:
                 if attempt == self._attempts:
                     raise RangeError(f"it could not be read in {attempt} attempts ({error!r})") from error
-                logger.warning("Reading %s failed (%r); next attempt in %.1f s.", place, error, pause_s)
+                logger.warning("Reading %s failed (%r); next attempt in %.1f s.", location, error, pause_s)
                 time.sleep(pause_s)
                 pause_s *= PAUSE_GROWTH
             else:
@@ -95,11 +95,11 @@ class RangeReader:
                 return content
         raise AssertionError("the last attempt returns or raises")
 
-    def _read_once(self, place: str, offset: int, size: int) -> bytes:
+    def _read_once(self, location: str, offset: int, size: int) -> bytes:
         if self._filesystem is not None:
-            return self._filesystem.cat_file(place, start=offset, end=offset + size)
+            return self._filesystem.cat_file(location, start=offset, end=offset + size)
         # Opened for each read, and without a buffer: threads share no position, and nothing beyond the range is read.
-        with open(place, "rb", buffering=0) as file:
+        with open(location, "rb", buffering=0) as file:
             return os.pread(file.fileno(), size, offset)
 
 
@@ -113,7 +113,7 @@ class ShardReader:
 
     def shard(self, utterance: int) -> str:
         """Path or URL of the shard that holds an utterance."""
-        return self.ranges.place(self.index.shard_name(utterance))
+        return self.ranges.location(self.index.shard_name(utterance))
 
     def read(self, utterance: int) -> Example:
         """The utterance at a position of the index. UtteranceError when it cannot be read."""

@@ -85,7 +85,7 @@ class SidecarReader:
             raise UtteranceError(
                 key,
                 f"The sidecar of utterance {key} at speed {speed:g}, at offset {offset} of "
-                f"{self.ranges.place(name)}, is broken: {reason}.",
+                f"{self.ranges.location(name)}, is broken: {reason}.",
             ) from error
 
 
