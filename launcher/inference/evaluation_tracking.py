@@ -42,10 +42,10 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
         tracker.table(lambda name=name, model=model: examples_table(f"examples/{name}", model["examples"], folder))
     tracker.artifacts(lambda: made_artifacts(context), used=False)
     tracker.close(TIMEOUT_S)
-    if tracker.unmirrored:
+    if tracker.num_dropped:
         logger.warning(
             "%d records of the evaluation were not shown; the logs in %s say why",
-            tracker.unmirrored,
+            tracker.num_dropped,
             context.folder.logs,
         )
 

@@ -1,4 +1,4 @@
-"""What a stage tells the outside: `metrics.jsonl`, the truth, and its mirrors in Weights & Biases and TensorBoard."""
+"""What a stage records: `metrics.jsonl`, the truth, and copies of it in Weights & Biases and TensorBoard."""
 
 from launcher.tracking.backend import Alert, Artifact, Sound, Table
 from launcher.tracking.config import TrackingConfig, WandbConfig, check_tracking

@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 from launcher.tracking.backend import Alert
 
-MOST_UTTERANCES = 5
+# An alert is read on a phone; a batch may have hundreds of utterances.
+MAX_UTTERANCES = 5
 
 Event = dict[str, Any]
 
+# Title, text and level by event; braces are keys of the event.
 _ALERTS: dict[str, tuple[str, str, Literal["WARN", "ERROR"]]] = {
     "restart": ("{stage} was restarted", "Restart {restart}, from step {from_step}. {reason}", "WARN"),
     "loss_spike": ("The loss of {stage} jumped", "Step {step}: {loss:.3g}, usual was {usual:.3g}.", "WARN"),
@@ -18,27 +20,31 @@ _ALERTS: dict[str, tuple[str, str, Literal["WARN", "ERROR"]]] = {
 }
 
 
-def alert_of(event: Event) -> Alert | None:
+def make_alert(event: Event) -> Alert | None:
     """The alert about an event; None when it is not worth one."""
     if event["event"] not in _ALERTS:
         return None
     title, text, level = _ALERTS[event["event"]]
-    words = {**event, "utterances": _some(event.get("utterances", []))}
-    return Alert(title.format(**words), text.format(**words), level)
-
-
-def _some(utterances: list[str]) -> str:
-    more = len(utterances) - MOST_UTTERANCES
-    return ", ".join(utterances[:MOST_UTTERANCES]) + (f" and {more} more" if more > 0 else "")
+    utterances = event.get("utterances", [])
+    listing = ", ".join(utterances[:MAX_UTTERANCES])
+    num_more = len(utterances) - MAX_UTTERANCES
+    if num_more > 0:
+        listing += f" and {num_more} more"
+    values = {**event, "utterances": listing}
+    return Alert(title.format(**values), text.format(**values), level)
 
 
 def unreported_restarts(events: Iterable[Event], stage: str) -> Iterator[Event]:
-    """Restarts of a stage since it last trained, each with the reason: the launcher, which restarts, tells nobody."""
+    """Restarts of a stage since it last trained, each with the reason.
+
+    The launcher restarts processes and has no tracker, so the next attempt reports them.
+    """
     restarts: list[Event] = []
     reason = "Its processes were lost."
     for event in events:
         if event.get("stage") != stage:
             continue
+        # An attempt that trained has reported what came before it.
         if event["event"] == "training_started":
             restarts = []
         elif event["event"] == "process_lost":

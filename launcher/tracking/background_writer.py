@@ -18,7 +18,9 @@ from launcher.tracking.backend import Backend
 from launcher.tracking.router_maps import RouterMaps
 
 QUEUE_RECORDS = 4096
+# Of the time that `close` may take, what is kept back to end helper processes.
 _KILL_GRACE_S = 1.0
+# An exit without `close` follows an error, whose message should not wait for a server.
 _EXIT_TIMEOUT_S = 3.0
 
 Record = Callable[[Backend], None]
@@ -27,19 +29,20 @@ Record = Callable[[Backend], None]
 class BackgroundWriter:
     """Sends rows and other records to one backend; images of the routers' loads are drawn on the way.
 
-    `past` are the rows of earlier attempts; they are read in the thread.
+    `read_past_rows` reads the rows of earlier attempts; it is called in the thread.
     """
 
-    def __init__(self, backend: Backend, logs: Path, past: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    def __init__(self, backend: Backend, logs: Path, read_past_rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
         self.dropped = 0
         self._backend = backend
         self._log_file = logs / f"{backend.name}.log"
-        self._past = past
+        self._read_past_rows = read_past_rows
         self._queue: queue.Queue[dict[str, Any] | Record | None] = queue.Queue(QUEUE_RECORDS)
         self._alive = True
         self._closed = False
         self._given_up = False
-        self._thread = threading.Thread(target=self._work, name=f"mirror-{backend.name}", daemon=True)
+        # A daemon, because a library that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name=f"tracking-{backend.name}", daemon=True)
         self._thread.start()
 
     def offer(self, record: dict[str, Any] | Record) -> None:
@@ -57,16 +60,25 @@ class BackgroundWriter:
         self._closed = True
         atexit.unregister(self.close)
         deadline_s = time.monotonic() + timeout_s
-        patience_s = max(timeout_s - _KILL_GRACE_S, timeout_s / 2)
+        drain_s = max(timeout_s - _KILL_GRACE_S, timeout_s / 2)
+        drain_deadline_s = time.monotonic() + drain_s
+        # None ends the thread once it has sent what is before it.
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=patience_s)
-        self._thread.join(max(0.0, deadline_s - (timeout_s - patience_s) - time.monotonic()))
+            self._queue.put(None, timeout=drain_s)
+        self._thread.join(max(0.0, drain_deadline_s - time.monotonic()))
+
         if self._thread.is_alive():
-            self._alive, self._given_up = False, True
+            self._alive = False
+            self._given_up = True
+            message = f"did not finish within {drain_s:.0f} s and was ended"
             advice = self._backend.advice()
-            self._note(f"did not finish within {patience_s:.0f} s and was ended{advice and f'; {advice}'}")
+            if advice:
+                message += f"; {advice}"
+            self._note(message)
+            # Without its helper processes the library's call returns, mostly with an error.
             self._backend.abandon(deadline_s)
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
+
         with self._queue.mutex:
             self.dropped += sum(record is not None for record in self._queue.queue)
         if self.dropped:
@@ -76,17 +88,22 @@ class BackgroundWriter:
         try:
             self._close_at_exit()
             self._note(self._backend.open(self._close_at_exit))
-            maps = RouterMaps(self._past())
+            maps = RouterMaps(self._read_past_rows())
             for record in iter(self._queue.get, None):
                 if isinstance(record, dict):
                     self._backend.log(record)
-                    self._draw(maps, maps.look(record))
+                    is_due = maps.add(record)
+                    if is_due:
+                        self._send_images(maps)
                 else:
                     self._try(record)
-            self._draw(maps, maps.rest())
+            if maps.has_new_loads():
+                self._send_images(maps)
             self._backend.close()
+        # A library may call sys.exit, which in a thread is an exception like others.
         except (Exception, SystemExit) as error:
             self._alive = False
+            # A backend that was given up fails by our own doing.
             if not self._given_up:
                 self._note(f"is off for the rest of this stage: {type(error).__name__}: {error}")
         finally:
@@ -94,9 +111,8 @@ class BackgroundWriter:
             with contextlib.suppress(Exception, SystemExit):
                 self._backend.release()
 
-    def _draw(self, maps: RouterMaps, due: bool) -> None:
-        if due:
-            self._try(lambda backend: backend.images(maps.step, maps.images()))
+    def _send_images(self, maps: RouterMaps) -> None:
+        self._try(lambda backend: backend.images(maps.step, maps.images()))
 
     def _try(self, record: Record) -> None:
         """Sends what is no row: if it fails, the rows still go on."""
@@ -116,7 +132,11 @@ class BackgroundWriter:
         atexit.register(self.close, _EXIT_TIMEOUT_S)
 
     def _note(self, message: str) -> None:
-        with contextlib.suppress(OSError):  # A full disk must not reach training through this log.
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        # Messages of libraries have several lines; the log has one for each note.
+        line = " ".join(message.split())
+        # A full disk must not reach training through this log.
+        with contextlib.suppress(OSError):
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
             with self._log_file.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(message.split())}\n")
+                file.write(f"{now} {line}\n")

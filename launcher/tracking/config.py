@@ -10,7 +10,7 @@ from launcher.errors import ConfigError
 
 
 class WandbConfig(BaseModel, frozen=True, extra="forbid"):
-    """How the stages of a run are mirrored in Weights & Biases."""
+    """How the stages of a run are shown in Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto",

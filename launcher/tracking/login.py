@@ -7,6 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 Mode = Literal["online", "offline", "disabled"]
+# W&B's names; "run" and "dryrun" are its old ones, "shared" an online run that several processes write to.
 _ENVIRONMENT_MODES: dict[str, Mode] = {
     "online": "online",
     "run": "online",
@@ -18,12 +19,13 @@ _ENVIRONMENT_MODES: dict[str, Mode] = {
 
 
 def choose_mode(configured: str, environment: Mapping[str, str]) -> tuple[Mode, str]:
-    """Decides how to mirror, with the reason in words; asks no server.
+    """Decides where a stage's W&B run goes, with the reason in words; asks no server.
 
     `WANDB_MODE` takes the place of the configured mode. `auto` means online with a login, else offline.
     """
     from_environment = environment.get("WANDB_MODE", "")
     if from_environment:
+        # Offline loses nothing: what was recorded can be sent later.
         if from_environment not in _ENVIRONMENT_MODES:
             return "offline", f"WANDB_MODE={from_environment} is not a mode that W&B has"
         return _ENVIRONMENT_MODES[from_environment], f"WANDB_MODE={from_environment}"
@@ -40,22 +42,30 @@ def find_login(environment: Mapping[str, str]) -> str | None:
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if environment.get(name):
             return f"{name} is set"
+
     host = _host(environment)
-    return f"netrc has a login for {host}" if _netrc_knows(host, environment) else None
-
-
-def _host(environment: Mapping[str, str]) -> str:
-    return urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-
-
-def _netrc_knows(host: str, environment: Mapping[str, str]) -> bool:
-    home = Path(environment.get("HOME") or Path.home())
-    given = environment.get("NETRC")
-    for path in [Path(given)] if given else [home / ".netrc", home / "_netrc"]:
+    for path in _netrc_files(environment):
         try:
             login = netrc.netrc(path).authenticators(host)
         except (OSError, netrc.NetrcParseError):
             continue
-        if login is not None and login[2]:
-            return True
-    return False
+        if login is None:
+            continue
+        _, _, password = login
+        if password:
+            return f"netrc has a login for {host}"
+    return None
+
+
+def _host(environment: Mapping[str, str]) -> str:
+    url = environment.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return urlsplit(url).netloc
+
+
+def _netrc_files(environment: Mapping[str, str]) -> list[Path]:
+    """Where W&B looks for netrc: in $NETRC alone where that is set."""
+    netrc_file = environment.get("NETRC")
+    if netrc_file:
+        return [Path(netrc_file)]
+    home = Path(environment.get("HOME") or Path.home())
+    return [home / ".netrc", home / "_netrc"]

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # The metric of a layer's experts; the group is the layer's name.
 EXPERT_LOAD = re.compile(r"experts/(.+)/load")
 
+# Rows that thinning keeps: they are few, and each says something that its neighbours do not.
 _ALWAYS_READ = (b'"validation/', b'"save_stall_s"', b'"goodput/')
 
 
@@ -37,16 +38,17 @@ class MetricsLog:
     def append(self, row: dict) -> None:
         """Writes one row; one that cannot be written is counted in `lost_rows`, the first with a warning."""
         try:
-            self._write(_encode(row))
+            self._write_whole(_encode(row))
         except (OSError, ValueError, TypeError) as error:
             self.lost_rows += 1
+            # On a full disk every step would warn.
             if self.lost_rows == 1:
                 logger.warning("a row of %s could not be written, training goes on: %s", self.path, error)
 
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, line: bytes) -> None:
+    def _write_whole(self, line: bytes) -> None:
         start_bytes = os.fstat(self._file.fileno()).st_size
         written_bytes = self._file.write(line)
         if written_bytes != len(line):
@@ -62,36 +64,40 @@ def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
     """
     if not path.exists():
         return
-    stride = 1 if thin_to is None else -(-_num_lines(path) // thin_to)
+    stride = 1
+    if thin_to is not None:
+        with path.open("rb") as file:
+            num_lines = sum(1 for _ in file)
+        stride = max(1, math.ceil(num_lines / thin_to))
+
     with path.open("rb") as file:
         for index, line in enumerate(file):
-            if index % max(1, stride) == 0 or any(name in line for name in _ALWAYS_READ):
-                row = _decode(line)
-                if row is not None:
-                    yield row
+            # Looking for names in the bytes of a line is much cheaper than parsing it.
+            if index % stride != 0 and not any(name in line for name in _ALWAYS_READ):
+                continue
+            row = _decode(line)
+            if row is not None:
+                yield row
 
 
 def expert_loads(row: dict) -> Iterator[tuple[str, list[float]]]:
-    """Yields each layer's name and its experts' shares of the choices; those that were not finite are left out."""
+    """Yields each layer's name and its experts' shares of the choices; layers with NaN or infinity are skipped."""
     for key, load in row.items():
         match = EXPERT_LOAD.fullmatch(key)
         if match and load and None not in load:
             yield match[1], load
 
 
-def _num_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
 def _keep_rows_up_to(path: Path, resume_step: int) -> None:
     """Rewrites the file with the rows of steps up to and including `resume_step`, by an atomic rename."""
     if not path.exists():
         return
+    # Line by line, so that memory does not grow with the length of the run.
     temporary = path.with_name(f".{path.name}.resume")
     with path.open("rb") as old, temporary.open("wb") as new:
         for line in old:
             row = _decode(line)
+            # A torn last line is no row; a whole one may only lack its end.
             if row is not None and row["step"] <= resume_step:
                 new.write(line.rstrip(b"\n") + b"\n")
         new.flush()
@@ -104,13 +110,16 @@ def _decode(line: bytes) -> dict | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if isinstance(row, dict) and isinstance(row.get("step"), int):
+        return row
+    return None
 
 
 def _encode(row: dict) -> bytes:
     try:
         text = json.dumps(row, allow_nan=False, default=_plain)
     except ValueError:
+        # Only now are values looked at one by one: almost all rows are finite.
         text = json.dumps(_finite(row), allow_nan=False)
     return text.encode() + b"\n"
 
@@ -124,12 +133,13 @@ def _plain(value: object) -> object:
 
 
 def _finite(value: object) -> object:
+    """The value with null for what is not finite, in lists and dictionaries too."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
         return value
     return _finite(_plain(value))

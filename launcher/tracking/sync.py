@@ -19,6 +19,7 @@ from launcher.run_folder import RunFolder, read_json
 from launcher.tracking.login import find_login
 from launcher.tracking.wandb_backend import SENT_SUFFIX
 
+# Of what `wandb sync` prints, the end says what went wrong.
 LINES_SHOWN = 3
 
 
@@ -38,19 +39,23 @@ def unsent_records(run: RunFolder) -> dict[str, list[Path]]:
 
     Records of runs that were online are among them when their processes did not live to send the rest.
     """
-    order = list((read_json(run.state_file) or {}).get("stages", {}))
-    stages = sorted(
-        (folder.parent for folder in run.path.glob("*/wandb/")),
-        key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name),
-    )
-    found = {
-        stage.name: sorted(
-            (file.parent for file in stage.glob("wandb/*run-*/*.wandb") if not file.with_suffix(SENT_SUFFIX).exists()),
-            key=lambda folder: folder.name.removeprefix("offline-"),
-        )
-        for stage in stages
-    }
-    return {stage: records for stage, records in found.items() if records}
+    state = read_json(run.state_file) or {}
+    names_in_order = list(state.get("stages", {}))
+    # A stage that the recipe has no longer comes after those that it has.
+    for folder in sorted(run.path.glob("*/wandb/")):
+        if folder.parent.name not in names_in_order:
+            names_in_order.append(folder.parent.name)
+
+    unsent: dict[str, list[Path]] = {}
+    for name in names_in_order:
+        records = []
+        for file in run.stage(name).path.glob("wandb/*run-*/*.wandb"):
+            if not file.with_suffix(SENT_SUFFIX).exists():
+                records.append(file.parent)
+        if records:
+            # After the prefix, a folder's name goes on with its time: run-20260102_030405-ID, offline-run-...
+            unsent[name] = sorted(records, key=lambda record: record.name.removeprefix("offline-"))
+    return unsent
 
 
 def sync_run(run: RunFolder, timeout_s: float, on_stage: Callable[[str, int], None]) -> list[SyncResult]:
@@ -60,8 +65,9 @@ def sync_run(run: RunFolder, timeout_s: float, on_stage: Callable[[str, int], No
     """
     records = unsent_records(run)
     if records and find_login(os.environ) is None:
+        num_records = sum(map(len, records.values()))
         raise ConfigError(
-            f"{run.path} has {sum(map(len, records.values()))} records to send, but there is no login for W&B in the "
+            f"{run.path} has {num_records} records to send, but there is no login for W&B in the "
             "environment (WANDB_API_KEY) or netrc. Run `wandb login`, and the same command again."
         )
     results = []
@@ -71,14 +77,19 @@ def sync_run(run: RunFolder, timeout_s: float, on_stage: Callable[[str, int], No
         for folder in folders:
             (file,) = folder.glob("*.wandb")
             sent = file.with_suffix(SENT_SUFFIX).exists()
+            failure = reason
+            if sent:
+                failure = None
             wandb_run = file.stem.removeprefix("run-")
-            results.append(SyncResult(stage, folder.name, wandb_run, sent, None if sent else reason))
+            results.append(SyncResult(stage, folder.name, wandb_run, sent, failure))
     return results
 
 
 def _sync(folders: list[Path], timeout_s: float) -> str:
     """Call `wandb sync`; return how it ended, in words that explain what is then still unsent."""
-    environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
+    environment = dict(os.environ)
+    # WANDB_MODE=offline, under which the stages may have run, would keep `wandb sync` from sending.
+    environment.pop("WANDB_MODE", None)
     environment["WANDB_ERROR_REPORTING"] = "false"
     process = subprocess.Popen(
         [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, folders)],
@@ -88,6 +99,7 @@ def _sync(folders: list[Path], timeout_s: float) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        # A group of its own, so that its helper can be ended with it.
         start_new_session=True,
     )
     try:

@@ -24,12 +24,14 @@ class TensorboardBackend:
     def open(self, claim_exit: Callable[[], None]) -> str:
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard hides points from this step on that were written before.
         self._writer = SummaryWriter(self._folder, purge_step=self._resume_step + 1)
         return f"writes to {self._folder}"
 
     def log(self, row: dict[str, Any]) -> None:
         self._step = row["step"]
         for name, value in flatten_numbers(row).items():
+            # These are the axes of every curve.
             if name not in ("step", "time"):
                 self._writer.add_scalar(name, value, self._step, row.get("time"))
 
@@ -46,12 +48,23 @@ class TensorboardBackend:
 
     def table(self, table: Table) -> None:
         """Without its sounds: the page of TensorBoard has no place for them in a table."""
-        rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-        shown = [["" if isinstance(cell, Sound) else str(cell).replace("|", "\\|") for cell in row] for row in rows]
-        self._writer.add_text(table.name, "\n".join(f"| {' | '.join(row)} |" for row in shown), self._step)
+        rule = ["---"] * len(table.columns)
+        lines = []
+        for row in [table.columns, rule, *table.rows]:
+            cells = []
+            for cell in row:
+                if isinstance(cell, Sound):
+                    cell = ""
+                # A bar would end the cell.
+                cells.append(str(cell).replace("|", "\\|"))
+            lines.append(f"| {' | '.join(cells)} |")
+        self._writer.add_text(table.name, "\n".join(lines), self._step)
 
     def artifact(self, artifact: Artifact, used: bool) -> None:
-        text = f"{'used' if used else 'made'}: {artifact.kind}, SHA-256 {artifact.fingerprint}"
+        relation = "made"
+        if used:
+            relation = "used"
+        text = f"{relation}: {artifact.kind}, SHA-256 {artifact.fingerprint}"
         self._writer.add_text(f"lineage/{artifact.name}", text, self._step)
 
     def close(self) -> None:

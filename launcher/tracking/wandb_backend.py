@@ -71,12 +71,18 @@ class WandbBackend:
         except Exception as error:
             if self._mode != "online" or self._abandoned:
                 raise
-            self._mode, self._reason = "offline", f"the server gave {type(error).__name__}: {error}"
-            wandb.teardown()  # wandb-core holds on to the id of a run that failed to open.
+            self._mode = "offline"
+            self._reason = f"the server gave {type(error).__name__}: {error}"
+            # wandb-core holds on to the id of a run that failed to open.
+            wandb.teardown()
             self._run = self._initialise(wandb, "offline", claim_exit)
+        # Rows come at steps of training; W&B would count calls of `log`.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        return f"{self._mode} ({self._reason})" + (f"; {self.advice()}" if self._mode == "offline" else "")
+        state = f"{self._mode} ({self._reason})"
+        if self._mode == "offline":
+            state += f"; {self.advice()}"
+        return state
 
     def _initialise(self, wandb: ModuleType, mode: Mode, claim_exit: Callable[[], None]) -> Any:
         settings = wandb.Settings(
@@ -88,7 +94,8 @@ class WandbBackend:
             init_timeout=INIT_TIMEOUT_S,
             stop_fn=self._refuse_to_stop,
         )
-        hooks = sys.exit, sys.excepthook
+        exit_function = sys.exit
+        exception_hook = sys.excepthook
         try:
             wandb.setup(settings=settings)
             claim_exit()
@@ -107,7 +114,8 @@ class WandbBackend:
             )
         finally:
             # wandb replaces both for the whole process.
-            sys.exit, sys.excepthook = hooks
+            sys.exit = exit_function
+            sys.excepthook = exception_hook
 
     def _refuse_to_stop(self) -> None:
         """The stop button of the W&B page would by default interrupt the main thread of training."""
@@ -131,23 +139,28 @@ class WandbBackend:
         self._run.summary.update(values)
 
     def images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        shown = {name: self._wandb.Image(image, caption=_MAP_CAPTION) for name, image in images.items()}
-        self._run.log({"step": step, **shown})
+        row: dict[str, Any] = {"step": step}
+        for name, image in images.items():
+            row[name] = self._wandb.Image(image, caption=_MAP_CAPTION)
+        self._run.log(row)
 
     def alert(self, alert: Alert) -> None:
         self._run.alert(title=alert.title, text=alert.text, level=alert.level)
 
     def table(self, table: Table) -> None:
         with self._staging(), tempfile.TemporaryDirectory() as folder:
-            rows = [[self._cell(cell, Path(folder)) for cell in row] for row in table.rows]
+            rows = []
+            for row in table.rows:
+                cells = []
+                for cell in row:
+                    # W&B takes a recording as a file, which it copies.
+                    if isinstance(cell, Sound):
+                        path = Path(folder) / f"{secrets.token_hex(8)}.flac"
+                        path.write_bytes(cell.flac)
+                        cell = self._wandb.Audio(str(path), sample_rate=cell.sample_rate_hz)
+                    cells.append(cell)
+                rows.append(cells)
             self._run.log({table.name: self._wandb.Table(columns=list(table.columns), data=rows)})
-
-    def _cell(self, value: Any, folder: Path) -> Any:
-        if not isinstance(value, Sound):
-            return value
-        path = folder / f"{secrets.token_hex(8)}.flac"
-        path.write_bytes(value.flac)
-        return self._wandb.Audio(str(path), sample_rate=value.sample_rate_hz)
 
     def artifact(self, artifact: Artifact, used: bool) -> None:
         """Declares an artifact by its content, from which the server knows a version that it has already.
@@ -156,13 +169,15 @@ class WandbBackend:
         too, and takes effect when the run is sent.
         """
         with self._staging():
-            made = self._wandb.Artifact(artifact.name, type=artifact.kind, metadata=artifact.note)
-            with made.new_file("lineage.json") as file:
-                json.dump({"sha256": artifact.fingerprint, **artifact.content}, file, indent=2, sort_keys=True)
+            wandb_artifact = self._wandb.Artifact(artifact.name, type=artifact.kind, metadata=artifact.note)
+            content = {"sha256": artifact.fingerprint, **artifact.content}
+            # Sorted: the server tells versions apart by the bytes.
+            with wandb_artifact.new_file("lineage.json") as file:
+                json.dump(content, file, indent=2, sort_keys=True)
             if used:
-                self._run._log_artifact(made, is_user_created=True, use_after_commit=True)
+                self._run._log_artifact(wandb_artifact, is_user_created=True, use_after_commit=True)
             else:
-                self._run.log_artifact(made)
+                self._run.log_artifact(wandb_artifact)
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[None]:
@@ -181,6 +196,7 @@ class WandbBackend:
 
     def close(self) -> None:
         self._run.finish()
+        # What went online is not to be sent again by `chorus sync`.
         if self._mode == "online":
             Path(self._run.dir).with_name(f"run-{self._run.id}{SENT_SUFFIX}").touch()
 
@@ -194,14 +210,24 @@ class WandbBackend:
         self._abandoned = True
         helpers = []
         for child in psutil.Process(os.getpid()).children():
+            # A process may end between being listed and being asked.
             with contextlib.suppress(psutil.NoSuchProcess):
                 if child.name().startswith(_HELPER_NAME):
                     helpers += [*child.children(recursive=True), child]
-        for signal in ("terminate", "kill"):
-            for helper in helpers:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    getattr(helper, signal)()
-            _, helpers = psutil.wait_procs(helpers, timeout=max(0.0, (deadline_s - time.monotonic()) / 2))
+
+        for helper in helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                helper.terminate()
+        _, helpers = psutil.wait_procs(helpers, timeout=_half_until(deadline_s))
+        for helper in helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                helper.kill()
+        psutil.wait_procs(helpers, timeout=_half_until(deadline_s))
 
     def advice(self) -> str:
         return f"to send it later: chorus sync {self._stage.path.parent}"
+
+
+def _half_until(deadline_s: float) -> float:
+    """Half of the time that is left."""
+    return max(0.0, (deadline_s - time.monotonic()) / 2)

@@ -1,6 +1,6 @@
 """Which events of a run raise an alert, and what it says."""
 
-from launcher.tracking.alerts import alert_of, unreported_restarts
+from launcher.tracking.alerts import make_alert, unreported_restarts
 
 
 def event(name: str, stage: str = "teacher", **details) -> dict:
@@ -15,7 +15,7 @@ def test_a_restart_is_told_once_with_its_reason_by_the_attempt_that_follows_it()
         event("restart", stage="student", restart=3, from_step=7),
     ]
     (told,) = unreported_restarts(first, "teacher")
-    alert = alert_of(told)
+    alert = make_alert(told)
     assert alert is not None
     assert (alert.title, alert.text) == ("teacher was restarted", "Restart 1, from step 40. rank 1 was killed.")
     assert list(unreported_restarts([*first, event("training_started", step=40)], "teacher")) == []
@@ -29,7 +29,7 @@ def test_restarts_that_never_came_to_train_are_told_by_the_one_that_does():
 
 def test_a_left_out_update_names_a_few_of_its_utterances():
     keys = [f"u{number}" for number in range(9)]
-    alert = alert_of(event("update_skipped", step=7, reason="the gradient is not finite", utterances=keys))
+    alert = make_alert(event("update_skipped", step=7, reason="the gradient is not finite", utterances=keys))
     assert alert is not None
     assert alert.text == "Step 7: the gradient is not finite: u0, u1, u2, u3, u4 and 4 more."
 
@@ -40,7 +40,7 @@ def test_every_kind_of_trouble_has_an_alert_and_ordinary_events_have_none():
         event("rolled_back", step=9, to_step=4),
         event("routing_collapsed", step=9, layer="layer-03", reason="expert 2 takes 95% of the choices", load=[]),
     ]
-    assert all(alert_of(one) for one in trouble)
-    assert "layer-03" in alert_of(trouble[2]).text
+    assert all(make_alert(one) for one in trouble)
+    assert "layer-03" in make_alert(trouble[2]).text
     for name in ("training_started", "training_ended", "stage_done", "routing_recovered", "process_lost"):
-        assert alert_of(event(name, step=1, layer="layer-00")) is None
+        assert make_alert(event(name, step=1, layer="layer-00")) is None

@@ -21,8 +21,8 @@ def test_an_even_share_is_white_a_dead_expert_blue_and_twice_the_share_red():
 
 def test_layers_stand_below_each_other_and_experts_side_by_side():
     maps = RouterMaps()
-    assert not maps.look(row(10, [0.5, 0.5], [0.0, 1.0]))
-    assert maps.look({"step": 10, "validation/loss": 1.0})
+    assert not maps.add(row(10, [0.5, 0.5], [0.0, 1.0]))
+    assert maps.add({"step": 10, "validation/loss": 1.0})
     images = maps.images()
     assert set(images) == {"router/load", "router/layer-00/load", "router/layer-01/load"}
     cells = images["router/load"][::24, ::24]
@@ -32,20 +32,20 @@ def test_layers_stand_below_each_other_and_experts_side_by_side():
 def test_time_runs_to_the_right_and_experts_downwards():
     maps = RouterMaps()
     for step, share in ((1, 0.5), (2, 0.0)):
-        maps.look(row(step, [share, 1 - share]))
+        maps.add(row(step, [share, 1 - share]))
     cells = maps.images()["router/layer-00/load"][::12, ::2]
     assert [[tuple(pixel) for pixel in line] for line in cells.tolist()] == [[WHITE, BLUE], [WHITE, RED]]
 
 
 def test_nothing_new_is_no_picture_and_a_row_that_was_read_before_counts_once():
     maps = RouterMaps([row(1, [0.5, 0.5]), row(2, [0.5, 0.5])])
-    assert not maps.look({"step": 2, "validation/loss": 1.0})
-    maps.look(row(2, [0.0, 1.0]))
-    assert not maps.rest()
-    maps.look(row(3, [0.0, 1.0]))
-    assert maps.rest()
+    assert not maps.add({"step": 2, "validation/loss": 1.0})
+    maps.add(row(2, [0.0, 1.0]))
+    assert not maps.has_new_loads()
+    maps.add(row(3, [0.0, 1.0]))
+    assert maps.has_new_loads()
     assert maps.images()["router/layer-00/load"].shape[1] == 3 * 2
-    assert not maps.rest()
+    assert not maps.has_new_loads()
 
 
 @given(num_rows=st.integers(1, 5 * COLUMNS))
@@ -53,7 +53,7 @@ def test_the_picture_of_a_long_stage_stays_small_and_shows_all_of_it(num_rows):
     """sum(rows per column) == rows, columns <= COLUMNS"""
     maps = RouterMaps()
     for step in range(num_rows):
-        maps.look(row(step, [0.5, 0.5]))
+        maps.add(row(step, [0.5, 0.5]))
     history = maps._layers["layer-00"]
     columns = len(history._closed) * history._stride + len(history._open)
     assert columns == num_rows

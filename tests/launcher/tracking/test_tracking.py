@@ -220,7 +220,7 @@ def test_a_hanging_wandb_costs_no_step_and_close_keeps_its_deadline(tmp_path, mo
     assert sum(1 for _ in read_metrics(tmp_path / "metrics.jsonl")) == 500
     assert any("did not finish" in line for line in wandb_log(tmp_path))
     if place != "finish":
-        assert tracker.unmirrored >= 399
+        assert tracker.num_dropped >= 399
 
 
 @pytest.mark.parametrize("place", ["init", "log", "finish"])
@@ -241,7 +241,7 @@ def test_a_missing_wandb_is_named_in_its_log_and_costs_no_step(tmp_path, monkeyp
     tracker.log({"step": 1})
     tracker.close(5)
     assert any("ModuleNotFoundError" in line for line in wandb_log(tmp_path))
-    assert tracker.unmirrored == 1
+    assert tracker.num_dropped == 1
 
 
 def test_a_resumed_stage_continues_one_offline_run_and_leaves_no_process_behind(tmp_path, capfd):
@@ -251,7 +251,7 @@ def test_a_resumed_stage_continues_one_offline_run_and_leaves_no_process_behind(
         for step in range(resume_step + 1, resume_step + 31):
             tracker.log(training_row(step))
         tracker.close(20)
-        assert tracker.unmirrored == 0
+        assert tracker.num_dropped == 0
         assert helper_processes() == []
     run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
     runs = sorted(tmp_path.glob("wandb/offline-run-*"))
@@ -272,7 +272,7 @@ def test_an_online_run_whose_server_refuses_goes_on_offline(tmp_path, monkeypatc
     tracker.close(20)
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
     assert any("offline" in line and "chorus sync" in line for line in wandb_log(tmp_path))
-    assert tracker.unmirrored == 0
+    assert tracker.num_dropped == 0
     assert helper_processes() == []
 
 

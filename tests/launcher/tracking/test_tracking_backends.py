@@ -48,7 +48,7 @@ def test_wandb_records_rows_images_alerts_tables_and_lineage_without_a_server(tm
     stage = tmp_path / "teacher"
     tracker = open_tracker(stage, OFFLINE)
     tell_everything(tracker)
-    assert tracker.unmirrored == 0
+    assert tracker.num_dropped == 0
     assert artifacts(stage) == [("mini-tokenizer", "tokenizer", True), ("mini-teacher-model", "model", False)]
     records = stage_records(stage)
     assert [(r.alert.title, r.alert.level) for r in records if r.HasField("alert")] == [
@@ -101,7 +101,7 @@ def test_tensorboard_shows_rows_images_alerts_and_tables(tmp_path):
     stage = tmp_path / "teacher"
     tracker = open_tracker(stage, TENSORBOARD)
     tell_everything(tracker)
-    assert tracker.unmirrored == 0
+    assert tracker.num_dropped == 0
     events = read_events(stage)
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         (step, pytest.approx(3.0 / step)) for step in (1, 2, 3, 4)
