@@ -48,13 +48,22 @@ class Frames:
     attention_mask: Tensor | None
 
     @classmethod
-    def from_valid(cls, valid_BT: Tensor, positions: Positions, chunk: ChunkMask | None = None) -> "Frames":
+    def from_valid(
+        cls,
+        valid_BT: Tensor,
+        positions: Positions,
+        chunk: ChunkMask | None = None,
+    ) -> "Frames":
         """Describe a batch whose frames are valid where `valid_BT` is True."""
         packing = Packing(valid_BT)
         return cls(packing, positions, _attention_mask(valid_BT, packing.padded, chunk))
 
 
-def _attention_mask(valid_BT: Tensor, padded: bool, chunk: ChunkMask | None) -> Tensor | None:
+def _attention_mask(
+    valid_BT: Tensor,
+    padded: bool,
+    chunk: ChunkMask | None,
+) -> Tensor | None:
     if chunk is None:
         if not padded:
             return None
@@ -132,6 +141,7 @@ class ConformerBlock(nn.Module):
 
         # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, and what it adds to the
         # others is divided by the share that is kept, so that its mean is that of evaluation.
+        # Nothing is drawn where nothing is skipped: an option that is off takes no random number.
         keep = 1.0
         if self.training:
             keep = 1 - layer.skipped
@@ -145,6 +155,7 @@ class ConformerBlock(nn.Module):
                 return added_ND
             return added_ND / keep
 
+        # Half a step each: the two feed-forward layers around attention and convolution stand for one.
         normed_ND = layer.feedforward1_norm(x_ND)
         added_ND, first_routings = _feed_forward(self.feedforward1, normed_ND, layer.feedforward1_router, layer.index)
         x_ND = torch.add(x_ND, drop(added_ND), alpha=0.5)
@@ -161,13 +172,18 @@ class ConformerBlock(nn.Module):
         added_ND, second_routings = _feed_forward(self.feedforward2, normed_ND, layer.router, layer.index)
         x_ND = layer.final_norm(torch.add(x_ND, drop(added_ND), alpha=0.5))
 
+        # All utterances were computed, and those that skip the layer leave it as they entered: stochastic depth
+        # regularises and saves no time.
         if kept_B is not None:
             x_ND = torch.where(kept_B[packing.rows, None], x_ND, input_ND)
         return LayerOutput(x_ND, first_routings + second_routings, moments)
 
 
 def _feed_forward(
-    feedforward: nn.Module, x_ND: Tensor, router: Router | None, layer_index: int
+    feedforward: nn.Module,
+    x_ND: Tensor,
+    router: Router | None,
+    layer_index: int,
 ) -> tuple[Tensor, list[Routing]]:
     """The output of a feed-forward layer, or of experts by the choice of the layer's router, and the routing."""
     if router is None:
@@ -219,6 +235,7 @@ class LayerParameters(nn.Module):
                 return None
             return Router(width, experts.count, experts.router, experts.capacity_factor, num_layers)
 
+        # The names are the checkpoints': `router` is that of the second feed-forward layer.
         self.feedforward1_router = router("first")
         self.router = router("second")
 

@@ -24,10 +24,20 @@ KeyValue: TypeAlias = tuple[Tensor, Tensor]
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
     layers: int = Field(default=3, ge=1)
     heads: int = Field(default=4, ge=1)
-    feedforward_width: int = Field(default=1024, ge=1, description="hidden width of the feed-forward layers")
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    feedforward_width: int = Field(
+        default=1024,
+        ge=1,
+        description="hidden width of the feed-forward layers",
+    )
+    dropout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+    )
     right_to_left_layers: int = Field(
-        default=0, ge=0, description="layers of a second decoder that reads texts backwards, for rescoring; 0: none"
+        default=0,
+        ge=0,
+        description="layers of a second decoder that reads texts backwards, for rescoring; 0: none",
     )
 
 
@@ -41,20 +51,33 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BUD: Tensor, frames_BSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BUD: Tensor,
+        frames_BSD: Tensor,
+        mask_B11S: Tensor | None,
+    ) -> Tensor:
         key_BHSK, value_BHSK = self.memory(frames_BSD)
         return self.attend(x_BUD, key_BHSK, value_BHSK, mask_B11S)
 
     def memory(self, frames_BSD: Tensor) -> KeyValue:
         """Keys and values [B, H, S, K] of the encoder's frames."""
         batch, num_frames, _ = frames_BSD.shape
-        key_value = self.key_value(frames_BSD).view(batch, num_frames, 2, self.heads, -1)
-        key_BHSK, value_BHSK = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        key_value = self.key_value(frames_BSD)
+        key_value_BS2HK = key_value.view(batch, num_frames, 2, self.heads, -1)
+        key_BHSK, value_BHSK = key_value_BS2HK.permute(2, 0, 3, 1, 4).unbind(0)
         return key_BHSK, value_BHSK
 
-    def attend(self, x_BUD: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask_B11S: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        x_BUD: Tensor,
+        key_BHSK: Tensor,
+        value_BHSK: Tensor,
+        mask_B11S: Tensor | None,
+    ) -> Tensor:
         batch, tokens, width = x_BUD.shape
-        query_BHUK = self.query(x_BUD).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        query_BUHK = self.query(x_BUD).view(batch, tokens, self.heads, -1)
+        query_BHUK = query_BUHK.transpose(1, 2)
         mixed_BHUK = functional.scaled_dot_product_attention(query_BHUK, key_BHSK, value_BHSK, mask_B11S)
         mixed_BUD = mixed_BHUK.transpose(1, 2).reshape(batch, tokens, width)
         return self.output(mixed_BUD)
@@ -80,9 +103,12 @@ class DecoderLayer(nn.Module):
         frames_BSD: Tensor,
         mask_B11S: Tensor | None,
     ) -> Tensor:
-        x_BUD = x_BUD + self.dropout(self.attention(self.attention_norm(x_BUD), positions))
-        x_BUD = x_BUD + self.dropout(self.cross(self.cross_norm(x_BUD), frames_BSD, mask_B11S))
-        return x_BUD + self.dropout(self.feedforward(self.feedforward_norm(x_BUD)))
+        added_BUD = self.attention(self.attention_norm(x_BUD), positions)
+        x_BUD = x_BUD + self.dropout(added_BUD)
+        added_BUD = self.cross(self.cross_norm(x_BUD), frames_BSD, mask_B11S)
+        x_BUD = x_BUD + self.dropout(added_BUD)
+        added_BUD = self.feedforward(self.feedforward_norm(x_BUD))
+        return x_BUD + self.dropout(added_BUD)
 
     def step(
         self,
@@ -105,11 +131,15 @@ class DecoderLayer(nn.Module):
         return x_BJD + self.feedforward(self.feedforward_norm(x_BJD)), past
 
     def _attend_to_past(
-        self, x_BJD: Tensor, position: tuple[Tensor, Tensor], past: KeyValue | None
+        self,
+        x_BJD: Tensor,
+        position: tuple[Tensor, Tensor],
+        past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
         # Hypotheses do not attend to each other: each is a row of a batch with one token.
         batch, hypotheses, _ = x_BJD.shape
-        packed = self.attention.query_key_value(x_BJD).view(batch * hypotheses, 1, -1)
+        packed = self.attention.query_key_value(x_BJD)
+        packed = packed.view(batch * hypotheses, 1, -1)
         query, key, value = split_heads(packed, self.attention.heads)
         query = rotate(query, *position)
         key = rotate(key, *position)
@@ -118,6 +148,7 @@ class DecoderLayer(nn.Module):
             key = torch.cat((past_key, key), dim=2)
             value = torch.cat((past_value, value), dim=2)
 
+        # No mask: everything that is kept is before the token.
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed_BJD = mixed.transpose(1, 2).reshape(x_BJD.shape)
         return self.attention.output(mixed_BJD), (key, value)
@@ -141,8 +172,9 @@ class DecoderState:
         batch, hypotheses = source_BJ.shape
         first_key, _ = self.past[0]
         hypotheses_before = first_key.shape[0] // batch
-        offset_B1 = hypotheses_before * torch.arange(batch, device=source_BJ.device)[:, None]
-        rows = (source_BJ + offset_B1).flatten()
+        # The J rows of an utterance lie side by side.
+        utterance_B1 = torch.arange(batch, device=source_BJ.device)[:, None]
+        rows = (source_BJ + hypotheses_before * utterance_B1).flatten()
         assert len(rows) == batch * hypotheses
         self.past = [(key[rows], value[rows]) for key, value in self.past]
 
@@ -150,7 +182,12 @@ class DecoderState:
 class Decoder(nn.Module):
     """Predicts each next token from the tokens before it and the encoder's frames."""
 
-    def __init__(self, config: DecoderConfig, width: int, vocabulary_size: int):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        width: int,
+        vocabulary_size: int,
+    ):
         super().__init__()
         if width % (2 * config.heads):
             raise ValueError(f"decoder.heads {config.heads} does not split the encoder width {width} evenly")
@@ -162,7 +199,12 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocabulary_size)
 
-    def forward(self, frames_BSD: Tensor, valid_BS: Tensor, tokens_BU: Tensor) -> Tensor:
+    def forward(
+        self,
+        frames_BSD: Tensor,
+        valid_BS: Tensor,
+        tokens_BU: Tensor,
+    ) -> Tensor:
         """Logits [B, U, V] of the token after each of `tokens_BU`; `valid_BS` is True at valid encoder frames."""
         x_BUD = self._embed(tokens_BU)
         mask_B11S = valid_key_mask(valid_BS)
@@ -182,6 +224,7 @@ class Decoder(nn.Module):
     def step(self, state: DecoderState, tokens_BJ: Tensor) -> Tensor:
         """Read one more token of each hypothesis into the state: logits [B, J, V] of the token after it."""
         x_BJD = self._embed(tokens_BJ)
+        # Of all positions the last: the keys of the tokens before were turned by theirs when they were read.
         cos_UK, sin_UK = self.positions(state.num_tokens + 1)
         position = (cos_UK[-1:], sin_UK[-1:])
 
@@ -207,13 +250,18 @@ def shift_right(tokens_BU: Tensor, start: int) -> Tensor:
 
 def reverse(tokens_BU: Tensor, lengths_B: Tensor) -> Tensor:
     """Each row's first `lengths_B` tokens backwards; what is after them stays."""
-    position_BU = torch.arange(tokens_BU.shape[1], device=tokens_BU.device).expand_as(tokens_BU)
+    position_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
+    position_BU = position_U.expand_as(tokens_BU)
     mirrored_BU = lengths_B[:, None] - 1 - position_BU
     source_BU = torch.where(mirrored_BU >= 0, mirrored_BU, position_BU)
     return tokens_BU.gather(1, source_BU)
 
 
-def append_end(tokens_BU: Tensor, lengths_B: Tensor, end: int) -> Tensor:
+def append_end(
+    tokens_BU: Tensor,
+    lengths_B: Tensor,
+    end: int,
+) -> Tensor:
     """The decoder's target: `end` after each row's last valid token, [B, U + 1]."""
     target_BU = functional.pad(tokens_BU, (0, 1))
     last_B1 = lengths_B[:, None]

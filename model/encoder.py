@@ -27,24 +27,60 @@ from model.moe.router import ExpertsConfig, Router, Routing
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
-    layers: int = Field(default=12, ge=1, description="depth: how many times a block is applied")
-    groups: int | None = Field(default=None, ge=1, description="number of blocks; none: as many as layers, no sharing")
+    layers: int = Field(
+        default=12,
+        ge=1,
+        description="depth: how many times a block is applied",
+    )
+    groups: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of blocks; none: as many as layers, no sharing",
+    )
     sharing: Literal["contiguous", "cyclic"] = Field(default="contiguous", description="which layers share a block")
-    width: int = Field(default=256, ge=2, description="model width D")
-    heads: int = Field(default=4, ge=1, description="attention heads")
-    feedforward_width: int = Field(default=1024, ge=1, description="hidden width of each feed-forward layer and expert")
+    width: int = Field(
+        default=256,
+        ge=2,
+        description="model width D",
+    )
+    heads: int = Field(
+        default=4,
+        ge=1,
+        description="attention heads",
+    )
+    feedforward_width: int = Field(
+        default=1024,
+        ge=1,
+        description="hidden width of each feed-forward layer and expert",
+    )
     positions: Literal["rotary", "relative", "none"] = Field(default="rotary", description="positions in attention")
-    kernel_size: int = Field(default=15, ge=1, description="frames under the depthwise convolution; odd")
+    kernel_size: int = Field(
+        default=15,
+        ge=1,
+        description="frames under the depthwise convolution; odd",
+    )
     convolution_norm: Literal["layer", "batch"] = Field(default="layer", description="norm in the convolution module")
     causal_convolution: bool = Field(default=False, description="the depthwise convolution sees no later frames")
     chunks: ChunksConfig | None = Field(
         default=None, description="train for attention in chunks, as streaming needs it; none: full context only"
     )
-    private_head: int = Field(default=0, ge=0, description="first layers, each with a block of its own")
-    private_tail: int = Field(default=0, ge=0, description="last layers, each with a block of its own")
+    private_head: int = Field(
+        default=0,
+        ge=0,
+        description="first layers, each with a block of its own",
+    )
+    private_tail: int = Field(
+        default=0,
+        ge=0,
+        description="last layers, each with a block of its own",
+    )
     norms: Literal["layer", "group"] = Field(default="layer", description="who owns the norms: a layer or its group")
     experts: ExpertsConfig | None = Field(default=None, description="experts in place of feed-forward layers")
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+    )
     stochastic_depth: float = Field(
         default=0.0,
         ge=0,
@@ -217,6 +253,7 @@ class Encoder(nn.Module):
                 )
                 self.groups.append(group)
 
+        # One router for all layers (Omni-router, Gu et al., 2025); a `conditioned` one is told which layer it serves.
         self.common = None
         if router_scope in ("global", "conditioned"):
             self.common = LayerParameters(
@@ -240,7 +277,12 @@ class Encoder(nn.Module):
             assert isinstance(layer, LayerParameters)
             yield layer
 
-    def forward(self, features_BTF: Tensor, lengths_B: Tensor, chunk: ChunkMask | None = None) -> EncoderOutput:
+    def forward(
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+        chunk: ChunkMask | None = None,
+    ) -> EncoderOutput:
         """Features [B, T, F] with valid lengths [B] to the outputs of all layers.
 
         Without a `chunk` attention has full context, except in training where `chunks` draws one. Raises ValueError for
@@ -251,13 +293,16 @@ class Encoder(nn.Module):
         x_BSD, lengths_B = self.subsampling(features_BTF, lengths_B)
         x_BSD = self.dropout(x_BSD)
         num_frames = x_BSD.shape[1]
+        # Dynamic chunk training (Zhang et al., U2, 2020): one model learns to work with any chunk size.
         if self.training and self.config.chunks and not chunk:
             chunk = self.config.chunks.draw(num_frames)
 
         valid_BS = valid_mask(lengths_B, num_frames)
         frames = Frames.from_valid(valid_BS, self.encode_positions(num_frames), chunk)
+        # From here on layers see valid frames alone: padding reaches no router, no expert and no balance loss.
         outputs = self.run_layers(frames.packing.pack(x_BSD), frames)
 
+        # All outputs are handed out, packed as they are: what reads one of them pays for its padding.
         layers = PaddedLayers(outputs, frames.packing)
         routings = []
         moments = []
@@ -273,7 +318,12 @@ class Encoder(nn.Module):
             return None
         return self.positions(num_frames)
 
-    def run_layers(self, x_ND: Tensor, frames: Frames, caches: list[LayerCache] | None = None) -> list[LayerOutput]:
+    def run_layers(
+        self,
+        x_ND: Tensor,
+        frames: Frames,
+        caches: list[LayerCache] | None = None,
+    ) -> list[LayerOutput]:
         """The output of each layer on the packed output of the one before; `caches` holds one entry per layer."""
         recompute = self.config.activation_checkpointing and self.training
         block_of_layer = self.config.block_of_layer

@@ -39,7 +39,11 @@ class ModelDescription:
 
 
 def save_model(
-    folder: Path, config: RecognizerConfig, mel_bins: int, vocabulary_size: int, state: dict[str, Tensor]
+    folder: Path,
+    config: RecognizerConfig,
+    mel_bins: int,
+    vocabulary_size: int,
+    state: dict[str, Tensor],
 ) -> None:
     """Write the recogniser whose state dict is `state` (every expert in it, whoever trained it) into `folder`."""
     description = {
@@ -52,7 +56,12 @@ def save_model(
     _save(folder, description, state)
 
 
-def save_encoder(folder: Path, config: EncoderConfig, mel_bins: int, state: dict[str, Tensor]) -> None:
+def save_encoder(
+    folder: Path,
+    config: EncoderConfig,
+    mel_bins: int,
+    state: dict[str, Tensor],
+) -> None:
     """Write the encoder alone of a model whose state dict is `state` into `folder`."""
     description = {
         "format": FORMAT,
@@ -64,10 +73,17 @@ def save_encoder(folder: Path, config: EncoderConfig, mel_bins: int, state: dict
     _save(folder, description, encoder_state)
 
 
-def _save(folder: Path, description: dict[str, Any], state: dict[str, Tensor]) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+def _save(
+    folder: Path,
+    description: dict[str, Any],
+    state: dict[str, Tensor],
+) -> None:
+    tensors = {}
+    for name, tensor in state.items():
+        tensors[name] = tensor.detach().cpu().contiguous()  # safetensors refuses others
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    text = json.dumps(description, indent=1)
+    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 
 
 def read_description(folder: Path) -> ModelDescription:
@@ -79,6 +95,7 @@ def read_description(folder: Path) -> ModelDescription:
     stored = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     if stored["format"] > FORMAT:
         raise ValueError(f"{folder} holds a model of format {stored['format']}, this version reads up to {FORMAT}")
+    # An encoder alone has its configuration at the top, a recogniser under its own.
     if "encoder" in stored:
         encoder = EncoderConfig.model_validate(stored["encoder"])
         return ModelDescription(encoder, stored["mel_bins"])

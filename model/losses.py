@@ -18,8 +18,16 @@ from model.recognizer import BLANK, END
 class ExpertsObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     """Weights of the routers' losses, whatever else a model is trained for."""
 
-    balance_weight: float = Field(default=0.01, ge=0, description="of the experts' balance loss, mean over layers")
-    z_weight: float = Field(default=0.0, ge=0, description="of the routers' z-loss, mean over layers")
+    balance_weight: float = Field(
+        default=0.01,
+        ge=0,
+        description="of the experts' balance loss, mean over layers",
+    )
+    z_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the routers' z-loss, mean over layers",
+    )
     sparsity_weight: float = Field(
         default=0.0,
         ge=0,
@@ -28,7 +36,12 @@ class ExpertsObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class ObjectiveConfig(ExpertsObjectiveConfig, frozen=True, extra="forbid"):
-    ctc_weight: float = Field(default=0.3, ge=0, le=1, description="share of CTC; the rest is the attention decoder's")
+    ctc_weight: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of CTC; the rest is the attention decoder's",
+    )
     intermediate_weight: float = Field(
         default=0.3,
         ge=0,
@@ -41,9 +54,16 @@ class ObjectiveConfig(ExpertsObjectiveConfig, frozen=True, extra="forbid"):
         description="share of the decoder that reads backwards in the attention part, in a model that has one",
     )
     transducer_weight: float = Field(
-        default=1.0, ge=0, description="of the transducer's loss, added to the others in a model that has one"
+        default=1.0,
+        ge=0,
+        description="of the transducer's loss, added to the others in a model that has one",
     )
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the decoder's cross-entropy")
+    label_smoothing: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="of the decoder's cross-entropy",
+    )
 
 
 def ctc_sum(
@@ -94,26 +114,48 @@ def attention_sum(
     return losses_BU.sum()
 
 
-def target_mask(token_lengths_B: Tensor, valid_B: Tensor, num_targets: int) -> Tensor:
+def target_mask(
+    token_lengths_B: Tensor,
+    valid_B: Tensor,
+    num_targets: int,
+) -> Tensor:
     """[B, num_targets] bool: True at each valid utterance's tokens and at the end after them."""
     positions = torch.arange(num_targets, device=token_lengths_B.device)
     return (positions <= token_lengths_B[:, None]) & valid_B[:, None]
 
 
-def hidden_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+def hidden_sum(
+    student_BSD: Tensor,
+    teacher_BSD: Tensor,
+    valid_BS: Tensor,
+) -> Tensor:
     """Sum over valid frames of the squared distance of two hidden states, as a mean over the width."""
-    distance_BS = (student_BSD.float() - teacher_BSD.float()).square().mean(-1)
+    difference_BSD = student_BSD.float() - teacher_BSD.float()
+    distance_BS = difference_BSD.square().mean(-1)
     return torch.where(valid_BS, distance_BS, 0.0).sum()
 
 
-def cosine_sum(student_BSD: Tensor, teacher_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+def cosine_sum(
+    student_BSD: Tensor,
+    teacher_BSD: Tensor,
+    valid_BS: Tensor,
+) -> Tensor:
     """Sum over valid frames of -log sigmoid(cos(student, teacher)) (Chang et al., DistilHuBERT, 2022, equation 1)."""
-    cosine_BS = functional.cosine_similarity(student_BSD.float(), teacher_BSD.float(), dim=-1)
+    cosine_BS = functional.cosine_similarity(
+        student_BSD.float(),
+        teacher_BSD.float(),
+        dim=-1,
+    )
     losses_BS = -functional.logsigmoid(cosine_BS)
     return torch.where(valid_BS, losses_BS, 0.0).sum()
 
 
-def divergence_sum(student_V: Tensor, teacher_V: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def divergence_sum(
+    student_V: Tensor,
+    teacher_V: Tensor,
+    weight: Tensor,
+    temperature: float,
+) -> Tensor:
     """Sum of weight x T^2 KL(teacher || student) over logits [..., V] softened by T (Hinton et al., 2015).
 
     `weight` [...] is 0 where a position does not count.
@@ -130,14 +172,24 @@ def divergence_sum(student_V: Tensor, teacher_V: Tensor, weight: Tensor, tempera
     return temperature**2 * (divergence * weight).sum()
 
 
-def frame_weights(teacher_BSV: Tensor, valid_BS: Tensor, blank_weight: float) -> Tensor:
+def frame_weights(
+    teacher_BSV: Tensor,
+    valid_BS: Tensor,
+    blank_weight: float,
+) -> Tensor:
     """[B, S]: 1 at frames where the teacher's CTC favours a token, `blank_weight` where blank, 0 beyond the end."""
+    # Most frames are blank in CTC: unweighted, they would hide what the teacher says about tokens.
     blank_BS = teacher_BSV.argmax(-1) == BLANK
     weight_BS = torch.where(blank_BS, blank_weight, 1.0)
     return weight_BS * valid_BS
 
 
-def units_sum(logits_BSV: Tensor, codes_BS: Tensor, valid_BS: Tensor) -> Tensor:
+def units_sum(
+    logits_BSV: Tensor,
+    codes_BS: Tensor,
+    valid_BS: Tensor,
+) -> Tensor:
     """Sum over valid frames of the cross-entropy of units (Hsu et al., HuBERT, 2021, section II.B)."""
-    losses_BS = functional.cross_entropy(logits_BSV.float().transpose(1, 2), codes_BS, reduction="none")
+    logits_BVS = logits_BSV.float().transpose(1, 2)
+    losses_BS = functional.cross_entropy(logits_BVS, codes_BS, reduction="none")
     return torch.where(valid_BS, losses_BS, 0.0).sum()

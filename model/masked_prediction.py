@@ -48,6 +48,7 @@ class MaskedPredictorOutput:
     def code_counts(self) -> Tensor:
         """How often each code is a target: int64 [Q, C]."""
         _, num_codebooks, num_codes = self.logits_NQC.shape
+        # One count for all codebooks: the codes of the q-th begin at q C.
         offsets_Q = num_codes * torch.arange(num_codebooks, device=self.codes_NQ.device)
         index = (self.codes_NQ + offsets_Q).flatten()
         counts = torch.bincount(index, minlength=num_codebooks * num_codes)
@@ -67,7 +68,11 @@ class MaskedPredictor(nn.Module):
         self.heads = nn.Linear(config.encoder.width, quantizer.codebooks * quantizer.codes)
 
     def forward(
-        self, features_BTF: Tensor, lengths_B: Tensor, masked_BTF: Tensor, predicted_BS: Tensor
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+        masked_BTF: Tensor,
+        predicted_BS: Tensor,
     ) -> MaskedPredictorOutput:
         """Features [B, T, F] as they are and with noise in masked spans (`masked_BTF`), valid lengths [B], and which
         encoder frames are to be predicted: bool [B, S]."""
@@ -95,4 +100,5 @@ def evenness(counts_QC: Tensor) -> Tensor:
     share_QC = counts_QC.double() / num_frames.clamp(min=1)
     entropy_Q = torch.special.entr(share_QC).sum(1)
     # Of one frame the highest entropy is log 1 = 0: clamped, so that nothing is divided by it.
-    return torch.where(num_frames > 1, entropy_Q.mean() / highest_entropy.clamp(min=1e-9), 0.0)
+    share_of_highest = entropy_Q.mean() / highest_entropy.clamp(min=1e-9)
+    return torch.where(num_frames > 1, share_of_highest, 0.0)

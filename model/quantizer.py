@@ -16,9 +16,21 @@ from torch.nn import functional
 
 
 class QuantizerConfig(BaseModel, frozen=True, extra="forbid"):
-    codebooks: int = Field(default=1, ge=1, description="quantizers, each with a projection and codes of its own")
-    codes: int = Field(default=8192, ge=2, description="codes of each codebook")
-    code_width: int = Field(default=16, ge=1, description="width that features are projected to, and of each code")
+    codebooks: int = Field(
+        default=1,
+        ge=1,
+        description="quantizers, each with a projection and codes of its own",
+    )
+    codes: int = Field(
+        default=8192,
+        ge=2,
+        description="codes of each codebook",
+    )
+    code_width: int = Field(
+        default=16,
+        ge=1,
+        description="width that features are projected to, and of each code",
+    )
 
 
 class RandomProjectionQuantizer(nn.Module):
@@ -27,11 +39,17 @@ class RandomProjectionQuantizer(nn.Module):
     projections_QIP: Tensor
     codes_QCP: Tensor
 
-    def __init__(self, config: QuantizerConfig, mel_bins: int, factor: int):
+    def __init__(
+        self,
+        config: QuantizerConfig,
+        mel_bins: int,
+        factor: int,
+    ):
         super().__init__()
         self.config = config
         self.factor = factor
         projections_QIP = torch.empty(config.codebooks, factor * mel_bins, config.code_width)
+        # One by one: of the whole tensor Xavier's bound would count the codebooks too.
         for projection_IP in projections_QIP:
             nn.init.xavier_uniform_(projection_IP)
         codes_QCP = torch.randn(config.codebooks, config.codes, config.code_width)
@@ -47,8 +65,10 @@ class RandomProjectionQuantizer(nn.Module):
         # Codes must not depend on the precision of a run.
         with torch.autocast(features_BTF.device.type, enabled=False):
             num_missing = -features_BTF.shape[1] % self.factor
-            padded_BTF = functional.pad(features_BTF.float(), (0, 0, 0, num_missing))
-            stacked_BSI = padded_BTF.unflatten(1, (-1, self.factor)).flatten(2)
+            features_BTF = features_BTF.float()
+            padded_BTF = functional.pad(features_BTF, (0, 0, 0, num_missing))
+            grouped = padded_BTF.unflatten(1, (-1, self.factor))
+            stacked_BSI = grouped.flatten(2)
             chosen_NI = stacked_BSI[chosen_BS]
             projected_QNP = torch.einsum("ni,qip->qnp", chosen_NI, self.projections_QIP)
             # The nearest by angle: codes have length 1, and a projection's length changes no comparison.

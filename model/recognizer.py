@@ -60,7 +60,12 @@ class RecognizerOutput:
 class Recognizer(nn.Module):
     """Log-mel features to token logits."""
 
-    def __init__(self, config: RecognizerConfig, mel_bins: int, vocabulary_size: int):
+    def __init__(
+        self,
+        config: RecognizerConfig,
+        mel_bins: int,
+        vocabulary_size: int,
+    ):
         super().__init__()
         self.config = config
         self.mel_bins = mel_bins

@@ -46,6 +46,7 @@ class StreamingEncoder:
         waiting_TF = features_TF
         if self._waiting is not None:
             waiting_TF = torch.cat((self._waiting, features_TF))
+        # A chunk is complete with its own features: subsampling looks no further.
         chunk_features = self.chunk.frames * self.encoder.subsampling.factor
 
         frames = []
@@ -85,6 +86,8 @@ class StreamingEncoder:
         self._edge = with_edge_TF[-factor:].clone()
 
         num_frames = x_BSD.shape[1]
+        # Positions are counted from the oldest cached key, so that an utterance may be of any length. There is no mask:
+        # the caches hold the frames that a chunk attends to, and no others.
         num_keys = self._caches[0].num_frames + num_frames
         valid_BS = torch.ones(1, num_frames, dtype=torch.bool, device=features_TF.device)
         frames = Frames.from_valid(valid_BS, self.encoder.encode_positions(num_keys))

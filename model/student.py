@@ -84,6 +84,7 @@ class Student(Recognizer):
         recognized = super().forward(features_BTF, lengths_B, tokens_BU, token_lengths_B, chunk)
         output = StudentOutput(**vars(recognized))
 
+        # Only the teachers' terms read them, and those count in training alone.
         if self.training:
             for name, head in self.helpers.items():
                 layer = self.layer_of_head[name]
@@ -92,6 +93,7 @@ class Student(Recognizer):
         if self.decoder is not None and pseudo_labels:
             frames_BSD = output.encoder.frames_BSD
             valid_BS = valid_mask(output.encoder.lengths_B, frames_BSD.shape[1])
+            # Each pseudo-label is a row of its own beside its utterance's frames, which several may share.
             for teacher, labels in pseudo_labels.items():
                 inputs_NU = shift_right(labels.tokens_NU, START)
                 frames_NSD = frames_BSD[labels.row_N]

@@ -17,8 +17,16 @@ from torchaudio.functional import rnnt_loss
 
 
 class TransducerConfig(BaseModel, frozen=True, extra="forbid"):
-    width: int = Field(default=256, ge=1, description="width of the prediction network and of the joint network")
-    context: int = Field(default=2, ge=1, description="tokens that the prediction network sees before the next one")
+    width: int = Field(
+        default=256,
+        ge=1,
+        description="width of the prediction network and of the joint network",
+    )
+    context: int = Field(
+        default=2,
+        ge=1,
+        description="tokens that the prediction network sees before the next one",
+    )
 
 
 class PredictionNetwork(nn.Module):
@@ -42,16 +50,24 @@ class JointNetwork(nn.Module):
     many utterances a process has.
     """
 
-    def __init__(self, width: int, vocabulary_size: int, blank: int):
+    def __init__(
+        self,
+        width: int,
+        vocabulary_size: int,
+        blank: int,
+    ):
         super().__init__()
         self.blank = blank
         self.weight = nn.Parameter(torch.empty(vocabulary_size, width))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
-        nn.init.uniform_(self.weight, -(width**-0.5), width**-0.5)
+        # As nn.Linear draws its weight.
+        bound = width**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def logits(self, joint: Tensor) -> Tensor:
         """Sums of frames and predictions [..., W] to fp32 logits [..., V]."""
-        return functional.linear(joint.tanh(), self.weight, self.bias).float()
+        logits = functional.linear(joint.tanh(), self.weight, self.bias)
+        return logits.float()
 
     def forward(
         self,
@@ -62,10 +78,13 @@ class JointNetwork(nn.Module):
         token_lengths_B: Tensor,
     ) -> Tensor:
         """-log p(tokens | frames) of each utterance, fp32 [B]; 0, with a gradient of 0, for those without frames."""
+        # An utterance without frames is given one, so that every parameter has a gradient, which the last line makes 0.
         all_num_frames = lengths_B.clamp(min=1).tolist()
         all_num_tokens = token_lengths_B.tolist()
         losses = []
         for row, (num_frames, num_tokens) in enumerate(zip(all_num_frames, all_num_tokens, strict=True)):
+            # The backward pass computes it again: otherwise the tensors of all pairs of frame and token would wait for
+            # it, those of the whole batch.
             loss_1 = checkpoint(
                 self._loss,
                 frames_BSW[row, :num_frames],
@@ -77,16 +96,24 @@ class JointNetwork(nn.Module):
             losses.append(loss_1)
         return torch.where(lengths_B > 0, torch.cat(losses), 0.0)
 
-    def _loss(self, frames_SW: Tensor, predictions_UW: Tensor, tokens_U: Tensor) -> Tensor:
+    def _loss(
+        self,
+        frames_SW: Tensor,
+        predictions_UW: Tensor,
+        tokens_U: Tensor,
+    ) -> Tensor:
         """The loss of one utterance, as a batch of one: fp32 [1]."""
         joint_SUW = frames_SW[:, None] + predictions_UW
         device = tokens_U.device
         # torchaudio's loss takes int32 alone.
+        num_frames = torch.tensor([len(frames_SW)], dtype=torch.int32, device=device)
+        num_tokens = torch.tensor([len(tokens_U)], dtype=torch.int32, device=device)
+        targets_1U = tokens_U.to(torch.int32)[None].contiguous()
         return rnnt_loss(
             logits=self.logits(joint_SUW)[None],
-            targets=tokens_U.to(torch.int32)[None].contiguous(),
-            logit_lengths=torch.tensor([len(frames_SW)], dtype=torch.int32, device=device),
-            target_lengths=torch.tensor([len(tokens_U)], dtype=torch.int32, device=device),
+            targets=targets_1U,
+            logit_lengths=num_frames,
+            target_lengths=num_tokens,
             blank=self.blank,
             reduction="none",
         )
@@ -95,7 +122,13 @@ class JointNetwork(nn.Module):
 class Transducer(nn.Module):
     """Prediction and joint network over the encoder's frames. Before the first token stand blanks."""
 
-    def __init__(self, config: TransducerConfig, width: int, vocabulary_size: int, blank: int):
+    def __init__(
+        self,
+        config: TransducerConfig,
+        width: int,
+        vocabulary_size: int,
+        blank: int,
+    ):
         super().__init__()
         self.config = config
         self.blank = blank
@@ -111,6 +144,7 @@ class Transducer(nn.Module):
         token_lengths_B: Tensor,
     ) -> Tensor:
         """-log p(tokens | frames) of each utterance, fp32 [B], from frames [B, S, D] and tokens [B, U]."""
+        # Before the first token stand blanks. U + 1 predictions: one before each token and one after the last.
         padded_BU = functional.pad(tokens_BU, (self.config.context, 0), value=self.blank)
         predictions_BUW = self.prediction(padded_BU)
         return self.joint(self.frames(frames_BSD), predictions_BUW, lengths_B, tokens_BU, token_lengths_B)

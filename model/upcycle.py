@@ -15,7 +15,7 @@ from torch import nn
 from model.block import LayerParameters
 from model.encoder import Encoder, EncoderConfig
 from model.layers.feedforward import FeedForward
-from model.moe.experts import ExpertStack, MixtureOfExperts, ResidualMixture
+from model.moe.experts import MixtureOfExperts, ResidualMixture
 from model.moe.router import ExpertsConfig
 from model.recognizer import Recognizer
 
@@ -42,7 +42,12 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
     Raises ValueError, naming the difference, when depth or widths are not the teacher's.
     """
     _check_same_shape(student.config.encoder, teacher.config.encoder)
-    _check_same_heads(student, teacher)
+    config = student.config
+    if config.transducer and teacher.config.transducer not in (None, config.transducer):
+        raise ValueError("the transducers of student and teacher differ: to start from the teacher they must be equal")
+    if config.decoder and teacher.config.decoder not in (None, config.decoder):
+        raise ValueError("the decoders of student and teacher differ: to start from the teacher they must be equal")
+
     for name in HEADS:
         student_head = getattr(student, name)
         teacher_head = getattr(teacher, name)
@@ -52,19 +57,25 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
 
 
 @torch.no_grad()
-def initialize_encoder(student: Encoder, teacher: Encoder, num_layers: int | None = None) -> None:
+def initialize_encoder(
+    student: Encoder,
+    teacher: Encoder,
+    num_layers: int | None = None,
+) -> None:
     """Copy an encoder's weights into an unspread one: all of them into one of the same structure, else as above.
 
     With `num_layers` the layers above the lowest so many stay as they were drawn. Raises ValueError, naming the
     difference, when depth or widths differ, or when layers that are copied share a block with some that are not.
     """
+    # The whole encoder is initialised, and what is above the copied layers is put back: one way to initialise.
     drawn = []
     if num_layers is not None:
         check_layers_to_copy(student.config, num_layers)
         for module in _modules_above(student, num_layers):
             drawn.append((module, deepcopy(module.state_dict())))
 
-    if _same_structure(student.config, teacher.config):
+    fields = SAME_SHAPE + SAME_STRUCTURE
+    if all(getattr(student.config, field) == getattr(teacher.config, field) for field in fields):
         student.load_state_dict(teacher.state_dict())
     else:
         _check_same_shape(student.config, teacher.config)
@@ -97,11 +108,6 @@ def _modules_above(encoder: Encoder, num_layers: int) -> list[nn.Module]:
     return modules
 
 
-def _same_structure(student: EncoderConfig, teacher: EncoderConfig) -> bool:
-    fields = SAME_SHAPE + SAME_STRUCTURE
-    return all(getattr(student, field) == getattr(teacher, field) for field in fields)
-
-
 def _upcycle(student: Encoder, teacher: Encoder) -> None:
     student.subsampling.load_state_dict(teacher.subsampling.state_dict())
     config = student.config
@@ -112,6 +118,7 @@ def _upcycle(student: Encoder, teacher: Encoder) -> None:
         for layer in layers:
             source = middle if config.norms == "group" else layer
             teacher_norms = _layer(teacher, source).norms()
+            # Norms that a group shares are loaded once per layer, each time with the same values.
             for name, norm in _layer(student, layer).norms().items():
                 norm.load_state_dict(teacher_norms[name].state_dict())
 
@@ -130,7 +137,10 @@ def _layer(encoder: Encoder, index: int) -> LayerParameters:
 
 
 def _initialize_part(
-    part: nn.Module, teacher_parts: dict[int, nn.Module], middle: int, experts: ExpertsConfig | None
+    part: nn.Module,
+    teacher_parts: dict[int, nn.Module],
+    middle: int,
+    experts: ExpertsConfig | None,
 ) -> None:
     """A part of a block, from the same part of the teacher's blocks: `teacher_parts` has it by the block's layers."""
     if isinstance(part, ResidualMixture):
@@ -145,27 +155,23 @@ def _initialize_part(
     else:
         sources = [middle] * experts.count
     for expert, layer in enumerate(sources):
-        _copy_expert(part.experts, expert, teacher_parts[layer])
+        dense = teacher_parts[layer]
+        assert isinstance(dense, FeedForward)
+        part.experts.w1[expert] = dense.expand.weight
+        part.experts.w2[expert] = dense.contract.weight
+        # Both biases of an expert are one row of w3.
+        part.experts.w3[expert, 0] = torch.cat((dense.expand.bias, dense.contract.bias))
+
         # Experts that start equal get equal gradients and never part.
         if layer in sources[:expert]:
-            _add_noise(part.experts, expert, experts.initial_noise)
+            for weight in (part.experts.w1[expert], part.experts.w2[expert]):
+                noise = torch.randn_like(weight)
+                weight += experts.initial_noise * weight.std() * noise
 
 
 def spread_evenly(layers: list[int], number: int) -> list[int]:
     """`number` of the layers, the first of each of as many equal parts; some repeat where there are too few."""
     return [layers[index * len(layers) // number] for index in range(number)]
-
-
-def _copy_expert(stack: ExpertStack, expert: int, dense: nn.Module) -> None:
-    assert isinstance(dense, FeedForward)
-    stack.w1[expert] = dense.expand.weight
-    stack.w2[expert] = dense.contract.weight
-    stack.w3[expert, 0] = torch.cat((dense.expand.bias, dense.contract.bias))
-
-
-def _add_noise(stack: ExpertStack, expert: int, noise: float) -> None:
-    for weight in (stack.w1[expert], stack.w2[expert]):
-        weight += noise * weight.std() * torch.randn_like(weight)
 
 
 def _check_same_shape(student: EncoderConfig, teacher: EncoderConfig) -> None:
@@ -179,10 +185,3 @@ def _check_same_shape(student: EncoderConfig, teacher: EncoderConfig) -> None:
             )
     if teacher.experts is not None:
         raise ValueError("the teacher has experts itself: only a dense teacher can be upcycled")
-
-
-def _check_same_heads(student: Recognizer, teacher: Recognizer) -> None:
-    if student.config.transducer and teacher.config.transducer not in (None, student.config.transducer):
-        raise ValueError("the transducers of student and teacher differ: to start from the teacher they must be equal")
-    if student.config.decoder and teacher.config.decoder and student.config.decoder != teacher.config.decoder:
-        raise ValueError("the decoders of student and teacher differ: to start from the teacher they must be equal")

@@ -50,7 +50,13 @@ class _AllToAll(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, x: Tensor, group: dist.ProcessGroup, num_sent_P: list[int], num_received_P: list[int]):
+    def forward(
+        context,
+        x: Tensor,
+        group: dist.ProcessGroup,
+        num_sent_P: list[int],
+        num_received_P: list[int],
+    ):
         context.group = group
         context.num_sent_P = num_sent_P
         context.num_received_P = num_received_P
@@ -86,9 +92,11 @@ class AllToAllDispatcher:
         self.num_local_experts = num_local_experts
 
     def dispatch(self, x_MD: Tensor, counts_E: Tensor) -> tuple[Tensor, list[int], AllToAllMetadata]:
+        # First the counts, so that every process knows how much it will receive.
         sent_PL = counts_E.view(self.group_size, self.num_local_experts)
         received_PL = torch.empty_like(sent_PL)
         dist.all_to_all_single(received_PL, sent_PL, group=self.group)
+        # A host sync, which cannot be spared: the collective takes its splits as lists.
         num_sent_P = sent_PL.sum(1).tolist()
         num_received_P = received_PL.sum(1).tolist()
         by_sender_RD = _AllToAll.apply(x_MD, self.group, num_sent_P, num_received_P)
@@ -109,15 +117,26 @@ class AllToAllDispatcher:
 class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
     """A block's mixture of which this process holds `num_local_experts` experts; the mathematics is the model's own."""
 
-    def __init__(self, whole: MixtureOfExperts, expert_parallel: int, rank: int):
+    def __init__(
+        self,
+        whole: MixtureOfExperts,
+        expert_parallel: int,
+        rank: int,
+    ):
         # Not AutoEPMoELayer's, which would build experts of its own from a configuration of DeepSpeed's.
         nn.Module.__init__(self)
         self.num_experts = whole.num_experts
         self.num_local_experts = whole.num_experts // expert_parallel
         self.ep_size = expert_parallel
+        # DeepSpeed's expert groups are of consecutive ranks.
         self.ep_rank = rank % expert_parallel
-        self.experts = _local_stack(whole.experts, self.ep_rank, self.num_local_experts)
-        self.dispatcher = LocalDispatcher()  # until the engine has made the process groups
+        first_expert = self.ep_rank * self.num_local_experts
+        self.experts = ExpertStack(self.num_local_experts, whole.experts.w1.shape[2], whole.experts.hidden)
+        with torch.no_grad():
+            for local, all_experts in zip(self.experts.parameters(), whole.experts.parameters(), strict=True):
+                local.copy_(all_experts[first_expert : first_expert + self.num_local_experts])
+        # The process groups are the engine's, which is built later: see `set_deepspeed_parallelism`.
+        self.dispatcher = LocalDispatcher()
 
         # What DeepSpeed's engine reads of an AutoEP layer:
         self.ep_group_name = f"ep_size_{expert_parallel}"
@@ -139,6 +158,8 @@ class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
         for parameter in self.experts.parameters():
             whole_shape = [self.num_experts, *parameter.shape[1:]]
             affine_map = autoep_placement_to_affine_map(placement, whole_shape)
+            # The first keeps the gradient out of the average over all processes: only those that hold the same experts
+            # add theirs up.
             marks = {
                 "allreduce": False,
                 "group_name": self.ep_group_name,
@@ -165,23 +186,18 @@ class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
         return MixtureOfExperts.forward(self, x_ND, routing)
 
 
-def _local_stack(whole: ExpertStack, ep_rank: int, num_local_experts: int) -> ExpertStack:
-    """A copy of the experts that process `ep_rank` of its group holds."""
-    local = ExpertStack(num_local_experts, whole.w1.shape[2], whole.hidden)
-    start = ep_rank * num_local_experts
-    with torch.no_grad():
-        for local_stack, whole_stack in zip(local.parameters(), whole.parameters(), strict=True):
-            local_stack.copy_(whole_stack[start : start + num_local_experts])
-    return local
-
-
-def spread_experts(model: Model, expert_parallel: int, rank: int) -> None:
+def spread_experts(
+    model: Model,
+    expert_parallel: int,
+    rank: int,
+) -> None:
     """Leave this process its share of every block's experts. Every process must start from the same weights.
 
     A dense layer beside the experts stays whole, like all else.
     """
     if expert_parallel == 1:
         return
+    # Lists, because modules are replaced on the way.
     for parent in list(model.encoder.blocks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MixtureOfExperts):

@@ -28,11 +28,13 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_width: int, base: float = 10_000.0):
         super().__init__()
+        # Not persistent: it follows from the configuration, and files hold only what was learnt.
         self.register_buffer("inverse_frequency", _inverse_frequency(head_width, base), persistent=False)
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [num_frames, head_width / 2], fp32."""
-        positions = torch.arange(num_frames, device=self.inverse_frequency.device, dtype=torch.float32)
+        device = self.inverse_frequency.device
+        positions = torch.arange(num_frames, device=device, dtype=torch.float32)
         angles = torch.outer(positions, self.inverse_frequency)
         return angles.cos(), angles.sin()
 
@@ -48,9 +50,11 @@ class RelativePositions(nn.Module):
 
     def forward(self, num_frames: int) -> Tensor:
         """[2 num_frames - 1, width] fp32, of the offsets num_frames - 1 down to 1 - num_frames."""
-        offsets = torch.arange(num_frames - 1, -num_frames, -1, device=self.inverse_frequency.device)
+        device = self.inverse_frequency.device
+        offsets = torch.arange(num_frames - 1, -num_frames, -1, device=device)
         angles = torch.outer(offsets.float(), self.inverse_frequency)
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+        in_turns = torch.stack((angles.sin(), angles.cos()), dim=-1)
+        return in_turns.flatten(1)
 
 
 def _inverse_frequency(width: int, base: float) -> Tensor:
@@ -59,16 +63,28 @@ def _inverse_frequency(width: int, base: float) -> Tensor:
     return base ** (-exponents / width)
 
 
-def rotate(x_BHTK: Tensor, cos_TJ: Tensor, sin_TJ: Tensor) -> Tensor:
+def rotate(
+    x_BHTK: Tensor,
+    cos_TJ: Tensor,
+    sin_TJ: Tensor,
+) -> Tensor:
     """Turn each pair (k, k + K/2) of a query or key by its position's angle; keeps the dtype of x. J is K / 2."""
-    return _Rotation.apply(x_BHTK, cos_TJ.to(x_BHTK.dtype), sin_TJ.to(x_BHTK.dtype))
+    # In the dtype of x: with fp32 angles bf16 queries and keys would become fp32.
+    cos_TJ = cos_TJ.to(x_BHTK.dtype)
+    sin_TJ = sin_TJ.to(x_BHTK.dtype)
+    return _Rotation.apply(x_BHTK, cos_TJ, sin_TJ)
 
 
 class _Rotation(torch.autograd.Function):
     """Passes over a query or key once each way, where autograd would keep and copy every intermediate result."""
 
     @staticmethod
-    def forward(context, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
+    def forward(
+        context,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:  # pyright: ignore
         context.save_for_backward(cos, sin)
         return _turn(x, cos, sin)
 
@@ -80,10 +96,15 @@ class _Rotation(torch.autograd.Function):
         return _turn(gradient, cos, -sin), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turn(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
     output = torch.empty_like(x)
     first, second = x.chunk(2, dim=-1)
     turned_first, turned_second = output.chunk(2, dim=-1)
+    # Written to the halves of the output: no parts are made that would have to be joined.
     torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
     return output
@@ -119,7 +140,8 @@ class _SplitHeads(torch.autograd.Function):
     def backward(context, *gradients: Tensor):  # pyright: ignore
         batch, heads, frames, head_width = gradients[0].shape
         packed = gradients[0].new_empty(batch, frames, 3, heads, head_width)
-        for part, gradient in zip(packed.permute(2, 0, 3, 1, 4), gradients, strict=True):
+        parts = packed.permute(2, 0, 3, 1, 4)
+        for part, gradient in zip(parts, gradients, strict=True):
             part.copy_(gradient)
         return packed.view(batch, frames, -1), None
 
@@ -129,7 +151,12 @@ class SelfAttention(nn.Module):
 
     splits_utterances = True
 
-    def __init__(self, width: int, heads: int, causal: bool = False):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        causal: bool = False,
+    ):
         super().__init__()
         self.heads = heads
         self.causal = causal
@@ -150,6 +177,7 @@ class SelfAttention(nn.Module):
         causal attention takes none. `cache` holds the keys and values before these frames; `positions` are those of all
         keys.
         """
+        # Projections are of single frames, so they work on packed ones.
         packed = self.query_key_value(x)
         if packing and self._goes_by_utterance(packing, attention_mask, cache, x.device):
             return self.output(self._mix_by_utterance(packed, positions, packing))
@@ -182,7 +210,12 @@ class SelfAttention(nn.Module):
             return False
         return only_padding and cache is None and packing.uneven
 
-    def _mix_by_utterance(self, packed_NC: Tensor, positions: Positions, packing: Packing) -> Tensor:
+    def _mix_by_utterance(
+        self,
+        packed_NC: Tensor,
+        positions: Positions,
+        packing: Packing,
+    ) -> Tensor:
         """[N, 3 D] to the mixed values [N, D]."""
         query, key, value = split_heads(packed_NC[None], self.heads)
         if positions is not None:
@@ -191,6 +224,7 @@ class SelfAttention(nn.Module):
             sin_NJ = sin_SJ[packing.columns]
             query = rotate(query, cos_NJ, sin_NJ)
             key = rotate(key, cos_NJ, sin_NJ)
+        # The softmax over the keys of an utterance without frames would be undefined.
         lengths = [length for length in packing.lengths if length]
         mixed_HNK = attend_within(query[0], key[0], value[0], lengths)
         return mixed_HNK.transpose(0, 1).flatten(1)

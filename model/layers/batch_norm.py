@@ -36,14 +36,22 @@ class FrameBatchNorm(nn.Module):
 
             # No frames have no variance: the lane adds nothing to the step, and its output stays finite.
             if not len(x_ND):
-                moments = torch.zeros(2 * len(self.weight) + 1, dtype=torch.float64, device=x_ND.device)
+                num_moments = 2 * len(self.weight) + 1
+                moments = torch.zeros(num_moments, dtype=torch.float64, device=x_ND.device)
                 return self._normalize(x_ND, self.running_mean, self.running_var), moments
 
+            # Biased, as torch normalises while training; the running variance is the unbiased one.
             variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
             moments = _moments(mean_D, variance_D, len(x_ND))
             return self._normalize(x_ND, mean_D, variance_D), moments
 
-    def _normalize(self, x_ND: Tensor, mean_D: Tensor, variance_D: Tensor) -> Tensor:
+    def _normalize(
+        self,
+        x_ND: Tensor,
+        mean_D: Tensor,
+        variance_D: Tensor,
+    ) -> Tensor:
+        # One scale and one shift per channel, so that the frames are passed over once.
         scale_D = self.weight * (variance_D + self.eps).rsqrt()
         shift_D = self.bias - mean_D * scale_D
         return torch.addcmul(shift_D, x_ND, scale_D)
@@ -66,10 +74,15 @@ class FrameBatchNorm(nn.Module):
         self.running_var.lerp_(unbiased_D.to(self.running_var), MOMENTUM)
 
 
-def _moments(mean_D: Tensor, variance_D: Tensor, count: int) -> Tensor:
+def _moments(
+    mean_D: Tensor,
+    variance_D: Tensor,
+    count: int,
+) -> Tensor:
     """Sums, sums of squares and the count as one vector [2 D + 1]; fp64, because their differences are taken."""
     mean_D = mean_D.detach().double()
     variance_D = variance_D.detach().double()
     sum_D = mean_D * count
     sum_of_squares_D = (variance_D + mean_D.square()) * count
-    return torch.cat((sum_D, sum_of_squares_D, mean_D.new_full((1,), count)))
+    count_1 = mean_D.new_full((1,), count)
+    return torch.cat((sum_D, sum_of_squares_D, count_1))

@@ -45,8 +45,17 @@ class ChunkMask:
 
 
 class ChunksConfig(BaseModel, frozen=True, extra="forbid"):
-    max_frames: int = Field(default=25, ge=1, description="largest chunk drawn while training, in encoder frames")
-    full_context: float = Field(default=0.5, ge=0, le=1, description="share of lanes that train with full context")
+    max_frames: int = Field(
+        default=25,
+        ge=1,
+        description="largest chunk drawn while training, in encoder frames",
+    )
+    full_context: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of lanes that train with full context",
+    )
     left: Literal["full", "drawn"] = Field(
         default="full", description="chunks before a frame's own that it attends to: all, or a drawn number"
     )
@@ -61,6 +70,7 @@ class ChunksConfig(BaseModel, frozen=True, extra="forbid"):
         frames = _draw_integer(1, self.max_frames)
         left_chunks = None
         if self.left == "drawn":
+            # As many as lie before the last chunk: with more, every frame would attend to all before it.
             max_left_chunks = (num_frames - 1) // frames
             left_chunks = _draw_integer(0, max_left_chunks)
         return ChunkMask(frames, left_chunks)

@@ -21,7 +21,13 @@ class ConvolutionModule(nn.Module):
     before BatchNorm its gradient is nothing but rounding, which Adam would make whole steps of.
     """
 
-    def __init__(self, width: int, kernel_size: int, causal: bool = False, depthwise_bias: bool = True):
+    def __init__(
+        self,
+        width: int,
+        kernel_size: int,
+        causal: bool = False,
+        depthwise_bias: bool = True,
+    ):
         super().__init__()
         if causal:
             self.left_frames = kernel_size - 1
@@ -29,7 +35,8 @@ class ConvolutionModule(nn.Module):
         else:
             self.left_frames = 0
             padding = kernel_size // 2
-        self.gap = self.left_frames or kernel_size // 2  # zeros that utterances need between them
+        # Packed utterances lie one after the other: so many zeros between them keep the convolution from mixing two.
+        self.gap = self.left_frames or kernel_size // 2
         self.gated = nn.Linear(width, 2 * width)
         # A two-dimensional convolution of height 1: frames [B, T, D] are its channels-last input without a copy, and
         # its kernel is several times faster on CPUs than the one-dimensional one.
@@ -56,6 +63,7 @@ class ConvolutionModule(nn.Module):
         """
         x_ND = functional.glu(self.gated(x_ND), dim=-1)
         if cache is not None:
+            # A stream is one utterance: nothing lies between rows.
             x_BTD = cache.prepend_context(packing.pad(x_ND), self.left_frames)
             x_ND = packing.pack(self._convolve(x_BTD))
         else:
@@ -73,6 +81,7 @@ class ConvolutionModule(nn.Module):
 
     def _convolve(self, x_BTD: Tensor) -> Tensor:
         """The depthwise convolution over time."""
+        # The function below is for the gradient on CPUs alone.
         if x_BTD.device.type != "cpu" or not torch.is_grad_enabled():
             return _as_frames(self.depthwise(_as_image(x_BTD)))
         # As autocast converts the weights of a module; here it would not see them.
@@ -90,12 +99,25 @@ class _Depthwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, x_BTD: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:  # pyright: ignore
+    def forward(
+        context,
+        x_BTD: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        padding: int,
+    ) -> Tensor:  # pyright: ignore
         context.save_for_backward(x_BTD, weight)
         context.padding = padding
         context.has_bias = bias is not None
         image = _as_image(x_BTD)
-        return _as_frames(functional.conv2d(image, weight, bias, padding=(0, padding), groups=len(weight)))
+        output = functional.conv2d(
+            image,
+            weight,
+            bias,
+            padding=(0, padding),
+            groups=len(weight),
+        )
+        return _as_frames(output)
 
     @staticmethod
     @once_differentiable

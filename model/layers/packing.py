@@ -23,6 +23,7 @@ class Packing:
 
     def __init__(self, valid_BT: Tensor):
         self.shape = valid_BT.shape
+        # The host waits here for the device to tell how many frames there are: once per batch, not once per layer.
         self.index_N = valid_BT.flatten().nonzero().squeeze(1)
         self.padded = len(self.index_N) < valid_BT.numel()
         self._valid_BT = valid_BT

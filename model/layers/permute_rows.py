@@ -18,17 +18,26 @@ def gather_unique(x_MD: Tensor, index_N: Tensor) -> Tensor:
     return _GatherUnique.apply(x_MD, index_N)
 
 
-def scatter_unique(x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
+def scatter_unique(
+    x_ND: Tensor,
+    index_N: Tensor,
+    rows: int,
+) -> Tensor:
     """Undo `gather_unique`: `rows` rows of zeros with row n of x at `index_N[n]`, all different: [rows, D]."""
     return _ScatterUnique.apply(x_ND, index_N, rows)
 
 
-def _scatter(x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
+def _scatter(
+    x_ND: Tensor,
+    index_N: Tensor,
+    rows: int,
+) -> Tensor:
     # A gather too: every place of the output takes its row, or a row of zeros behind the last one. Writing by index
     # takes a CPU several times as long.
     places_N = torch.arange(len(x_ND), device=x_ND.device)
     zero_row = len(x_ND)
-    source_M = index_N.new_full((rows,), zero_row).scatter_(0, index_N, places_N)
+    source_M = index_N.new_full((rows,), zero_row)
+    source_M.scatter_(0, index_N, places_N)
     if len(x_ND) < rows:
         x_ND = functional.pad(x_ND, (0, 0, 0, 1))
     return x_ND.index_select(0, source_M)
@@ -50,7 +59,12 @@ class _GatherUnique(torch.autograd.Function):
 
 class _ScatterUnique(torch.autograd.Function):
     @staticmethod
-    def forward(context, x_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:  # pyright: ignore
+    def forward(
+        context,
+        x_ND: Tensor,
+        index_N: Tensor,
+        rows: int,
+    ) -> Tensor:  # pyright: ignore
         context.save_for_backward(index_N)
         return _scatter(x_ND, index_N, rows)
 

@@ -24,7 +24,12 @@ class SiluLinear(nn.Linear):
 
 class _SiluLinear(torch.autograd.Function):
     @staticmethod
-    def forward(context, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # pyright: ignore
+    def forward(
+        context,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:  # pyright: ignore
         context.save_for_backward(x, weight)
         return functional.linear(functional.silu(x), weight, bias)
 
@@ -35,9 +40,11 @@ class _SiluLinear(torch.autograd.Function):
         # Under autocast the gradient has the precision of the products, and x may be more precise.
         dtype = gradient.dtype
         rows = gradient.flatten(0, -2)
-        active = functional.silu(x).flatten(0, -2).to(dtype)
+        active = functional.silu(x).flatten(0, -2)
+        active = active.to(dtype)
 
         grad_active = (gradient @ weight.to(dtype)).to(x.dtype)
+        # Written over its argument, which is as wide as x and not needed again.
         grad_x = torch.ops.aten.silu_backward.grad_input(grad_active, x, grad_input=grad_active)
         grad_weight = rows.t() @ active
         grad_bias = rows.sum(0)

@@ -44,7 +44,10 @@ class LayerCache:
     def prepend_context(self, x_BTD: Tensor, num_frames: int) -> Tensor:
         """A chunk's frames with the `num_frames` before them in front, zeros where the utterance has none."""
         if self._inputs is None:
-            self._inputs = x_BTD.new_zeros(x_BTD.shape[0], num_frames, x_BTD.shape[2])
+            batch, _, width = x_BTD.shape
+            self._inputs = x_BTD.new_zeros(batch, num_frames, width)
         x_BTD = torch.cat((self._inputs, x_BTD), dim=1)
-        self._inputs = x_BTD[:, x_BTD.shape[1] - num_frames :].clone()
+        # Counted from the front: `-num_frames` would keep everything where it is 0.
+        first = x_BTD.shape[1] - num_frames
+        self._inputs = x_BTD[:, first:].clone()
         return x_BTD

@@ -18,7 +18,11 @@ STRIDES = {4: (2, 2), 6: (2, 3), 8: (2, 2, 2)}
 
 
 class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
-    channels: int = Field(default=32, ge=1, description="channels of the strided convolutions")
+    channels: int = Field(
+        default=32,
+        ge=1,
+        description="channels of the strided convolutions",
+    )
     factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")
     convolutions: Literal["separable", "full"] = Field(
         default="full",
@@ -35,14 +39,24 @@ class ConvolutionSubsampling(nn.Module):
     into valid frames.
     """
 
-    def __init__(self, config: SubsamplingConfig, mel_bins: int, width: int):
+    def __init__(
+        self,
+        config: SubsamplingConfig,
+        mel_bins: int,
+        width: int,
+    ):
         super().__init__()
         self.factor = config.factor
         self.strides = STRIDES[config.factor]
         self.first = _strided(1, config.channels, self.strides[0])
         self.further = nn.ModuleList()
         for stride in self.strides[1:]:
-            self.further.append(_further_convolution(config, stride))
+            if config.convolutions == "full":
+                self.further.append(_strided(config.channels, config.channels, stride))
+            else:
+                depthwise = _strided(config.channels, config.channels, stride, groups=config.channels)
+                pointwise = nn.Conv2d(config.channels, config.channels, kernel_size=1)
+                self.further.append(nn.Sequential(depthwise, pointwise))
         remaining_bins = output_length(mel_bins, self.factor)
         self.projection = nn.Linear(config.channels * remaining_bins, width)
 
@@ -52,6 +66,7 @@ class ConvolutionSubsampling(nn.Module):
         x_BCSF = torch.relu(self.first(features_BTF.unsqueeze(1)))
 
         for convolution, stride in zip(self.further, self.strides[1:], strict=True):
+            # Biases made padded frames other than zero; the next convolution would carry them into valid ones.
             valid_BS = valid_mask(lengths_B, x_BCSF.shape[2])
             x_BCSF = x_BCSF * valid_BS[:, None, :, None]
             lengths_B = output_length(lengths_B, stride)
@@ -71,16 +86,13 @@ def valid_mask(lengths_B: Tensor, num_frames: int) -> Tensor:
     return torch.arange(num_frames, device=lengths_B.device) < lengths_B[:, None]
 
 
-def _further_convolution(config: SubsamplingConfig, stride: int) -> nn.Module:
-    channels = config.channels
-    if config.convolutions == "full":
-        return _strided(channels, channels, stride)
-    depthwise = _strided(channels, channels, stride, groups=channels)
-    pointwise = nn.Conv2d(channels, channels, 1)
-    return nn.Sequential(depthwise, pointwise)
-
-
-def _strided(inputs: int, outputs: int, stride: int, groups: int = 1) -> nn.Conv2d:
+def _strided(
+    inputs: int,
+    outputs: int,
+    stride: int,
+    groups: int = 1,
+) -> nn.Conv2d:
     """A convolution whose neighbouring outputs overlap by all but one input, and which keeps ceil(length / stride)."""
+    # With padding on the left as wide as the overlap, frame s ends with the last of its own features: no look-ahead.
     kernel_size = 2 * stride - 1
     return nn.Conv2d(inputs, outputs, kernel_size, stride, padding=stride - 1, groups=groups)

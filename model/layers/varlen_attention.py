@@ -15,7 +15,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-def attend_within(query_HNK: Tensor, key_HNK: Tensor, value_HNK: Tensor, lengths: Sequence[int]) -> Tensor:
+def attend_within(
+    query_HNK: Tensor,
+    key_HNK: Tensor,
+    value_HNK: Tensor,
+    lengths: Sequence[int],
+) -> Tensor:
     """Attention of each frame over its own utterance [H, N, K]; `lengths` add up to N."""
     if torch.is_grad_enabled() and query_HNK.requires_grad:
         return _AttendWithin.apply(query_HNK, key_HNK, value_HNK, lengths)
@@ -31,26 +36,35 @@ class _AttendWithin(torch.autograd.Function):
     """softmax(Q K^T / sqrt(K)) V, utterance by utterance."""
 
     @staticmethod
-    def forward(context, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:  # pyright: ignore
+    def forward(
+        context,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: Sequence[int],
+    ) -> Tensor:  # pyright: ignore
         context.lengths = lengths
         context.scale = query.shape[-1] ** -0.5
 
         # Autocast would round the scores to bf16 before their softmax.
         with torch.autocast(query.device.type, enabled=False):
             precise = torch.promote_types(query.dtype, torch.float32)
-            scaled_queries = (query.to(precise) * context.scale).split(lengths, dim=1)
+            # Queries are scaled, and not the scores, of which there are more.
+            scaled_query = query.to(precise) * context.scale
+            scaled_queries = scaled_query.split(lengths, dim=1)
             keys = key.to(precise).split(lengths, dim=1)
             values = value.split(lengths, dim=1)
 
             probabilities = []
             outputs = []
             for q_HTK, k_HTK, v_HTK in zip(scaled_queries, keys, values, strict=True):
-                scores_HTT = torch.bmm(q_HTK, k_HTK.transpose(1, 2))
-                p_HTT = scores_HTT.softmax(-1).to(value.dtype)
+                p_HTT = torch.bmm(q_HTK, k_HTK.transpose(1, 2)).softmax(-1)
+                p_HTT = p_HTT.to(value.dtype)
                 probabilities.append(p_HTT)
                 outputs.append(torch.bmm(p_HTT, v_HTK))
             output = torch.cat(outputs, dim=1)
 
+        # The output is kept for delta, which the backward pass needs.
         context.save_for_backward(query, key, value, output, *probabilities)
         return output
 
@@ -64,7 +78,8 @@ class _AttendWithin(torch.autograd.Function):
             # The softmax's gradient is P (dP - delta). delta is the sum of P dP over the keys, which is the sum of O dO
             # over the head's width: a few values per frame instead of one per pair of frames.
             precise = torch.promote_types(gradient.dtype, torch.float32)
-            delta = (output.to(precise) * gradient).sum(-1, keepdim=True).to(gradient.dtype)
+            delta = (output.to(precise) * gradient).sum(-1, keepdim=True)
+            delta = delta.to(gradient.dtype)
 
             queries = query.split(lengths, dim=1)
             keys = key.split(lengths, dim=1)

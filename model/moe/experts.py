@@ -49,26 +49,35 @@ class LocalDispatcher:
 class ExpertStack(nn.Module):
     """The weights of E feed-forward experts as stacks: w1 [E, F, D], w2 [E, D, F], w3 [E, 1, F + D] (both biases)."""
 
-    def __init__(self, num_experts: int, width: int, hidden: int):
+    def __init__(
+        self,
+        num_experts: int,
+        width: int,
+        hidden: int,
+    ):
         super().__init__()
         self.hidden = hidden
         self.w1 = nn.Parameter(torch.empty(num_experts, hidden, width))
         self.w2 = nn.Parameter(torch.empty(num_experts, width, hidden))
         self.w3 = nn.Parameter(torch.zeros(num_experts, 1, hidden + width))
         # Experts that start equal never part: each is drawn on its own, as nn.Linear would draw it.
-        nn.init.uniform_(self.w1, -(width**-0.5), width**-0.5)
-        nn.init.uniform_(self.w2, -(hidden**-0.5), hidden**-0.5)
+        bound1 = width**-0.5
+        bound2 = hidden**-0.5
+        nn.init.uniform_(self.w1, -bound1, bound1)
+        nn.init.uniform_(self.w2, -bound2, bound2)
 
     @torch.no_grad()
     def start_alike(self, noise: float) -> None:
         """Make every expert the first one plus noise, of `noise` standard deviations of its weights."""
         for stack in (self.w1, self.w2):
             first = stack[:1]
-            stack.copy_(first + noise * first.std() * torch.randn_like(stack))
+            drawn = torch.randn_like(stack)
+            stack.copy_(first + noise * first.std() * drawn)
 
     def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
         """Frames sorted by expert, `counts[e]` of them for expert e, to the experts' outputs in the same order."""
-        # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel.
+        # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel, which takes
+        # bf16 alone.
         if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
             return self._grouped(x_MD, counts)
         return _ExpertByExpert.apply(x_MD, self.w1, self.w2, self.w3, counts)
@@ -84,8 +93,10 @@ class ExpertStack(nn.Module):
         biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=len(x_MD))
         bias1_MF, bias2_MD = biases_MH.split((self.hidden, w2.shape[1]), dim=-1)
 
-        hidden_MF = functional.grouped_mm(x_MD, w1.transpose(1, 2), offs=ends_E) + bias1_MF
-        output_MD = functional.grouped_mm(functional.silu(hidden_MF), w2.transpose(1, 2), offs=ends_E)
+        hidden_MF = functional.grouped_mm(x_MD, w1.transpose(1, 2), offs=ends_E)
+        hidden_MF = hidden_MF + bias1_MF
+        active_MF = functional.silu(hidden_MF)
+        output_MD = functional.grouped_mm(active_MF, w2.transpose(1, 2), offs=ends_E)
         return output_MD + bias2_MD
 
 
@@ -100,13 +111,21 @@ class _ExpertByExpert(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, counts: list[int]) -> Tensor:  # pyright: ignore
+    def forward(
+        context,
+        x: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        w3: Tensor,
+        counts: list[int],
+    ) -> Tensor:  # pyright: ignore
         _, feedforward_width, width = w1.shape
         rows_of_experts = expert_rows(counts, x)
         num_rows = max(len(x), *(rows.end for rows in rows_of_experts))
         hidden = x.new_empty(num_rows, feedforward_width)
         output = x.new_empty(num_rows, width)
-        biases1, biases2 = w3.squeeze(1).to(x.dtype).split((feedforward_width, width), dim=-1)
+        biases = w3.squeeze(1).to(x.dtype)
+        biases1, biases2 = biases.split((feedforward_width, width), dim=-1)
 
         for expert, rows in enumerate(rows_of_experts):
             hidden_RF = rows.select(hidden)
@@ -115,7 +134,8 @@ class _ExpertByExpert(torch.autograd.Function):
 
             # The activated rows are not kept: they are as wide as the hidden ones, and SiLU is cheap to compute again.
             weights2 = w2[expert].to(x.dtype)
-            torch.addmm(biases2[expert], functional.silu(hidden_RF), weights2.t(), out=rows.select(output))
+            active_RF = functional.silu(hidden_RF)
+            torch.addmm(biases2[expert], active_RF, weights2.t(), out=rows.select(output))
 
         context.save_for_backward(x, w1, w2, w3, hidden)
         context.rows_of_experts = rows_of_experts
@@ -151,11 +171,16 @@ class _ExpertByExpert(torch.autograd.Function):
             grad_bias2_D = grad_output_RD[: rows.num_frames].sum(0)
             grad_w3[expert, 0] = torch.cat((grad_bias1_F, grad_bias2_D))
 
-            torch.mm(grad_hidden_RF, w1[expert].to(x.dtype), out=rows.select(grad_x))
+            weights1 = w1[expert].to(x.dtype)
+            torch.mm(grad_hidden_RF, weights1, out=rows.select(grad_x))
         return grad_x[: len(x)], grad_w1, grad_w2, grad_w3, None
 
 
-def _multiply_into(output: Tensor, first: Tensor, second: Tensor) -> None:
+def _multiply_into(
+    output: Tensor,
+    first: Tensor,
+    second: Tensor,
+) -> None:
     """Write the product to `output`, which may have another dtype: mm(out=...) demands the factors' own."""
     if output.dtype == first.dtype:
         torch.mm(first, second, out=output)
@@ -166,7 +191,12 @@ def _multiply_into(output: Tensor, first: Tensor, second: Tensor) -> None:
 class MixtureOfExperts(nn.Module):
     """y = sum over chosen experts of weight x expert(x). The routing is handed in: routers belong to layers."""
 
-    def __init__(self, num_experts: int, width: int, hidden: int):
+    def __init__(
+        self,
+        num_experts: int,
+        width: int,
+        hidden: int,
+    ):
         super().__init__()
         self.num_experts = num_experts
         self.experts = ExpertStack(num_experts, width, hidden)
@@ -187,6 +217,7 @@ class MixtureOfExperts(nn.Module):
         received_MD, local_counts, metadata = self.dispatcher.dispatch(sorted_MD, counts_E)
         y_MD = self.dispatcher.combine(self.experts(received_MD, local_counts), metadata)
 
+        # Routers are fp32, and a product with their weights would be too.
         weights_M1 = gather_unique(routing.weights_NK.reshape(-1, 1), order_M)
         weighted_MD = y_MD * weights_M1.to(y_MD.dtype)
         # Choices that were dropped stay rows of zeros.
@@ -199,7 +230,12 @@ class MixtureOfExperts(nn.Module):
 class ResidualMixture(nn.Module):
     """y = c0 experts(x) + c1 dense(x), c = softmax of a linear layer of x (PR-MoE, Rajbhandari et al., 2022)."""
 
-    def __init__(self, mixture: MixtureOfExperts, width: int, hidden: int):
+    def __init__(
+        self,
+        mixture: MixtureOfExperts,
+        width: int,
+        hidden: int,
+    ):
         super().__init__()
         self.mixture = mixture
         self.dense = FeedForward(width, hidden)
@@ -209,11 +245,17 @@ class ResidualMixture(nn.Module):
         """Packed valid frames [N, D] to [N, D]."""
         experts_ND = self.mixture(x_ND, routing)
         dense_ND = self.dense(x_ND)
-        coefficients_N2 = self.coefficients(x_ND).float().softmax(dim=-1).to(experts_ND.dtype)
+        # In fp32, as the router's probabilities.
+        coefficients_N2 = self.coefficients(x_ND).float().softmax(dim=-1)
+        coefficients_N2 = coefficients_N2.to(experts_ND.dtype)
         return coefficients_N2[:, :1] * experts_ND + coefficients_N2[:, 1:] * dense_ND
 
 
-def build_experts(config: ExpertsConfig, width: int, hidden: int) -> MixtureOfExperts | ResidualMixture:
+def build_experts(
+    config: ExpertsConfig,
+    width: int,
+    hidden: int,
+) -> MixtureOfExperts | ResidualMixture:
     """The module that stands in place of a feed-forward layer."""
     mixture = MixtureOfExperts(config.count, width, hidden)
     if config.initial == "upcycled":

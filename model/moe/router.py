@@ -29,15 +29,30 @@ class RouterConfig(BaseModel, frozen=True, extra="forbid"):
         description="who owns a router: each layer, each group, the encoder, or the encoder with a learned embedding "
         "of the layer beside the frame",
     )
-    per_frame: int = Field(default=1, ge=1, description="experts that a frame is sent to (top-k)")
-    jitter: float = Field(
-        default=0.0, ge=0, lt=1, description="training noise: the input times U(1 - jitter, 1 + jitter)"
+    per_frame: int = Field(
+        default=1,
+        ge=1,
+        description="experts that a frame is sent to (top-k)",
     )
-    bias_rate: float = Field(default=0.0, ge=0, description="step of the loss-free balance bias; 0 leaves it off")
+    jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="training noise: the input times U(1 - jitter, 1 + jitter)",
+    )
+    bias_rate: float = Field(
+        default=0.0,
+        ge=0,
+        description="step of the loss-free balance bias; 0 leaves it off",
+    )
 
 
 class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
-    count: int = Field(default=4, ge=2, description="experts of a block, shared by its layers")
+    count: int = Field(
+        default=4,
+        ge=2,
+        description="experts of a block, shared by its layers",
+    )
     placement: Literal["second", "first", "both"] = Field(
         default="second", description="which feed-forward layers of a block are experts"
     )
@@ -56,7 +71,9 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
         default="independent", description="experts start from draws of their own, or from one dense layer plus noise"
     )
     initial_noise: float = Field(
-        default=0.02, gt=0, description="noise that sets upcycled experts apart, over the deviation of their weights"
+        default=0.02,
+        gt=0,
+        description="noise that sets upcycled experts apart, over the deviation of their weights",
     )
 
     @model_validator(mode="after")
@@ -105,6 +122,7 @@ class Routing(NamedTuple):
         if kind == "importance":
             return num_experts * self.probabilities_E.square().sum()
 
+        # Counts have no gradient: the loss moves the probabilities of the experts that get many frames.
         counts_E = self.counts_E
         if kind == "first_choice":
             first_choice_N = self.experts_NK[:, 0]
@@ -165,6 +183,7 @@ class Router(nn.Module):
         if num_layers:
             width += EMBEDDING_WIDTH
         self.weight = nn.Parameter(torch.empty(num_experts, width))
+        # Frames are normed, so that logits begin with variance 1.
         nn.init.normal_(self.weight, std=width**-0.5)
 
         self.embedding = None
@@ -183,7 +202,8 @@ class Router(nn.Module):
                 x_ND = x_ND * torch.empty_like(x_ND).uniform_(low, high)
             if self.embedding is not None:
                 embedding_D = self.embedding[layer].float()
-                x_ND = torch.cat((x_ND, embedding_D.expand(len(x_ND), -1)), dim=-1)
+                embedding_ND = embedding_D.expand(len(x_ND), -1)
+                x_ND = torch.cat((x_ND, embedding_ND), dim=-1)
             # Frames last: a softmax along a last dimension as short as that of the experts takes CPUs ten times as
             # long.
             logits_EN = self.weight.float() @ x_ND.t()
@@ -232,11 +252,18 @@ class Router(nn.Module):
         """Move the loss-free bias towards experts below the mean load; `counts_E` are those of all lanes of a step."""
         if self.config.bias_rate:
             load_E = counts_E.to(self.bias)
-            self.bias += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
+            # By its sign alone, so that the step does not depend on the number of frames (Wang et al., 2024).
+            direction_E = torch.sign(load_E.mean() - load_E)
+            self.bias += self.config.bias_rate * direction_E
 
 
 @torch.no_grad()
-def within_capacity(experts_NK: Tensor, probabilities_NK: Tensor, num_experts: int, factor: float) -> Tensor:
+def within_capacity(
+    experts_NK: Tensor,
+    probabilities_NK: Tensor,
+    num_experts: int,
+    factor: float,
+) -> Tensor:
     """[N, K] bool: the ceil(factor N K / E) likeliest choices of each expert, of equal ones the earliest."""
     num_choices = experts_NK.numel()
     # Rounded first: 1.1 x 10 is a little more than 11 in binary, and its ceiling would be 12.
@@ -251,7 +278,8 @@ def within_capacity(experts_NK: Tensor, probabilities_NK: Tensor, num_experts: i
     # A choice's rank among those of its expert: its place in that order after its expert's first.
     counts_E = torch.bincount(experts_M, minlength=num_experts)
     start_E = counts_E.cumsum(0) - counts_E
-    rank_M = torch.arange(num_choices, device=experts_M.device) - start_E[experts_M[order_M]]
+    start_M = start_E[experts_M[order_M]]
+    rank_M = torch.arange(num_choices, device=experts_M.device) - start_M
 
     kept_M = torch.empty(num_choices, dtype=torch.bool, device=experts_M.device)
     kept_M[order_M] = rank_M < capacity

@@ -38,7 +38,8 @@ class ExpertRows:
         num_missing = self.end - len(x_MD)
         if num_missing <= 0:
             return x_MD[self.start : self.end]
-        return torch.cat((x_MD[self.start :], x_MD.new_zeros(num_missing, x_MD.shape[1])))
+        zeros = x_MD.new_zeros(num_missing, x_MD.shape[1])
+        return torch.cat((x_MD[self.start :], zeros))
 
     def zero_padding(self, rows_RD: Tensor) -> None:
         """Set the rows after the expert's own frames to zero, in place."""
@@ -64,6 +65,7 @@ def pad_to_bucket(rows: int) -> int:
 
     From 512 rows on at most a sixteenth is added.
     """
+    # The octave of a number of b bits holds 2^(b - 1) numbers; a sixteenth of them is 2^(b - 5).
     sixteenth_of_octave = 1 << rows.bit_length() >> 5
     step = max(MIN_STEP, sixteenth_of_octave)
     num_steps = -(-rows // step)  # rounded up
