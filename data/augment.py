@@ -48,6 +48,7 @@ class SpecAugment(nn.Module):
     def __init__(self, config: AugmentConfig, features: FeaturesConfig):
         super().__init__()
         self.config = config
+        # In seconds in the configuration, so that another hop masks as much speech.
         self.time_width_frames = round(config.time_width_s * 1000 / features.hop_ms)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:

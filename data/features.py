@@ -187,6 +187,7 @@ class LogMel(nn.Module):
         if batch == 0 or samples < config.window_samples:
             return waveforms_BS.new_zeros(batch, 0, config.mel_bins)
 
+        # Without padding: a frame is a full window of real samples.
         frames = waveforms_BS.unfold(-1, config.window_samples, config.hop_samples)
         if config.kind == "kaldi":
             frames = frames - frames.mean(-1, keepdim=True)

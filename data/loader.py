@@ -187,6 +187,7 @@ class Loader:
             try:
                 prepared.append(self._wait(utterance, future))
             except UtteranceError as error:
+                # Its batch is smaller by one; the other utterances stay where the sampler put them.
                 quarantined.append(error.key)
                 self._count_broken(error)
 

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 from data.audio import AudioError, Clip, RejectedRow, Utterance, check_times, header_seconds
 from data.errors import DataError
 
+# Among the aliases are the columns of NeMo's manifests (audio_filepath, offset, duration) and of Common Voice's tables
+# (path, sentence).
 COLUMNS: dict[str, tuple[str, ...]] = {
     "audio": ("audio", "path", "audio_filepath", "file"),
     "text": ("text", "transcript", "sentence"),
@@ -57,6 +59,7 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
             for line, row in rows:
                 try:
                     utterances.append(reader.utterance(line, row))
+                # One bad row among thousands must not hide what is wrong with the others.
                 except AudioError as error:
                     rejected.append(RejectedRow(line, str(error)))
     except FileNotFoundError as error:

@@ -24,6 +24,7 @@ from data.sampler import BatchSampler, derive_seed
 class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
     """Which feature frames are masked in stages that learn without transcripts."""
 
+    # The defaults are BEST-RQ's: a third of the frames of a long utterance are masked.
     start_probability: float = Field(
         default=0.01, gt=0, le=1, description="share of the feature frames at which a masked span starts"
     )

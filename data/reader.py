@@ -80,6 +80,7 @@ class RangeReader:
         for attempt in range(1, self._attempts + 1):
             try:
                 content = self._read_once(location, offset, size)
+            # Another attempt would not bring it back.
             except FileNotFoundError as error:
                 raise RangeError("its shard is not there") from error
             # Every remote file system raises errors of its own.
@@ -127,6 +128,7 @@ class ShardReader:
 
         try:
             members = read_members(content)
+            # The index has no keys: the one of the utterance is that of its members.
             (flac_name,) = [name for name in members if name.endswith(".flac")]
             key = flac_name.removesuffix(".flac")
             label = json.loads(members[f"{key}.json"])

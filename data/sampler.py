@@ -189,6 +189,7 @@ class BatchSampler:
         self.sample_rate_hz = sample_rate_hz
         self.speeds = np.asarray(speeds, dtype=np.float64)
         self.shard = np.asarray(shard)
+        # int64, because `capacity` squares them.
         self._samples = np.asarray(samples, dtype=np.int64)
         self._tokens = np.asarray(tokens)
         self._encoder_frames = encoder_frames
@@ -208,7 +209,7 @@ class BatchSampler:
         num_batches = len(first.starts)
         # An epoch's micro-batches vary like the square root of their number; half of it is twice that spread.
         slots = num_batches + math.isqrt(num_batches) // 2
-        # A slot holds one utterance at least.
+        # A slot holds at least one utterance.
         slots = min(slots, len(self._utterances))
         self.steps_per_epoch = math.ceil(slots / batches.lanes)
         self._epochs = OrderedDict({0: self._fit(0, 0, first)})
@@ -255,6 +256,7 @@ class BatchSampler:
     def _slot(self, layout: _Epoch, step_in_epoch: int, lane: int) -> Integers:
         """The utterances of a lane at a step."""
         batch = int(layout.lane_starts[lane]) + step_in_epoch
+        # Where utterances are fewer than slots, some lanes have nothing at the last step.
         if batch >= layout.lane_starts[lane + 1]:
             return np.empty(0, dtype=np.int64)
         start = layout.starts[batch]
@@ -402,6 +404,7 @@ def change_length(samples: Integers, speeds: Floats | float) -> Integers:
 
 def _random_bits(seed: int, positions: AnyIntegers) -> npt.NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood, 2014) at the given positions of the stream `seed`."""
+    # Unsigned arithmetic wraps at 2**64, as the algorithm wants; position 0 is the stream's first output.
     bits = np.uint64(seed) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

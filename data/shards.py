@@ -178,6 +178,7 @@ def _encode(utterance: Utterance, sample_rate_hz: int) -> Flac | RejectedRow:
         waveform = read_audio(utterance, sample_rate_hz)
     except DataError as error:
         return RejectedRow(utterance.line, str(error), utterance.key)
+    # Lossless, so that a corpus is coded once and loses nothing beyond 16 bits.
     stream = io.BytesIO()
     soundfile.write(stream, waveform, sample_rate_hz, format="FLAC", subtype="PCM_16")
     return Flac(stream.getvalue(), len(waveform))

@@ -74,6 +74,7 @@ class SidecarReader:
             if len(members) != 1:
                 raise ValueError(f"there are {len(members)} members")
             ((member, content),) = members.items()
+            # Tars of another split may be as long, and their members as sound.
             if member.partition(".speed-")[0] != key:
                 raise ValueError(f"they are those of {member}")
             with np.load(io.BytesIO(content), allow_pickle=False) as stored:

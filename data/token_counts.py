@@ -56,4 +56,5 @@ def _read(file: Path, origin: str, count: int) -> Counts | None:
 
 def _narrow(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.unsignedinteger]:
     """The same numbers in the smallest type that holds them all."""
+    # Mostly one or two bytes: every process reads the file when it starts.
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))

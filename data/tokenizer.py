@@ -132,7 +132,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             use_all_vocab=characters,
             # Pieces of words need to see where the first word begins; for characters it would be one more token.
             add_dummy_prefix=not characters,
+            # Case, punctuation and composed characters are the corpus' decision.
             normalization_rule_name="identity",
+            # No character of the training texts becomes unknown.
             character_coverage=1.0,
             # By default SentencePiece ignores transcripts above 4192 bytes and does not say so.
             max_sentence_length=1_000_000,

@@ -49,6 +49,7 @@ def select(config: AelitaConfig, seed: int) -> Selection:
     utterances: list[Utterance] = []
     for sentence in _read("transcripts.jsonl"):
         aligned = phrases.get(sentence["id"], [])
+        # 39 of the 499 training sentences have no alignment.
         is_cut = sentence["split"] == "train" and len(aligned) > 0
         if not is_cut or "sentences" in config.cuts:
             clip = Clip(ROOT / sentence["audio"])
@@ -106,6 +107,7 @@ def _spans(phrases: list[Phrase], span_s: float, seed: int) -> Iterator[tuple[in
 
     A phrase longer than that stands alone.
     """
+    # A generator per sentence: the spans of one do not depend on which others there are.
     generator = np.random.default_rng(seed)
     first = 0
     while first < len(phrases):

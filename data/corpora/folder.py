@@ -100,6 +100,7 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
     if punctuation:
         return " ".join(text.split())
 
+    # Only between letters: the other apostrophes are quotation marks.
     text = text.replace("’", "'")
     apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
     characters: list[str] = []

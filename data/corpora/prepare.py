@@ -68,6 +68,7 @@ def prepare(
         rejected += reports[split].rejected
     rejected.sort(key=lambda row: (row.line, row.key))
 
+    # By name, so that the order in which the corpus lists its splits does not matter.
     sha256s: dict[str, list[str]] = {}
     for split in sorted(splits):
         shards = read_summary(out_dir / split)["shards"]
@@ -91,6 +92,7 @@ def _finished_splits(out_dir: Path, made_from: dict[str, str], replace: bool) ->
     for folder in sorted(out_dir.iterdir()):
         if not (folder / SUMMARY).is_file():
             continue
+        # Whole by its own records, and made of what would be written now.
         problem = ""
         try:
             read_index(folder)
