@@ -242,7 +242,7 @@ def _describe_event(event: dict[str, Any]) -> dict[str, str]:
     moment = event.get("time")
     if isinstance(moment, int | float):
         when = time.strftime("%d %b %H:%M:%S", time.localtime(moment))
-    # An event has whatever its writer found worth telling.
+    # Every kind of event has its own keys.
     details = []
     for key, value in event.items():
         if key not in ("time", "event", "stage") and value is not None:

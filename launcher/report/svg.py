@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from launcher import formatting
 
-# The light values of colours.css, by role (a test holds both equal). The value in the drawing is what tells the role,
+# The light values of colours.css, by role (a test holds both equal). A colour in a drawing stands for its role,
 # so no two roles may have the same.
 INK = "#1c1e22"
 MUTED = "#5f6369"

@@ -1,6 +1,6 @@
-"""What a tracker can tell, and what a backend must do with it.
+"""What a tracker records, and what a backend must do with it.
 
-A backend stands for one place outside the run folder. Every method is called from one thread of its own
+A backend writes to one place outside `metrics.jsonl`. Every method is called from one thread of its own
 (`launcher/tracking/background_writer.py`), except `abandon`; each may wait or raise, which costs training nothing.
 """
 
@@ -53,7 +53,7 @@ class Artifact:
 
 
 class Backend(Protocol):
-    """One place that receives what a stage tells."""
+    """One place that receives the records of a stage."""
 
     name: str
 

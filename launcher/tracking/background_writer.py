@@ -103,7 +103,7 @@ class BackgroundWriter:
         # A library may call sys.exit, which in a thread is an exception like others.
         except (Exception, SystemExit) as error:
             self._alive = False
-            # A backend that was given up fails by our own doing.
+            # One that was given up fails because its helper processes were ended.
             if not self._given_up:
                 self._note(f"is off for the rest of this stage: {type(error).__name__}: {error}")
         finally:

@@ -96,7 +96,7 @@ MODELS = {
 }
 
 
-def heard(text: str, errors: int) -> str:
+def with_errors(text: str, errors: int) -> str:
     words = text.split()
     for index in range(errors):
         place = (3 * index + 1) % len(words)
@@ -143,7 +143,7 @@ def build_run(run: Path) -> Path:
         (run / stage / "done.json").write_text(json.dumps({"status": "done", "step": step}))
     examples = {
         name: [
-            {"key": key, "reference": text, "hypothesis": heard(text, (index + place) % 4)}
+            {"key": key, "reference": text, "hypothesis": with_errors(text, (index + place) % 4)}
             for place, (key, text) in enumerate(SENTENCES)
         ]
         for index, name in enumerate(MODELS)
@@ -350,9 +350,9 @@ def test_a_long_file_is_thinned_but_keeps_every_validation(tmp_path):
     rows = [{"step": step, "loss": 1.0} for step in range(1000)]
     rows += [{"step": step, "validation/cer": 0.5} for step in range(1000, 1010)]
     write_rows(path, rows)
-    kept = list(read_metrics(path, thin_to=100))
-    assert len(kept) <= 120
-    assert sum("validation/cer" in row for row in kept) == 10
+    thinned = list(read_metrics(path, thin_to=100))
+    assert len(thinned) <= 120
+    assert sum("validation/cer" in row for row in thinned) == 10
 
 
 def test_the_table_takes_the_share_from_the_teacher_the_recipe_distils_from():
@@ -423,11 +423,11 @@ def test_the_marked_pieces_give_back_both_texts(reference, hypothesis):
 def test_errors_and_units_are_jiwers(pairs):
     """sum of errors / sum of units = jiwer's error rate over the corpus; each text's errors are its edit distance."""
     references, hypotheses = (list(texts) for texts in zip(*pairs, strict=True))
-    found = [differences(*pair) for pair in pairs]
-    for (reference, hypothesis), (_, errors, _) in zip(pairs, found, strict=True):
+    results = [differences(*pair) for pair in pairs]
+    for (reference, hypothesis), (_, errors, _) in zip(pairs, results, strict=True):
         assert errors == edit_distance(reference.split(), hypothesis.split())
     if all(references):  # jiwer refuses an empty reference
-        total = sum(errors for _, errors, _ in found) / sum(units for _, _, units in found)
+        total = sum(errors for _, errors, _ in results) / sum(units for _, _, units in results)
         assert total == pytest.approx(jiwer.wer(references, hypotheses))
 
 

@@ -14,8 +14,8 @@ def test_a_restart_is_told_once_with_its_reason_by_the_attempt_that_follows_it()
         event("restart", restart=1, from_step=40),
         event("restart", stage="student", restart=3, from_step=7),
     ]
-    (told,) = unreported_restarts(first, "teacher")
-    alert = make_alert(told)
+    (restart,) = unreported_restarts(first, "teacher")
+    alert = make_alert(restart)
     assert alert is not None
     assert (alert.title, alert.text) == ("teacher was restarted", "Restart 1, from step 40. rank 1 was killed.")
     assert list(unreported_restarts([*first, event("training_started", step=40)], "teacher")) == []
@@ -24,7 +24,8 @@ def test_a_restart_is_told_once_with_its_reason_by_the_attempt_that_follows_it()
 def test_restarts_that_never_came_to_train_are_told_by_the_one_that_does():
     lost = [event("process_lost", reason="no port"), event("restart", restart=1, from_step=0)]
     again = [event("process_lost", reason="no memory"), event("restart", restart=2, from_step=0)]
-    assert [told["reason"] for told in unreported_restarts([*lost, *again], "teacher")] == ["no port.", "no memory."]
+    reasons = [restart["reason"] for restart in unreported_restarts([*lost, *again], "teacher")]
+    assert reasons == ["no port.", "no memory."]
 
 
 def test_a_left_out_update_names_a_few_of_its_utterances():

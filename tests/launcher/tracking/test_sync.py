@@ -72,8 +72,8 @@ def test_the_attempts_of_a_stage_go_out_together_oldest_first_and_stages_in_the_
         ["sync", "--include-online", str(first), str(online), str(second), "False"],
         ["sync", "--include-online", str(student), "False"],
     ]
-    found = json.loads(capsys.readouterr().out)["records"]
-    assert [(entry["stage"], entry["record"], entry["wandb_run"], entry["sent"]) for entry in found] == [
+    records = json.loads(capsys.readouterr().out)["records"]
+    assert [(entry["stage"], entry["record"], entry["wandb_run"], entry["sent"]) for entry in records] == [
         ("teacher", first.name, "t1", True),
         ("teacher", online.name, "t1", True),
         ("teacher", second.name, "t1", True),
@@ -121,7 +121,7 @@ def test_the_real_command_knows_the_options_and_finds_the_records(run, tmp_path,
 
     folder = record(run, "teacher", "offline-run-20260101_080000", "t1")
     monkeypatch.delenv("PYTHONPATH")
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--include-online", "--dry-run", str(folder)],
         capture_output=True,
         text=True,
@@ -129,4 +129,4 @@ def test_the_real_command_knows_the_options_and_finds_the_records(run, tmp_path,
         check=True,
         cwd=tmp_path,
     )
-    assert "Would sync 1 run" in found.stdout + found.stderr
+    assert "Would sync 1 run" in result.stdout + result.stderr

@@ -103,9 +103,9 @@ def test_a_resumed_stage_keeps_the_rows_up_to_its_checkpoint_and_no_others(steps
     tracker = open_tracker(folder, DISABLED, resume_step)
     tracker.log({"step": resume_step + 1, "loss": 0.5})
     tracker.close(1)
-    kept = [row["step"] for row in read_metrics(path)]
-    assert kept == [step for step in steps if step <= resume_step] + [resume_step + 1]
-    assert path.read_bytes().count(b"\n") == len(kept)
+    remaining = [row["step"] for row in read_metrics(path)]
+    assert remaining == [step for step in steps if step <= resume_step] + [resume_step + 1]
+    assert path.read_bytes().count(b"\n") == len(remaining)
     shutil.rmtree(folder)
 
 

@@ -36,8 +36,8 @@ for step in range(1, num_rows + 1):
 start_s = time.perf_counter()
 tracker.close(close_s)
 taken_s.sort()
-found = {"median": taken_s[num_rows // 2], "percentile_99": taken_s[num_rows * 99 // 100], "longest": taken_s[-1]}
-print(json.dumps({**found, "lost": tracker.lost_rows, "close": time.perf_counter() - start_s}))
+timings = {"median": taken_s[num_rows // 2], "percentile_99": taken_s[num_rows * 99 // 100], "longest": taken_s[-1]}
+print(json.dumps({**timings, "lost": tracker.lost_rows, "close": time.perf_counter() - start_s}))
 """
 
 
@@ -57,13 +57,13 @@ def train(stage: Path, environment: dict[str, str], largest_file: int = 0) -> di
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def check(stage: Path, found: dict) -> None:
+def check(stage: Path, timings: dict) -> None:
     steps = [json.loads(line)["step"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, NUM_ROWS + 1))
-    assert found["lost"] == 0
-    assert found["median"] < MEDIAN_S, found
-    assert found["percentile_99"] < PERCENTILE_99_S, found
-    assert found["close"] < CLOSE_S + 1, found
+    assert timings["lost"] == 0
+    assert timings["median"] < MEDIAN_S, timings
+    assert timings["percentile_99"] < PERCENTILE_99_S, timings
+    assert timings["close"] < CLOSE_S + 1, timings
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def check(stage: Path, found: dict) -> None:
 def test_a_server_in_trouble_costs_no_step_and_no_time(tmp_path, server):
     with server() as port:
         address = f"http://127.0.0.1:{port}"
-        found = train(tmp_path / "teacher", {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": address})
-    check(tmp_path / "teacher", found)
+        timings = train(tmp_path / "teacher", {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": address})
+    check(tmp_path / "teacher", timings)
     assert (tmp_path / "teacher" / "logs" / "wandb.log").read_text()
 
 
@@ -92,7 +92,7 @@ def test_a_full_disk_under_the_records_of_wandb_costs_no_step_and_no_time(tmp_pa
         if mounted:
             cleanup.callback(subprocess.run, ["umount", "--lazy", str(stage / "wandb")], check=True)
         # Rows of this training take 40 bytes each in metrics.jsonl, and more than that in the records of W&B.
-        found = train(stage, {"WANDB_MODE": "offline"}, largest_file=0 if mounted else 48 * 1024)
+        timings = train(stage, {"WANDB_MODE": "offline"}, largest_file=0 if mounted else 48 * 1024)
         recorded = [file.stat().st_size for file in stage.glob("wandb/*run-*/*.wandb")]
-    check(stage, found)
+    check(stage, timings)
     assert sum(recorded) <= 64 * 1024, "the disk was not full"
