@@ -1,4 +1,4 @@
-"""`chorus cache-teacher`: what the teachers of a stage give, stored once, so that training reads it.
+"""`chorus cache-teacher`: the outputs of a stage's teachers, stored once, so that training reads them.
 
 A run that is in use is left alone. Stopped, it says so with exit code 75; the same command goes on.
 """
@@ -20,15 +20,18 @@ from launcher.training.write_teacher_cache import cache_teachers
 
 def cache_teacher(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
-        place = Path(options.stage).expanduser()
-        run = open_run(place.parent)
+        stage_folder = Path(options.stage).expanduser()
+        run = open_run(stage_folder.parent)
         recipe = load_recipe(run.recipe_file)
-        stage = recipe.training_stage(place.name)
+        stage = recipe.training_stage(stage_folder.name)
         if not isinstance(stage, DistillStage):
             raise ConfigError(f"Stage {stage.name} of recipe {recipe.name} has no teacher: it is of kind {stage.kind}.")
         check_model_folders(recipe)
         context = StageContext(recipe, run, stage)
-        root = Path(options.out).expanduser().absolute() if options.out else folder_for_caches(context)
+        if options.out:
+            root = Path(options.out).expanduser().absolute()
+        else:
+            root = folder_for_caches(context)
         with run.locked():
             reports = cache_teachers(context, root, open_display(sys.stderr), options.verify)
     if options.json:

@@ -5,7 +5,7 @@ from launcher.errors import ConfigError
 from launcher.inference.finished_model import read_features
 from launcher.recipe import DistillStage, PretrainStage
 from launcher.stages.context import StageContext
-from launcher.training.distillation.loss import TeacherTerms
+from launcher.training.distillation.terms import TeacherTerms
 from launcher.training.teachers.load import recognizer_of
 from model.export import load_encoder
 from model.recognizer import Recognizer

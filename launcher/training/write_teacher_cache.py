@@ -1,11 +1,11 @@
-"""Stores what the teachers of a stage give: each hears all of the train split at every speed, shard by shard.
+"""Stores the outputs of a stage's teachers: each runs once over the train split at every speed, shard by shard.
 
-Done again after a kill, it goes on with the shards that are missing; when none is, it does nothing. Refused: a teacher
-that hears what changes from step to step, one that is not finished, and a disk without the room for it.
+Run again after a kill, it goes on with the shards that are missing; when none is, it does nothing. Refused: a teacher
+whose input changes from step to step, one that is not finished, and a disk without room.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -25,9 +25,7 @@ from launcher.formatting import duration
 from launcher.monitoring.progress import Display
 from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import TeacherSpec, check_teacher, why_no_cache
-from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
-from launcher.training.distillation.loss import run_teacher
 from launcher.training.distillation.setup import check_tokens
 from launcher.training.inputs import Inputs, open_inputs
 from launcher.training.teachers.cache_codec import compact
@@ -40,10 +38,13 @@ from launcher.training.teachers.cache_match import (
     write_description,
 )
 from launcher.training.teachers.load import load_teacher
-from launcher.training.teachers.teacher import Teacher
+from launcher.training.teachers.teacher import Teacher, run_teacher
 
-# Names, checksums and padding of one member, and of one array in it.
-MEMBER_BYTES, ARRAY_BYTES = 1536, 384
+# Names, checksums and padding of one member of a tar, and of one array in it.
+MEMBER_BYTES = 1536
+ARRAY_BYTES = 384
+# Log probabilities and states are fp16.
+FLOAT_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class CacheReport:
     written: int
     bytes: int
     seconds: float
-    left_out: tuple[str, ...]
+    unreadable: tuple[str, ...]
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -67,16 +68,29 @@ class CacheReport:
             "written": self.written,
             "bytes": self.bytes,
             "audio_s": round(self.seconds, 3),
-            "left_out": list(self.left_out),
+            "left_out": list(self.unreadable),
         }
 
     def describe(self) -> str:
-        done = f"{self.written} of {self.shards} shards written" if self.written else "nothing to do"
-        left_out = f"; left out, not readable: {', '.join(self.left_out)}" if self.left_out else ""
+        done = "nothing to do"
+        if self.written:
+            done = f"{self.written} of {self.shards} shards written"
+        skipped = ""
+        if self.unreadable:
+            skipped = f"; skipped, not readable: {', '.join(self.unreadable)}"
         return (
             f"{self.teacher}: {done}, {self.bytes / 1e6:.1f} MB for {duration(self.seconds)} of audio at all speeds, "
-            f"in {self.folder}{left_out}"
+            f"in {self.folder}{skipped}"
         )
+
+
+@dataclass(frozen=True)
+class _PlannedCache:
+    """A teacher, and the description of the cache that is to hold its outputs."""
+
+    config: TeacherConfig
+    spec: TeacherSpec
+    description: CacheDescription
 
 
 def cache_teachers(
@@ -85,59 +99,80 @@ def cache_teachers(
     display: Display,
     verify: bool = False,
 ) -> list[CacheReport]:
-    """Store what every teacher of a stage gives in folders of `root`. With `verify` what is there is read first, and a
-    shard that holds something broken is stored anew."""
-    recipe, run, stage = context.recipe, context.run, context.stage
-    wanted: list[_Wanted] = []
-    for teacher in stage.named_teachers:
+    """Store the outputs of every teacher of a stage in folders of `root`. With `verify` what is there is read first,
+    and a shard that holds something broken is stored anew."""
+    # All teachers are checked before the first one runs, which may take hours.
+    planned: list[_PlannedCache] = []
+    for teacher in context.stage.named_teachers:
         spec = spec_of(context, teacher)
-        check_teacher(recipe, stage, teacher, spec)
-        if reason := why_no_cache(recipe, stage, teacher, spec):
-            raise ConfigError(f"What teacher {teacher.name} of stage {stage.name} gives cannot be stored: {reason}.")
-        wanted.append(_Wanted(teacher, spec, describe(context, teacher, spec)))
+        check_teacher(context.recipe, context.stage, teacher, spec)
+        reason = why_no_cache(context.recipe, context.stage, teacher, spec)
+        if reason:
+            raise ConfigError(
+                f"The outputs of teacher {teacher.name} of stage {context.name} cannot be stored: {reason}."
+            )
+        planned.append(_PlannedCache(teacher, spec, describe(context, teacher, spec)))
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = open_inputs(context, "train", (), device)
-    reports = []
-    for one in wanted:
-        reports.append(_store(one, run, stage, inputs, root, display, verify))
-        run.append_event("teacher_cached", stage=stage.name, **reports[-1].as_dict())
+    reports: list[CacheReport] = []
+    for cache in planned:
+        report = _store(context, cache, inputs, root, display, verify)
+        context.run.append_event("teacher_cached", stage=context.name, **report.as_dict())
+        reports.append(report)
     return reports
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A teacher and the cache that is wanted of it."""
-
-    config: TeacherConfig
-    spec: TeacherSpec
-    description: CacheDescription
-
-
 def _store(
-    wanted: _Wanted, run: RunFolder, stage: DistillStage, inputs: Inputs, root: Path, display: Display, verify: bool
+    context: StageContext[DistillStage],
+    cache: _PlannedCache,
+    inputs: Inputs,
+    root: Path,
+    display: Display,
+    verify: bool,
 ) -> CacheReport:
-    description, kept = wanted.description, wanted.description.kept
+    """Store the outputs of one teacher, as far as they are missing."""
+    description = cache.description
+    contents = description.contents
     folder = root / description.folder_name
-    writer = SidecarWriter(inputs.loader.reader.index, folder, kept.speeds)
+    writer = SidecarWriter(inputs.loader.reader.index, folder, contents.speeds)
     missing = writer.missing()
     if verify and not missing:
         missing = find_broken(open_sidecars(folder, writer.split))
-    left_out: list[str] = []
+
+    unreadable: list[str] = []
     if missing or read_description(folder) is None:
         tokenizer = inputs.loader.tokenizer
         assert tokenizer is not None
-        _check_room(writer, missing, kept, wanted.spec, tokenizer.vocabulary_size)
-        teacher = load_teacher(run, wanted.config, wanted.spec, tokenizer.pieces, inputs.device)
-        check_tokens(stage, wanted.config, teacher, len(tokenizer.pieces))
-        told = {"same_tokens": teacher.same_tokens, "has_decoder": teacher.has_decoder}
-        write_description(folder, description.model_copy(update=told))
+        _check_room(writer, missing, contents, cache.spec, tokenizer.vocabulary_size)
+        teacher = load_teacher(context.run, cache.config, cache.spec, tokenizer.pieces, inputs.device)
+        check_tokens(context.stage, cache.config, teacher, len(tokenizer.pieces))
+        # Only the loaded teacher knows these two.
+        loaded = {"same_tokens": teacher.same_tokens, "has_decoder": teacher.has_decoder}
+        write_description(folder, description.model_copy(update=loaded))
         display.begin(f"cache of {description.name}", 1)
         try:
-            left_out = _write(writer, missing, teacher, description, inputs, display)
+            unreadable = _write(writer, missing, teacher, description, inputs, display)
         finally:
             display.end()
     writer.finish()
-    return _report(description.name, writer, len(missing), kept, left_out)
+
+    split = writer.split
+    num_samples = 0
+    num_bytes = 0
+    for shard, name in enumerate(split.names):
+        num_samples += int(split.samples[_cached_utterances(writer, shard, contents)].sum())
+        num_bytes += (folder / name).stat().st_size
+    seconds = sum(num_samples / split.sample_rate_hz / speed for speed in contents.speeds)
+    return CacheReport(
+        teacher=description.name,
+        folder=folder,
+        shards=len(split.names),
+        written=len(missing),
+        bytes=num_bytes,
+        seconds=seconds,
+        unreadable=tuple(unreadable),
+    )
 
 
 def _write(
@@ -149,55 +184,50 @@ def _write(
     display: Display,
 ) -> list[str]:
     """Write the missing shards; returns the keys of utterances whose recordings could not be read."""
-    kept, autocast, awaited = description.kept, description.heard.precision == "bf16", set(missing)
-    total = sum(len(_chosen(writer, shard, kept)) for shard in missing) * len(kept.speeds)
-    keys, left_out, done = writer.split.keys(), [], 0
-    for shard in range(len(writer.split.names)):
-        of_shard = list(islice(keys, len(writer.utterances(shard))))
-        if shard not in awaited:
+    split = writer.split
+    contents = description.contents
+    autocast = description.inputs.precision == "bf16"
+    num_utterances = sum(len(_cached_utterances(writer, shard, contents)) for shard in missing)
+    total = num_utterances * len(contents.speeds)
+    done = 0
+    unreadable: list[str] = []
+
+    # Keys are read in the order of the index: those of shards that are there are passed over.
+    all_keys = split.keys()
+    for shard in range(len(split.names)):
+        keys = list(islice(all_keys, len(writer.utterances(shard))))
+        if shard not in missing:
             continue
-        sampler = _ShardSampler(writer.split, _chosen(writer, shard, kept), kept.speeds, inputs.sampler.batches)
+        row_of_key = {key: row for row, key in enumerate(keys)}
         members: dict[tuple[int, int], Arrays] = {}
-        for rows, column, arrays, broken in _hear_shard(sampler, teacher, kept, inputs, autocast, of_shard):
-            members |= {(row, column): one for row, one in zip(rows, arrays, strict=True)}
-            left_out += [key for key in broken if key not in left_out]
-            done += len(rows) + len(broken)
+
+        utterances = _cached_utterances(writer, shard, contents)
+        sampler = _ShardSampler(split, utterances, contents.speeds, inputs.sampler.batches)
+        loader = inputs.loader
+        # Of a sampler a loader uses `micro_batch` alone.
+        shard_loader = Loader(cast(BatchSampler, sampler), loader.reader, loader.tokenizer, (0,), loader.workers)
+        shard_inputs = replace(inputs, loader=shard_loader, keeps_source=teacher.needs_source)
+        steps = shard_loader.steps(0, len(sampler.batches))
+        for (batch,), (_, column) in zip(steps, sampler.batches, strict=True):
+            if batch.keys:
+                feature_batch = shard_inputs.micro_batch(batch)
+                output = run_teacher(teacher, feature_batch, autocast)
+                stored = compact(output, feature_batch.token_lengths_B, contents)
+                for key, arrays in zip(batch.keys, stored, strict=True):
+                    members[row_of_key[key], column] = arrays
+            # An utterance that cannot be read fails at every speed, and is named once.
+            unreadable += [key for key in batch.quarantined if key not in unreadable]
+            done += len(batch.keys) + len(batch.quarantined)
             display.count("utterances of train at all speeds", done, total)
+
         try:
-            writer.write(shard, of_shard, members)
+            writer.write(shard, keys, members)
         except OSError as error:
             raise DataError(
                 f"Writing to {writer.folder} failed ({error}). Make room or choose another place with --out, then "
                 "give the same command: it goes on where it was."
             ) from error
-    return left_out
-
-
-def _hear_shard(
-    sampler: "_ShardSampler", teacher: Teacher, kept: CacheContents, inputs: Inputs, autocast: bool, keys: Sequence[str]
-) -> Iterator[tuple[list[int], int, list[Arrays], list[str]]]:
-    """Places in the shard, place of the speed, and the arrays of a batch, with the keys of what could not be read."""
-    loader = inputs.loader
-    reading = Loader(cast(BatchSampler, sampler), loader.reader, loader.tokenizer, (0,), loader.workers)
-    heard = replace(inputs, loader=reading, keeps_source=teacher.needs_source)
-    for step, (batch,) in enumerate(reading.steps(0, len(sampler.cuts))):
-        utterances, column = sampler.cuts[step]
-        rows = [int(utterance) - sampler.first for utterance in utterances]
-        rows = [row for row in rows if keys[row] not in batch.quarantined]
-        arrays = []
-        if rows:
-            micro_batch = heard.micro_batch(batch)
-            arrays = compact(run_teacher(teacher, micro_batch, autocast), micro_batch.token_lengths_B, kept)
-        yield rows, column, arrays, batch.quarantined
-
-
-def _chosen(writer: SidecarWriter, shard: int, kept: CacheContents) -> npt.NDArray[np.int64]:
-    """The utterances of a shard that have a transcript and a length that is kept."""
-    split, of = writer.split, writer.utterances(shard)
-    utterances = np.arange(of.start, of.stop)
-    seconds = split.samples[utterances] / split.sample_rate_hz
-    fitting = (seconds >= kept.min_utterance_s) & (seconds <= kept.max_utterance_s)
-    return utterances[fitting & (split.text_length[utterances] > 0)]
+    return unreadable
 
 
 class _ShardSampler:
@@ -210,29 +240,47 @@ class _ShardSampler:
         speeds: Sequence[float],
         batches: BatchesConfig,
     ):
-        self.split, self.speeds = split, speeds
-        self.first = int(np.searchsorted(split.shard, split.shard[utterances[0]])) if len(utterances) else 0
-        self.cuts: list[tuple[npt.NDArray[np.int64], int]] = []
+        self.split = split
+        self.speeds = speeds
+        # Each micro-batch: its utterances, and the position of its speed.
+        self.batches: list[tuple[npt.NDArray[np.int64], int]] = []
         order = utterances[np.argsort(-split.samples[utterances], kind="stable")]
         for column, speed in enumerate(speeds):
             samples = change_length(split.samples[order], speed)
             bounds = cut_batches(batches.capacity(samples, split.sample_rate_hz))
             for start, stop in pairwise(bounds):
-                self.cuts.append((order[start:stop], column))
+                self.batches.append((order[start:stop], column))
 
     def micro_batch(self, step: int, lane: int) -> BatchSpec:
-        """As that of a `Plan`."""
-        utterances, column = self.cuts[step]
-        samples = change_length(self.split.samples[utterances], self.speeds[column])
-        speeds = np.full(len(utterances), self.speeds[column], np.float32)
-        return BatchSpec(step, 0, lane, utterances, speeds, samples)
+        """As that of a `BatchSampler`."""
+        utterances, column = self.batches[step]
+        speed = self.speeds[column]
+        return BatchSpec(
+            step=step,
+            epoch=0,
+            lane=lane,
+            utterances=utterances,
+            speeds=np.full(len(utterances), speed, np.float32),
+            samples=change_length(self.split.samples[utterances], speed),
+        )
+
+
+def _cached_utterances(writer: SidecarWriter, shard: int, contents: CacheContents) -> npt.NDArray[np.int64]:
+    """The utterances of a shard that a cache holds: those with a transcript, and of a length within its bounds."""
+    split = writer.split
+    positions = writer.utterances(shard)
+    utterances = np.arange(positions.start, positions.stop)
+    seconds = split.samples[utterances] / split.sample_rate_hz
+    fits = (seconds >= contents.min_utterance_s) & (seconds <= contents.max_utterance_s)
+    transcribed = split.text_length[utterances] > 0
+    return utterances[fits & transcribed]
 
 
 def _check_room(
-    writer: SidecarWriter, missing: Sequence[int], kept: CacheContents, spec: TeacherSpec, vocabulary: int
+    writer: SidecarWriter, missing: Sequence[int], contents: CacheContents, spec: TeacherSpec, vocabulary: int
 ) -> None:
     """DataError when the disk has no room for the missing shards."""
-    expected = expected_bytes(writer, missing, kept, spec, vocabulary)
+    expected = expected_bytes(writer, missing, contents, spec, vocabulary)
     writer.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(writer.folder).free
     if expected > free:
@@ -244,28 +292,34 @@ def _check_room(
 
 
 def expected_bytes(
-    writer: SidecarWriter, shards: Sequence[int], kept: CacheContents, spec: TeacherSpec, vocabulary: int
+    writer: SidecarWriter, shards: Sequence[int], contents: CacheContents, spec: TeacherSpec, vocabulary: int
 ) -> float:
     """What some shards will take, by the lengths of recordings and transcripts."""
-    bytes_per_token = 2 + (2 if vocabulary <= 2**16 else 4)
-    posterior = 2 * vocabulary if kept.top_tokens >= vocabulary else kept.top_tokens * bytes_per_token + 2
-    per_frame = 2 * spec.width * len(kept.layers) + posterior * kept.ctc
-    fixed = MEMBER_BYTES + ARRAY_BYTES * (1 + len(kept.layers) + 3 * (kept.ctc + kept.decoder))
-    expected, split = 0.0, writer.split
-    for shard in shards:
-        utterances = _chosen(writer, shard, kept)
-        targets = split.text_length[utterances] + 2
-        for speed in kept.speeds:
-            frames = split.samples[utterances] / speed / split.sample_rate_hz / spec.frame_s
-            expected += float((frames * per_frame + targets * posterior * kept.decoder + fixed).sum())
-    return expected
+    # The arrays are those of cache_codec.py.
+    if contents.top_tokens >= vocabulary:
+        bytes_per_posterior = FLOAT_BYTES * vocabulary
+    else:
+        token_bytes = 2 if vocabulary <= 2**16 else 4
+        bytes_per_posterior = contents.top_tokens * (FLOAT_BYTES + token_bytes) + FLOAT_BYTES
+    bytes_per_frame = FLOAT_BYTES * spec.width * len(contents.layers)
+    bytes_per_target = 0
+    num_arrays = 1 + len(contents.layers)
+    if contents.ctc:
+        bytes_per_frame += bytes_per_posterior
+        num_arrays += 3
+    if contents.decoder:
+        bytes_per_target = bytes_per_posterior
+        num_arrays += 3
+    overhead = MEMBER_BYTES + ARRAY_BYTES * num_arrays
 
-
-def _report(
-    teacher: str, writer: SidecarWriter, written: int, kept: CacheContents, left_out: Sequence[str]
-) -> CacheReport:
     split = writer.split
-    num_bytes = sum((writer.folder / name).stat().st_size for name in split.names)
-    samples = sum(int(split.samples[_chosen(writer, shard, kept)].sum()) for shard in range(len(split.names)))
-    seconds = sum(samples / split.sample_rate_hz / speed for speed in kept.speeds)
-    return CacheReport(teacher, writer.folder, len(split.names), written, num_bytes, seconds, tuple(left_out))
+    expected = 0.0
+    for shard in shards:
+        utterances = _cached_utterances(writer, shard, contents)
+        # Characters stand for tokens: at most one each, one for the start of the first word, and the end.
+        targets = split.text_length[utterances] + 2
+        for speed in contents.speeds:
+            seconds = split.samples[utterances] / speed / split.sample_rate_hz
+            frames = seconds / spec.frame_s
+            expected += float((frames * bytes_per_frame + targets * bytes_per_target + overhead).sum())
+    return expected

@@ -1,4 +1,4 @@
-"""A step with a teacher that hears, one that is read, and none: `python -m tests.benchmarks.teacher_cache`.
+"""A step with a teacher that runs, one that is read, and none: `python -m tests.benchmarks.teacher_cache`.
 
 Teacher and student of the recipe `base`, with random weights, on phrases of the embedded corpus; one process, fp32, one
 lane of 30 s. The three train the same student on the same batches, in turns; a step is waiting for data, forward,
@@ -26,7 +26,7 @@ from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
 from launcher.stages.preparation import make_tokenizer
 from launcher.training.distillation.loss import DistillationLoss
-from launcher.training.distillation.setup import load_teachers, read_caches, wants_source
+from launcher.training.distillation.setup import load_teachers, needs_source, read_caches
 from launcher.training.inputs import Inputs, open_inputs
 from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.teachers.cache_match import choose_caches
@@ -37,17 +37,23 @@ from tests.benchmarks.interleaved import time_in_turns
 
 CPU = torch.device("cpu")
 QUICK = {"layers": 2, "width": 32, "heads": 2, "feedforward_width": 64}
-HEARS, READ, NONE = "teacher that hears every step", "teacher read from its cache", "no teacher"
+RUN = "teacher that runs at every step"
+READ = "teacher read from its cache"
+NONE = "no teacher"
 
 
 def open_run(folder: Path, utterances: int, quick: bool) -> tuple[Recipe, RunFolder]:
     """A run with shards, tokenizer and a teacher's folder that holds a model without training."""
-    selected = CORPORA["aelita"].select(AelitaConfig(cuts=("phrases", "spans")), seed=1).utterances
+    selected = CORPORA["aelita"].select(AelitaConfig(cuts=("phrases", "spans")), 1).utterances
     chosen = [utterance for utterance in selected if utterance.split == "train"][:utterances]
     write_split(chosen, folder / "shards" / "train", sample_rate_hz=16000, shard_seconds=120, seed=1)
-    shapes = {f"model.encoder.{key}": value for key, value in QUICK.items()} | {"model.intermediate_ctc": "[0]"}
-    shapes |= {"model.decoder.heads": 2}
-    changes = [f"stages.{stage}.{key}={value}" for stage in ("teacher", "student") for key, value in shapes.items()]
+    shapes: dict[str, object] = {f"model.encoder.{key}": value for key, value in QUICK.items()}
+    shapes["model.intermediate_ctc"] = "[0]"
+    shapes["model.decoder.heads"] = 2
+    smaller = []
+    if quick:
+        for stage in ("teacher", "student"):
+            smaller += [f"stages.{stage}.{key}={value}" for key, value in shapes.items()]
     recipe = load_recipe(
         "base",
         [
@@ -57,7 +63,7 @@ def open_run(folder: Path, utterances: int, quick: bool) -> tuple[Recipe, RunFol
             "cluster.precision=fp32",
             "stages.student.teacher=null",
             f"stages.student.teachers=[{{name: teacher, model: {folder}/model, input: clean}}]",
-            *(changes if quick else []),
+            *smaller,
         ],
     )
     run = RunFolder(folder / "run")
@@ -71,27 +77,29 @@ def open_run(folder: Path, utterances: int, quick: bool) -> tuple[Recipe, RunFol
     return recipe, run
 
 
-def open_task(
+def open_stage(
     recipe: Recipe, run: RunFolder, stage: DistillStage, name: str
 ) -> tuple[DistillationLoss | RecognitionLoss, Inputs, Student]:
-    """What one of the three costs, what it reads and whom it trains."""
-    inputs = open_inputs(StageContext(recipe, run, stage), "train", (0,), CPU, recipe.augment)
+    """The loss, the inputs and the student of one of the three."""
+    context = StageContext(recipe, run, stage)
+    inputs = open_inputs(context, "train", (0,), CPU, recipe.augment)
     tokenizer = Tokenizer.load(run.tokenizer)
     torch.manual_seed(2)
     student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, {}).train()
-    pretrain = RecognitionLoss(stage.objective, stage.model.encoder)
+    recognition_loss = RecognitionLoss(stage.objective, stage.model.encoder)
     if name == NONE:
-        return pretrain, inputs, student
-    caches = choose_caches(StageContext(recipe, run, stage)) if name == READ else None
-    named_teachers, helpers = load_teachers(StageContext(recipe, run, stage), tokenizer.pieces, CPU, caches)
-    task = DistillationLoss(pretrain, stage.distill, named_teachers, helpers)
-    inputs.keeps_source = wants_source(task)
-    read_caches(task, inputs, stage.steps)
-    return task, inputs, student
+        return recognition_loss, inputs, student
+
+    caches = choose_caches(context) if name == READ else None
+    teachers, auxiliary_heads = load_teachers(context, tokenizer.pieces, CPU, caches)
+    stage_loss = DistillationLoss(recognition_loss, stage.distill, teachers, auxiliary_heads)
+    inputs.keeps_source = needs_source(stage_loss)
+    read_caches(stage_loss, inputs, stage.steps)
+    return stage_loss, inputs, student
 
 
 def stepper(
-    task: DistillationLoss | RecognitionLoss, inputs: Inputs, student: Student, steps: int
+    stage_loss: DistillationLoss | RecognitionLoss, inputs: Inputs, student: Student, steps: int
 ) -> Callable[[], None]:
     """A function that trains for one step more."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
@@ -100,8 +108,8 @@ def stepper(
     def step() -> None:
         (batch,) = next(batches)
         optimizer.zero_grad(set_to_none=True)
-        parts, _ = task(student, inputs.micro_batch(batch), inputs.totals(batch.step), 0.0)
-        torch.stack(list(parts.values())).sum().backward()
+        terms, _ = stage_loss(student, inputs.micro_batch(batch), inputs.totals(batch.step), 0.0)
+        torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
 
     return step
@@ -112,11 +120,12 @@ def show(times: dict[str, float], report: CacheReport, shards: Path, making_s: f
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.3f} | {seconds / times[NONE]:.2f} |")
     audio = read_report(shards)
-    hours = report.seconds / 3600
+    recorded_hours = audio.seconds / 3600
+    cached_hours = report.seconds / 3600
     print("\n| | MB per hour of recordings |\n|---|---:|")
-    print(f"| recordings, FLAC | {audio.bytes / 1e6 / (audio.seconds / 3600):.0f} |")
-    print(f"| cache, all speeds | {report.bytes / 1e6 / (audio.seconds / 3600):.0f} |")
-    print(f"| cache, one speed (per hour heard) | {report.bytes / 1e6 / hours:.0f} |")
+    print(f"| recordings, FLAC | {audio.bytes / 1e6 / recorded_hours:.0f} |")
+    print(f"| cache, all speeds | {report.bytes / 1e6 / recorded_hours:.0f} |")
+    print(f"| cache, one speed (per hour of audio) | {report.bytes / 1e6 / cached_hours:.0f} |")
     print(f"\nMaking the cache: {report.seconds / making_s:.0f} s of audio per s.")
 
 
@@ -134,9 +143,10 @@ def main() -> None:
         caches = Path(folder) / "shards" / "train.teachers"
         (report,) = cache_teachers(StageContext(recipe, run, stage), caches, PlainDisplay(io.StringIO()))
         making_s = time.perf_counter() - started
-        steps = {
-            name: stepper(*open_task(recipe, run, stage, name), arguments.rounds + 1) for name in (HEARS, READ, NONE)
-        }
+        steps: dict[str, Callable[[], object]] = {}
+        for name in (RUN, READ, NONE):
+            stage_loss, inputs, student = open_stage(recipe, run, stage, name)
+            steps[name] = stepper(stage_loss, inputs, student, arguments.rounds + 1)
         times = time_in_turns(steps, arguments.rounds)
         show(times, report, Path(folder) / "shards" / "train", making_s)
 

@@ -8,7 +8,8 @@ import torch
 from data.features import FeaturesConfig, LogMel
 from launcher.recipe import DistillConfig, DistillStage, TeacherConfig
 from launcher.recipe.teachers import hidden_layers
-from launcher.training.distillation.loss import DistillationLoss, TeacherTerms
+from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.distillation.terms import TeacherTerms
 from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.teachers.chorus import RecognizerTeacher
 from model.recognizer import Recognizer, RecognizerConfig
@@ -41,34 +42,38 @@ def recognizer(seed: int = 0, **encoder: Any) -> Recognizer:
     return Recognizer(config, gradients.MEL_BINS, gradients.VOCABULARY).eval().requires_grad_(False)
 
 
-def lesson(of: DistillStage, config: TeacherConfig, teacher: Recognizer, **values: Any) -> TeacherTerms:
-    compared = hidden_layers(of)
-    given = {
+def teacher_terms(of: DistillStage, config: TeacherConfig, recognizer: Recognizer, **values: Any) -> TeacherTerms:
+    """What a recogniser teaches in a stage; `values` are fields of TeacherTerms."""
+    teacher = RecognizerTeacher(recognizer, FRONT_END, config.input or "augmented")
+    student_layers = hidden_layers(of)
+    teacher_layers = config.layers or student_layers
+    fields = {
         "terms": of.distill.active(),
-        "pairs": tuple(zip(compared, config.layers or compared, strict=True)),
+        "layer_pairs": tuple(zip(student_layers, teacher_layers, strict=True)),
         **values,
     }
-    opened = RecognizerTeacher(teacher, FRONT_END, config.input or "augmented")
-    return TeacherTerms(config.name, opened, config.weight, ratio=FRAME_S / opened.frame_s, **given)
+    return TeacherTerms(config.name, teacher, config.weight, ratio=FRAME_S / teacher.frame_s, **fields)
 
 
-def task(
-    of: DistillStage, named_teachers: list[TeacherTerms], helpers: dict[str, AuxiliaryHead] | None = None
+def stage_loss(
+    of: DistillStage, teachers: list[TeacherTerms], auxiliary_heads: dict[str, AuxiliaryHead] | None = None
 ) -> DistillationLoss:
-    return DistillationLoss(RecognitionLoss(gradients.OBJECTIVE, DENSE.encoder), of.distill, named_teachers, helpers)
+    recognition = RecognitionLoss(gradients.OBJECTIVE, DENSE.encoder)
+    return DistillationLoss(recognition, of.distill, teachers, auxiliary_heads)
 
 
-def simple_task(teacher: Recognizer, **distill: Any) -> DistillationLoss:
-    """One teacher without helpers."""
+def single_teacher_loss(teacher: Recognizer, **distill: Any) -> DistillationLoss:
+    """The loss under one teacher without auxiliary heads."""
     of = stage(**DistillConfig.model_validate(distill).model_dump())
-    return task(of, [lesson(of, of.named_teachers[0], teacher)])
+    return stage_loss(of, [teacher_terms(of, of.named_teachers[0], teacher)])
 
 
-def student(seed: int = 1, helpers: dict[str, AuxiliaryHead] | None = None) -> Student:
+def student(seed: int = 1, auxiliary_heads: dict[str, AuxiliaryHead] | None = None) -> Student:
     torch.manual_seed(seed)
-    return Student(DENSE, gradients.MEL_BINS, gradients.VOCABULARY, helpers or {})
+    return Student(DENSE, gradients.MEL_BINS, gradients.VOCABULARY, auxiliary_heads or {})
 
 
-def parts(of: DistillationLoss, pupil: Recognizer, lane: int = 0, progress: float = 0.0) -> dict[str, torch.Tensor]:
-    found, _ = of(pupil, gradients.micro_batch(lane), gradients.totals(), progress)
-    return found
+def terms(of: DistillationLoss, pupil: Recognizer, lane: int = 0, progress: float = 0.0) -> dict[str, torch.Tensor]:
+    """The terms of a loss for the micro-batch of a lane."""
+    loss_terms, _ = of(pupil, gradients.micro_batch(lane), gradients.totals(), progress)
+    return loss_terms

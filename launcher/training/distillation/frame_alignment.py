@@ -1,7 +1,7 @@
 """A teacher's frames at the times of the student's.
 
-Frame s of either stands s times its frame length after the first one, whatever comes after: padding and the length of
-an utterance change nothing.
+Frame s of either begins s times its frame length after the first one. Neither padding nor the length of an utterance
+changes that.
 
 Shapes: B batch, S frames of the teacher, R frames of the student, D width.
 """
@@ -12,22 +12,28 @@ from torch import Tensor
 
 def interpolate(states_BSD: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
     """States [B, R, D] at `num_frames` frames of the student, each `ratio` frames of the teacher long: linear between
-    the two nearest valid frames, in fp32, and the last valid one beyond it; the same tensor where frames are the same.
+    the two nearest valid frames, in fp32, and the last valid one beyond it.
+
+    The same tensor where the frames of both are the same.
     """
     if ratio == 1 and num_frames == states_BSD.shape[1]:
         return states_BSD
     position_BR, last_B1 = _positions(lengths_B, ratio, num_frames)
     low_BR = position_BR.long()
+    # Frames beyond the last valid one are never read: what they hold is not defined.
     high_BR = torch.minimum(low_BR + 1, last_B1)
-    share_BR1 = (position_BR - low_BR)[..., None].float()
+    fraction_BR1 = (position_BR - low_BR)[..., None].float()
     row_B1 = torch.arange(len(lengths_B), device=states_BSD.device)[:, None]
-    return torch.lerp(states_BSD[row_B1, low_BR].float(), states_BSD[row_B1, high_BR].float(), share_BR1)
+    low_BRD = states_BSD[row_B1, low_BR].float()
+    high_BRD = states_BSD[row_B1, high_BR].float()
+    return torch.lerp(low_BRD, high_BRD, fraction_BR1)
 
 
-def pick_nearest(codes_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
-    """Numbers [B, R] of the valid frames of the teacher nearest to those of the student."""
+def gather_nearest(units_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
+    """Units [B, R] of the teacher's valid frames that are nearest to the student's frames."""
     position_BR, _ = _positions(lengths_B, ratio, num_frames)
-    return codes_BS.gather(1, (position_BR + 0.5).long())
+    nearest_BR = (position_BR + 0.5).long()
+    return units_BS.gather(1, nearest_BR)
 
 
 def _positions(lengths_B: Tensor, ratio: float, num_frames: int) -> tuple[Tensor, Tensor]:

@@ -22,53 +22,75 @@ from launcher.errors import ConfigError
 from launcher.training.teachers.cache_match import CacheContents
 from launcher.training.teachers.teacher import TeacherOutput
 
-# Arrays of one utterance: `frames` their number, `layer-NN` states [S, D]; of each posterior NAME [P, K] the log
-# probabilities, NAME_tokens [P, K] whose they are and NAME_rest [P] what is left, or NAME [P, V] of all tokens.
-FRAMES, LAYER = "frames", "layer-{:02d}"
+# The arrays of one utterance. FRAMES: how many there are, int32.
+FRAMES = "frames"
+# layer-NN: states [S, D] of a layer.
+LAYER_PREFIX = "layer-"
+# Posteriors: NAME the log probabilities [P, K] of the tokens NAME_tokens [P, K], and NAME_rest [P] of all others
+# together. Where all tokens are kept there is NAME [P, V] alone.
+CTC = "ctc"
+DECODER = "decoder"
+TOKENS_SUFFIX = "_tokens"
+REST_SUFFIX = "_rest"
 
 
-def compact(output: TeacherOutput, token_lengths_B: Tensor, kept: CacheContents) -> list[Arrays]:
+def compact(output: TeacherOutput, token_lengths_B: Tensor, contents: CacheContents) -> list[Arrays]:
     """The arrays of each utterance of a batch. ConfigError when a state is beyond what fp16 holds."""
-    frames = output.lengths_B.tolist()
-    batch = [{FRAMES: np.array(length, np.int32)} for length in frames]
-    for layer in kept.layers:
+    num_frames = output.lengths_B.tolist()
+    batch: list[Arrays] = [{FRAMES: np.array(length, np.int32)} for length in num_frames]
+
+    for layer in contents.layers:
         states_BSD = output.layers[layer].half().cpu()
-        for arrays, states_SD, length in zip(batch, states_BSD, frames, strict=True):
+        for arrays, states_SD, length in zip(batch, states_BSD, num_frames, strict=True):
             if not states_SD[:length].isfinite().all():
                 raise ConfigError(
                     f"Layer {layer} of the teacher has a state that fp16 cannot hold (beyond 65504, or not a number). "
-                    "Compare another layer, or let the teacher hear every step (distill.cache.use: never)."
+                    "Compare another layer, or let the teacher run at every step (distill.cache.use: never)."
                 )
-            arrays[LAYER.format(layer)] = states_SD[:length].numpy()
-    posteriors = {"ctc": output.ctc_BSV if kept.ctc else None, "decoder": output.decoder_BUV if kept.decoder else None}
-    for name, logits_BPV in posteriors.items():
-        if logits_BPV is not None:
-            lengths = frames if name == "ctc" else [length + 1 for length in token_lengths_B.tolist()]
-            for part, values_BP in _keep_top(logits_BPV, kept.top_tokens).items():
-                for arrays, values_P, length in zip(batch, values_BP, lengths, strict=True):
-                    arrays[f"{name}{part}"] = values_P[:length]
+            arrays[_layer_name(layer)] = states_SD[:length].numpy()
+
+    if contents.ctc and output.ctc_BSV is not None:
+        _store_posterior(batch, CTC, output.ctc_BSV, num_frames, contents.top_tokens)
+    if contents.decoder and output.decoder_BUV is not None:
+        # The tokens and the end.
+        num_targets = [length + 1 for length in token_lengths_B.tolist()]
+        _store_posterior(batch, DECODER, output.decoder_BUV, num_targets, contents.top_tokens)
     return batch
 
 
-def _keep_top(logits_BPV: Tensor, top_tokens: int) -> dict[str, np.ndarray]:
+def _store_posterior(
+    batch: list[Arrays], name: str, logits_BPV: Tensor, lengths: Sequence[int], top_tokens: int
+) -> None:
+    """Add the arrays of a posterior to those of each utterance."""
     log_probs_BPV = logits_BPV.float().log_softmax(-1)
     vocabulary = log_probs_BPV.shape[-1]
+    stored: Arrays = {}
     if top_tokens >= vocabulary:
-        return {"": log_probs_BPV.half().cpu().numpy()}
-    top = log_probs_BPV.topk(top_tokens)
-    rest_BP = log_probs_BPV.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
-    return {
-        "": top.values.half().cpu().numpy(),
-        "_tokens": top.indices.cpu().numpy().astype(np.uint16 if vocabulary <= 2**16 else np.uint32),
-        "_rest": rest_BP.half().cpu().numpy(),
-    }
+        stored[name] = log_probs_BPV.half().cpu().numpy()
+    else:
+        top = log_probs_BPV.topk(top_tokens)
+        # The sum of the others, not 1 minus the sum of these: that would cancel where these have nearly all.
+        rest_BP = log_probs_BPV.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+        token_type = np.uint16 if vocabulary <= 2**16 else np.uint32
+        stored[name] = top.values.half().cpu().numpy()
+        stored[name + TOKENS_SUFFIX] = top.indices.cpu().numpy().astype(token_type)
+        stored[name + REST_SUFFIX] = rest_BP.half().cpu().numpy()
+
+    for array_name, values_BP in stored.items():
+        for arrays, values_P, length in zip(batch, values_BP, lengths, strict=True):
+            arrays[array_name] = values_P[:length]
 
 
-def empty(width: int, vocabulary: int, kept: CacheContents) -> Arrays:
+def empty(width: int, vocabulary: int, contents: CacheContents) -> Arrays:
     """The arrays of an utterance of no frames and no targets."""
-    states = {LAYER.format(layer): np.zeros((0, width), np.float16) for layer in kept.layers}
-    posteriors = {name: np.zeros((0, vocabulary), np.float16) for name in ("ctc", "decoder") if getattr(kept, name)}
-    return {FRAMES: np.array(0, np.int32), **states, **posteriors}
+    arrays: Arrays = {FRAMES: np.array(0, np.int32)}
+    for layer in contents.layers:
+        arrays[_layer_name(layer)] = np.zeros((0, width), np.float16)
+    if contents.ctc:
+        arrays[CTC] = np.zeros((0, vocabulary), np.float16)
+    if contents.decoder:
+        arrays[DECODER] = np.zeros((0, vocabulary), np.float16)
+    return arrays
 
 
 def restore(
@@ -76,29 +98,38 @@ def restore(
 ) -> TeacherOutput:
     """The output on the device, in fp32, padded with zeros to so many frames, or more where a teacher has more, and
     targets; posteriors are log probabilities over the vocabulary."""
-    frames = [int(arrays[FRAMES]) for arrays in batch]
-    num_frames = max(num_frames, *frames)
-    ctc_BSV = _spread(batch, "ctc", num_frames, vocabulary, device)
-    decoder_BUV = _spread(batch, "decoder", num_targets, vocabulary, device)
+    lengths = [int(arrays[FRAMES]) for arrays in batch]
+    num_frames = max(num_frames, *lengths)
     return TeacherOutput(
-        StoredLayers(batch, num_frames, device), torch.tensor(frames, device=device), ctc_BSV, decoder_BUV
+        layers=StoredLayers(batch, num_frames, device),
+        lengths_B=torch.tensor(lengths, device=device),
+        ctc_BSV=_restore_posterior(batch, CTC, num_frames, vocabulary, device),
+        decoder_BUV=_restore_posterior(batch, DECODER, num_targets, vocabulary, device),
     )
 
 
 class StoredLayers:
-    """The stored layers of a batch, each [B, S, D], made when it is asked for."""
+    """The stored layers of a batch, each [B, S, D], padded and moved to the device when it is asked for."""
 
     def __init__(self, batch: Sequence[Arrays], num_frames: int, device: torch.device):
-        self._batch, self._num_frames, self._device = batch, num_frames, device
+        self._batch = batch
+        self._num_frames = num_frames
+        self._device = device
 
     def __len__(self) -> int:
-        return sum(name.startswith(LAYER.partition("{")[0]) for name in self._batch[0])
+        return sum(name.startswith(LAYER_PREFIX) for name in self._batch[0])
 
     def __getitem__(self, layer: int) -> Tensor:
-        return _pad(self._batch, LAYER.format(layer), self._num_frames, self._device).float()
+        return _pad(self._batch, _layer_name(layer), self._num_frames, self._device).float()
 
 
-def _spread(batch: Sequence[Arrays], name: str, positions: int, vocabulary: int, device: torch.device) -> Tensor | None:
+def _layer_name(layer: int) -> str:
+    return f"{LAYER_PREFIX}{layer:02d}"
+
+
+def _restore_posterior(
+    batch: Sequence[Arrays], name: str, positions: int, vocabulary: int, device: torch.device
+) -> Tensor | None:
     """Log probabilities [B, P, V] of all tokens, zeros where there is nothing; None where they were not stored."""
     if name not in batch[0]:
         return None
@@ -106,16 +137,20 @@ def _spread(batch: Sequence[Arrays], name: str, positions: int, vocabulary: int,
     num_kept = values_BPK.shape[-1]
     if num_kept == vocabulary:
         return values_BPK
-    tail_BP = _pad(batch, f"{name}_rest", positions, device).float() - np.log(vocabulary - num_kept)
-    tokens_BPK = _pad(batch, f"{name}_tokens", positions, device)
-    return tail_BP[..., None].repeat(1, 1, vocabulary).scatter(-1, tokens_BPK, values_BPK)
+
+    # The tokens that are not kept share what is left equally.
+    rest_BP = _pad(batch, name + REST_SUFFIX, positions, device).float()
+    share_BP = rest_BP - np.log(vocabulary - num_kept)
+    tokens_BPK = _pad(batch, name + TOKENS_SUFFIX, positions, device)
+    return share_BP[..., None].repeat(1, 1, vocabulary).scatter(-1, tokens_BPK, values_BPK)
 
 
 def _pad(batch: Sequence[Arrays], name: str, length: int, device: torch.device) -> Tensor:
     """One array of each utterance, padded to a batch."""
-    some = batch[0][name]
-    kind = np.int64 if some.dtype.kind == "u" else some.dtype
-    padded = np.zeros((len(batch), length, *some.shape[1:]), kind)
+    first = batch[0][name]
+    # torch scatters by int64 alone.
+    dtype = np.int64 if first.dtype.kind == "u" else first.dtype
+    padded = np.zeros((len(batch), length, *first.shape[1:]), dtype)
     for row, arrays in zip(padded, batch, strict=True):
         row[: len(arrays[name])] = arrays[name]
     return torch.from_numpy(padded).to(device, non_blocking=True)

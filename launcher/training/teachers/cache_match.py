@@ -1,9 +1,9 @@
-"""Which stored outputs of a teacher a stage may read instead of asking the teacher.
+"""Which stored outputs of a teacher a stage may read instead of running the teacher.
 
 A cache is a folder of sidecars (data/sidecars.py) beside the shards, in `train.teachers/NAME-HASH`, with a
-description in `teacher.json`: by whom, of what and how exactly. It matches a stage when what the teacher heard is the
-same, byte for byte, and when it holds at least what the stage looks at. Masks that are drawn anew at every step cannot
-be stored: a teacher that hears them has no cache.
+description in `teacher.json`: of which teacher, from which inputs, and what exactly. It matches a stage when the
+teacher's inputs are the same, byte for byte, and when it holds at least what the stage reads. Masks that are drawn anew
+at every step cannot be stored: a teacher with masked input has no cache.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ FORMAT = 1
 DESCRIPTION = "teacher.json"
 
 
-class TeacherInputs(BaseModel, frozen=True, extra="forbid"):
+class CacheInputs(BaseModel, frozen=True, extra="forbid"):
     """What the outputs follow from; it must be the same. Hashes are SHA-256s.
 
     `features` is none where the teacher has a front-end of its own, `tokenizer` where it has nothing to do with tokens.
@@ -47,7 +47,7 @@ class TeacherInputs(BaseModel, frozen=True, extra="forbid"):
 
 
 class CacheContents(BaseModel, frozen=True, extra="forbid"):
-    """What is stored of the outputs; a stage may look at less. Utterances of other lengths are left out."""
+    """What is stored of the outputs; a stage may read less. Utterances of other lengths are not stored."""
 
     speeds: tuple[float, ...]
     min_utterance_s: float
@@ -58,19 +58,21 @@ class CacheContents(BaseModel, frozen=True, extra="forbid"):
     top_tokens: int
 
 
-class CacheDescription(BaseModel, frozen=True, extra="forbid"):
+class CacheDescription(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """The content of teacher.json. States are fp16; same_tokens and has_decoder say what the teacher has at all."""
 
     format: int = FORMAT
     name: str = Field(description="the teacher's name in the stage that the cache was made for")
-    heard: TeacherInputs
-    kept: CacheContents
+    # `heard` and `kept` are their keys in teacher.json.
+    inputs: CacheInputs = Field(validation_alias="heard", serialization_alias="heard")
+    contents: CacheContents = Field(validation_alias="kept", serialization_alias="kept")
     same_tokens: bool = False
     has_decoder: bool = False
 
     @property
     def folder_name(self) -> str:
-        return f"{self.name}-{hash_value([self.heard.model_dump(mode='json'), self.kept.model_dump(mode='json')])[:12]}"
+        digest = hash_value([self.inputs.model_dump(mode="json"), self.contents.model_dump(mode="json")])
+        return f"{self.name}-{digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ class CacheChoice:
 
 def caches_folder(context: StageContext[DistillStage]) -> Path | None:
     """Where the caches of a stage's teachers are; None for shards behind a URL without a folder in the recipe."""
+    configured = context.stage.distill.cache.folder
+    if configured:
+        return configured
     shards = context.split_folder("train")
-    return context.stage.distill.cache.folder or (
-        shards.with_name("train.teachers") if isinstance(shards, Path) else None
-    )
+    if isinstance(shards, Path):
+        return shards.with_name("train.teachers")
+    return None
 
 
 def folder_for_caches(context: StageContext[DistillStage]) -> Path:
@@ -103,87 +108,95 @@ def folder_for_caches(context: StageContext[DistillStage]) -> Path:
 
 
 def spec_of(context: StageContext[DistillStage], teacher: TeacherConfig) -> TeacherSpec:
-    """A teacher's facts; CheckpointError when its folder cannot be read."""
-    if teacher.is_folder:
-        return read_spec(
-            context.run.model_folder(teacher.model), f"The teacher {teacher.name} of stage {context.stage.name}"
-        )
-    return spec_of_stage(context.recipe, teacher.model)
+    """The spec of a teacher's encoder; CheckpointError when its folder cannot be read."""
+    if not teacher.is_folder:
+        return spec_of_stage(context.recipe, teacher.model)
+    folder = context.run.model_folder(teacher.model)
+    return read_spec(folder, f"The teacher {teacher.name} of stage {context.name}")
 
 
 def describe(context: StageContext[DistillStage], teacher: TeacherConfig, spec: TeacherSpec) -> CacheDescription:
     """The cache that suits a stage exactly. CheckpointError when the teacher is not finished, DataError when the shards
     are not there."""
-    sha256 = hash_folder(context.run.model_folder(teacher.model))
-    if sha256 is None:
+    stage = context.stage
+    model = context.run.model_folder(teacher.model)
+    model_sha256 = hash_folder(model)
+    if model_sha256 is None:
         raise CheckpointError(
-            f"The teacher {teacher.name} of stage {context.stage.name} has no finished model in "
-            f"{context.run.model_folder(teacher.model)}. Run the recipe until its stage is done."
+            f"The teacher {teacher.name} of stage {context.name} has no finished model in {model}. Run the recipe "
+            "until its stage is done."
         )
-    own_front_end = spec.kind != "chorus" or teacher.input == "waveform"
-    tokenizer = [context.run.tokenizer / "tokenizer.model", context.run.tokenizer / "tokenizer.json"]
-    terms, batches, cache = terms_of(context.stage, teacher), context.batches, context.stage.distill.cache
-    layers = {theirs for _, theirs in compared_layers(context.stage, teacher)}
-    layers |= {units_layer(context.stage, spec)} if "units" in terms else set()
+
+    features_sha256 = None
+    if spec.kind == "chorus" and teacher.input != "waveform":
+        # An option that a newer version adds, at its default, is no other front-end.
+        features = context.recipe.features.model_dump(mode="json", exclude_defaults=True)
+        features_sha256 = hash_value([features, read_json(context.run.features_file)])
+    tokenizer_sha256 = None
+    if spec.kind == "chorus":
+        tokenizer = context.run.tokenizer
+        tokenizer_sha256 = hash_files([tokenizer / "tokenizer.model", tokenizer / "tokenizer.json"], tokenizer)
+    shards = read_summary(context.split_folder("train"))["shards"]
+
+    terms = terms_of(stage, teacher)
+    layers = {teacher_layer for _, teacher_layer in compared_layers(stage, teacher)}
+    if "units" in terms:
+        layers.add(units_layer(stage, spec))
     return CacheDescription(
         name=teacher.name,
-        heard=TeacherInputs(
-            teacher=sha256,
-            shards=tuple(shard["sha256"] for shard in read_summary(context.split_folder("train"))["shards"]),
-            features=None if own_front_end else _hash_front_end(context),
-            tokenizer=hash_files(tokenizer, context.run.tokenizer) if spec.kind == "chorus" else None,
+        inputs=CacheInputs(
+            teacher=model_sha256,
+            shards=tuple(shard["sha256"] for shard in shards),
+            features=features_sha256,
+            tokenizer=tokenizer_sha256,
             precision=context.recipe.cluster.precision,
         ),
-        kept=CacheContents(
+        contents=CacheContents(
             speeds=context.augment.speeds,
-            min_utterance_s=batches.min_utterance_s,
-            max_utterance_s=batches.max_utterance_s,
+            min_utterance_s=context.batches.min_utterance_s,
+            max_utterance_s=context.batches.max_utterance_s,
             layers=tuple(sorted(layers)),
+            # Pseudo-labels are searched for in the CTC posteriors.
             ctc=bool(terms & {"ctc", "sequence"}),
-            decoder="decoder" in terms and context.stage.model.decoder is not None,
-            top_tokens=cache.top_tokens,
+            decoder="decoder" in terms and stage.model.decoder is not None,
+            top_tokens=stage.distill.cache.top_tokens,
         ),
     )
 
 
-def _hash_front_end(context: StageContext[DistillStage]) -> str:
-    # An option that a newer version adds, at its default, is no other front-end.
-    return hash_value(
-        [context.recipe.features.model_dump(mode="json", exclude_defaults=True), read_json(context.run.features_file)]
-    )
+def mismatch(wanted: CacheDescription, stored: CacheDescription) -> str:
+    """Why a stored cache does not suit a stage; empty when it does."""
+    expected = wanted.inputs
+    inputs = stored.inputs
+    if inputs.teacher != expected.teacher:
+        return f"it was made with another teacher ({inputs.teacher[:12]}, now {expected.teacher[:12]})"
+    if inputs.shards != expected.shards:
+        return "it was made with other shards"
+    if inputs.features != expected.features:
+        return "it was made with other features, or another input of the teacher"
+    if inputs.tokenizer != expected.tokenizer:
+        return "it was made with another tokenizer"
+    if inputs.precision != expected.precision:
+        return f"it was made with precision {inputs.precision}, and cluster.precision is {expected.precision}"
 
-
-def difference(wanted: CacheDescription, found: CacheDescription) -> str:
-    """Why a cache does not suit a stage; empty when it does."""
-    of = {
-        "teacher": "another teacher",
-        "shards": "other shards",
-        "features": "other features, or a teacher that hears something else",
-        "tokenizer": "another tokenizer",
-        "precision": f"precision {found.heard.precision}, and cluster.precision is {wanted.heard.precision}",
-    }
-    for key, what in of.items():
-        mine, theirs = getattr(wanted.heard, key), getattr(found.heard, key)
-        if mine != theirs:
-            hashes = f" ({str(theirs)[:12]}, now {str(mine)[:12]})" if key == "teacher" else ""
-            return f"it was made with {what}{hashes}"
-    return _lack(wanted.kept, found.kept)
-
-
-def _lack(wanted: CacheContents, found: CacheContents) -> str:
-    speeds = [speed for speed in wanted.speeds if speed not in found.speeds]
-    layers = [layer for layer in wanted.layers if layer not in found.layers]
-    if speeds:
-        return f"it lacks the speed factor {speeds[0]:g}"
-    if layers:
-        return f"it lacks layer {layers[0]}"
-    for output in ("ctc", "decoder"):
-        if getattr(wanted, output) and not getattr(found, output):
-            return f"it lacks the posteriors of distill.{output}"
-    if wanted.max_utterance_s > found.max_utterance_s or wanted.min_utterance_s < found.min_utterance_s:
-        return f"it holds utterances of {found.min_utterance_s:g} to {found.max_utterance_s:g} s alone"
-    if (wanted.ctc or wanted.decoder) and wanted.top_tokens > found.top_tokens:
-        return f"it keeps {found.top_tokens} tokens of a posterior, and distill.cache.top_tokens is {wanted.top_tokens}"
+    needed = wanted.contents
+    contents = stored.contents
+    missing_speeds = [speed for speed in needed.speeds if speed not in contents.speeds]
+    if missing_speeds:
+        return f"it lacks the speed factor {missing_speeds[0]:g}"
+    missing_layers = [layer for layer in needed.layers if layer not in contents.layers]
+    if missing_layers:
+        return f"it lacks layer {missing_layers[0]}"
+    if needed.ctc and not contents.ctc:
+        return "it lacks the posteriors of distill.ctc"
+    if needed.decoder and not contents.decoder:
+        return "it lacks the posteriors of distill.decoder"
+    if needed.max_utterance_s > contents.max_utterance_s or needed.min_utterance_s < contents.min_utterance_s:
+        return f"it holds utterances of {contents.min_utterance_s:g} to {contents.max_utterance_s:g} s alone"
+    if (needed.ctc or needed.decoder) and needed.top_tokens > contents.top_tokens:
+        return (
+            f"it keeps {contents.top_tokens} tokens of a posterior, and distill.cache.top_tokens is {needed.top_tokens}"
+        )
     return ""
 
 
@@ -195,36 +208,48 @@ def choose_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]
     choices = find_caches(context)
     for name, choice in choices.items():
         if choice.folder is None and context.stage.distill.cache.required:
+            reason = f": {choice.reason}" if choice.reason else ""
             raise ConfigError(
                 f"Stage {context.name} requires a cache of its teacher {name} (distill.cache.use), and has none in "
-                f"{caches_folder(context)}{f': {choice.reason}' if choice.reason else ''}. Run `chorus "
-                f"cache-teacher {context.run.path}/{context.stage.name}`, or set distill.cache.use to auto."
+                f"{caches_folder(context)}{reason}. Run `chorus cache-teacher {context.run.path}/{context.name}`, or "
+                "set distill.cache.use to auto."
             )
     return choices
 
 
 def find_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]:
-    """The caches that match a stage, by the names of its teachers, whatever it makes of them."""
-    return {teacher.name: _choose(context, teacher) for teacher in context.stage.named_teachers}
+    """The caches that match a stage, by the names of its teachers, whether or not it will read them."""
+    return {teacher.name: _find_cache(context, teacher) for teacher in context.stage.named_teachers}
 
 
-def _choose(context: StageContext[DistillStage], teacher: TeacherConfig) -> CacheChoice:
+def _find_cache(context: StageContext[DistillStage], teacher: TeacherConfig) -> CacheChoice:
     root = caches_folder(context)
-    folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}")) if root else []
+    folders: list[Path] = []
+    if root:
+        folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}"))
     if not folders and not context.stage.distill.cache.required:
         return CacheChoice()
+
     spec = spec_of(context, teacher)
-    if reason := why_no_cache(context.recipe, context.stage, teacher, spec):
+    reason = why_no_cache(context.recipe, context.stage, teacher, spec)
+    if reason:
         return CacheChoice(reason=reason)
-    wanted, reasons = describe(context, teacher, spec), []
-    names = [shard["name"] for shard in read_summary(context.split_folder("train"))["shards"]]
-    for folder in sorted(folders, key=lambda folder: folder.name != wanted.folder_name):
-        found = read_description(folder)
-        reason = difference(wanted, found) if found else f"{DESCRIPTION} cannot be read, or is of another format"
-        reason = reason or find_damage(folder, names)
+
+    wanted = describe(context, teacher, spec)
+    shard_names = [shard["name"] for shard in read_summary(context.split_folder("train"))["shards"]]
+    # The one that suits exactly comes first; others may hold more.
+    folders.sort(key=lambda folder: folder.name != wanted.folder_name)
+    reasons: list[str] = []
+    for folder in folders:
+        stored = read_description(folder)
+        if stored is None:
+            reasons.append(f"{folder} is not used: {DESCRIPTION} cannot be read, or is of another format")
+            continue
+        reason = mismatch(wanted, stored) or find_damage(folder, shard_names)
         if not reason:
-            return CacheChoice(folder, found)
-        if found is None or found.name == teacher.name:
+            return CacheChoice(folder, stored)
+        # That the caches of other teachers do not suit goes without saying.
+        if stored.name == teacher.name:
             reasons.append(f"{folder} is not used: {reason}")
     return CacheChoice(reason="; ".join(reasons))
 
@@ -232,23 +257,28 @@ def _choose(context: StageContext[DistillStage], teacher: TeacherConfig) -> Cach
 def read_description(folder: Path) -> CacheDescription | None:
     """The description of a cache; None when it cannot be read or is of another format."""
     try:
-        found = CacheDescription.model_validate(read_json(folder / DESCRIPTION))
+        description = CacheDescription.model_validate(read_json(folder / DESCRIPTION))
     except (OSError, ValueError, ValidationError):
         return None
-    return found if found.format == FORMAT else None
+    if description.format != FORMAT:
+        return None
+    return description
 
 
 def write_description(folder: Path, description: CacheDescription) -> None:
-    write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
+    write_json(folder / DESCRIPTION, description.model_dump(mode="json", by_alias=True))
 
 
 def describe_choice(teacher: str, choice: CacheChoice) -> str:
     """What a stage does about a teacher's cache, as one sentence; empty when there is nothing to tell."""
     if choice.folder:
         return f"the outputs of teacher {teacher} are read from {choice.folder}"
-    return f"teacher {teacher} hears every step: {choice.reason}" if choice.reason else ""
+    if choice.reason:
+        return f"teacher {teacher} runs at every step: {choice.reason}"
+    return ""
 
 
 def cache_event(teacher: str, choice: CacheChoice) -> dict[str, Any]:
     """The same for events.jsonl."""
-    return {"teacher": teacher, "used": str(choice.folder) if choice.folder else None, "reason": choice.reason}
+    folder = str(choice.folder) if choice.folder else None
+    return {"teacher": teacher, "used": folder, "reason": choice.reason}

@@ -1,10 +1,9 @@
-"""A teacher whose outputs were stored beforehand: it is read, and no model is there to hear anything."""
+"""A teacher whose outputs were stored beforehand: they are read, and no model runs."""
 
 from pathlib import Path
 
 import torch
 
-from data.sidecars import Arrays
 from launcher.inference.finished_model import FinishedModel
 from launcher.recipe.teachers import TeacherSpec
 from launcher.training.feature_batch import FeatureBatch
@@ -31,20 +30,36 @@ class CachedTeacher(Teacher):
         vocabulary_size: int,
         device: torch.device,
     ):
-        self.name, self.folder, self.model, self.spec = name, folder, model, spec
-        self.vocabulary_size, self.device, self.frame_s = vocabulary_size, device, spec.frame_s
-        self.same_tokens, self.has_decoder = description.same_tokens, description.has_decoder
-        kept = description.kept
-        has = {"ctc": kept.ctc and self.same_tokens, "decoder": kept.decoder and self.has_decoder}
-        self.nothing: Arrays = empty(spec.width, vocabulary_size, kept.model_copy(update=has))
-        # A teacher that hears the student's features pads them as the student does.
-        self.factor = spec.factor if description.heard.features else None
+        self.name = name
+        self.folder = folder
+        self.model = model
+        self.spec = spec
+        self.vocabulary_size = vocabulary_size
+        self.device = device
+        self.frame_s = spec.frame_s
+        self.same_tokens = description.same_tokens
+        self.has_decoder = description.has_decoder
+
+        # What is stored for an utterance of no frames, which stands in for an empty lane.
+        contents = description.contents
+        present = {
+            "ctc": contents.ctc and description.same_tokens,
+            "decoder": contents.decoder and description.has_decoder,
+        }
+        self.empty_arrays = empty(spec.width, vocabulary_size, contents.model_copy(update=present))
+        # A teacher of the student's features pads them as the student does; any other has a length of its own.
+        self.factor = spec.factor if description.inputs.features else None
 
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
-        num_frames = output_length(batch.features_BTF.shape[1], self.factor) if self.factor else 1
-        stored = batch.sidecars[self.name] or [self.nothing]
-        return restore(stored, self.vocabulary_size, self.device, num_frames, batch.tokens_BU.shape[1] + 1)
+        num_frames = 1
+        if self.factor:
+            num_frames = output_length(batch.features_BTF.shape[1], self.factor)
+        num_targets = batch.tokens_BU.shape[1] + 1  # the tokens and the end
+        stored = batch.sidecars[self.name] or [self.empty_arrays]
+        return restore(stored, self.vocabulary_size, self.device, num_frames, num_targets)
 
     def load_recognizer(self) -> Recognizer | None:
         """The recogniser behind it, read anew; none where it is not one of Chorus."""
-        return FinishedModel.load(self.model).recognizer if self.spec.kind == "chorus" else None
+        if self.spec.kind != "chorus":
+            return None
+        return FinishedModel.load(self.model).recognizer

@@ -13,31 +13,37 @@ TeacherInput = Literal["augmented", "clean", "waveform"]
 
 
 class RecognizerTeacher(Teacher):
-    """A recogniser that hears the student's features, or waveforms through its own front-end."""
+    """A recogniser on the student's features, or on waveforms through its own front-end."""
 
     def __init__(
         self,
         recognizer: Recognizer,
         front_end: LogMel,
-        hears: TeacherInput = "augmented",
+        input: TeacherInput = "augmented",
         same_tokens: bool = True,
     ):
-        self.recognizer, self.front_end, self.hears, self.same_tokens = recognizer, front_end, hears, same_tokens
+        self.recognizer = recognizer
+        self.front_end = front_end
+        self.input = input
+        self.same_tokens = same_tokens
         config = front_end.config
         self.frame_s = recognizer.encoder.subsampling.factor * config.hop_samples / config.sample_rate_hz
-        self.needs_source = hears != "augmented"
+        self.needs_source = input != "augmented"
         self.has_decoder = same_tokens and recognizer.decoder is not None
 
     @torch.no_grad()
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
-        features_BTF, lengths_B = batch.features_BTF, batch.lengths_B
-        if self.hears != "augmented":
+        features_BTF = batch.features_BTF
+        lengths_B = batch.lengths_B
+        if self.input == "clean":
             assert batch.source is not None
             features_BTF = batch.source.features_BTF
-        if self.hears == "waveform":
+        elif self.input == "waveform":
             assert batch.source is not None
             features_BTF, lengths_B = self.front_end(batch.source.waveforms_BS, batch.source.samples_B)
-        output = self.recognizer(features_BTF, lengths_B, batch.tokens_BU if self.same_tokens else None)
+
         if not self.same_tokens:
+            output = self.recognizer(features_BTF, lengths_B, None)
             return TeacherOutput(output.encoder.layers, output.encoder.lengths_B)
+        output = self.recognizer(features_BTF, lengths_B, batch.tokens_BU)
         return TeacherOutput(output.encoder.layers, output.encoder.lengths_B, output.ctc_BSV, output.decoder_BUV)

@@ -14,22 +14,29 @@ from model.recognizer import Recognizer
 
 
 def load_teacher(
-    run: RunFolder, teacher: TeacherConfig, spec: TeacherSpec, pieces: list[str], device: torch.device
+    run: RunFolder, config: TeacherConfig, spec: TeacherSpec, pieces: list[str], device: torch.device
 ) -> Teacher:
     """A teacher of a student with these tokens, frozen, on the device; CheckpointError when it cannot be read."""
-    folder = run.model_folder(teacher.model)
+    folder = run.model_folder(config.model)
     if spec.kind == "transformers":
         return TransformersTeacher(folder, spec, device)
     if spec.kind == "torchaudio":
         return TorchaudioTeacher(folder, spec, device)
+
     model = FinishedModel.load(folder)
-    recognizer = model.recognizer.to(device).requires_grad_(False)
-    same_tokens = model.tokenizer.pieces == pieces
-    return RecognizerTeacher(recognizer, model.features.to(device), teacher.input or "augmented", same_tokens)
+    return RecognizerTeacher(
+        recognizer=model.recognizer.to(device).requires_grad_(False),
+        front_end=model.features.to(device),
+        input=config.input or "augmented",
+        same_tokens=model.tokenizer.pieces == pieces,
+    )
 
 
 def recognizer_of(teacher: Teacher) -> Recognizer | None:
-    """The recogniser behind a teacher of Chorus; read from its folder where the teacher itself is not there."""
+    """The recogniser behind a teacher of Chorus, read from its folder where its outputs come from a cache; none behind
+    others."""
     if isinstance(teacher, CachedTeacher):
         return teacher.load_recognizer()
-    return teacher.recognizer if isinstance(teacher, RecognizerTeacher) else None
+    if isinstance(teacher, RecognizerTeacher):
+        return teacher.recognizer
+    return None

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from launcher.training.feature_batch import FeatureBatch
@@ -22,8 +23,11 @@ class Layers(Protocol):
 
 @dataclass
 class TeacherOutput:
-    """layers its hidden states, zero at frames that are not valid; lengths_B its valid frames; ctc_BSV and decoder_BUV
-    logits over the student's tokens, none where it has no such output or other tokens."""
+    """A teacher's hidden states and, over the student's tokens, its logits.
+
+    layers: hidden states, zero at frames that are not valid. lengths_B: valid frames. ctc_BSV, decoder_BUV: logits;
+    none where the teacher has no such output or other tokens.
+    """
 
     layers: Layers
     lengths_B: Tensor
@@ -32,9 +36,9 @@ class TeacherOutput:
 
 
 class Teacher(ABC):
-    """A frozen model that hears what the student hears: the same augmented features, unless it `needs_source`.
+    """A frozen model whose input is the student's: the same augmented features, unless it `needs_source`.
 
-    frame_s is the time from one of its frames to the next; same_tokens says whether its tokens are the student's.
+    frame_s: seconds from one of its frames to the next. same_tokens: whether its tokens are the student's.
     """
 
     frame_s: float
@@ -44,4 +48,11 @@ class Teacher(ABC):
 
     @abstractmethod
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
-        """What the teacher makes of a micro-batch; without gradient."""
+        """The teacher's forward pass on a micro-batch, without gradient."""
+
+
+def run_teacher(teacher: Teacher, batch: FeatureBatch, autocast: bool) -> TeacherOutput:
+    """A teacher's forward pass on a batch, in bf16 with `autocast`, else at the precision of its weights."""
+    device = batch.features_BTF.device.type
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
+        return teacher(batch)

@@ -1,7 +1,7 @@
-"""Teachers that are not of Chorus: encoders of `transformers` and of torchaudio, which hear waveforms of 16 kHz through
+"""Teachers that are not of Chorus: encoders of `transformers` and of torchaudio, which take waveforms of 16 kHz through
 front-ends of their own and give hidden states alone.
 
-Utterances are heard together only where padding cannot reach a valid frame; otherwise one after the other.
+Utterances are batched only where padding cannot reach a valid frame; otherwise each has a forward pass of its own.
 
 Shapes: B batch, W waveform samples, S frames, D width.
 """
@@ -22,30 +22,42 @@ from launcher.training.feature_batch import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
 
 # Filterbanks of transformers: windows of 25 ms every 10 ms.
-WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
+WINDOW_SAMPLES = 400
+HOP_SAMPLES = 160
 
 
 class WaveformTeacher(Teacher):
-    """Hears the waveforms of a batch, together or one by one."""
+    """Encodes the waveforms of a batch: `batched`, or one by one."""
 
     needs_source = True
 
-    def __init__(self, spec: TeacherSpec, device: torch.device, together: bool):
-        self.spec, self.device, self.together, self.frame_s = spec, device, together, spec.frame_s
+    def __init__(self, spec: TeacherSpec, device: torch.device, batched: bool):
+        self.spec = spec
+        self.device = device
+        self.batched = batched
+        self.frame_s = spec.frame_s
 
     @torch.no_grad()
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
         assert batch.source is not None
         samples = batch.source.samples_B.tolist()
-        lengths = [self.num_frames(number) for number in samples]
+        lengths = [self.num_frames(num_samples) for num_samples in samples]
+
+        # Utterances shorter than one frame stay zero: no encoder takes them.
         rows = [row for row, length in enumerate(lengths) if length > 0]
+        if self.batched and rows:
+            groups = [rows]
+        else:
+            groups = [[row] for row in rows]
+
         shape = (len(samples), max(1, *lengths), self.spec.width)
         layers = [torch.zeros(shape, device=self.device) for _ in range(self.spec.layers)]
-        for group in [rows] if self.together and rows else [[row] for row in rows]:
+        for group in groups:
             waveforms = [batch.source.waveforms_BS[row, : samples[row]] for row in group]
-            for layer, states_BSD in zip(layers, self.encode(waveforms), strict=True):
+            for layer_BSD, states_BSD in zip(layers, self.encode(waveforms), strict=True):
                 for row, states_SD in zip(group, states_BSD, strict=True):
-                    layer[row, : lengths[row]] = states_SD[: lengths[row]].float()
+                    length = lengths[row]
+                    layer_BSD[row, :length] = states_SD[:length].float()
         return TeacherOutput(layers, torch.tensor(lengths, device=self.device))
 
     @abstractmethod
@@ -76,27 +88,36 @@ class TransformersTeacher(WaveformTeacher):
                 f"The teacher in {folder} cannot be opened by transformers: {error}. It takes what save_pretrained of "
                 "model and feature extractor write: config.json, model.safetensors, preprocessor_config.json."
             ) from None
+
         self.filterbank = model.config.model_type in FILTERBANK_MODELS
-        self.encoder = (model.get_encoder() if self.filterbank else model).to(device).eval().requires_grad_(False)
+        encoder = model.get_encoder() if self.filterbank else model
+        self.encoder = encoder.to(device).eval().requires_grad_(False)
         # Group norms look at all of an utterance, and a filterbank's convolutions beyond its end.
-        together = not self.filterbank and model.config.feat_extract_norm == "layer"
-        super().__init__(spec, device, together)
+        batched = not self.filterbank and model.config.feat_extract_norm == "layer"
+        super().__init__(spec, device, batched)
 
     def num_frames(self, samples: int) -> int:
+        length = samples
         if self.filterbank:
-            samples = 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES if samples >= WINDOW_SAMPLES else 0
-        return max(0, int(self.encoder._get_feat_extract_output_lengths(torch.tensor(samples)))) if samples else 0
+            length = 0
+            if samples >= WINDOW_SAMPLES:
+                length = 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES
+        if not length:
+            return 0
+        return max(0, int(self.encoder._get_feat_extract_output_lengths(torch.tensor(length))))
 
     def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
         # The front-end computes on the CPU, in numpy.
-        heard = self.front_end(
+        inputs = self.front_end(
             [waveform.cpu().numpy() for waveform in waveforms],
             sampling_rate=SAMPLE_RATE_HZ,
             padding=True,
             return_attention_mask=True,
             return_tensors="pt",
         ).to(self.device)
-        return self.encoder(**heard, output_hidden_states=True).hidden_states[1:]
+        output = self.encoder(**inputs, output_hidden_states=True)
+        # The first is the input of the first layer.
+        return output.hidden_states[1:]
 
 
 class TorchaudioTeacher(WaveformTeacher):
@@ -107,8 +128,9 @@ class TorchaudioTeacher(WaveformTeacher):
         from torchaudio.models import wav2vec2_model
 
         description = json.loads((folder / "torchaudio.json").read_text(encoding="utf-8"))
+        arguments = description["model"]
         try:
-            model = wav2vec2_model(**description["model"])
+            model = wav2vec2_model(**arguments)
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -116,18 +138,23 @@ class TorchaudioTeacher(WaveformTeacher):
                 "of torchaudio.models.wav2vec2_model under `model`, model.safetensors the weights of that model."
             ) from None
         self.normalize = bool(description.get("normalize_waveform", False))
-        self.convolutions: list[list[int]] = description["model"]["extractor_conv_layer_config"]
+        self.convolutions: list[list[int]] = arguments["extractor_conv_layer_config"]
         self.model = model.to(device).eval().requires_grad_(False)
-        super().__init__(spec, device, together=description["model"]["extractor_mode"] == "layer_norm")
+        # Group norms look at all of an utterance, padding included.
+        super().__init__(spec, device, batched=arguments["extractor_mode"] == "layer_norm")
 
     def num_frames(self, samples: int) -> int:
+        length = samples
         for _, kernel, stride in self.convolutions:
-            samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
-        return samples
+            if length < kernel:
+                return 0
+            length = (length - kernel) // stride + 1
+        return length
 
     def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.normalize:
             waveforms = [torch.nn.functional.layer_norm(waveform, waveform.shape) for waveform in waveforms]
         samples_B = torch.tensor([len(waveform) for waveform in waveforms], device=self.device)
         padded_BW = torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
-        return self.model.extract_features(padded_BW, samples_B)[0]
+        layers, _ = self.model.extract_features(padded_BW, samples_B)
+        return layers

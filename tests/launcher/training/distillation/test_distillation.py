@@ -10,9 +10,10 @@ from data.features import FeaturesConfig, LogMel
 from launcher.recipe.distillation import SequenceDistillConfig
 from launcher.recipe.teachers import hidden_layers
 from launcher.training.distillation.cluster_targets import k_means, nearest_units
-from launcher.training.distillation.frame_alignment import interpolate, pick_nearest
-from launcher.training.distillation.loss import DistillationLoss, TeacherTerms
-from launcher.training.distillation.pseudo_labels import pseudo_labels_of
+from launcher.training.distillation.frame_alignment import gather_nearest, interpolate
+from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.distillation.pseudo_labels import make_pseudo_labels
+from launcher.training.distillation.terms import TeacherTerms
 from launcher.training.feature_batch import CleanInputs
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.teachers.teacher import TeacherOutput
@@ -29,20 +30,20 @@ def test_a_student_equal_to_its_teacher_is_at_no_distance():
     teacher = pupils.recognizer()
     twin = pupils.student()
     twin.load_state_dict(teacher.state_dict())
-    parts = pupils.parts(pupils.simple_task(teacher, hidden={"cosine": 1.0}), twin.train())
+    terms = pupils.terms(pupils.single_teacher_loss(teacher, hidden={"cosine": 1.0}), twin.train())
     for name in DISTANCES:
-        assert parts[name].item() == pytest.approx(0.0, abs=1e-5), name
-    assert parts["distill/cosine"].item() > 0  # -log sigmoid(1) is its floor
+        assert terms[name].item() == pytest.approx(0.0, abs=1e-5), name
+    assert terms["distill/cosine"].item() > 0  # -log sigmoid(1) is its floor
 
 
 def test_learning_from_the_teacher_alone_brings_the_student_nearer():
-    task = pupils.simple_task(pupils.recognizer(), hidden={"cosine": 1.0})
+    stage_loss = pupils.single_teacher_loss(pupils.recognizer(), hidden={"cosine": 1.0})
     pupil = pupils.student().train()
     optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
     first = last = {}
     for step in range(40):
-        parts = pupils.parts(task, pupil, lane=2)
-        distances = {name: part for name, part in parts.items() if name.startswith("distill/")}
+        terms = pupils.terms(stage_loss, pupil, lane=2)
+        distances = {name: part for name, part in terms.items() if name.startswith("distill/")}
         first = first or {name: part.item() for name, part in distances.items()}
         optimizer.zero_grad()
         torch.stack(list(distances.values())).sum().backward()
@@ -55,9 +56,9 @@ def test_learning_from_the_teacher_alone_brings_the_student_nearer():
 
 def test_the_teacher_is_left_alone_and_stops_when_the_recipe_says():
     teacher = pupils.recognizer()
-    task = pupils.simple_task(teacher, until=0.7)
+    stage_loss = pupils.single_teacher_loss(teacher, until=0.7)
     pupil = pupils.student().train()
-    early, late = (pupils.parts(task, pupil, progress=progress) for progress in (0.69, 0.71))
+    early, late = (pupils.terms(stage_loss, pupil, progress=progress) for progress in (0.69, 0.71))
     assert "distill/hidden" in early
     assert not any(name.startswith("distill/") for name in late)
     torch.stack(list(early.values())).sum().backward()
@@ -67,29 +68,31 @@ def test_the_teacher_is_left_alone_and_stops_when_the_recipe_says():
 def test_each_term_follows_its_own_schedule():
     teacher, pupil = pupils.recognizer(), pupils.student().train()
     schedules = {"hidden": {"schedule": {"warmup": 0.4}}, "ctc": {"schedule": {"until": 0.5, "decay": 0.5}}}
-    task = pupils.simple_task(teacher, **schedules)
-    always = pupils.parts(pupils.simple_task(teacher), pupil)
+    stage_loss = pupils.single_teacher_loss(teacher, **schedules)
+    always = pupils.terms(pupils.single_teacher_loss(teacher), pupil)
     for progress, hidden, ctc in ((0.0, None, 1.0), (0.1, 0.25, 0.8), (0.4, 1.0, 0.2), (0.6, 1.0, None)):
-        parts = pupils.parts(task, pupil, progress=progress)
+        terms = pupils.terms(stage_loss, pupil, progress=progress)
         for name, factor in (("distill/hidden", hidden), ("distill/ctc", ctc), ("distill/decoder", 1.0)):
-            assert (name in parts) == (factor is not None)
+            assert (name in terms) == (factor is not None)
             if factor is not None:
-                torch.testing.assert_close(parts[name], factor * always[name])
+                torch.testing.assert_close(terms[name], factor * always[name])
 
 
 def test_validation_measures_recognition_alone():
-    task = pupils.simple_task(pupils.recognizer())
-    assert set(pupils.parts(task, pupils.student().eval())) == {"loss/ctc", "loss/attention"}
+    stage_loss = pupils.single_teacher_loss(pupils.recognizer())
+    assert set(pupils.terms(stage_loss, pupils.student().eval())) == {"loss/ctc", "loss/attention"}
 
 
 def test_an_empty_lane_adds_nothing_to_any_term():
     teacher, helper = pupils.recognizer(), AuxiliaryHead(3, 4)
     of = pupils.stage(sequence={"weight": 1.0}, units={"weight": 1.0})
-    taught = pupils.lesson(of, of.named_teachers[0], teacher, unit_helper="units", unit_layer=3)
+    taught = pupils.teacher_terms(of, of.named_teachers[0], teacher, units_head="units", units_layer=3)
     taught.centroids_CD = torch.randn(4, 16)
-    parts = pupils.parts(pupils.task(of, [taught], {"units": helper}), pupils.student(1, {"units": helper}).train(), 3)
-    assert {"distill/sequence", "distill/units"} < set(parts)
-    assert all(part.item() == 0.0 for part in parts.values())
+    terms = pupils.terms(
+        pupils.stage_loss(of, [taught], {"units": helper}), pupils.student(1, {"units": helper}).train(), 3
+    )
+    assert {"distill/sequence", "distill/units"} < set(terms)
+    assert all(part.item() == 0.0 for part in terms.values())
 
 
 def test_hidden_states_are_compared_where_groups_end():
@@ -108,10 +111,10 @@ def test_hidden_states_are_compared_where_groups_end():
 def test_the_teachers_texts_cost_what_transcripts_would():
     """sequence(texts) == the recognition objective with these as transcripts, over the counts of the real ones."""
     teacher, pupil = pupils.recognizer(), pupils.student().train()
-    task = pupils.simple_task(teacher, sequence={"weight": 2.0})
+    stage_loss = pupils.single_teacher_loss(teacher, sequence={"weight": 2.0})
     batch, totals = gradients.micro_batch(0), gradients.totals()
     output = teacher(batch.features_BTF, batch.lengths_B)
-    texts = pseudo_labels_of(
+    texts = make_pseudo_labels(
         output.ctc_BSV, output.encoder.lengths_B, output.encoder.lengths_B, SequenceDistillConfig()
     )
     assert texts.row_N.tolist() == [0, 1]
@@ -121,9 +124,9 @@ def test_the_teachers_texts_cost_what_transcripts_would():
     ctc = losses.ctc_sum(mine.ctc_BSV, lengths_B, *tokens) / totals.tokens
     attention = losses.attention_sum(mine.decoder_BUV, *tokens, lengths_B > 0, config.label_smoothing)
     expected = config.ctc_weight * ctc + (1 - config.ctc_weight) * attention / (totals.tokens + totals.utterances)
-    part = pupils.parts(task, pupil)["distill/sequence"]
+    part = pupils.terms(stage_loss, pupil)["distill/sequence"]
     torch.testing.assert_close(part, 2.0 * expected)
-    assert "distill/sequence" not in pupils.parts(pupils.simple_task(teacher), pupil)
+    assert "distill/sequence" not in pupils.terms(pupils.single_teacher_loss(teacher), pupil)
 
 
 def logits_of(path: list[int], vocabulary: int = 6, sure: float = 8.0) -> torch.Tensor:
@@ -136,7 +139,7 @@ def test_texts_of_an_utterance_share_one_weight_by_their_probability_and_the_tem
     weights = {}
     for temperature in (1.0, 4.0):
         config = SequenceDistillConfig(search="prefix_beam", texts=3, beam=6, temperature=temperature)
-        texts = pseudo_labels_of(logits_BSV, lengths_B, lengths_B, config)
+        texts = make_pseudo_labels(logits_BSV, lengths_B, lengths_B, config)
         sums_B = torch.zeros(3).index_add(0, texts.row_N, texts.weight_N)
         torch.testing.assert_close(sums_B, torch.ones(3))
         weights[temperature] = texts.weight_N[texts.row_N == 0]
@@ -150,11 +153,11 @@ def test_empty_texts_and_texts_without_room_are_left_out():
     path = [4, BLANK, 4, 5]
     logits_BSV = torch.stack([logits_of(path), logits_of([BLANK] * 4), logits_of(path)])
     lengths_B = torch.tensor([4, 4, 4])
-    texts = pseudo_labels_of(logits_BSV, lengths_B, torch.tensor([4, 4, 3]), SequenceDistillConfig())
+    texts = make_pseudo_labels(logits_BSV, lengths_B, torch.tensor([4, 4, 3]), SequenceDistillConfig())
     assert texts.row_N.tolist() == [0]
     assert texts.tokens_NU.tolist() == [[4, 4, 5]]
     assert texts.weight_N.tolist() == [1.0]
-    nothing = pseudo_labels_of(logits_BSV[1:2], lengths_B[1:2], lengths_B[1:2], SequenceDistillConfig())
+    nothing = make_pseudo_labels(logits_BSV[1:2], lengths_B[1:2], lengths_B[1:2], SequenceDistillConfig())
     assert nothing.weight_N.tolist() == [0.0]
     assert nothing.token_lengths_N.tolist() == [0]
 
@@ -184,47 +187,49 @@ def test_k_means_survives_fewer_different_states_than_clusters():
     torch.testing.assert_close(centroids_CD, torch.ones(4, 3))
 
 
-def learn(task: DistillationLoss, pupil: Student, name: str, steps: int) -> list[float]:
+def learn(stage_loss: DistillationLoss, pupil: Student, name: str, steps: int) -> list[float]:
     """Train the pupil for one part of its loss alone, on one lane; that part at every step."""
     optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
-    losses = []
+    values = []
     for _ in range(steps):
-        part = pupils.parts(task, pupil, lane=2)[name]
+        part = pupils.terms(stage_loss, pupil, lane=2)[name]
         optimizer.zero_grad()
         part.backward()
         optimizer.step()
-        losses.append(part.item())
-    return losses
+        values.append(part.item())
+    return values
 
 
-def unit_task(**units) -> tuple[DistillationLoss, Student, TeacherTerms]:
+def units_loss(**units) -> tuple[DistillationLoss, Student, TeacherTerms]:
     of = pupils.stage(units={"weight": 1.0, "count": 6, **units}, hidden={"weight": 0}, ctc={"weight": 0})
-    taught = pupils.lesson(of, of.named_teachers[0], pupils.recognizer(), unit_helper="units-teacher", unit_layer=2)
+    taught = pupils.teacher_terms(
+        of, of.named_teachers[0], pupils.recognizer(), units_head="units-teacher", units_layer=2
+    )
     taught.centroids_CD = torch.randn(6, 16, generator=torch.Generator().manual_seed(5))
-    helpers = {"units-teacher": AuxiliaryHead(3, 6)}
-    return pupils.task(of, [taught], helpers), pupils.student(1, helpers).train(), taught
+    auxiliary_heads = {"units-teacher": AuxiliaryHead(3, 6)}
+    return pupils.stage_loss(of, [taught], auxiliary_heads), pupils.student(1, auxiliary_heads).train(), taught
 
 
 def test_a_student_learns_to_tell_its_teachers_units():
-    task, pupil, taught = unit_task()
-    losses = learn(task, pupil, "distill/units", steps=40)
-    assert losses[-1] < 0.5 * losses[0]
+    stage_loss, pupil, taught = units_loss()
+    values = learn(stage_loss, pupil, "distill/units", steps=40)
+    assert values[-1] < 0.5 * values[0]
     batch = gradients.micro_batch(2)
     output = pupil(batch.features_BTF, batch.lengths_B)
     teacher = taught.teacher(batch)
     units_BS = nearest_units(teacher.layers[2], taught.centroids_CD)
     valid_BS = valid_mask(teacher.lengths_B, units_BS.shape[1])
     expected = losses.units_sum(output.auxiliary["units-teacher"], units_BS, valid_BS) / gradients.totals().frames
-    torch.testing.assert_close(pupils.parts(task, pupil, lane=2)["distill/units"], expected)
+    torch.testing.assert_close(pupils.terms(stage_loss, pupil, lane=2)["distill/units"], expected)
 
 
 def test_units_may_count_at_frames_that_time_masks_hide_alone():
-    task, pupil, _ = unit_task(masked_only=True)
+    stage_loss, pupil, _ = units_loss(masked_only=True)
     batch, totals = gradients.micro_batch(0), gradients.totals()
 
     def part(masked_BT: torch.Tensor) -> float:
         batch.source = CleanInputs(batch.features_BTF, masked_BT, torch.zeros(2, 1), torch.zeros(2))
-        return task(pupil, batch, totals, 0.0)[0]["distill/units"].item()
+        return stage_loss(pupil, batch, totals, 0.0)[0]["distill/units"].item()
 
     nowhere = torch.zeros(2, 90, dtype=torch.bool)
     first, rest = nowhere.clone(), nowhere.clone()
@@ -234,19 +239,19 @@ def test_units_may_count_at_frames_that_time_masks_hide_alone():
     assert part(nowhere) == part(partly) == 0.0
     assert 0 < part(first) < part(~nowhere)
     assert part(first) + part(rest) == pytest.approx(part(~nowhere), rel=1e-5)
-    everywhere, _, _ = unit_task()
-    assert pupils.parts(everywhere, pupil)["distill/units"].item() == pytest.approx(part(~nowhere), rel=1e-5)
+    everywhere, _, _ = units_loss()
+    assert pupils.terms(everywhere, pupil)["distill/units"].item() == pytest.approx(part(~nowhere), rel=1e-5)
 
 
 def test_helpers_whose_term_has_ended_get_a_gradient_of_zero():
-    task, pupil, _ = unit_task(schedule={"until": 0.5})
-    parts = pupils.parts(task, pupil, progress=0.6)
-    assert "distill/units" not in parts
-    torch.stack(list(parts.values())).sum().backward()
+    stage_loss, pupil, _ = units_loss(schedule={"until": 0.5})
+    terms = pupils.terms(stage_loss, pupil, progress=0.6)
+    assert "distill/units" not in terms
+    torch.stack(list(terms.values())).sum().backward()
     assert all(not parameter.grad.any() for parameter in pupil.helpers.parameters())
-    _, without, _ = unit_task()
-    plain = pupils.parts(pupils.simple_task(pupils.recognizer(), until=0.5), without, progress=0.6)
-    torch.testing.assert_close(parts["loss/ctc"], plain["loss/ctc"], rtol=0, atol=0)
+    _, without, _ = units_loss()
+    plain = pupils.terms(pupils.single_teacher_loss(pupils.recognizer(), until=0.5), without, progress=0.6)
+    torch.testing.assert_close(terms["loss/ctc"], plain["loss/ctc"], rtol=0, atol=0)
 
 
 # --- several teachers, and teachers of other shapes ---------------------------------------------------
@@ -257,29 +262,29 @@ def test_several_teachers_teach_the_weighted_mean_of_what_each_would_alone():
     teachers = [{"model": "first", "weight": 3.0}, {"model": "second", "weight": 1.0, "terms": ["hidden", "decoder"]}]
     of = pupils.stage(teachers)
     terms = [of.distill.active(), frozenset({"hidden", "decoder"})]
-    named_teachers = [
-        pupils.lesson(of, config, teacher, terms=taught)
+    teachers = [
+        pupils.teacher_terms(of, config, teacher, terms=taught)
         for config, teacher, taught in zip(of.named_teachers, (first, second), terms, strict=True)
     ]
-    parts = pupils.parts(pupils.task(of, named_teachers), pupil)
-    alone = [pupils.parts(pupils.simple_task(teacher), pupil) for teacher in (first, second)]
+    terms = pupils.terms(pupils.stage_loss(of, teachers), pupil)
+    alone = [pupils.terms(pupils.single_teacher_loss(teacher), pupil) for teacher in (first, second)]
     for name, one, other in (("hidden", 0.75, 0.25), ("decoder", 0.75, 0.25), ("ctc", 1.0, None)):
-        torch.testing.assert_close(parts[f"distill/{name}/first"], one * alone[0][f"distill/{name}"])
+        torch.testing.assert_close(terms[f"distill/{name}/first"], one * alone[0][f"distill/{name}"])
         if other is None:
-            assert f"distill/{name}/second" not in parts
+            assert f"distill/{name}/second" not in terms
         else:
-            torch.testing.assert_close(parts[f"distill/{name}/second"], other * alone[1][f"distill/{name}"])
+            torch.testing.assert_close(terms[f"distill/{name}/second"], other * alone[1][f"distill/{name}"])
 
 
 def test_a_narrower_and_shallower_student_follows_through_a_projection():
     teacher = pupils.recognizer(0, width=24, layers=6, groups=6)
     of = pupils.stage([{"model": "teacher", "layers": [1, 5]}], hidden={"layers": [1, 3], "projection": True})
-    helpers = {"hidden-1": AuxiliaryHead(1, 24), "hidden-3": AuxiliaryHead(3, 24)}
-    taught = pupils.lesson(of, of.named_teachers[0], teacher, projections={1: "hidden-1", 3: "hidden-3"})
-    assert taught.pairs == ((1, 1), (3, 5))
-    task, pupil = pupils.task(of, [taught], helpers), pupils.student(1, helpers).train()
-    losses = learn(task, pupil, "distill/hidden", steps=60)
-    assert losses[-1] < 0.5 * losses[0]
+    auxiliary_heads = {"hidden-1": AuxiliaryHead(1, 24), "hidden-3": AuxiliaryHead(3, 24)}
+    taught = pupils.teacher_terms(of, of.named_teachers[0], teacher, projections={1: "hidden-1", 3: "hidden-3"})
+    assert taught.layer_pairs == ((1, 1), (3, 5))
+    stage_loss, pupil = pupils.stage_loss(of, [taught], auxiliary_heads), pupils.student(1, auxiliary_heads).train()
+    values = learn(stage_loss, pupil, "distill/hidden", steps=60)
+    assert values[-1] < 0.5 * values[0]
     assert all(parameter.grad.any() for parameter in pupil.helpers.parameters())
 
 
@@ -294,7 +299,7 @@ def test_frames_are_interpolated_between_valid_ones_whatever_the_padding():
         for row, length in enumerate((7, 4)):
             torch.testing.assert_close(found_BR[row], times.clamp(max=length - 1))
     codes_BS = torch.arange(9).repeat(2, 1)
-    assert pick_nearest(codes_BS, lengths_B, 2.0, 5).tolist() == [[0, 2, 4, 6, 6], [0, 2, 3, 3, 3]]
+    assert gather_nearest(codes_BS, lengths_B, 2.0, 5).tolist() == [[0, 2, 4, 6, 6], [0, 2, 3, 3, 3]]
     states_BSD = torch.randn(2, 8, 3)
     assert interpolate(states_BSD, lengths_B, 1.0, 8) is states_BSD
 
@@ -321,7 +326,7 @@ def test_a_student_of_fewer_frames_is_compared_at_its_own_times():
     target_BSD = torch.minimum(times_BS, last_B1)[..., None].expand_as(state_BSD)
     valid_BS = valid_mask(lengths_B, state_BSD.shape[1])
     expected = losses.hidden_sum(state_BSD, target_BSD, valid_BS) / gradients.totals().frames
-    torch.testing.assert_close(pupils.parts(pupils.task(of, [taught]), pupil, lane=2)["distill/hidden"], expected)
+    torch.testing.assert_close(pupils.terms(pupils.stage_loss(of, [taught]), pupil, lane=2)["distill/hidden"], expected)
 
 
 def test_a_teacher_may_hear_what_masks_hide_or_the_speech_itself():

@@ -17,7 +17,7 @@ from launcher.planning.table import plan_table
 from launcher.recipe import Recipe, TeacherConfig, check_inputs, load_recipe
 from launcher.recipe.teachers import read_spec
 from launcher.run_folder import RunFolder
-from launcher.training.distillation.loss import TeacherTerms
+from launcher.training.distillation.terms import TeacherTerms
 from launcher.training.feature_batch import CleanInputs, FeatureBatch
 from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher, WaveformTeacher
 from model.student import AuxiliaryHead
@@ -125,12 +125,12 @@ def test_a_teacher_says_the_same_of_an_utterance_alone_and_in_any_company(kind, 
 def test_the_states_are_those_that_transformers_gives(tmp_path):
     teacher = opened("hubert", tmp_path / "hubert")
     model = transformers.HubertForCTC.from_pretrained(tmp_path / "hubert").eval()
-    heard = batch([8000])
-    waveform = heard.source.waveforms_BS[0]
+    noise = batch([8000])
+    waveform = noise.source.waveforms_BS[0]
     normal = (waveform - waveform.mean()) / (waveform.var(unbiased=False) + 1e-7).sqrt()
     with torch.no_grad():
         expected = model(normal[None], output_hidden_states=True).hidden_states
-    found = teacher(heard)
+    found = teacher(noise)
     for layer in range(3):
         torch.testing.assert_close(found.layers[layer], expected[layer + 1], rtol=1e-4, atol=1e-5)
 
@@ -144,8 +144,8 @@ def test_a_student_follows_states_and_units_of_a_teacher_from_elsewhere(kind, tm
         ctc={"weight": 0},
         decoder={"weight": 0},
     )
-    helpers = {"a": AuxiliaryHead(1, 24), "b": AuxiliaryHead(3, 24), "units": AuxiliaryHead(3, 4)}
-    lesson = TeacherTerms(
+    auxiliary_heads = {"a": AuxiliaryHead(1, 24), "b": AuxiliaryHead(3, 24), "units": AuxiliaryHead(3, 4)}
+    teacher_terms = TeacherTerms(
         "other",
         teacher,
         1.0,
@@ -153,16 +153,21 @@ def test_a_student_follows_states_and_units_of_a_teacher_from_elsewhere(kind, tm
         ((1, 0), (3, 2)),
         pupils.FRAME_S / teacher.frame_s,
         projections={1: "a", 3: "b"},
-        unit_helper="units",
-        unit_layer=2,
+        units_head="units",
+        units_layer=2,
         centroids_CD=torch.randn(4, 24, generator=torch.Generator().manual_seed(1)),
     )
-    task, pupil = pupils.task(of, [lesson], helpers), pupils.student(1, helpers).train()
-    optimizer, heard, losses = torch.optim.Adam(pupil.parameters(), lr=3e-3), batch([16000, 12000]), []
+    stage_loss, pupil = (
+        pupils.stage_loss(of, [teacher_terms], auxiliary_heads),
+        pupils.student(1, auxiliary_heads).train(),
+    )
+    optimizer = torch.optim.Adam(pupil.parameters(), lr=3e-3)
+    noise = batch([16000, 12000])
+    losses = []
     for _ in range(40):
-        parts, _ = task(pupil, heard, gradients.totals(), 0.0)
+        terms, _ = stage_loss(pupil, noise, gradients.totals(), 0.0)
         optimizer.zero_grad()
-        loss = parts["distill/hidden"] + parts["distill/units"]
+        loss = terms["distill/hidden"] + terms["distill/units"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

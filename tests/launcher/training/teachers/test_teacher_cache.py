@@ -158,59 +158,59 @@ def test_a_state_that_fp16_cannot_hold_is_refused():
 
 
 def open_stage(run: RunFolder, recipe: Recipe, use_cache: bool) -> tuple[DistillationLoss, Student, Inputs]:
-    """The stage's task, student and inputs of all lanes, in this process."""
+    """The stage's loss, student and inputs of all lanes, in this process."""
     stage = recipe.training_stage(STAGE)
     tokenizer = Tokenizer.load(run.tokenizer)
     lanes = tuple(range(recipe.batches.lanes))
-    inputs = open_inputs(StageContext(recipe, run, stage), "train", lanes, CPU, recipe.augment)
-    caches = choose_caches(StageContext(recipe, run, stage)) if use_cache else None
-    named_teachers, helpers = load_teachers(StageContext(recipe, run, stage), tokenizer.pieces, CPU, caches)
-    width = spec_of(recipe, run, stage, stage.named_teachers[0]).width
-    named_teachers[0].centroids_CD = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
+    context = StageContext(recipe, run, stage)
+    inputs = open_inputs(context, "train", lanes, CPU, recipe.augment)
+    caches = choose_caches(context) if use_cache else None
+    teachers, auxiliary_heads = load_teachers(context, tokenizer.pieces, CPU, caches)
+    width = spec_of(context, stage.named_teachers[0]).width
+    teachers[0].centroids_CD = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(3)
-    student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, helpers).train()
-    task = DistillationLoss(
-        RecognitionLoss(stage.objective, stage.model.encoder), stage.distill, named_teachers, helpers
-    )
+    student = Student(stage.model, recipe.features.mel_bins, tokenizer.vocabulary_size, auxiliary_heads).train()
+    recognition = RecognitionLoss(stage.objective, stage.model.encoder)
+    stage_loss = DistillationLoss(recognition, stage.distill, teachers, auxiliary_heads)
     inputs.keeps_source = not use_cache
-    read_caches(task, inputs, stage.steps)
-    return task, student, inputs
+    read_caches(stage_loss, inputs, stage.steps)
+    return stage_loss, student, inputs
 
 
-def parts_of(task: DistillationLoss, student: Student, inputs: Inputs, step: int) -> list[dict[str, float]]:
+def terms_of(stage_loss: DistillationLoss, student: Student, inputs: Inputs, step: int) -> list[dict[str, float]]:
     found = []
     for batches in inputs.steps(step, step + 1):
         for batch in batches:
             torch.manual_seed(derive_seed(1, "dropout", batch.step, batch.lane))
-            parts, _ = task(student, inputs.micro_batch(batch), inputs.totals(step), 0.0)
-            found.append({name: float(part) for name, part in parts.items()})
+            terms, _ = stage_loss(student, inputs.micro_batch(batch), inputs.totals(step), 0.0)
+            found.append({name: float(term) for name, term in terms.items()})
     return found
 
 
 @torch.no_grad()
-def test_a_stored_teacher_costs_what_one_that_hears_does_at_every_speed(cached):
+def test_a_stored_teacher_costs_what_one_that_runs_does_at_every_speed(cached):
     """Rounding moves (s - t)^2 by 2 |t / (s - t)| 2^-11 of itself and -log sigmoid(cos) by less; a divergence by
     2^-10 sum p |log p| (|log p / q| + 1) per token or frame, here (V < 50) by less than 2^-10 x 4 x (1 + 1)."""
     recipe = load_recipe(cached.recipe_file, [f"stages.{STAGE}.steps=100"])
     online, stored = (open_stage(cached, recipe, use_cache) for use_cache in (False, True))
-    assert isinstance(stored[0].named_teachers[0].teacher, CachedTeacher)
+    assert isinstance(stored[0].teachers[0].teacher, CachedTeacher)
     sampler = stored[2].sampler
     last = sampler.steps_per_epoch - 1
     speeds = {
         speed for step in (0, last) for lane in range(4) for speed in sampler.micro_batch(step, lane).speeds.tolist()
     }
     assert len(speeds) == 3
-    terms = {f"distill/{term}" for term in ("hidden", "cosine", "ctc", "decoder", "sequence", "units")}
+    distillation_terms = {f"distill/{term}" for term in ("hidden", "cosine", "ctc", "decoder", "sequence", "units")}
     for step in (0, last):
-        for heard, read in zip(parts_of(*online, step), parts_of(*stored, step), strict=True):
-            assert terms < heard.keys() == read.keys()
-            for name, value in heard.items():
+        for online_terms, stored_terms in zip(terms_of(*online, step), terms_of(*stored, step), strict=True):
+            assert distillation_terms < online_terms.keys() == stored_terms.keys()
+            for name, value in online_terms.items():
                 tolerance = {"rel": 4 * ROUNDING, "abs": 16 * ROUNDING if "distill" in name else 1e-6}
-                assert read[name] == pytest.approx(value, **tolerance), name
+                assert stored_terms[name] == pytest.approx(value, **tolerance), name
 
 
 @torch.no_grad()
-def test_a_teacher_that_hears_waveforms_can_be_stored(make_student, tmp_path, capsys):
+def test_a_teacher_of_waveforms_can_be_stored(make_student, tmp_path, capsys):
     """States of another width and frame rate; those that were rounded are interpolated like the others."""
     save("torchaudio-layer", tmp_path / "model")
     run = make_student(
@@ -223,20 +223,20 @@ def test_a_teacher_that_hears_waveforms_can_be_stored(make_student, tmp_path, ca
     assert store(run, capsys)["teacher"] == "strange"
     recipe = load_recipe(run.recipe_file)
     online, stored = (open_stage(run, recipe, use_cache) for use_cache in (False, True))
-    assert isinstance(stored[0].named_teachers[0].teacher, CachedTeacher)
-    for heard, read in zip(parts_of(*online, 0), parts_of(*stored, 0), strict=True):
-        assert {"distill/hidden", "distill/units"} < heard.keys()
-        assert read == pytest.approx(heard, rel=4 * ROUNDING)
+    assert isinstance(stored[0].teachers[0].teacher, CachedTeacher)
+    for online_terms, stored_terms in zip(terms_of(*online, 0), terms_of(*stored, 0), strict=True):
+        assert {"distill/hidden", "distill/units"} < online_terms.keys()
+        assert stored_terms == pytest.approx(online_terms, rel=4 * ROUNDING)
 
 
 def test_a_lane_without_utterances_reads_nothing_and_costs_nothing(cached):
-    task, student, inputs = open_stage(cached, load_recipe(cached.recipe_file), use_cache=True)
+    stage_loss, student, inputs = open_stage(cached, load_recipe(cached.recipe_file), use_cache=True)
     batch = next(inputs.steps(0, 1))[0]
     empty = type(batch)(0, 0, [], batch.waveforms_BS[:0], batch.samples_B[:0], batch.tokens_BU[:0],
                         batch.token_lengths_B[:0], [], [], {"wise": []})  # fmt: skip
-    parts, _ = task(student, inputs.micro_batch(empty), inputs.totals(0), 0.0)
-    assert {"distill/hidden", "distill/ctc", "distill/decoder", "distill/units", "distill/sequence"} < parts.keys()
-    assert all(part.item() == 0 for part in parts.values())
+    terms, _ = stage_loss(student, inputs.micro_batch(empty), inputs.totals(0), 0.0)
+    assert {"distill/hidden", "distill/ctc", "distill/decoder", "distill/units", "distill/sequence"} < terms.keys()
+    assert all(term.item() == 0 for term in terms.values())
 
 
 def test_a_stored_teacher_is_not_loaded_but_to_start_from_it(cached, monkeypatch):
@@ -245,9 +245,9 @@ def test_a_stored_teacher_is_not_loaded_but_to_start_from_it(cached, monkeypatch
     monkeypatch.setattr(FinishedModel, "load", lambda *arguments: loaded.append(arguments) or load(*arguments))
     recipe = load_recipe(cached.recipe_file)
     stage = recipe.training_stage(STAGE)
-    task, student, _ = open_stage(cached, recipe, use_cache=True)
+    stage_loss, student, _ = open_stage(cached, recipe, use_cache=True)
     assert not loaded
-    initialize_from_first_teacher(student, stage, task.named_teachers[0])
+    initialize_from_first_teacher(student, stage, stage_loss.teachers[0])
     assert len(loaded) == 1
     assert student.ctc.weight.equal(load(*loaded[0]).recognizer.ctc.weight)
 
@@ -285,16 +285,18 @@ def test_a_stage_says_which_cache_it_reads_and_why_it_does_not_read_another(cach
 def test_the_launcher_says_before_a_stage_starts_what_its_teachers_do(cached):
     said = io.StringIO()
     recipe = load_recipe(cached.recipe_file)
-    Executor(recipe, cached, StopRequest(), PlainDisplay(said))._read_teachers(recipe.training_stage(STAGE))
+    context = StageContext.training(recipe, cached, STAGE)
+    Executor(recipe, cached, StopRequest(), PlainDisplay(said))._settle_caches(context)
     assert said.getvalue() == f"{STAGE}: the outputs of teacher wise are read from {chosen(cached).folder}\n"
 
 
 def test_a_stage_may_make_its_caches_when_it_starts(cached, tmp_path):
     change = f"stages.{STAGE}.distill.cache={{use: make, folder: {tmp_path}, top_tokens: 8}}"
     recipe = load_recipe(cached.recipe_file, [change])
+    context = StageContext.training(recipe, cached, STAGE)
     for written in ("6 of 6 shards written", "are read from"):
         said = io.StringIO()
-        Executor(recipe, cached, StopRequest(), PlainDisplay(said))._read_teachers(recipe.training_stage(STAGE))
+        Executor(recipe, cached, StopRequest(), PlainDisplay(said))._settle_caches(context)
         assert written in said.getvalue()
         assert f"are read from {chosen(cached, change).folder}\n" in said.getvalue()
     assert "written" not in said.getvalue()
@@ -310,7 +312,7 @@ def test_another_teacher_of_the_same_name_is_not_taken_for_the_stored_one(cached
     assert str(chosen(cached).folder) in choice.reason
 
 
-def test_masks_that_the_teacher_hears_cannot_be_stored(cached, capsys):
+def test_masks_of_the_teachers_input_cannot_be_stored(cached, capsys):
     recipe = yaml.safe_load(cached.recipe_file.read_text())
     recipe["stages"][0]["teachers"][0]["input"] = "augmented"
     run = RunFolder(cached.path.with_name("masked"))
@@ -324,7 +326,7 @@ def test_masks_that_the_teacher_hears_cannot_be_stored(cached, capsys):
     with pytest.raises(ConfigError, match=r"is to read its teacher .* there can be none: its input has masks"):
         check_model_folders(load_recipe(run.recipe_file, [f"stages.{STAGE}.distill.cache.use=require"]))
     without = [f"augment.{key}=0" for key in MASKS]
-    # What is heard without masks is what is heard clean.
+    # Without masks augmented input is clean input.
     assert chosen(run, *without).folder == chosen(cached).folder
 
 
