@@ -159,7 +159,7 @@ def _training_flops_per_audio_s(context: StageContext[AnyTrainingStage], model: 
         return masked_operations_per_second(model, features, context.stage.masking).training
     teachers = []
     if isinstance(stage_loss, DistillationLoss):
-        for teacher_terms in stage_loss.named_teachers:
+        for teacher_terms in stage_loss.teachers:
             if isinstance(teacher_terms.teacher, RecognizerTeacher):
                 teachers.append(teacher_terms.teacher.recognizer)
     return operations_per_second(model, features, teachers).training
