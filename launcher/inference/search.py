@@ -31,7 +31,7 @@ from model.search import (
     greedy,
     joint,
     prefix_beam,
-    read_arpa,
+    read_language_model,
     rescore,
     transducer_greedy,
     with_times,
@@ -98,13 +98,15 @@ def _fusion(config: PrefixBeamConfig | AttentionBeamConfig | RescoringConfig, to
 
 def _language_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> TokenLanguageModel | WordLanguageModel:
     try:
-        model = read_arpa(config.path)
+        model = read_language_model(config.path)
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"The language model of the search cannot be read: {error}. Give an ARPA file.") from None
+        raise DataError(
+            f"The language model of the search cannot be read: {error}. Give an ARPA file or a KenLM binary."
+        ) from None
     pieces = tokenizer.pieces
     if config.unit == "word":
         return WordLanguageModel(model, pieces)
-    if not any((piece,) in model.entries for piece in pieces[UNKNOWN + 1 :] if piece not in ("<s>", "</s>")):
+    if not any(model.knows(piece) for piece in pieces[UNKNOWN + 1 :] if piece not in ("<s>", "</s>")):
         raise DataError(
             f"The language model {config.path} knows none of the tokenizer's tokens. If it is one of words, set "
             "language_model.unit to word; if it is one of tokens, it must be made with this tokenizer."

@@ -19,7 +19,7 @@ from model.recognizer import RecognizerConfig
 class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
     """An n-gram model whose log probabilities are added to the recogniser's."""
 
-    path: Path = Field(description="ARPA file, gzipped if its name ends in .gz")
+    path: Path = Field(description="ARPA file, gzipped if its name ends in .gz, or KenLM binary")
     # A model of tokens must have been made with the tokenizer of the recogniser.
     unit: Literal["word", "token"] = Field(
         default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"

@@ -7,7 +7,8 @@ from model.search.greedy import GreedySearch, greedy
 from model.search.hotwords import Hotwords
 from model.search.hypothesis import Hypothesis
 from model.search.joint import CtcPrefixScores, joint
-from model.search.ngram import NgramModel, TokenLanguageModel, WordLanguageModel, read_arpa
+from model.search.kenlm_model import KenlmModel, read_language_model
+from model.search.ngram import LanguageModel, NgramModel, TokenLanguageModel, WordLanguageModel, read_arpa
 from model.search.prefix_beam import PrefixBeamSearch, prefix_beam
 from model.search.rescoring import rescore
 from model.search.transducer import transducer_greedy
@@ -19,6 +20,8 @@ __all__ = [
     "GreedySearch",
     "Hotwords",
     "Hypothesis",
+    "KenlmModel",
+    "LanguageModel",
     "NgramModel",
     "PrefixBeamSearch",
     "TokenLanguageModel",
@@ -29,6 +32,7 @@ __all__ = [
     "joint",
     "prefix_beam",
     "read_arpa",
+    "read_language_model",
     "rescore",
     "transducer_greedy",
     "with_times",

@@ -1,64 +1,121 @@
-"""n-gram language models: the ARPA format (base-10 logarithms, back-off), and scorers over tokens and over words.
+"""n-gram language models in ARPA files (base-10 logarithms, back-off), and scorers over tokens and over words.
 
-p(w | h) is the entry of h w where there is one, else backoff(h) p(w | h without its first word). A word that the model
-lacks counts as its `<unk>`, or, without one, as its least probable word. The files of KenLM, SRILM and `chorus
-language-model` are read, gzipped or not; a file that is none is refused with a ValueError naming the line.
+p(w | h) is the entry of h w where there is one, else backoff(h) p(w | h without its first word) (Katz, 1987). A word
+that the model lacks counts as its `<unk>`, or, without one, as its least probable word. The files of KenLM, SRILM and
+`chorus language-model` are read, gzipped or not; anything else is refused with a ValueError that names the line.
+
+The scorers work with any `LanguageModel`: with an `NgramModel` from an ARPA file, or with a model of KenLM
+(`kenlm_model.py`).
 """
 
 import gzip
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from model.recognizer import END, START
 
 SENTENCE_START, SENTENCE_END, UNKNOWN_WORDS = "<s>", "</s>", ("<unk>", "<UNK>")
-WORD_START = "▁"  # how SentencePiece writes the space before a word
+# No model has this word, so that it scores as an unknown one.
+NO_WORD = ""
+# How SentencePiece writes the space before a word.
+WORD_START = "▁"
+# ARPA files hold base-10 logarithms, searches add natural ones.
 LN_10 = math.log(10.0)
 
 Context = tuple[str, ...]
 
 
+class LanguageModel(Protocol):
+    """A language model over words; contexts are opaque and can be compared."""
+
+    @property
+    def start(self) -> Hashable:
+        """The context of the first word."""
+        ...
+
+    @property
+    def no_context(self) -> Hashable:
+        """The context of a word after words that do not matter."""
+        ...
+
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the vocabulary."""
+        ...
+
+    def score(self, context: Any, word: str) -> float:
+        """ln p(word | context)."""
+        ...
+
+    def advance(self, context: Any, word: str) -> Hashable:
+        """The context after a word, no longer than what can still make a difference."""
+        ...
+
+
 class NgramModel:
-    """An n-gram model; its numbers are natural logarithms."""
+    """An n-gram model; its scores are natural logarithms."""
+
+    no_context: Context = ()
 
     def __init__(self, order: int, entries: dict[Context, float], backoffs: dict[Context, float]):
         """`entries` hold ln p of each n-gram's last word, `backoffs` the weights of those n-grams that are contexts."""
-        self.order, self.entries, self.backoffs = order, entries, backoffs
-        self.unknown = next((word for word in UNKNOWN_WORDS if (word,) in entries), None)
+        self.order = order
+        self.entries = entries
+        self.backoffs = backoffs
         self.followers: dict[Context, list[str]] = {}
         for ngram in entries:
             self.followers.setdefault(ngram[:-1], []).append(ngram[-1])
-        words = [score for ngram, score in entries.items() if len(ngram) == 1 and ngram != (SENTENCE_START,)]
-        self.unknown_score = entries[(self.unknown,)] if self.unknown else min(words)
+
+        self.unknown: str | None = None
+        for word in UNKNOWN_WORDS:
+            if self.unknown is None and (word,) in entries:
+                self.unknown = word
+        if self.unknown is not None:
+            self.unknown_score = entries[(self.unknown,)]
+        else:
+            # The start follows no word: ARPA files give it -99.
+            words = [word for word in self.followers.get((), []) if word != SENTENCE_START]
+            self.unknown_score = min(entries[(word,)] for word in words)
 
     @property
     def start(self) -> Context:
         return self.shorten((SENTENCE_START,))
 
+    def knows(self, word: str) -> bool:
+        return (word,) in self.entries
+
     def score(self, context: Context, word: str) -> float:
         """ln p(word | context)."""
-        if (word,) not in self.entries:
+        if not self.knows(word):
             if self.unknown is None:
-                return self.unknown_score + sum(self.backoffs.get(context[i:], 0.0) for i in range(len(context)))
+                # The score of the empty context, after backing off from every longer one.
+                suffixes = [context[begin:] for begin in range(len(context))]
+                return self.unknown_score + sum(self.backoffs.get(suffix, 0.0) for suffix in suffixes)
             word = self.unknown
-        total = 0.0
-        while (found := self.entries.get((*context, word))) is None:
-            total += self.backoffs.get(context, 0.0)
+
+        total_backoff = 0.0
+        score = self.entries.get((*context, word))
+        while score is None:
+            total_backoff += self.backoffs.get(context, 0.0)
             context = context[1:]
-        return total + found
+            score = self.entries.get((*context, word))
+        return total_backoff + score
 
     def advance(self, context: Context, word: str) -> Context:
         """The context after a word, no longer than what can still make a difference."""
-        if (word,) not in self.entries:
-            word = self.unknown or word
+        if not self.knows(word) and self.unknown is not None:
+            word = self.unknown
         return self.shorten((*context, word))
 
     def shorten(self, context: Context) -> Context:
-        context = context[-(self.order - 1) :] if self.order > 1 else ()
+        """The end of a context that scores the same: fewer contexts are fewer states in a search."""
+        if self.order == 1:
+            return ()
+        context = context[-(self.order - 1) :]
         while context and context not in self.followers and not self.backoffs.get(context):
             context = context[1:]
         return context
@@ -66,7 +123,8 @@ class NgramModel:
 
 def read_arpa(path: Path) -> NgramModel:
     """Read an ARPA file, gzipped when its name ends in .gz. ValueError when it is none, OSError as from `open`."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    is_gzipped = path.suffix == ".gz"
+    with gzip.open(path, "rt", encoding="utf-8") if is_gzipped else path.open(encoding="utf-8") as file:
         try:
             return _parse(file, path)
         except UnicodeDecodeError as error:
@@ -74,112 +132,152 @@ def read_arpa(path: Path) -> NgramModel:
 
 
 def _parse(lines: Iterator[str], path: Path) -> NgramModel:
-    counts: dict[int, int] = {}
+    announced: dict[int, int] = {}
     entries: dict[Context, float] = {}
     backoffs: dict[Context, float] = {}
-    order, seen, ended = 0, 0, False
+    order = 0
+    num_read = 0
+    ended = False
+
     for number, line in enumerate(lines, start=1):
         text = line.strip("\r\n \t")
-        if heading := re.fullmatch(r"\\(\d+)-grams:", text):
-            _check_count(path, counts, order, seen)
-            order, seen = int(heading[1]), 0
+        heading = re.fullmatch(r"\\(\d+)-grams:", text)
+        if heading:
+            _check_count(path, announced, order, num_read)
+            order = int(heading[1])
+            num_read = 0
         elif text == "\\end\\":
-            _check_count(path, counts, order, seen)
+            _check_count(path, announced, order, num_read)
             ended = True
             break
         elif order == 0:
-            if count := re.fullmatch(r"ngram (\d+)\s*=\s*(\d+)", text):
-                counts[int(count[1])] = int(count[2])
+            # Before the first section: the header, perhaps after comments.
+            count = re.fullmatch(r"ngram (\d+)\s*=\s*(\d+)", text)
+            if count:
+                announced[int(count[1])] = int(count[2])
         elif text:
             _read_entry(text, order, entries, backoffs, f"{path}, line {number}")
-            seen += 1
-    if not ended or not counts or (len(entries) and not any(len(ngram) == 1 for ngram in entries)):
+            num_read += 1
+
+    lacks_words = bool(entries) and not any(len(ngram) == 1 for ngram in entries)
+    if not ended or not announced or lacks_words:
         raise ValueError(f"{path} is no whole ARPA file: it lacks its counts, its 1-grams or its \\end\\")
-    return NgramModel(max(counts), entries, backoffs)
+    return NgramModel(max(announced), entries, backoffs)
 
 
 def _read_entry(
     text: str, order: int, entries: dict[Context, float], backoffs: dict[Context, float], place: str
 ) -> None:
+    """Read `score word ... word [back-off]`."""
     # Only spaces and tabs divide: a token may be any other kind of space.
     fields = re.split(r"[ \t]+", text)
-    if len(fields) not in (order + 1, order + 2):
+    has_backoff = len(fields) == order + 2
+    if len(fields) != order + 1 and not has_backoff:
         raise ValueError(f"{place}: {text[:60]!r} is no {order}-gram with its probability and perhaps a back-off")
     ngram = tuple(fields[1 : order + 1])
     try:
         entries[ngram] = float(fields[0]) * LN_10
-        if len(fields) == order + 2:
+        if has_backoff:
             backoffs[ngram] = float(fields[-1]) * LN_10
     except ValueError:
         raise ValueError(f"{place}: {text[:60]!r} does not begin (and end) with a number") from None
 
 
-def _check_count(path: Path, counts: dict[int, int], order: int, seen: int) -> None:
-    if order and counts.get(order) != seen:
-        raise ValueError(f"{path} announces {counts.get(order)} {order}-grams and holds {seen}: it was cut or changed")
+def _check_count(path: Path, announced: dict[int, int], order: int, num_read: int) -> None:
+    if order and announced.get(order) != num_read:
+        raise ValueError(
+            f"{path} announces {announced.get(order)} {order}-grams and holds {num_read}: it was cut or changed"
+        )
 
 
 class TokenLanguageModel:
     """A scorer whose words are the tokens; its state is the context."""
 
-    def __init__(self, model: NgramModel, pieces: Sequence[str]):
+    def __init__(self, model: LanguageModel, pieces: Sequence[str]):
         """`pieces` is the text of every token id, as the model writes it."""
-        self.model, self.pieces = model, list(pieces)
-        ids = {piece: token for token, piece in enumerate(pieces) if token not in (START, END)}
-        self._known = np.array([(piece,) in model.entries and piece in ids for piece in pieces])
-        self._ids_of = {
-            context: [(ids[word], model.entries[(*context, word)]) for word in words if word in ids]
-            for context, words in model.followers.items()
-        }
+        self.model = model
+        self.pieces = list(pieces)
+        # A text is begun and ended by the search, not by a token in it: these two score as unknown words.
+        self._known_V = np.array([model.knows(piece) for piece in pieces])
+        self._known_V[[START, END]] = False
+        self._entries: dict[Context, list[tuple[int, float]]] | None = None
+        if isinstance(model, NgramModel):
+            self._entries = self._index_entries(model)
+
+    def _index_entries(self, model: NgramModel) -> dict[Context, list[tuple[int, float]]]:
+        """Of each context the tokens that follow it, with their scores."""
+        ids = {piece: token for token, piece in enumerate(self.pieces) if token not in (START, END)}
+        entries = {}
+        for context, words in model.followers.items():
+            followers = []
+            for word in words:
+                if word in ids:
+                    followers.append((ids[word], model.entries[(*context, word)]))
+            entries[context] = followers
+        return entries
 
     @property
-    def start(self) -> Context:
+    def start(self) -> Hashable:
         return self.model.start
 
-    def scores(self, state: Context) -> np.ndarray:
-        unknown = self.model.score(state, self.model.unknown or "")
+    def scores(self, state: Any) -> np.ndarray:
         scores = np.zeros(len(self.pieces))
-        for begin in range(len(state), -1, -1):
-            context = state[begin:]
-            scores += self.model.backoffs.get(context, 0.0) if context else 0.0
-            for token, score in self._ids_of.get(context, ()):
-                scores[token] = score
-        scores[~self._known] = unknown
+        if isinstance(self.model, NgramModel) and self._entries is not None:
+            # From the shortest context to the longest: what a longer one lacks backs off, what it has overwrites.
+            for begin in range(len(state), -1, -1):
+                context = state[begin:]
+                if context:
+                    scores += self.model.backoffs.get(context, 0.0)
+                for token, score in self._entries.get(context, ()):
+                    scores[token] = score
+        else:
+            # KenLM tells no list of a context's followers.
+            for token in self._known_V.nonzero()[0]:
+                scores[token] = self.model.score(state, self.pieces[token])
+        scores[~self._known_V] = self.model.score(state, NO_WORD)
         return scores
 
-    def advance(self, state: Context, token: int) -> Context:
-        # A text is begun and ended by the search, not by a token in it.
-        return () if token in (START, END) else self.model.advance(state, self.pieces[token])
+    def advance(self, state: Any, token: int) -> Hashable:
+        if token in (START, END):
+            return self.model.no_context
+        return self.model.advance(state, self.pieces[token])
 
-    def end(self, state: Context) -> float:
+    def end(self, state: Any) -> float:
         return self.model.score(state, SENTENCE_END)
 
 
 class WordLanguageModel:
     """A scorer that counts a word when the next one begins, or the text ends; its state is (context, word so far)."""
 
-    def __init__(self, model: NgramModel, pieces: Sequence[str]):
-        self.model, self.pieces = model, list(pieces)
+    def __init__(self, model: LanguageModel, pieces: Sequence[str]):
+        self.model = model
+        self.pieces = list(pieces)
         self._begins_V = np.array([piece.startswith(WORD_START) for piece in pieces])
 
     @property
-    def start(self) -> tuple[Context, str]:
+    def start(self) -> tuple[Hashable, str]:
         return self.model.start, ""
 
-    def scores(self, state: tuple[Context, str]) -> np.ndarray:
+    def scores(self, state: tuple[Any, str]) -> np.ndarray:
         context, word = state
-        return self._begins_V * self.model.score(context, word) if word else np.zeros(len(self.pieces))
+        if not word:
+            return np.zeros(len(self.pieces))
+        # Only a piece that begins the next word completes this one.
+        return self._begins_V * self.model.score(context, word)
 
-    def advance(self, state: tuple[Context, str], token: int) -> tuple[Context, str]:
+    def advance(self, state: tuple[Any, str], token: int) -> tuple[Hashable, str]:
         context, word = state
         if token in (START, END):
             return state
         if not self._begins_V[token]:
             return context, word + self.pieces[token]
-        return (self.model.advance(context, word) if word else context), self.pieces[token].lstrip(WORD_START)
+        if word:
+            context = self.model.advance(context, word)
+        return context, self.pieces[token].lstrip(WORD_START)
 
-    def end(self, state: tuple[Context, str]) -> float:
+    def end(self, state: tuple[Any, str]) -> float:
         context, word = state
         if not word:
             return self.model.score(context, SENTENCE_END)
-        return self.model.score(context, word) + self.model.score(self.model.advance(context, word), SENTENCE_END)
+        after = self.model.advance(context, word)
+        return self.model.score(context, word) + self.model.score(after, SENTENCE_END)

@@ -1,7 +1,9 @@
 """Language models and hotwords: by hand, against every text there is, and without a trace where they do not apply."""
 
 import gzip
+import importlib.util
 import math
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,16 @@ from ctc_paths import path_scores, text_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.search import Fusion, Hotwords, TokenLanguageModel, WordLanguageModel, prefix_beam, read_arpa
+from model.search import (
+    Fusion,
+    Hotwords,
+    KenlmModel,
+    TokenLanguageModel,
+    WordLanguageModel,
+    prefix_beam,
+    read_arpa,
+    read_language_model,
+)
 from model.search.fusion import FusionTable
 
 ARPA = """\\data\\
@@ -124,6 +135,71 @@ def test_a_word_counts_once_when_it_is_complete(arpa):
     with_spaces = WordLanguageModel(model, CHARACTERS)
     assert total(with_spaces, [4, 6, 5]) / math.log(10) == pytest.approx(sum(log10(model, ["a", "b"])))
     assert total(with_spaces, [4, 6, 5, 6]) == pytest.approx(total(with_spaces, [4, 6, 5]))
+
+
+needs_kenlm = pytest.mark.skipif(
+    importlib.util.find_spec("kenlm") is None, reason="needs the package kenlm: pip install 'chorus-asr[kenlm]'"
+)
+
+
+@needs_kenlm
+def test_kenlm_gives_the_scores_of_our_own_reader(arpa):
+    """|log10 p_kenlm - log10 p| <= 1e-4 for words, texts and tokens: KenLM holds scores in fp32."""
+    our_model, kenlm_model = read_arpa(arpa), KenlmModel(arpa)
+    for words in (["a", "b"], ["b", "a"], ["a", "x", "a"], ["b", "b", "a", "b"], []):
+        assert log10(kenlm_model, words) == pytest.approx(log10(our_model, words), abs=1e-4)
+    for kind, pieces in (
+        (TokenLanguageModel, CHARACTERS),
+        (WordLanguageModel, CHARACTERS),
+        (WordLanguageModel, PIECES),
+    ):
+        our_scorer, kenlm_scorer = kind(our_model, pieces), kind(kenlm_model, pieces)
+        our_state, kenlm_state = our_scorer.start, kenlm_scorer.start
+        for token in (4, 5, 6, 5, 1, 4, 2, 5):
+            expected = our_scorer.scores(our_state).tolist()
+            assert kenlm_scorer.scores(kenlm_state).tolist() == pytest.approx(expected, abs=1e-4)
+            our_state, kenlm_state = our_scorer.advance(our_state, token), kenlm_scorer.advance(kenlm_state, token)
+            assert kenlm_scorer.end(kenlm_state) == pytest.approx(our_scorer.end(our_state), abs=1e-4)
+
+
+@needs_kenlm
+def test_states_of_kenlm_that_score_the_same_are_one_state(arpa):
+    model = KenlmModel(arpa)
+    first, second = model.advance(model.start, "a"), model.advance(model.start, "a")
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != model.no_context
+    assert model.advance(first, "x") == model.no_context
+
+
+@needs_kenlm
+def test_a_beam_with_kenlm_finds_what_it_finds_with_our_own_reader(arpa):
+    torch.manual_seed(0)
+    logits, lengths = torch.randn(2, 8, 7), torch.tensor([8, 5])
+    found = []
+    for model in (read_arpa(arpa), KenlmModel(arpa)):
+        fusion = Fusion(7, [(TokenLanguageModel(model, CHARACTERS), 0.5)])
+        found.append(prefix_beam(logits, lengths, beam=5, n_best=5, fusion=fusion))
+    for ours, kenlms in zip(*found, strict=True):
+        assert [hypothesis.tokens for hypothesis in kenlms] == [hypothesis.tokens for hypothesis in ours]
+        expected = [hypothesis.score for hypothesis in ours]
+        assert [hypothesis.score for hypothesis in kenlms] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_kenlm_binary_without_the_package_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    path = tmp_path / "lm.bin"
+    path.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0")
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    with pytest.raises(ValueError, match=r"lm\.bin is a KenLM binary.*pip install"):
+        read_language_model(path)
+
+
+def test_an_arpa_file_is_read_without_kenlm_whatever_its_name(arpa, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    packed = tmp_path / "small.arpa.gz"
+    packed.write_bytes(gzip.compress(ARPA.encode()))
+    for path in (arpa, packed):
+        assert log10(read_language_model(path), ["a", "b"]) == log10(read_arpa(arpa), ["a", "b"])
 
 
 @settings(deadline=None, max_examples=25)
