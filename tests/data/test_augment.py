@@ -80,7 +80,8 @@ def masked(config, lengths, seed=0, frames=300):
 
 def longest_run(mask):
     padded = np.concatenate([[0], mask.numpy().astype(int), [0]])
-    begins, ends = np.flatnonzero(np.diff(padded) == 1), np.flatnonzero(np.diff(padded) == -1)
+    begins = np.flatnonzero(np.diff(padded) == 1)
+    ends = np.flatnonzero(np.diff(padded) == -1)
     return (ends - begins).max(initial=0)
 
 
@@ -137,7 +138,8 @@ def test_the_features_that_were_given_are_not_changed():
 @pytest.mark.gpu
 def test_masks_are_the_same_on_the_gpu():
     specaugment = SpecAugment(AugmentConfig(), FeaturesConfig())
-    features_BTF, lengths_B = torch.ones(4, 300, 80), torch.tensor([300, 200, 100, 0])
+    features_BTF = torch.ones(4, 300, 80)
+    lengths_B = torch.tensor([300, 200, 100, 0])
     on_cpu = specaugment(features_BTF, lengths_B, generator())
     on_gpu = specaugment(features_BTF.cuda(), lengths_B.cuda(), generator())
     assert torch.equal(on_gpu.cpu(), on_cpu)

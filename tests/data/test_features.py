@@ -90,7 +90,8 @@ def test_features_of_the_kind_kaldi_are_kaldis(reader, bins):
         expected = kaldi_fbank(waveform, config)
         features_BTF, lengths_B = LogMel(config)(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))
         assert lengths_B.tolist() == [len(expected)]
-        error, faint = np.abs(features_BTF[0].numpy() - expected), expected < np.log(config.floor) + 1
+        error = np.abs(features_BTF[0].numpy() - expected)
+        faint = expected < np.log(config.floor) + 1
         assert error[~faint].max() < 1e-3
         assert error.max() < 2e-3
         assert faint.mean() < 0.2
@@ -109,7 +110,8 @@ def test_the_two_kinds_of_features_are_two_views_of_one_spectrum(reader):
 
 def test_features_are_fp32_and_the_same_under_autocast():
     features = normalised(FeaturesConfig())
-    waveforms_BS, samples_B = noise(1, 2, 8000), torch.tensor([8000, 5000])
+    waveforms_BS = noise(1, 2, 8000)
+    samples_B = torch.tensor([8000, 5000])
     expected_BTF, _ = features(waveforms_BS, samples_B)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features_BTF, _ = features(waveforms_BS, samples_B)
@@ -157,7 +159,8 @@ def test_statistics_travel_with_the_saved_weights():
     config = FeaturesConfig(mel_bins=40)
     restored = LogMel(config)
     restored.load_state_dict(normalised(config).state_dict())
-    waveforms_BS, samples_B = noise(2, 1, 4000), torch.tensor([4000])
+    waveforms_BS = noise(2, 1, 4000)
+    samples_B = torch.tensor([4000])
     assert torch.equal(restored(waveforms_BS, samples_B)[0], normalised(config)(waveforms_BS, samples_B)[0])
 
 
@@ -177,7 +180,8 @@ def test_filters_that_the_spectrum_cannot_hold_are_refused(settings, seen):
 
 def test_sixteen_seconds_of_audio_take_a_few_milliseconds():
     features = LogMel(FeaturesConfig())
-    waveforms_BS, samples_B = noise(3, 2, 128000), torch.tensor([128000, 128000])
+    waveforms_BS = noise(3, 2, 128000)
+    samples_B = torch.tensor([128000, 128000])
     took_s = []
     for _ in range(5):
         began = time.process_time()

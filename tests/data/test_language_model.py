@@ -38,7 +38,8 @@ def test_the_probabilities_of_all_words_add_up_to_one_after_any_context(order, t
 def test_a_higher_order_expects_its_own_texts_more(tmp_path):
     def log_probability(order: int) -> float:
         write_language_model(TEXTS, order, tmp_path / "lm.arpa.gz")
-        model, total = read_arpa(tmp_path / "lm.arpa.gz"), 0.0
+        model = read_arpa(tmp_path / "lm.arpa.gz")
+        total = 0.0
         for words in TEXTS:
             context = model.start
             for word in [*words, "</s>"]:
@@ -58,7 +59,8 @@ def test_texts_without_words_and_words_that_arpa_cannot_hold_are_refused(tmp_pat
 
 
 def test_the_command_makes_models_of_words_and_of_tokens(tmp_path, capsys):
-    text, out = tmp_path / "text.txt", tmp_path / "lm.arpa"
+    text = tmp_path / "text.txt"
+    out = tmp_path / "lm.arpa"
     text.write_text("ab ba\n\nba  ab ab\n")
     assert chorus(["language-model", str(text), "--order", "2", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ngrams"] == {"1": 5, "2": 7}

@@ -54,17 +54,16 @@ def load(corpus, start, stop, *, lanes=range(LANES), workers=2):
     return list(Loader(sampler, reader, tokenizer, lanes, workers).steps(start, stop))
 
 
-def assert_same(first, second):
+def assert_same(steps, expected_steps):
     """Two lists of steps are the same bit by bit."""
-    assert len(first) == len(second)
-    for ones, others in zip(first, second, strict=True):
-        assert len(ones) == len(others)
-        for one, other in zip(ones, others, strict=True):
-            for name, value in vars(one).items():
-                if isinstance(value, torch.Tensor):
-                    assert torch.equal(value, getattr(other, name)), name
-                else:
-                    assert value == getattr(other, name), name
+    assert [len(batches) for batches in steps] == [len(batches) for batches in expected_steps]
+    for batch, expected in zip(chain(*steps), chain(*expected_steps), strict=True):
+        for name, value in vars(batch).items():
+            expected_value = getattr(expected, name)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, expected_value), name
+            else:
+                assert value == expected_value, name
 
 
 # --- the equations ------------------------------------------------------------------------------------
@@ -105,7 +104,8 @@ def test_a_batch_is_what_the_sampler_says_padded_with_zeros(corpus):
             assert batch.samples_B.tolist() == spec.samples.tolist()
             assert batch.waveforms_BS.shape == (len(spec.samples), max(spec.samples, default=0))
             for row, text in enumerate(batch.texts):
-                length, samples = int(batch.token_lengths_B[row]), int(batch.samples_B[row])
+                length = int(batch.token_lengths_B[row])
+                samples = int(batch.samples_B[row])
                 assert tokenizer.decode(batch.tokens_BU[row, :length].tolist()) == text
                 assert not batch.tokens_BU[row, length:].any()
                 assert batch.waveforms_BS[row, :samples].abs().max() > 0.01

@@ -59,7 +59,8 @@ def test_damage_is_named_with_shard_key_and_offset_and_the_others_stay_readable(
     index = read_index(split)
     broken = len(index) - 1
     shard = split / index.names[index.shard[broken]]
-    offset, size = int(index.offset[broken]), int(index.size[broken])
+    offset = int(index.offset[broken])
+    size = int(index.size[broken])
     if kind == "missing":
         shard.unlink()
     elif kind == "truncated":

@@ -32,7 +32,9 @@ def test_neighbours_near_those_of_a_perfect_shuffle_as_pools_grow():
         batches = BatchesConfig(lanes=2, seconds=30, pool_shards=pool_shards)
         return measure_sampling(make_sampler(random_durations_s(4000), 100, batches))
 
-    one, ten, hundred = measure(1), measure(10), measure(100)
+    one = measure(1)
+    ten = measure(10)
+    hundred = measure(100)
     assert one.neighbours_expected == ten.neighbours_expected == pytest.approx(39 / 3999)
     assert one.neighbours_observed > 0.95
     # Among ten shards one neighbour in ten is of the same shard.

@@ -64,7 +64,8 @@ def test_plain_webdataset_reads_back_what_was_written(recording: Path, tmp_path:
     seen = list(webdataset.WebDataset(tars, shardshuffle=False))
     assert sorted(sample["__key__"] for sample in seen) == sorted(utterances)
     for sample in seen:
-        utterance, label = utterances[sample["__key__"]], json.loads(sample["json"])
+        utterance = utterances[sample["__key__"]]
+        label = json.loads(sample["json"])
         waveform, rate_hz = soundfile.read(webdataset.writer.io.BytesIO(sample["flac"]))
         assert rate_hz == RATE_HZ
         assert len(waveform) == round(utterance.clips[0].seconds * RATE_HZ)
@@ -186,7 +187,9 @@ def test_a_full_disk_is_a_data_error(recording: Path, tmp_path: Path, monkeypatc
 def test_decoding_runs_ahead_of_the_writer_by_a_bounded_number(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, lock, started = shards._encode, threading.Lock(), 0
+    encode = shards._encode
+    lock = threading.Lock()
+    started = 0
 
     def counting(utterance: Utterance, sample_rate_hz: int) -> object:
         nonlocal started
@@ -260,7 +263,8 @@ def test_an_index_is_read_from_a_url(recording: Path, tmp_path: Path) -> None:
     write(some_utterances(recording), tmp_path / "train")
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "train"), "/corpus/train", recursive=True)
-    local, remote = read_index(tmp_path / "train"), read_index("memory://corpus/train/")
+    local = read_index(tmp_path / "train")
+    remote = read_index("memory://corpus/train/")
     assert list(remote.keys()) == list(local.keys())
     np.testing.assert_array_equal(remote.offset, local.offset)
 
@@ -272,7 +276,8 @@ def test_verify_names_the_shard_and_the_utterance_that_were_damaged(recording: P
     victim = 7
     flip_byte(tmp_path / "train" / index.names[index.shard[victim]], int(index.offset[victim]))
     problems = verify(tmp_path / "train")
-    name, key = index.names[index.shard[victim]], list(index.keys())[victim]
+    name = index.names[index.shard[victim]]
+    key = list(index.keys())[victim]
     assert any(name in problem and "SHA-256" in problem for problem in problems)
     assert any(f"{name}: {key}:" in problem for problem in problems)
     assert len(problems) == 2
