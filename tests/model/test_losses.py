@@ -56,8 +56,8 @@ def test_the_attention_sum_counts_each_token_and_one_end_per_utterance():
     _, lengths, tokens, token_lengths = batch()
     logits = torch.zeros(4, 6, VOCABULARY)
     per_target = torch.log(torch.tensor(float(VOCABULARY)))
-    found = losses.attention_sum(logits, tokens, token_lengths, lengths > 0, 0.0)
-    torch.testing.assert_close(found, per_target * (int(token_lengths.sum()) + 4))
+    actual = losses.attention_sum(logits, tokens, token_lengths, lengths > 0, 0.0)
+    torch.testing.assert_close(actual, per_target * (int(token_lengths.sum()) + 4))
 
 
 def test_decoder_inputs_and_targets_are_shifted_by_one():

@@ -34,23 +34,23 @@ def batch() -> tuple[torch.Tensor, ...]:
     lengths_B = torch.tensor([22, 13])
     valid_BT = torch.arange(22) < lengths_B[:, None]
     features_BTF = torch.randn(2, 22, MEL_BINS) * valid_BT[..., None]
-    hidden_BTF = features_BTF.clone()
-    hidden_BTF[:, 4:12] = 0.1 * torch.randn(2, 8, MEL_BINS)
+    masked_BTF = features_BTF.clone()
+    masked_BTF[:, 4:12] = 0.1 * torch.randn(2, 8, MEL_BINS)
     predicted_BS = torch.zeros(2, 6, dtype=torch.bool)
     predicted_BS[:, 1:3] = True
-    return features_BTF, lengths_B, hidden_BTF, predicted_BS
+    return features_BTF, lengths_B, masked_BTF, predicted_BS
 
 
 def test_a_code_is_the_nearest_by_angle_of_the_projected_stack_of_features():
     quantizer = RandomProjectionQuantizer(QuantizerConfig(codebooks=3, codes=50, code_width=6), MEL_BINS, FACTOR)
     features_BTF, *_, chosen_BS = batch()
-    found_NQ = quantizer(features_BTF, chosen_BS)
+    actual_NQ = quantizer(features_BTF, chosen_BS)
     expected = []
     for row, frame in chosen_BS.nonzero().tolist():
         stack = features_BTF[row, FACTOR * frame : FACTOR * (frame + 1)].flatten()
         for projection, codes in zip(quantizer.projections_QIP, quantizer.codes_QCP, strict=True):
             expected.append(functional.cosine_similarity((stack @ projection)[None], codes).argmax())
-    assert found_NQ.flatten().tolist() == torch.stack(expected).tolist()
+    assert actual_NQ.flatten().tolist() == torch.stack(expected).tolist()
 
 
 def test_the_last_stack_is_filled_up_with_zeros():
@@ -77,9 +77,9 @@ def test_the_quantizer_is_drawn_with_the_weights_is_stored_with_them_and_never_l
 
 def test_the_loss_is_the_cross_entropy_of_the_codes_at_masked_frames():
     model = predictor()
-    features_BTF, lengths_B, hidden_BTF, predicted_BS = batch()
-    output = model(features_BTF, lengths_B, hidden_BTF, predicted_BS)
-    frames_ND = model.encoder(hidden_BTF, lengths_B).frames_BSD[predicted_BS]
+    features_BTF, lengths_B, masked_BTF, predicted_BS = batch()
+    output = model(features_BTF, lengths_B, masked_BTF, predicted_BS)
+    frames_ND = model.encoder(masked_BTF, lengths_B).frames_BSD[predicted_BS]
     logits = model.heads(frames_ND).view(-1, 2, 30)
     expected, correct = torch.zeros(()), 0.0
     for frame_logits, codes in zip(logits, model.quantizer(features_BTF, predicted_BS), strict=True):
@@ -90,16 +90,16 @@ def test_the_loss_is_the_cross_entropy_of_the_codes_at_masked_frames():
     assert output.num_correct().item() == pytest.approx(correct)
 
 
-def test_what_is_masked_is_not_heard_and_padding_changes_nothing():
+def test_what_is_masked_has_no_effect_on_the_logits_and_padding_changes_nothing():
     model = predictor().eval()
-    features_BTF, lengths_B, hidden_BTF, predicted_BS = batch()
-    before = model(features_BTF, lengths_B, hidden_BTF, predicted_BS)
+    features_BTF, lengths_B, masked_BTF, predicted_BS = batch()
+    before = model(features_BTF, lengths_B, masked_BTF, predicted_BS)
     other = features_BTF.clone()
     other[:, 4:12] = torch.randn(2, 8, MEL_BINS)
-    after = model(other, lengths_B, hidden_BTF, predicted_BS)
+    after = model(other, lengths_B, masked_BTF, predicted_BS)
     torch.testing.assert_close(before.logits_NQC, after.logits_NQC)
     assert not before.codes_NQ.equal(after.codes_NQ)
-    padded = [functional.pad(features, (0, 0, 0, 10)) for features in (features_BTF, hidden_BTF)]
+    padded = [functional.pad(features, (0, 0, 0, 10)) for features in (features_BTF, masked_BTF)]
     longer = model(padded[0], lengths_B, padded[1], functional.pad(predicted_BS, (0, 2)))
     torch.testing.assert_close(before.logits_NQC, longer.logits_NQC)
     assert before.codes_NQ.equal(longer.codes_NQ)
@@ -107,8 +107,8 @@ def test_what_is_masked_is_not_heard_and_padding_changes_nothing():
 
 def test_a_batch_without_masked_frames_costs_nothing_and_moves_nothing():
     model = predictor()
-    features_BTF, lengths_B, hidden_BTF, predicted_BS = batch()
-    output = model(features_BTF, lengths_B, hidden_BTF, torch.zeros_like(predicted_BS))
+    features_BTF, lengths_B, masked_BTF, predicted_BS = batch()
+    output = model(features_BTF, lengths_B, masked_BTF, torch.zeros_like(predicted_BS))
     loss = output.loss_sum()
     loss.backward()
     assert loss.item() == 0.0
@@ -135,21 +135,21 @@ def test_codes_are_counted_by_codebook():
 def test_an_encoder_starts_as_one_of_the_same_structure_tensor_by_tensor(changes):
     start = predictor(**changes).encoder
     torch.manual_seed(9)
-    mine = Recognizer(RecognizerConfig(encoder=encoder_config(dropout=0.1, **changes)), MEL_BINS, 20)
-    head = mine.ctc.weight.clone()
-    initialize_encoder(mine.encoder, start)
+    recognizer = Recognizer(RecognizerConfig(encoder=encoder_config(dropout=0.1, **changes)), MEL_BINS, 20)
+    head = recognizer.ctc.weight.clone()
+    initialize_encoder(recognizer.encoder, start)
     for name, values in start.state_dict().items():
-        assert mine.encoder.state_dict()[name].equal(values), name
-    assert mine.ctc.weight.equal(head)
+        assert recognizer.encoder.state_dict()[name].equal(values), name
+    assert recognizer.ctc.weight.equal(head)
 
 
 def test_an_encoder_with_shared_experts_starts_from_a_dense_one():
     start = predictor().encoder
-    mine = Encoder(encoder_config(groups=2, experts={"count": 2}), MEL_BINS)
-    initialize_encoder(mine, start)
-    assert mine.subsampling.first.weight.equal(start.subsampling.first.weight)
-    assert mine.blocks[0].attention.output.weight.equal(start.blocks[1].attention.output.weight)
-    assert mine.blocks[1].feedforward2.experts.w1[0].equal(start.blocks[2].feedforward2.expand.weight)
+    encoder = Encoder(encoder_config(groups=2, experts={"count": 2}), MEL_BINS)
+    initialize_encoder(encoder, start)
+    assert encoder.subsampling.first.weight.equal(start.subsampling.first.weight)
+    assert encoder.blocks[0].attention.output.weight.equal(start.blocks[1].attention.output.weight)
+    assert encoder.blocks[1].feedforward2.experts.w1[0].equal(start.blocks[2].feedforward2.expand.weight)
 
 
 @pytest.mark.parametrize("changes", [{}, {"groups": 2}, {"groups": 2, "norms": "group", "experts": {"count": 2}}])
@@ -157,22 +157,22 @@ def test_layers_above_those_that_are_copied_stay_as_they_were_drawn(changes):
     """layers 0 and 1 of four, which is one group of two"""
     start, config = predictor().encoder, encoder_config(**changes)
     torch.manual_seed(9)
-    mine = Encoder(config, MEL_BINS)
-    for norm in (mine.layers[index].attention_norm for index in (1, 3)):
+    encoder = Encoder(config, MEL_BINS)
+    for norm in (encoder.layers[index].attention_norm for index in (1, 3)):
         torch.nn.init.uniform_(norm.weight)
-    before = {name: values.clone() for name, values in mine.state_dict().items()}
+    before = {name: values.clone() for name, values in encoder.state_dict().items()}
     whole = Encoder(config, MEL_BINS)
     initialize_encoder(whole, start)
-    initialize_encoder(mine, start, 2)
+    initialize_encoder(encoder, start, 2)
     upper = {f"layers.{layer}." for layer in (2, 3)}
     upper |= {f"{kind}.{block}." for kind in ("blocks", "groups") for block in config.block_of_layer[2:]}
-    for name, values in mine.state_dict().items():
+    for name, values in encoder.state_dict().items():
         if any(name.startswith(prefix) for prefix in upper):
             assert values.equal(before[name]), name
         elif ".experts." not in name and "router" not in name:
             assert values.equal(whole.state_dict()[name]), name
-    assert mine.layers[1].attention_norm.weight.eq(1).all()
-    assert mine.layers[3].attention_norm.weight.ne(1).all()
+    assert encoder.layers[1].attention_norm.weight.eq(1).all()
+    assert encoder.layers[3].attention_norm.weight.ne(1).all()
 
 
 def test_layers_that_share_a_block_are_copied_together():

@@ -48,7 +48,7 @@ def test_what_a_kept_layer_adds_weighs_one_over_the_share_kept():
         linear.bias.copy_(constant)
     features, lengths = torch.randn(40, 24, MEL_BINS), torch.full((40,), 24)
     entered, _ = encoder.subsampling(features, lengths)
-    found = encoder(features, lengths).frames_BSD
-    kept = (found != entered).any(-1).any(-1)
-    assert 0 < int(kept.sum()) < 40
-    torch.testing.assert_close(found[kept], layer.final_norm(entered + 3 * constant / 0.25)[kept])
+    actual = encoder(features, lengths).frames_BSD
+    unskipped = (actual != entered).any(-1).any(-1)
+    assert 0 < int(unskipped.sum()) < 40
+    torch.testing.assert_close(actual[unskipped], layer.final_norm(entered + 3 * constant / 0.25)[unskipped])

@@ -62,8 +62,8 @@ def test_any_pieces_of_an_utterance_give_the_frames_of_the_whole(
         subsampling=SubsamplingConfig(channels=4, factor=factor),
     )
     features = torch.randn(num_features, MEL_BINS, generator=torch.Generator().manual_seed(seed))
-    found = torch.cat(in_pieces(encoder, features, cuts, chunk))
-    torch.testing.assert_close(found, whole(encoder, features, chunk), rtol=1e-4, atol=1e-5)
+    actual = torch.cat(in_pieces(encoder, features, cuts, chunk))
+    torch.testing.assert_close(actual, whole(encoder, features, chunk), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [4, 6, 8])
@@ -78,7 +78,7 @@ def test_a_chunk_comes_out_with_its_own_last_feature(factor):
 def test_memory_is_bounded_by_the_left_context():
     encoder = streaming_encoder()
 
-    def kept(num_features: int, chunk: ChunkMask) -> int:
+    def cached_bytes(num_features: int, chunk: ChunkMask) -> int:
         """Bytes that a stream holds on to after some features, storages whole."""
         stream = StreamingEncoder(encoder, chunk)
         for piece in torch.randn(num_features, MEL_BINS).split(7):
@@ -87,8 +87,8 @@ def test_memory_is_bounded_by_the_left_context():
         tensors += [tensor for cache in stream._caches for tensor in (cache._key, cache._value, cache._inputs)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
-    assert kept(1600, ChunkMask(4, 2)) == kept(160, ChunkMask(4, 2))
-    assert kept(1600, ChunkMask(4)) > 5 * kept(160, ChunkMask(4))
+    assert cached_bytes(1600, ChunkMask(4, 2)) == cached_bytes(160, ChunkMask(4, 2))
+    assert cached_bytes(1600, ChunkMask(4)) > 5 * cached_bytes(160, ChunkMask(4))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "relative", "none"])
@@ -124,8 +124,8 @@ def test_training_draws_chunks_as_configured_and_evaluation_none():
     torch.manual_seed(0)
     seen = [0] * 4
     for _ in range(300):
-        found = encoder(features, lengths).frames_BSD
-        seen[[torch.equal(found, frames) for frames in possible].index(True)] += 1
+        actual = encoder(features, lengths).frames_BSD
+        seen[[torch.equal(actual, frames) for frames in possible].index(True)] += 1
     assert seen[3] / 300 == pytest.approx(0.4, abs=0.09)
     assert all(count / 300 == pytest.approx(0.2, abs=0.07) for count in seen[:3])
 

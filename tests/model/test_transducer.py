@@ -68,10 +68,10 @@ def test_the_loss_is_the_sum_over_every_alignment(sizes, context, seed):
     lengths, token_lengths = (torch.tensor(column) for column in zip(*sizes, strict=True))
     frames = torch.randn(len(sizes), int(lengths.max()), WIDTH)
     tokens = torch.randint(1, VOCABULARY, (len(sizes), max(1, int(token_lengths.max()))))
-    found = transducer(frames, lengths, tokens, token_lengths)
+    actual = transducer(frames, lengths, tokens, token_lengths)
     for row, (num_frames, num_tokens) in enumerate(sizes):
         expected = negative_log_probability(transducer, frames[row, :num_frames], tokens[row, :num_tokens].tolist())
-        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_gradient_is_that_of_the_sum_over_every_alignment():
@@ -97,10 +97,12 @@ def test_an_utterance_without_frames_costs_nothing_and_has_a_gradient_of_zero():
 def test_no_more_than_one_utterances_joint_tensor_waits_for_the_backward_pass():
     transducer = build()
     frames, tokens = torch.randn(6, 50, WIDTH), torch.randint(1, VOCABULARY, (6, 20))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+    saved_sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved_sizes.append(tensor.numel()) or tensor, lambda t: t
+    ):
         transducer(frames, torch.full((6,), 50), tokens, torch.full((6,), 20))
-    assert max(kept) < 50 * 21 * VOCABULARY
+    assert max(saved_sizes) < 50 * 21 * VOCABULARY
 
 
 def one_utterance(transducer: Transducer, frames_SD: torch.Tensor, limit: int) -> tuple[list[int], list[int], float]:
@@ -127,8 +129,8 @@ def one_utterance(transducer: Transducer, frames_SD: torch.Tensor, limit: int) -
 def test_greedy_search_takes_the_best_symbol_step_by_step(lengths, limit, context, seed):
     transducer = build(seed, context)
     frames = torch.randn(len(lengths), max(1, *lengths), WIDTH)
-    found = transducer_greedy(transducer, frames, torch.tensor(lengths), limit)
-    for row, (hypothesis, length) in enumerate(zip(found, lengths, strict=True)):
+    actual = transducer_greedy(transducer, frames, torch.tensor(lengths), limit)
+    for row, (hypothesis, length) in enumerate(zip(actual, lengths, strict=True)):
         tokens, starts, score = one_utterance(transducer, frames[row, :length], limit)
         assert (hypothesis.tokens, hypothesis.frames) == (tokens, starts)
         assert hypothesis.score == pytest.approx(score, abs=1e-3)
@@ -144,8 +146,8 @@ def test_what_the_transducer_learnt_greedy_search_says():
         optimizer.zero_grad()
         transducer(frames, num_frames, tokens, lengths).sum().backward()
         optimizer.step()
-    found = transducer_greedy(transducer, frames, num_frames, 3)
-    assert [hypothesis.tokens for hypothesis in found] == [[1, 2, 2, 3], [4, 1, 3]]
+    actual = transducer_greedy(transducer, frames, num_frames, 3)
+    assert [hypothesis.tokens for hypothesis in actual] == [[1, 2, 2, 3], [4, 1, 3]]
 
 
 def recognizer_config(transducer: TransducerConfig | None) -> RecognizerConfig:

@@ -151,12 +151,12 @@ def test_experts_of_both_places_start_from_the_same_place_of_the_teacher_and_the
     router = student.encoder.common.router.weight.clone()
     initialize_from_teacher(student, teacher)
     for name in ("feedforward1", "feedforward2"):
-        mine = student.encoder.blocks[0].get_submodule(name)
+        mixture = student.encoder.blocks[0].get_submodule(name)
         for expert, layer in enumerate([0, 1, 3, 4]):
             source = teacher.encoder.blocks[layer].get_submodule(name)
-            assert torch.equal(mine.mixture.experts.w1[expert], source.expand.weight)
+            assert torch.equal(mixture.mixture.experts.w1[expert], source.expand.weight)
         middle = teacher.encoder.blocks[3].get_submodule(name)
-        assert torch.equal(mine.dense.contract.weight, middle.contract.weight)
+        assert torch.equal(mixture.dense.contract.weight, middle.contract.weight)
     assert torch.equal(student.encoder.groups[0].final_norm.weight, teacher.encoder.layers[3].final_norm.weight)
     assert torch.equal(student.encoder.common.router.weight, router)
 
@@ -165,8 +165,8 @@ def test_private_blocks_start_as_their_own_layers_and_their_experts_are_set_apar
     teacher, student = build(teacher_config(), seed=1), build(student_config(private_head=1, private_tail=1), seed=2)
     initialize_from_teacher(student, teacher)
     for block, layer in ((0, 0), (1, 3), (2, 5)):
-        mine, theirs = student.encoder.blocks[block], teacher.encoder.blocks[layer]
-        assert torch.equal(mine.attention.output.weight, theirs.attention.output.weight)
+        student_block, teacher_block = student.encoder.blocks[block], teacher.encoder.blocks[layer]
+        assert torch.equal(student_block.attention.output.weight, teacher_block.attention.output.weight)
     private, source = student.encoder.blocks[2].feedforward2.experts.w1, teacher.encoder.blocks[5].feedforward2
     assert torch.equal(private[0], source.expand.weight)
     for expert in range(1, 4):
@@ -199,8 +199,11 @@ def test_a_student_takes_over_both_decoders_of_its_teacher():
 
     teacher, student = build(two_way(teacher_config()), seed=1), build(two_way(student_config()), seed=2)
     initialize_from_teacher(student, teacher)
-    for mine, theirs in ((student.decoder, teacher.decoder), (student.reverse_decoder, teacher.reverse_decoder)):
-        assert torch.equal(mine.output.weight, theirs.output.weight)
+    for student_decoder, teacher_decoder in (
+        (student.decoder, teacher.decoder),
+        (student.reverse_decoder, teacher.reverse_decoder),
+    ):
+        assert torch.equal(student_decoder.output.weight, teacher_decoder.output.weight)
     with pytest.raises(ValueError, match="decoders of student and teacher differ"):
         initialize_from_teacher(build(student_config()), teacher)
 

@@ -31,12 +31,12 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, FRAMES, WIDTH), valid[:, None, None]
 
 
-def copy_projections(mine: SelfAttention, theirs) -> None:
+def copy_projections(attention: SelfAttention, wav2vec2) -> None:
     with torch.no_grad():
         for kind in ("weight", "bias"):
-            three = [getattr(linear, kind) for linear in (theirs.linear_q, theirs.linear_k, theirs.linear_v)]
-            getattr(mine.query_key_value, kind).copy_(torch.cat(three))
-            getattr(mine.output, kind).copy_(getattr(theirs.linear_out, kind))
+            three = [getattr(linear, kind) for linear in (wav2vec2.linear_q, wav2vec2.linear_k, wav2vec2.linear_v)]
+            getattr(attention.query_key_value, kind).copy_(torch.cat(three))
+            getattr(attention.output, kind).copy_(getattr(wav2vec2.linear_out, kind))
 
 
 def additive(valid: torch.Tensor) -> torch.Tensor:
@@ -46,40 +46,46 @@ def additive(valid: torch.Tensor) -> torch.Tensor:
 def test_relative_attention_is_that_of_wav2vec2_conformer_with_its_gradients():
     torch.manual_seed(0)
     config = configuration("relative")
-    theirs, mine = reference.Wav2Vec2ConformerSelfAttention(config), RelativeSelfAttention(WIDTH, HEADS)
-    copy_projections(mine, theirs)
+    wav2vec2, attention = reference.Wav2Vec2ConformerSelfAttention(config), RelativeSelfAttention(WIDTH, HEADS)
+    copy_projections(attention, wav2vec2)
     with torch.no_grad():
-        mine.position.weight.copy_(theirs.linear_pos.weight)
-        for bias, pair in ((mine.content_bias, theirs.pos_bias_u), (mine.position_bias, theirs.pos_bias_v)):
+        attention.position.weight.copy_(wav2vec2.linear_pos.weight)
+        for bias, pair in (
+            (attention.content_bias, wav2vec2.pos_bias_u),
+            (attention.position_bias, wav2vec2.pos_bias_v),
+        ):
             bias.copy_(pair.normal_().flatten())
     x_BTD, valid = inputs()
     table = reference.Wav2Vec2ConformerRelPositionalEmbedding(config)(x_BTD)
     torch.testing.assert_close(RelativePositions(WIDTH)(FRAMES), table[0])
-    expected, _ = theirs(x_BTD, additive(valid), table)
-    found = mine(x_BTD, RelativePositions(WIDTH)(FRAMES), valid)
-    torch.testing.assert_close(found, expected)
-    for output in (expected, found):
+    expected, _ = wav2vec2(x_BTD, additive(valid), table)
+    actual = attention(x_BTD, RelativePositions(WIDTH)(FRAMES), valid)
+    torch.testing.assert_close(actual, expected)
+    for output in (expected, actual):
         output.square().sum().backward()
-    pairs = [(mine.position.weight, theirs.linear_pos.weight), (mine.output.weight, theirs.linear_out.weight)]
-    pairs += [(mine.content_bias, theirs.pos_bias_u), (mine.position_bias, theirs.pos_bias_v)]
+    pairs = [
+        (attention.position.weight, wav2vec2.linear_pos.weight),
+        (attention.output.weight, wav2vec2.linear_out.weight),
+    ]
+    pairs += [(attention.content_bias, wav2vec2.pos_bias_u), (attention.position_bias, wav2vec2.pos_bias_v)]
     for one, other in pairs:
         torch.testing.assert_close(one.grad, other.grad.view_as(one), rtol=1e-4, atol=1e-4)
 
 
 def test_rotary_attention_is_that_of_wav2vec2_conformer_where_both_turn_the_same_vectors():
-    """Theirs turns frames before the projections, ours queries and keys: the same when those are the identity."""
+    """Wav2Vec2's turns frames before the projections, ours queries and keys: the same when those are the identity."""
     torch.manual_seed(0)
     config = configuration("rotary")
-    theirs, mine = reference.Wav2Vec2ConformerSelfAttention(config), SelfAttention(WIDTH, HEADS)
+    wav2vec2, attention = reference.Wav2Vec2ConformerSelfAttention(config), SelfAttention(WIDTH, HEADS)
     with torch.no_grad():
-        for linear in (theirs.linear_q, theirs.linear_k):
+        for linear in (wav2vec2.linear_q, wav2vec2.linear_k):
             linear.weight.copy_(torch.eye(WIDTH))
             linear.bias.zero_()
-    copy_projections(mine, theirs)
+    copy_projections(attention, wav2vec2)
     x_BTD, valid = inputs()
-    expected, _ = theirs(x_BTD, additive(valid), reference.Wav2Vec2ConformerRotaryPositionalEmbedding(config)(x_BTD))
-    found = mine(x_BTD, RotaryPositions(WIDTH // HEADS)(FRAMES), valid)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    expected, _ = wav2vec2(x_BTD, additive(valid), reference.Wav2Vec2ConformerRotaryPositionalEmbedding(config)(x_BTD))
+    actual = attention(x_BTD, RotaryPositions(WIDTH // HEADS)(FRAMES), valid)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("frames", "keys"), [(5, 5), (3, 7), (1, 4)])

@@ -16,26 +16,26 @@ WIDTH = 6
 
 def test_without_padding_it_is_torchs():
     torch.manual_seed(0)
-    mine, theirs = FrameBatchNorm(WIDTH), torch.nn.BatchNorm1d(WIDTH)
+    frame_norm, torch_norm = FrameBatchNorm(WIDTH), torch.nn.BatchNorm1d(WIDTH)
     with torch.no_grad():
-        for norm in (mine, theirs):
+        for norm in (frame_norm, torch_norm):
             norm.weight.copy_(torch.arange(1.0, 7.0))
             norm.bias.copy_(torch.arange(6.0))
     for _ in range(3):
         x_ND = (torch.randn(36, WIDTH) * 3 + 50).requires_grad_()
         twin = x_ND.detach().clone().requires_grad_()
-        found, moments = mine(x_ND)
-        expected = theirs(twin)
-        mine.update(moments)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        for output in (found, expected):
+        actual, moments = frame_norm(x_ND)
+        expected = torch_norm(twin)
+        frame_norm.update(moments)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        for output in (actual, expected):
             output.pow(3).sum().backward()
         torch.testing.assert_close(x_ND.grad, twin.grad, rtol=1e-3, atol=2e-3)
-    torch.testing.assert_close(mine.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-2)
-    torch.testing.assert_close(mine.running_mean, theirs.running_mean)
-    torch.testing.assert_close(mine.running_var, theirs.running_var)
+    torch.testing.assert_close(frame_norm.weight.grad, torch_norm.weight.grad, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(frame_norm.running_mean, torch_norm.running_mean)
+    torch.testing.assert_close(frame_norm.running_var, torch_norm.running_var)
     x_ND = torch.randn(10, WIDTH)
-    torch.testing.assert_close(mine.eval()(x_ND)[0], theirs.eval()(x_ND))
+    torch.testing.assert_close(frame_norm.eval()(x_ND)[0], torch_norm.eval()(x_ND))
 
 
 @settings(deadline=None, max_examples=50)
@@ -114,8 +114,8 @@ def test_in_bf16_statistics_stay_fp32_and_the_encoder_close(changes):
     expected = encoder(features, lengths)
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = encoder(features, lengths)
-    found.frames_BSD.square().sum().backward()
-    assert all(moments.dtype == torch.float64 for moments in found.moments)
-    torch.testing.assert_close(torch.stack(found.moments), torch.stack(expected.moments), rtol=0.05, atol=0.5)
-    assert (found.frames_BSD - expected.frames_BSD)[0].abs().mean() < 0.02
+        actual = encoder(features, lengths)
+    actual.frames_BSD.square().sum().backward()
+    assert all(moments.dtype == torch.float64 for moments in actual.moments)
+    torch.testing.assert_close(torch.stack(actual.moments), torch.stack(expected.moments), rtol=0.05, atol=0.5)
+    assert (actual.frames_BSD - expected.frames_BSD)[0].abs().mean() < 0.02

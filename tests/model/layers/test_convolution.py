@@ -31,10 +31,12 @@ def test_its_gradients_are_those_of_the_librarys_convolution(causal, bias, monke
     torch.manual_seed(2)
     module = ConvolutionModule(8, 5, causal, bias).double()
     x = torch.randn(15, 8, dtype=torch.float64)
-    (mine, gradients), (theirs, expected) = (run(module, x, plain, monkeypatch) for plain in (False, True))
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    (output, gradients), (expected, expected_gradients) = (
+        run(module, x, plain, monkeypatch) for plain in (False, True)
+    )
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
     assert len(gradients) == (7 if bias else 6)
-    for one, other in zip(gradients, expected, strict=True):
+    for one, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -43,12 +45,12 @@ def test_under_autocast_it_convolves_in_bf16_as_the_library_does(monkeypatch):
     module = ConvolutionModule(8, 5)
     x_BTD = torch.randn(2, 7, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = module._convolve(x_BTD)
+        actual = module._convolve(x_BTD)
         with torch.no_grad():
             expected = module._convolve(x_BTD)
-    assert found.dtype == expected.dtype == torch.bfloat16
-    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=0)
-    found.float().sum().backward()
+    assert actual.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=0)
+    actual.float().sum().backward()
     weight = module.depthwise.weight.detach().bfloat16()
     reference = weight.clone().requires_grad_()
     x_BDHT = x_BTD.unsqueeze(1).permute(0, 3, 1, 2)

@@ -45,9 +45,9 @@ def test_rows_in_one_have_zeros_between_them_and_come_back(lengths, gap):
     expected = packing.pack(box(packing.pad(x_ND)))
     torch.testing.assert_close(packing.unpad_between(box(spaced), gap), expected)
     weights = torch.randn_like(expected)
-    (of_padded,) = torch.autograd.grad((expected * weights).sum(), x_ND)
-    (of_spaced,) = torch.autograd.grad((packing.unpad_between(box(spaced), gap) * weights).sum(), x_ND)
-    torch.testing.assert_close(of_spaced, of_padded)
+    (padded_gradient,) = torch.autograd.grad((expected * weights).sum(), x_ND)
+    (spaced_gradient,) = torch.autograd.grad((packing.unpad_between(box(spaced), gap) * weights).sum(), x_ND)
+    torch.testing.assert_close(spaced_gradient, padded_gradient)
 
 
 def test_gradients_of_packing_and_rotation_are_those_of_small_changes():

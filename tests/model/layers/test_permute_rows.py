@@ -18,10 +18,10 @@ def test_gathered_rows_and_their_gradients_are_those_of_indexing(index):
     x_MD, index_N = rows(5), torch.tensor(index, dtype=torch.long)
     torch.testing.assert_close(gather_unique(x_MD, index_N), x_MD[index_N], rtol=0, atol=0)
     weight = torch.arange(3.0)
-    found, expected = (
+    actual, expected = (
         torch.autograd.grad((y * weight).sum(), x_MD) for y in (gather_unique(x_MD, index_N), x_MD[index_N])
     )
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @INDICES

@@ -23,9 +23,9 @@ def gradients(output, layer, x):
 def test_it_is_silu_and_a_linear_layer_with_their_gradients(shape):
     """y = W silu(x) + b."""
     layer, x = layer_and_input(shape)
-    found, expected = layer(x), functional.linear(functional.silu(x), layer.weight, layer.bias)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    torch.testing.assert_close(gradients(found, layer, x), gradients(expected, layer, x))
+    actual, expected = layer(x), functional.linear(functional.silu(x), layer.weight, layer.bias)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradients(actual, layer, x), gradients(expected, layer, x))
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
 
@@ -36,26 +36,30 @@ def test_under_autocast_it_is_what_the_two_are(dtype):
     layer, _ = layer_and_input((50, 6), torch.float32)
     x = torch.randn(50, 6).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = layer(x), functional.linear(functional.silu(x), layer.weight, layer.bias)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    mine, theirs = gradients(found, layer, x), gradients(expected, layer, x)
-    assert [g.dtype for g in mine] == [g.dtype for g in theirs] == [dtype, torch.float32, torch.float32]
-    torch.testing.assert_close(mine, theirs, rtol=2**-7, atol=1e-3)
+        actual, expected = layer(x), functional.linear(functional.silu(x), layer.weight, layer.bias)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    actual_gradients, expected_gradients = gradients(actual, layer, x), gradients(expected, layer, x)
+    assert (
+        [g.dtype for g in actual_gradients]
+        == [g.dtype for g in expected_gradients]
+        == [dtype, torch.float32, torch.float32]
+    )
+    torch.testing.assert_close(actual_gradients, expected_gradients, rtol=2**-7, atol=1e-3)
 
 
-def kept_by(layer, x):
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
+def saved_tensors(layer, x):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
         layer(x)
-    return kept
+    return saved
 
 
 def test_it_keeps_its_input_and_its_weight_alone():
     layer, x = layer_and_input((11, 6))
-    assert {tensor.data_ptr() for tensor in kept_by(layer, x)} == {x.data_ptr(), layer.weight.data_ptr()}
+    assert {tensor.data_ptr() for tensor in saved_tensors(layer, x)} == {x.data_ptr(), layer.weight.data_ptr()}
 
 
-def test_on_a_cpu_it_keeps_short_numbers_activated_too():
+def test_on_a_cpu_it_keeps_bf16_activations_too():
     layer, x = layer_and_input((11, 6), torch.bfloat16)
-    assert any(torch.equal(tensor, functional.silu(x)) for tensor in kept_by(layer, x))
+    assert any(torch.equal(tensor, functional.silu(x)) for tensor in saved_tensors(layer, x))

@@ -25,25 +25,25 @@ def fused(parts: list[torch.Tensor], lengths: list[int]) -> torch.Tensor:
 @settings(deadline=None, max_examples=30)
 def test_it_is_the_fused_attention_of_each_utterance_with_its_gradients(lengths, seed):
     """attend_within(Q, K, V) = concat(softmax(Q_u K_u^T / sqrt(K)) V_u), and so are its derivatives."""
-    mine, theirs = parts_of(lengths, torch.float64, seed), parts_of(lengths, torch.float64, seed)
+    varlen_parts, fused_parts = parts_of(lengths, torch.float64, seed), parts_of(lengths, torch.float64, seed)
     weight = torch.randn(2, sum(lengths), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    found, expected = attend_within(*mine, lengths), fused(theirs, lengths)
-    torch.testing.assert_close(found, expected)
-    (found * weight).sum().backward()
+    actual, expected = attend_within(*varlen_parts, lengths), fused(fused_parts, lengths)
+    torch.testing.assert_close(actual, expected)
+    (actual * weight).sum().backward()
     (expected * weight).sum().backward()
-    for one, other in zip(mine, theirs, strict=True):
+    for one, other in zip(varlen_parts, fused_parts, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_in_bf16_it_is_as_near_to_exact_attention_as_the_fused_one(autocast):
     lengths = [200, 17, 90]
-    exact, mine, theirs = (parts_of(lengths, torch.bfloat16) for _ in range(3))
+    exact, varlen_parts, fused_parts = (parts_of(lengths, torch.bfloat16) for _ in range(3))
     exact = [part.detach().double().requires_grad_() for part in exact]
     weight = torch.randn(2, sum(lengths), 8)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = attend_within(*mine, lengths)
-    outputs = [fused(exact, lengths), found, fused(theirs, lengths)]
+        actual = attend_within(*varlen_parts, lengths)
+    outputs = [fused(exact, lengths), actual, fused(fused_parts, lengths)]
     for output in outputs:
         (output.float() * weight).sum().backward()
 
@@ -53,14 +53,14 @@ def test_in_bf16_it_is_as_near_to_exact_attention_as_the_fused_one(autocast):
         )
 
     true = [outputs[0].detach(), *(part.grad for part in exact)]
-    of_mine = distance([found.detach(), *(part.grad for part in mine)], true)
-    of_theirs = distance([outputs[2].detach(), *(part.grad for part in theirs)], true)
-    assert of_mine < 1.5 * of_theirs < 0.02
+    varlen_distance = distance([actual.detach(), *(part.grad for part in varlen_parts)], true)
+    fused_distance = distance([outputs[2].detach(), *(part.grad for part in fused_parts)], true)
+    assert varlen_distance < 1.5 * fused_distance < 0.02
 
 
 def test_without_gradients_nothing_is_kept():
     lengths = [5, 9]
     parts = [part.detach() for part in parts_of(lengths, torch.float32)]
-    found = attend_within(*parts, lengths)
-    assert found.grad_fn is None
-    torch.testing.assert_close(found, fused(parts, lengths))
+    actual = attend_within(*parts, lengths)
+    assert actual.grad_fn is None
+    torch.testing.assert_close(actual, fused(parts, lengths))

@@ -156,9 +156,9 @@ def test_with_two_choices_per_frame_the_first_one_can_collapse_unseen_by_the_sha
     probabilities_NE = torch.full((300, 4), 0.05)
     probabilities_NE[:, 0] = 0.5
     probabilities_NE[torch.arange(300), second_N] = 0.4
-    found = routing(probabilities_NE, per_frame=2)
-    assert float(found.balance_loss("first_choice")) == pytest.approx(4 * 0.5, rel=1e-5)
-    assert float(found.balance_loss("switch")) == pytest.approx(4 * (0.5 / 2 + 3 * (0.5 / 3) / 6), rel=1e-5)
+    actual = routing(probabilities_NE, per_frame=2)
+    assert float(actual.balance_loss("first_choice")) == pytest.approx(4 * 0.5, rel=1e-5)
+    assert float(actual.balance_loss("switch")) == pytest.approx(4 * (0.5 / 2 + 3 * (0.5 / 3) / 6), rel=1e-5)
 
 
 def test_layers_that_differ_are_balanced_together():
@@ -244,9 +244,9 @@ def test_without_a_rate_the_loss_free_bias_stays():
 def test_the_z_loss_and_entropy_have_their_closed_forms():
     router = Router(4, 4, RouterConfig())
     logits = torch.zeros(10, 4)
-    found = router.choose(logits.t())
-    assert float(found.z) == pytest.approx(math.log(4) ** 2, rel=1e-5)
-    assert float(found.entropy) == pytest.approx(math.log(4), rel=1e-5)
+    actual = router.choose(logits.t())
+    assert float(actual.z) == pytest.approx(math.log(4) ** 2, rel=1e-5)
+    assert float(actual.entropy) == pytest.approx(math.log(4), rel=1e-5)
 
 
 def test_jitter_changes_routing_in_training_only():
