@@ -7,9 +7,8 @@ teacher's weights, and the activations of one micro-batch of utterances of `UTTE
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from data.shard_index import read_summary
 from launcher.errors import CheckpointError
 from launcher.planning.communication import Exchanged, Traffic, seconds, traffic
 from launcher.planning.machine import Machine
-from launcher.planning.memory import BYTES_FP32, MOMENTS, ParameterSize, memory_per_process, parameter_sizes
+from launcher.planning.memory import BYTES_FP32, MOMENTS, Memory, memory_per_process, parameter_sizes
 from launcher.planning.operations import (
     TOKENS_PER_S,
     UTTERANCE_S,
@@ -41,12 +40,11 @@ from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_st
 from launcher.run_folder import RunFolder
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
 from model.costs.flops import count_parameters, count_parts
-from model.export import read_description
 from model.layers.subsampling import output_length
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
 
-Configuration = dict[str, Any]
+DeepSpeedConfig = dict[str, Any]
 
 
 def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Machine) -> dict[str, Any]:
@@ -56,28 +54,36 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     have no storage. ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
     """
     check_model_folders(recipe)
-    vocabulary_size, known = _vocabulary_size(recipe, run)
+    vocabulary_size, vocabulary_known = _vocabulary_size(recipe, run)
+    corpus_s = _corpus_seconds(recipe, run)
     shipped = {file.stem: read_deepspeed_config(file) for file in sorted(DEEPSPEED_CONFIGS.glob("*.json"))}
-    stages = [
-        _Stage(recipe, stage, vocabulary_size, tuple(hosts), machine, shipped, _corpus_s(recipe, run))
-        for stage in _distinct(recipe.training_stages())
-    ]
-    numbers = [stage.numbers for stage in stages]
+
+    rows = {}
+    numbers: list[StageNumbers] = []
+    seen: set[str] = set()
+    for stage in recipe.training_stages():
+        if stage.unseeded_name in seen:
+            continue
+        seen.add(stage.unseeded_name)
+        planned = _StagePlan(recipe, stage, vocabulary_size, tuple(hosts), machine, shipped)
+        stage_numbers = planned.numbers(corpus_s)
+        numbers.append(stage_numbers)
+        rows[stage.name] = planned.row(stage_numbers)
+
+    stage_warnings = []
+    for stage_numbers in numbers:
+        stage_warnings += [asdict(warning) for warning in warnings(stage_numbers, hosts)]
     return {
         "vocabulary_size": vocabulary_size,
-        "vocabulary_known": known,
+        "vocabulary_known": vocabulary_known,
         "utterance_s": UTTERANCE_S,
         "tokens_per_s": TOKENS_PER_S,
         "available_bytes": machine.available_bytes,
         "rates": asdict(machine.rates),
-        "stages": {stage.stage.name: stage.row() for stage in stages},
-        "warnings": [asdict(found) for stage in numbers for found in warnings(stage, hosts)] + _unused(recipe),
+        "stages": rows,
+        "warnings": stage_warnings + _recipe_warnings(recipe),
         "proposal": _proposal(recipe, numbers),
     }
-
-
-def _distinct(stages: Sequence[AnyTrainingStage]) -> list[AnyTrainingStage]:
-    return list({stage.unseeded_name: stage for stage in reversed(stages)}.values())[::-1]
 
 
 def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
@@ -88,16 +94,19 @@ def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
     return recipe.tokenizer.pieces, False
 
 
-def _corpus_s(recipe: Recipe, run: RunFolder) -> float | None:
+def _corpus_seconds(recipe: Recipe, run: RunFolder) -> float | None:
     """Seconds of audio to train on; none before there are shards."""
     if not recipe.has_split(run, "train"):
         return None
-    return sum(shard["seconds"] for shard in read_summary(recipe.split_folder(run, "train"))["shards"])
+    summary = read_summary(recipe.split_folder(run, "train"))
+    return sum(shard["seconds"] for shard in summary["shards"])
 
 
-def _unused(recipe: Recipe) -> list[dict[str, str]]:
+def _recipe_warnings(recipe: Recipe) -> list[dict[str, str]]:
+    """Warnings that belong to no stage."""
     size = recipe.cluster.expert_parallel
-    if size == 1 or any(stage.model.encoder.experts for stage in recipe.training_stages()):
+    has_experts = any(stage.model.encoder.experts for stage in recipe.training_stages())
+    if size == 1 or has_experts:
         return []
     text = f"cluster.expert_parallel is {size}, and no stage has experts: it changes nothing."
     return [{"stage": "", "kind": "expert_parallel_unused", "text": text}]
@@ -105,231 +114,283 @@ def _unused(recipe: Recipe) -> list[dict[str, str]]:
 
 def _proposal(recipe: Recipe, numbers: list[StageNumbers]) -> dict[str, Any]:
     """What each stage should have, and the settings that change the recipe to it."""
-    proposed, settings = propose(numbers), []
-    keys = {stage.name: stage.unseeded_name for stage in recipe.training_stages()}
-    sizes = {proposed[stage.name].expert_parallel for stage in numbers if stage.experts}
+    proposals = propose(numbers)
+    settings = []
+
+    # Stages with experts have one size in common, as the recipe has one key for it.
+    sizes = {proposals[stage.name].expert_parallel for stage in numbers if stage.experts}
     if sizes and sizes != {recipe.cluster.expert_parallel}:
         settings.append(f"cluster.expert_parallel={sizes.pop()}")
-    settings += [
-        f"stages.{keys[stage.name]}.deepspeed={proposed[stage.name].deepspeed}"
-        for stage in numbers
-        if proposed[stage.name].deepspeed != stage.chosen.deepspeed
-    ]
-    return {"settings": settings, "stages": {name: asdict(choice) for name, choice in proposed.items()}}
+
+    # A stage that is repeated with other seeds has its settings under the name without seed.
+    keys = {stage.name: stage.unseeded_name for stage in recipe.training_stages()}
+    for stage in numbers:
+        deepspeed = proposals[stage.name].deepspeed
+        if deepspeed != stage.chosen.deepspeed:
+            settings.append(f"stages.{keys[stage.name]}.deepspeed={deepspeed}")
+    return {"settings": settings, "stages": {name: asdict(proposal) for name, proposal in proposals.items()}}
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A training stage, and what follows from its shapes, computed once."""
+class _StagePlan:
+    """What follows from the shapes of one training stage: first what no choice changes, then the cost of choices."""
 
-    recipe: Recipe
-    stage: AnyTrainingStage
-    vocabulary_size: int
-    hosts: tuple[int, ...]
-    machine: Machine
-    shipped: dict[str, Configuration]
-    corpus_s: float | None
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: AnyTrainingStage,
+        vocabulary_size: int,
+        hosts: tuple[int, ...],
+        machine: Machine,
+        shipped: dict[str, DeepSpeedConfig],
+    ):
+        """`shipped` are the configurations in ds_configs/, by name."""
+        self.recipe = recipe
+        self.stage = stage
+        self.hosts = hosts
+        self.machine = machine
+        self.shipped = shipped
+        self.processes = recipe.cluster.processes
+        self.batches = recipe.batches_of(stage)
+        self.accumulation = self.batches.lanes // self.processes
+        self.value_bytes = 2 if recipe.cluster.precision == "bf16" else BYTES_FP32
 
-    @cached_property
-    def model(self) -> Model:
-        mel_bins = self.recipe.features.mel_bins
-        if isinstance(self.stage, SelfSupervisedStage):
-            with torch.device("meta"):
-                return MaskedPredictor(self.stage.model, mel_bins)
-        return _on_meta(self.stage.model, mel_bins, self.vocabulary_size)
+        mel_bins = recipe.features.mel_bins
+        self.model = _model_on_meta(stage, mel_bins, vocabulary_size)
+        self.parameter_sizes = parameter_sizes(self.model)
+        self.teachers = _chorus_teachers(recipe, stage, vocabulary_size)
+        self.teacher_bytes = _foreign_teacher_bytes(stage)
+        for teacher in self.teachers:
+            self.teacher_bytes += BYTES_FP32 * sum(parameter.numel() for parameter in teacher.parameters())
+        self.operations = self._operations()
 
-    @cached_property
-    def teachers(self) -> list[Recognizer]:
-        return list(_teachers(self.recipe, self.stage, self.vocabulary_size))
+        # A full micro-batch, of utterances of UTTERANCE_S or the longest there may be.
+        self.utterance_s = min(UTTERANCE_S, self.batches.max_utterance_s)
+        self.micro_batch = self._micro_batch()
+        subsampling_factor = stage.model.encoder.subsampling.factor
+        frames_per_utterance = output_length(self.micro_batch.frames, subsampling_factor)
+        self.encoder_frames = self.micro_batch.utterances * frames_per_utterance
+        self.activation_bytes: int | None = None
+        if is_known(self.model):
+            self.activation_bytes = activation_bytes(self.model, self.micro_batch, self.value_bytes)
+        self.exchanged = self._exchanged()
 
-    @cached_property
-    def sizes(self) -> list[ParameterSize]:
-        return parameter_sizes(self.model)
+        # The recipe's configuration: its name in ds_configs/ or its path, and what it says.
+        file = recipe.deepspeed_of(stage)
+        self.deepspeed_name = file.stem if file.parent == DEEPSPEED_CONFIGS else str(file)
+        self.deepspeed_config = read_deepspeed_config(file)
+        self.choices = self._choices()
 
-    @cached_property
-    def operations(self) -> Operations:
+    def _operations(self) -> Operations:
+        features = self.recipe.features
         if isinstance(self.stage, SelfSupervisedStage):
             assert isinstance(self.model, MaskedPredictor)
-            return masked_operations_per_second(self.model, self.recipe.features, self.stage.masking)
+            return masked_operations_per_second(self.model, features, self.stage.masking)
         assert isinstance(self.model, Recognizer)
-        return operations_per_second(self.model, self.recipe.features, self.teachers)
+        return operations_per_second(self.model, features, self.teachers)
 
-    @cached_property
-    def micro_batch(self) -> MicroBatchSize:
-        """A full one, of utterances of `UTTERANCE_S` or the longest there may be."""
-        batches, features = self.recipe.batches_of(self.stage), self.recipe.features
-        utterances = max(1, int(batches.seconds // (self.length_s * (1 + self.length_s / batches.attention_s))))
-        num_frames = features.num_frames(round(self.length_s * features.sample_rate_hz))
-        return MicroBatchSize(utterances, num_frames, round(self.length_s * TOKENS_PER_S))
+    def _micro_batch(self) -> MicroBatchSize:
+        # As the sampler measures: attention makes an utterance cost more than its seconds.
+        cost_s = self.utterance_s * (1 + self.utterance_s / self.batches.attention_s)
+        features = self.recipe.features
+        return MicroBatchSize(
+            utterances=max(1, int(self.batches.seconds // cost_s)),
+            frames=features.num_frames(round(self.utterance_s * features.sample_rate_hz)),
+            tokens=round(self.utterance_s * TOKENS_PER_S),
+        )
 
-    @property
-    def length_s(self) -> float:
-        return min(UTTERANCE_S, self.recipe.batches_of(self.stage).max_utterance_s)
-
-    @property
-    def value_bytes(self) -> int:
-        return 2 if self.recipe.cluster.precision == "bf16" else BYTES_FP32
-
-    @property
-    def accumulation(self) -> int:
-        return self.recipe.batches_of(self.stage).lanes // self.recipe.cluster.processes
-
-    @property
-    def activations(self) -> int | None:
-        """Bytes of the activations of a micro-batch; none for a model that holds what is not counted."""
-        if not is_known(self.model):
-            return None
-        return activation_bytes(self.model, self.micro_batch, self.value_bytes)
-
-    @cached_property
-    def exchanged(self) -> Exchanged | None:
+    def _exchanged(self) -> Exchanged | None:
+        """What a process sends to experts in a step, if they are on several; none without experts."""
         encoder = self.stage.model.encoder
         if encoder.experts is None:
             return None
-        uses = encoder.layers * len(encoder.experts.places) * encoder.experts.router.per_frame
-        frames = self.accumulation * self._encoder_frames
-        return Exchanged(frames, uses, encoder.width, self.value_bytes, encoder.activation_checkpointing)
-
-    @property
-    def _encoder_frames(self) -> int:
-        factor = self.stage.model.encoder.subsampling.factor
-        return self.micro_batch.utterances * output_length(self.micro_batch.frames, factor)
-
-    def memory(self, configuration: Configuration, expert_parallel: int) -> dict[str, int | None]:
-        """Bytes of each kind and, as `total`, the most of them at once."""
-        zero, processes = configuration.get("zero_optimization", {}), self.recipe.cluster.processes
-        kept = memory_per_process(self.sizes, processes, expert_parallel, zero, self.accumulation)
-        numel = sum(p.numel() for teacher in self.teachers for p in teacher.parameters())
-        teacher = BYTES_FP32 * numel + _foreign_bytes(self.stage)
-        kinds = {kind: size for kind, size in asdict(kept).items() if kind != "reduced"}
-        beside = {"teacher": teacher, "framework": self.machine.framework_bytes}
-        activations = self.activations
-        total = kept.peak(activations or 0) + sum(beside.values())
-        return {**kinds, **beside, "activations": activations, "total": total}
-
-    def traffic(self, configuration: Configuration, expert_parallel: int) -> Traffic:
-        level, processes = zero_stage(configuration), self.recipe.cluster.processes
-        return traffic(self.sizes, processes, expert_parallel, level, self.accumulation, self.exchanged)
-
-    def choice(self, name: str, configuration: Configuration, expert_parallel: int) -> Choice:
-        total = self.memory(configuration, expert_parallel)["total"]
-        assert total is not None
-        sent = self.traffic(configuration, expert_parallel)
-        sending_s = seconds(sent, expert_parallel, self.hosts, self.machine.rates)
-        return Choice(name, zero_stage(configuration), expert_parallel, total, sending_s)
-
-    @cached_property
-    def choices(self) -> list[Choice]:
-        """Each configuration in ds_configs/ with each way to spread the experts that it allows."""
-        experts, processes = self.stage.model.encoder.experts, self.recipe.cluster.processes
-        divisors = [n for n in range(1, processes + 1) if processes % n == 0]
-        sizes = [n for n in divisors if n == 1 or (experts and experts.count % n == 0)]
-        return [
-            self.choice(name, configuration, size)
-            for name, configuration in self.shipped.items()
-            for size in sizes
-            if refusal(configuration, size) is None
-        ]
-
-    @cached_property
-    def configuration(self) -> tuple[str, Configuration]:
-        """The recipe's: its name in ds_configs/ or its path, and what it says."""
-        file = self.recipe.deepspeed_of(self.stage)
-        return (file.stem if file.parent == DEEPSPEED_CONFIGS else str(file)), read_deepspeed_config(file)
-
-    @cached_property
-    def numbers(self) -> StageNumbers:
-        batches, experts = self.recipe.batches_of(self.stage), self.stage.model.encoder.experts
-        audio_s = self.accumulation * self.micro_batch.utterances * self.length_s
-        chosen_frames = self._encoder_frames * experts.router.per_frame / experts.count if experts else 0.0
-        return StageNumbers(
-            name=self.stage.name,
-            chosen=self.choice(*self.configuration, self.recipe.expert_parallel_of(self.stage)),
-            choices=tuple(self.choices),
-            available_bytes=self.machine.available_bytes,
-            activations_known=is_known(self.model),
-            compute_s=audio_s * self.operations.training / self.machine.rates.operations_per_s,
-            experts=experts.count if experts else 0,
-            frames_per_expert=chosen_frames,
-            accumulation=self.accumulation,
-            steps_of_audio=None if self.corpus_s is None else self.corpus_s / (batches.lanes * batches.seconds),
+        return Exchanged(
+            frames=self.accumulation * self.encoder_frames,
+            uses=encoder.layers * len(encoder.experts.places) * encoder.experts.router.per_frame,
+            width=encoder.width,
+            value_bytes=self.value_bytes,
+            run_again=encoder.activation_checkpointing,
         )
 
-    def row(self) -> dict[str, Any]:
+    def memory(self, config: DeepSpeedConfig, expert_parallel: int) -> dict[str, int | None]:
+        """Bytes of each kind and, as `total`, the most of them at once."""
+        kinds: dict[str, int | None] = asdict(self._engine_memory(config, expert_parallel))
+        # A share, not bytes.
+        del kinds["reduced"]
+        kinds["teacher"] = self.teacher_bytes
+        kinds["framework"] = self.machine.framework_bytes
+        kinds["activations"] = self.activation_bytes
+        # Unknown activations are left out of the total; `activations_known` says so in warnings.
+        kinds["total"] = self._peak_bytes(config, expert_parallel)
+        return kinds
+
+    def _peak_bytes(self, config: DeepSpeedConfig, expert_parallel: int) -> int:
+        engine = self._engine_memory(config, expert_parallel)
+        return engine.peak(self.activation_bytes or 0) + self.teacher_bytes + self.machine.framework_bytes
+
+    def _engine_memory(self, config: DeepSpeedConfig, expert_parallel: int) -> Memory:
+        zero = config.get("zero_optimization", {})
+        return memory_per_process(self.parameter_sizes, self.processes, expert_parallel, zero, self.accumulation)
+
+    def traffic(self, config: DeepSpeedConfig, expert_parallel: int) -> Traffic:
+        return traffic(
+            self.parameter_sizes,
+            processes=self.processes,
+            expert_parallel=expert_parallel,
+            zero_stage=zero_stage(config),
+            accumulation=self.accumulation,
+            exchanged=self.exchanged,
+        )
+
+    def choice(self, name: str, config: DeepSpeedConfig, expert_parallel: int) -> Choice:
+        sent = self.traffic(config, expert_parallel)
+        return Choice(
+            deepspeed=name,
+            zero_stage=zero_stage(config),
+            expert_parallel=expert_parallel,
+            needed_bytes=self._peak_bytes(config, expert_parallel),
+            communication_s=seconds(sent, expert_parallel, self.hosts, self.machine.rates),
+        )
+
+    def _choices(self) -> list[Choice]:
+        """Each configuration in ds_configs/ with each way to spread the experts that it allows."""
+        experts = self.stage.model.encoder.experts
+        sizes = [1]
+        for size in range(2, self.processes + 1):
+            if experts and self.processes % size == 0 and experts.count % size == 0:
+                sizes.append(size)
+
+        choices = []
+        for name, config in self.shipped.items():
+            for size in sizes:
+                if refusal(config, size) is None:
+                    choices.append(self.choice(name, config, size))
+        return choices
+
+    def numbers(self, corpus_s: float | None) -> StageNumbers:
+        """What proposals and warnings go by."""
+        audio_s = self.accumulation * self.micro_batch.utterances * self.utterance_s
+        num_experts = 0
+        frames_per_expert = 0.0
+        experts = self.stage.model.encoder.experts
+        if experts:
+            num_experts = experts.count
+            # With a router that is balanced.
+            frames_per_expert = self.encoder_frames * experts.router.per_frame / experts.count
+        steps_of_audio = None
+        if corpus_s is not None:
+            steps_of_audio = corpus_s / (self.batches.lanes * self.batches.seconds)
+        expert_parallel = self.recipe.expert_parallel_of(self.stage)
+        return StageNumbers(
+            name=self.stage.name,
+            chosen=self.choice(self.deepspeed_name, self.deepspeed_config, expert_parallel),
+            choices=tuple(self.choices),
+            available_bytes=self.machine.available_bytes,
+            activations_known=self.activation_bytes is not None,
+            compute_s=audio_s * self.operations.training / self.machine.rates.operations_per_s,
+            experts=num_experts,
+            frames_per_expert=frames_per_expert,
+            accumulation=self.accumulation,
+            steps_of_audio=steps_of_audio,
+        )
+
+    def row(self, numbers: StageNumbers) -> dict[str, Any]:
         """What `chorus plan` shows of the stage."""
-        counts, operations, chosen = count_parameters(self.model), self.operations, self.numbers.chosen
-        _, configuration = self.configuration
+        chosen = numbers.chosen
+        counts = count_parameters(self.model)
+        parts = {}
+        for name, part in count_parts(self.model).items():
+            parts[name] = {**asdict(part), "operations_per_s": self.operations.parts.get(name, 0.0)}
+
+        memory_choices = []
+        for choice in self.choices:
+            memory_choices.append(
+                {
+                    "deepspeed": choice.deepspeed,
+                    "expert_parallel": choice.expert_parallel,
+                    "memory_bytes": self.memory(self.shipped[choice.deepspeed], choice.expert_parallel),
+                    "communication_s": choice.communication_s,
+                    "fits": fits(choice, self.machine.available_bytes),
+                }
+            )
         return {
             **counts.as_dict(),
-            "parts": {
-                name: {**asdict(part), "operations_per_s": operations.parts.get(name, 0.0)}
-                for name, part in count_parts(self.model).items()
-            },
-            "encoder_operations_per_s": operations.encoder,
-            "operations_per_s": operations.forward,
-            "training_operations_per_s": operations.training,
-            "processes": self.recipe.cluster.processes,
+            "parts": parts,
+            "encoder_operations_per_s": self.operations.encoder,
+            "operations_per_s": self.operations.forward,
+            "training_operations_per_s": self.operations.training,
+            "processes": self.processes,
             "expert_parallel": chosen.expert_parallel,
             "zero_stage": chosen.zero_stage,
-            "memory_bytes": self.memory(configuration, chosen.expert_parallel),
-            "memory_choices": [self._choice_row(choice) for choice in self.choices],
-            "traffic_bytes": asdict(self.traffic(configuration, chosen.expert_parallel)),
-            "computation_s": self.numbers.compute_s,
+            "memory_bytes": self.memory(self.deepspeed_config, chosen.expert_parallel),
+            "memory_choices": memory_choices,
+            "traffic_bytes": asdict(self.traffic(self.deepspeed_config, chosen.expert_parallel)),
+            "computation_s": numbers.compute_s,
             "communication_s": chosen.communication_s,
-            "communication_share": communication_share(self.numbers),
+            "communication_share": communication_share(numbers),
+            # Weights and AdamW's moments, all fp32.
             "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + MOMENTS),
             "steps": self.stage.steps,
-            "lanes": self.recipe.batches_of(self.stage).lanes,
+            "lanes": self.batches.lanes,
             "accumulation": self.accumulation,
         }
 
-    def _choice_row(self, choice: Choice) -> dict[str, Any]:
-        return {
-            "deepspeed": choice.deepspeed,
-            "expert_parallel": choice.expert_parallel,
-            "memory_bytes": self.memory(self.shipped[choice.deepspeed], choice.expert_parallel),
-            "communication_s": choice.communication_s,
-            "fits": fits(choice, self.machine.available_bytes),
-        }
+
+# --- models without storage --------------------------------------------------------------------------------------
 
 
-def _on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> Recognizer:
+def _model_on_meta(stage: AnyTrainingStage, mel_bins: int, vocabulary_size: int) -> Model:
+    if isinstance(stage, SelfSupervisedStage):
+        with torch.device("meta"):
+            return MaskedPredictor(stage.model, mel_bins)
+    return _recognizer_on_meta(stage.model, mel_bins, vocabulary_size)
+
+
+def _recognizer_on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> Recognizer:
     with torch.device("meta"):
         return Recognizer(config, mel_bins, vocabulary_size)
 
 
-def _teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> Iterator[Recognizer]:
+def _chorus_teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> list[Recognizer]:
     """Those of a stage's teachers that are models of Chorus: an earlier stage's, or what model folders describe."""
-    for teacher in _teachers_heard(stage):
+    teachers = []
+    for teacher in _running_teachers(stage):
         if not teacher.is_folder:
-            yield _on_meta(recipe.recognition_stage(teacher.model).model, recipe.features.mel_bins, vocabulary_size)
+            config = recipe.recognition_stage(teacher.model).model
+            teachers.append(_recognizer_on_meta(config, recipe.features.mel_bins, vocabulary_size))
         elif not _is_foreign(teacher):
-            yield _described(stage.name, teacher.model)
+            teachers.append(_read_described_teacher(stage.name, teacher.model))
+    return teachers
 
 
-def _teachers_heard(stage: AnyTrainingStage) -> Sequence[TeacherConfig]:
-    """The teachers that are there in training: none where what they give is read from caches alone."""
-    return stage.named_teachers if isinstance(stage, DistillStage) and not stage.distill.cache.required else ()
+def _running_teachers(stage: AnyTrainingStage) -> Sequence[TeacherConfig]:
+    """The teachers that are loaded in training: none where their outputs are read from caches alone."""
+    if not isinstance(stage, DistillStage) or stage.distill.cache.required:
+        return ()
+    return stage.named_teachers
 
 
 def _is_foreign(teacher: TeacherConfig) -> bool:
-    folder = Path(teacher.model)
-    return teacher.is_folder and not (folder / "model.json").is_file()
+    """Whether a teacher is a folder of another library: those of Chorus have a model.json."""
+    return teacher.is_folder and not (Path(teacher.model) / "model.json").is_file()
 
 
-def _foreign_bytes(stage: AnyTrainingStage) -> int:
+def _foreign_teacher_bytes(stage: AnyTrainingStage) -> int:
     """The size of the weights of teachers that are not models of Chorus."""
-    folders = [Path(teacher.model) for teacher in _teachers_heard(stage) if _is_foreign(teacher)]
-    return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    size_bytes = 0
+    for teacher in _running_teachers(stage):
+        if _is_foreign(teacher):
+            files = Path(teacher.model).glob("*.safetensors")
+            size_bytes += sum(file.stat().st_size for file in files)
+    return size_bytes
 
 
-def _described(stage: str, folder: str) -> Recognizer:
+def _read_described_teacher(stage: str, folder: str) -> Recognizer:
     try:
-        description = read_description(Path(folder))
-        with torch.device("meta"):
-            return description.build_recognizer()
+        description = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
+        config = RecognizerConfig.model_validate(description["recognizer"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"The teacher of stage {stage} is the folder {folder}, whose model.json cannot be read: "
             f"{error}. Copy the folder again from where it was trained."
         ) from None
+    return _recognizer_on_meta(config, description["mel_bins"], description["vocabulary_size"])
