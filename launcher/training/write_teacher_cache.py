@@ -111,7 +111,8 @@ def cache_teachers(
             raise ConfigError(
                 f"The outputs of teacher {teacher.name} of stage {context.name} cannot be stored: {reason}."
             )
-        planned.append(_PlannedCache(teacher, spec, describe(context, teacher, spec)))
+        description = describe(context, teacher, spec)
+        planned.append(_PlannedCache(teacher, spec, description))
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = open_inputs(context, "train", (), device)
@@ -137,6 +138,7 @@ def _store(
     folder = root / description.folder_name
     writer = SidecarWriter(inputs.loader.reader.index, folder, contents.speeds)
     missing = writer.missing()
+    # Only a finished cache has an index to read it by.
     if verify and not missing:
         missing = find_broken(open_sidecars(folder, writer.split))
 
@@ -150,6 +152,7 @@ def _store(
         # Only the loaded teacher knows these two.
         loaded = {"same_tokens": teacher.same_tokens, "has_decoder": teacher.has_decoder}
         write_description(folder, description.model_copy(update=loaded))
+        # One step: the display counts utterances.
         display.begin(f"cache of {description.name}", 1)
         try:
             unreadable = _write(writer, missing, teacher, description, inputs, display)
@@ -161,7 +164,8 @@ def _store(
     num_samples = 0
     num_bytes = 0
     for shard, name in enumerate(split.names):
-        num_samples += int(split.samples[_cached_utterances(writer, shard, contents)].sum())
+        utterances = _cached_utterances(writer, shard, contents)
+        num_samples += int(split.samples[utterances].sum())
         num_bytes += (folder / name).stat().st_size
     seconds = sum(num_samples / split.sample_rate_hz / speed for speed in contents.speeds)
     return CacheReport(
@@ -187,7 +191,9 @@ def _write(
     split = writer.split
     contents = description.contents
     autocast = description.inputs.precision == "bf16"
-    num_utterances = sum(len(_cached_utterances(writer, shard, contents)) for shard in missing)
+    num_utterances = 0
+    for shard in missing:
+        num_utterances += len(_cached_utterances(writer, shard, contents))
     total = num_utterances * len(contents.speeds)
     done = 0
     unreadable: list[str] = []
@@ -244,7 +250,9 @@ class _ShardSampler:
         self.speeds = speeds
         # Each micro-batch: its utterances, and the position of its speed.
         self.batches: list[tuple[npt.NDArray[np.int64], int]] = []
-        order = utterances[np.argsort(-split.samples[utterances], kind="stable")]
+        # Longest first: like lengths share a batch, and one that does not fit the memory fails at once.
+        longest_first = np.argsort(-split.samples[utterances], kind="stable")
+        order = utterances[longest_first]
         for column, speed in enumerate(speeds):
             samples = change_length(split.samples[order], speed)
             bounds = cut_batches(batches.capacity(samples, split.sample_rate_hz))
@@ -321,5 +329,6 @@ def expected_bytes(
         for speed in contents.speeds:
             seconds = split.samples[utterances] / speed / split.sample_rate_hz
             frames = seconds / spec.frame_s
-            expected += float((frames * bytes_per_frame + targets * bytes_per_target + overhead).sum())
+            member_bytes = frames * bytes_per_frame + targets * bytes_per_target + overhead
+            expected += float(member_bytes.sum())
     return expected

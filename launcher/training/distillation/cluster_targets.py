@@ -29,7 +29,9 @@ def nearest_units(states: Tensor, centroids_CD: Tensor) -> Tensor:
     with torch.autocast(states.device.type, enabled=False):
         # The nearest c minimises |x - c|^2 = |x|^2 - 2 x.c + |c|^2, where |x|^2 is the same for all clusters: it
         # maximises x.c - |c|^2 / 2.
-        nearness = states.float() @ centroids_CD.T - centroids_CD.square().sum(-1) / 2
+        products = states.float() @ centroids_CD.T
+        half_norms_C = centroids_CD.square().sum(-1) / 2
+        nearness = products - half_norms_C
     return nearness.argmax(-1)
 
 
@@ -42,7 +44,9 @@ def k_means(states_ND: Tensor, count: int, iterations: int, seed: int) -> Tensor
     centroids_CD = k_means_plus_plus(states_ND, count, generator)
     previous_units_N = None
     for _ in range(iterations):
-        units = [nearest_units(chunk_ND, centroids_CD) for chunk_ND in states_ND.split(FRAMES_AT_ONCE)]
+        units: list[Tensor] = []
+        for chunk_ND in states_ND.split(FRAMES_AT_ONCE):
+            units.append(nearest_units(chunk_ND, centroids_CD))
         units_N = torch.cat(units)
         if previous_units_N is not None and units_N.equal(previous_units_N):
             break
@@ -52,19 +56,23 @@ def k_means(states_ND: Tensor, count: int, iterations: int, seed: int) -> Tensor
         sums_CD = torch.zeros_like(centroids_CD, dtype=torch.float64)
         sums_CD.index_add_(0, units_N, states_ND.double())
         sizes_C = torch.bincount(units_N, minlength=count)
-        means_CD = (sums_CD / sizes_C.clamp(min=1)[:, None]).float()
-        centroids_CD = torch.where(sizes_C[:, None] > 0, means_CD, centroids_CD)
+        sizes_C1 = sizes_C[:, None]
+        means_CD = (sums_CD / sizes_C1.clamp(min=1)).float()
+        centroids_CD = torch.where(sizes_C1 > 0, means_CD, centroids_CD)
     return centroids_CD
 
 
 def k_means_plus_plus(states_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The first centroids [C, D] (Arthur and Vassilvitskii, k-means++, 2007): states drawn one after the other, each
     with a probability proportional to its squared distance from the nearest one drawn before."""
-    first = torch.randint(len(states_ND), (1,), generator=generator)
+    num_states = len(states_ND)
+    first = torch.randint(num_states, (1,), generator=generator)
     chosen = [int(first)]
-    distances_N = torch.full((len(states_ND),), torch.inf, dtype=torch.float64)
+    distances_N = torch.full((num_states,), torch.inf, dtype=torch.float64)
     for _ in range(count - 1):
-        distances_to_last_N = (states_ND - states_ND[chosen[-1]]).double().square().sum(-1)
+        last_D = states_ND[chosen[-1]]
+        differences_ND = (states_ND - last_D).double()
+        distances_to_last_N = differences_ND.square().sum(-1)
         distances_N = torch.minimum(distances_N, distances_to_last_N)
         probabilities_N = distances_N
         if distances_N.sum() <= 0:
@@ -78,14 +86,19 @@ def k_means_plus_plus(states_ND: Tensor, count: int, generator: torch.Generator)
 def sample_states(states: Iterator[Tensor], config: UnitsDistillConfig, seed: int, teacher: str) -> Tensor:
     """A seeded sample [N, D], on the CPU, of the states of valid frames; ConfigError, which begins with `teacher`, when
     they are fewer than units."""
-    all_ND = torch.cat([batch_ND.float().cpu() for batch_ND in states])
+    batches: list[Tensor] = []
+    for batch_ND in states:
+        batches.append(batch_ND.float().cpu())
+    all_ND = torch.cat(batches)
     if len(all_ND) < config.count:
         raise ConfigError(
             f"{teacher} has {len(all_ND)} frames in the first {config.steps} steps, too few for {config.count} units. "
             "Raise distill.units.steps or lower distill.units.count."
         )
     generator = torch.Generator().manual_seed(seed)
-    sample_N = torch.randperm(len(all_ND), generator=generator)[: config.frames]
+    shuffled = torch.randperm(len(all_ND), generator=generator)
+    sample_N = shuffled[: config.frames]
+    # In the order of reading, so that a sample of all frames is the frames themselves.
     return all_ND[sample_N.sort().values]
 
 

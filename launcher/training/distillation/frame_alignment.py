@@ -23,7 +23,8 @@ def interpolate(states_BSD: Tensor, lengths_B: Tensor, ratio: float, num_frames:
     # Frames beyond the last valid one are never read: what they hold is not defined.
     high_BR = torch.minimum(low_BR + 1, last_B1)
     fraction_BR1 = (position_BR - low_BR)[..., None].float()
-    row_B1 = torch.arange(len(lengths_B), device=states_BSD.device)[:, None]
+    row_B = torch.arange(len(lengths_B), device=states_BSD.device)
+    row_B1 = row_B[:, None]
     low_BRD = states_BSD[row_B1, low_BR].float()
     high_BRD = states_BSD[row_B1, high_BR].float()
     return torch.lerp(low_BRD, high_BRD, fraction_BR1)
@@ -38,6 +39,9 @@ def gather_nearest(units_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames
 
 def _positions(lengths_B: Tensor, ratio: float, num_frames: int) -> tuple[Tensor, Tensor]:
     """Where the student's frames lie, counted in the teacher's, and the teacher's last valid frame."""
-    last_B1 = (lengths_B - 1).clamp(min=0)[:, None]
-    position_R = torch.arange(num_frames, device=lengths_B.device, dtype=torch.float64) * ratio
-    return torch.minimum(position_R, last_B1.double()), last_B1
+    last_B = (lengths_B - 1).clamp(min=0)
+    last_B1 = last_B[:, None]
+    frame_R = torch.arange(num_frames, device=lengths_B.device, dtype=torch.float64)
+    position_R = frame_R * ratio
+    position_BR = torch.minimum(position_R, last_B1.double())
+    return position_BR, last_B1

@@ -56,24 +56,36 @@ class DistillationLoss:
         self, model: nn.Module, batch: FeatureBatch, totals: Totals, progress: float
     ) -> tuple[LossTerms, RecognizerOutput]:
         """The weighted terms of the loss, which add up to it. `progress` is the share of the stage's steps done."""
-        # In validation no term counts, so no teacher runs: it measures recognition alone.
-        factors = self.config.factors(progress) if model.training else {}
+        # Validation measures recognition alone: no term counts, so no teacher runs.
+        factors: dict[str, float] = {}
+        if model.training:
+            factors = self.config.factors(progress)
 
-        # The teachers come first: the student's decoder reads their pseudo-labels.
+        # Teachers, before the student: its decoder reads their pseudo-labels.
+        subsampling_factor = self.recognition.encoder.subsampling.factor
         teacher_outputs: dict[str, TeacherOutput] = {}
-        for teacher_terms in self.teachers:
-            if teacher_terms.terms & factors.keys():
-                teacher_outputs[teacher_terms.name] = run_teacher(teacher_terms.teacher, batch, self.autocast)
         pseudo_labels: dict[str, PseudoLabels] = {}
-        if "sequence" in factors:
-            pseudo_labels = self._pseudo_labels(teacher_outputs, batch)
+        for teacher_terms in self.teachers:
+            active = teacher_terms.terms & factors.keys()
+            if not active:
+                continue
+            teacher = run_teacher(teacher_terms.teacher, batch, self.autocast)
+            teacher_outputs[teacher_terms.name] = teacher
+            if "sequence" in active and teacher.ctc_BSV is not None:
+                student_lengths_B = output_length(batch.lengths_B, subsampling_factor)
+                pseudo_labels[teacher_terms.name] = make_pseudo_labels(
+                    teacher.ctc_BSV, teacher.lengths_B, student_lengths_B, self.config.sequence
+                )
 
+        # Student.
         inputs = (batch.features_BTF, batch.lengths_B, batch.tokens_BU, batch.token_lengths_B)
         if pseudo_labels:
             student = model(*inputs, pseudo_labels=pseudo_labels)
         else:
-            student = model(*inputs)  # a recogniser without auxiliary heads does not know the argument
+            # A recogniser that is no `Student` does not know the argument.
+            student = model(*inputs)
 
+        # Loss.
         terms = self.recognition.terms(student, batch, totals)
         if self.auxiliary_heads and model.training:
             terms["loss/ctc"] = terms["loss/ctc"] + self._zero_of_idle_heads(student, factors)
@@ -93,21 +105,6 @@ class DistillationLoss:
             terms |= self._terms_of_teacher(teacher_terms, forward, factors)
         return terms, student
 
-    def _pseudo_labels(self, teacher_outputs: dict[str, TeacherOutput], batch: FeatureBatch) -> dict[str, PseudoLabels]:
-        """The pseudo-labels of each teacher of the term `sequence`."""
-        factor = self.recognition.encoder.subsampling.factor
-        student_lengths_B = output_length(batch.lengths_B, factor)
-        pseudo_labels = {}
-        for teacher_terms in self.teachers:
-            if "sequence" not in teacher_terms.terms:
-                continue
-            teacher = teacher_outputs[teacher_terms.name]
-            if teacher.ctc_BSV is not None:
-                pseudo_labels[teacher_terms.name] = make_pseudo_labels(
-                    teacher.ctc_BSV, teacher.lengths_B, student_lengths_B, self.config.sequence
-                )
-        return pseudo_labels
-
     def _zero_of_idle_heads(self, student: RecognizerOutput, factors: dict[str, float]) -> torch.Tensor:
         """0, with a gradient of 0 for auxiliary heads whose term does not count now: ZeRO wants one for every
         parameter."""
@@ -118,7 +115,11 @@ class DistillationLoss:
                 busy.update(teacher_terms.projections.values())
             if "units" in factors:
                 busy.add(teacher_terms.units_head)
-        zeros = [values.float().sum() * 0.0 for head, values in student.auxiliary.items() if head not in busy]
+        zeros = []
+        for head, values in student.auxiliary.items():
+            if head not in busy:
+                # In fp32: a sum over all frames may overflow in half precision, and inf times 0 is not 0.
+                zeros.append(values.float().sum() * 0.0)
         if not zeros:
             return student.ctc_BSV.new_zeros(())
         return torch.stack(zeros).sum()
@@ -146,9 +147,14 @@ class DistillationLoss:
 
         terms = {}
         for term, values in unscaled.items():
-            total_weight = sum(teacher.weight for teacher in self.teachers if term in teacher.terms)
+            # The share among the teachers of this term: one alone has all of it, whatever its weight.
+            total_weight = 0.0
+            for other in self.teachers:
+                if term in other.terms:
+                    total_weight += other.weight
             scale = factors[term] * (teacher_terms.weight / total_weight)
             for name, value in values.items():
+                # The metric's key names the teacher only where there are several.
                 key = f"distill/{name}"
                 if len(self.teachers) > 1:
                     key = f"distill/{name}/{teacher_terms.name}"

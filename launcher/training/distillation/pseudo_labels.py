@@ -33,12 +33,19 @@ def make_pseudo_labels(
 
     labels: list[list[Hypothesis]] = []
     weights: list[float] = []
-    for candidates, num_frames in zip(hypotheses, student_lengths_B.tolist(), strict=True):
-        fitting = [candidate for candidate in candidates if 0 < _min_frames(candidate.tokens) <= num_frames]
+    student_lengths: list[int] = student_lengths_B.tolist()
+    for candidates, num_frames in zip(hypotheses, student_lengths, strict=True):
+        fitting: list[Hypothesis] = []
+        for hypothesis in candidates:
+            # Between equal neighbours CTC needs a blank, which takes a frame of its own.
+            repeats = sum(previous == token for previous, token in pairwise(hypothesis.tokens))
+            if 0 < len(hypothesis.tokens) + repeats <= num_frames:
+                fitting.append(hypothesis)
         labels.append(fitting)
         # The temperature softens the distribution over an utterance's hypotheses.
         weights += shares([hypothesis.score / config.temperature for hypothesis in fitting])
     if not weights:
+        # Every lane runs the same parts of the model, so there must be one.
         labels[0] = [Hypothesis([], [], 0.0)]
         weights = [0.0]
 
@@ -46,10 +53,5 @@ def make_pseudo_labels(
     if not tokens_NU.shape[1]:
         # CTC and the decoder take no empty dimension.
         tokens_NU = functional.pad(tokens_NU, (0, 1))
-    return PseudoLabels(row_N, tokens_NU, token_lengths_N, logits_BSV.new_tensor(weights).float())
-
-
-def _min_frames(tokens: list[int]) -> int:
-    """The fewest frames CTC can align tokens with: between equal neighbours it needs a blank."""
-    repeats = sum(previous == token for previous, token in pairwise(tokens))
-    return len(tokens) + repeats
+    weight_N = logits_BSV.new_tensor(weights).float()
+    return PseudoLabels(row_N, tokens_NU, token_lengths_N, weight_N)

@@ -74,6 +74,7 @@ def load_teachers(
         check_tokens(stage, config, teacher, len(pieces))
 
         terms = terms_of(stage, config)
+        # The term is active by default, and is dropped where one of the two has no decoder.
         if stage.model.decoder is None or not teacher.has_decoder:
             terms -= {"decoder"}
         teacher_terms = TeacherTerms(
@@ -127,6 +128,7 @@ def agree_on_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoic
 
     The first process logs its choices, and leaves them among the run's events.
     """
+    # One process looks: on a shared disk another might see a cache that has just been finished.
     broadcast: list[dict[str, CacheChoice]] = [{}]
     if dist.get_rank() == 0:
         choices = choose_caches(context)
@@ -148,8 +150,10 @@ def read_caches(stage_loss: DistillationLoss, train: Inputs, steps: int) -> None
         if not isinstance(teacher, CachedTeacher):
             continue
 
+        # `terms` is bound here: when the loader asks, the loop's variable is the last teacher.
         def needed_at(step: int, terms: frozenset[str] = teacher_terms.terms) -> bool:
-            return bool(terms & stage_loss.config.factors(step / steps).keys())
+            factors = stage_loss.config.factors(step / steps)
+            return bool(terms & factors.keys())
 
         reader = open_sidecars(teacher.folder, train.loader.reader.index)
         train.loader.sidecars[teacher_terms.name] = SidecarSource(reader, needed_at)
@@ -180,7 +184,8 @@ def make_cluster_targets(stage_loss: DistillationLoss, folder: StageFolder, trai
                 units_seed = derive_seed(seed, "units", folder.name, teacher_terms.name)
                 states = _states_of_first_steps(stage_loss, teacher_terms, train)
                 states_ND = sample_states(states, config, units_seed, teacher)
-                write_units(path, k_means(states_ND, config.count, config.iterations, units_seed))
+                centroids_CD = k_means(states_ND, config.count, config.iterations, units_seed)
+                write_units(path, centroids_CD)
                 logger.info("%s: %d units from %d frames", teacher, config.count, len(states_ND))
             # New ones too are read from the file: a stage that resumes gets the same.
             broadcast = [read_units(path, config.count)]
@@ -213,6 +218,8 @@ def _states_of_first_steps(
     inputs = dataclasses.replace(train, loader=loader)
     for batches in inputs.steps(0, stage_loss.config.units.steps):
         for batch in batches:
-            output = run_teacher(teacher_terms.teacher, inputs.micro_batch(batch), stage_loss.autocast)
+            feature_batch = inputs.micro_batch(batch)
+            output = run_teacher(teacher_terms.teacher, feature_batch, stage_loss.autocast)
             states_BSD = output.layers[teacher_terms.units_layer]
-            yield states_BSD[valid_mask(output.lengths_B, states_BSD.shape[1])]
+            valid_BS = valid_mask(output.lengths_B, states_BSD.shape[1])
+            yield states_BSD[valid_BS]

@@ -93,6 +93,7 @@ def hidden_terms(config: HiddenDistillConfig, teacher_terms: TeacherTerms, forwa
         teacher_BSD = interpolate(states_BSD, forward.teacher.lengths_B, teacher_terms.ratio, num_frames)
         pairs.append((student_BSD, teacher_BSD))
 
+    # The mean over pairs, so that a longer list of layers does not weigh more.
     scale = 1 / (forward.totals.frames * len(pairs))
     distance = forward.student.ctc_BSV.new_zeros((), dtype=torch.float32)
     for student_BSD, teacher_BSD in pairs:
@@ -114,6 +115,7 @@ def ctc_term(config: CtcDistillConfig, forward: TeacherForward) -> Tensor:
     student_BSV = forward.student.ctc_BSV
     teacher_BSV = forward.teacher.ctc_BSV
     assert teacher_BSV is not None
+    # Most frames are blank, and which of them are not is what the student is to learn.
     weight_BS = losses.frame_weights(teacher_BSV, forward.valid_BS, config.blank_weight)
     divergence = losses.divergence_sum(student_BSV, teacher_BSV, weight_BS, config.temperature)
     # By tokens, like the CTC loss beside it: blank frames hardly count.
@@ -130,7 +132,8 @@ def decoder_term(config: DecoderDistillConfig, forward: TeacherForward) -> Tenso
     assert student_BUV is not None
     assert teacher_BUV is not None
     valid_B = forward.student.encoder.lengths_B > 0
-    weight_BU = losses.target_mask(forward.batch.token_lengths_B, valid_B, student_BUV.shape[1])
+    num_positions = student_BUV.shape[1]
+    weight_BU = losses.target_mask(forward.batch.token_lengths_B, valid_B, num_positions)
     divergence = losses.divergence_sum(student_BUV, teacher_BUV, weight_BU, config.temperature)
     # Each utterance has one target more than tokens: its end.
     num_targets = forward.totals.tokens + forward.totals.utterances
@@ -150,9 +153,17 @@ def sequence_term(
     labels = forward.pseudo_labels
     assert labels is not None
     assert isinstance(student, StudentOutput)
+    # Several pseudo-labels of an utterance share its frames.
     lengths_N = student.encoder.lengths_B[labels.row_N]
     ctc_NSV = student.ctc_BSV[labels.row_N]
-    loss = losses.ctc_sum(ctc_NSV, lengths_N, labels.tokens_NU, labels.token_lengths_N, labels.weight_N) / totals.tokens
+    ctc = losses.ctc_sum(
+        ctc_NSV,
+        lengths_N,
+        labels.tokens_NU,
+        labels.token_lengths_N,
+        weight_B=labels.weight_N,
+    )
+    loss = ctc / totals.tokens
 
     decoder_NUV = student.pseudo_label_logits.get(teacher)
     if decoder_NUV is not None:
@@ -180,13 +191,17 @@ def units_term(
     """
     logits_BSC = forward.auxiliary(teacher_terms.units_head)
     assert teacher_terms.centroids_CD is not None
+    # Units are numbers of clusters: where frame rates differ the nearest is taken, not interpolated as states are.
     states_BSD = forward.teacher.layers[teacher_terms.units_layer]
-    units_BS = nearest_units(states_BSD, teacher_terms.centroids_CD)
-    units_BS = gather_nearest(units_BS, forward.teacher.lengths_B, teacher_terms.ratio, logits_BSC.shape[1])
+    teacher_units_BS = nearest_units(states_BSD, teacher_terms.centroids_CD)
+    num_frames = logits_BSC.shape[1]
+    units_BS = gather_nearest(teacher_units_BS, forward.teacher.lengths_B, teacher_terms.ratio, num_frames)
 
+    # At masked frames the student has to infer the unit from the context, as in HuBERT.
     valid_BS = forward.valid_BS
     if config.masked_only:
         source = forward.batch.source
         assert source is not None
         valid_BS = valid_BS & fully_masked_frames(source.masked_BT, forward.batch.lengths_B, subsampling_factor)
-    return config.weight * losses.units_sum(logits_BSC, units_BS, valid_BS) / forward.totals.frames
+    cross_entropy = losses.units_sum(logits_BSC, units_BS, valid_BS)
+    return config.weight * cross_entropy / forward.totals.frames

@@ -37,7 +37,9 @@ REST_SUFFIX = "_rest"
 def compact(output: TeacherOutput, token_lengths_B: Tensor, contents: CacheContents) -> list[Arrays]:
     """The arrays of each utterance of a batch. ConfigError when a state is beyond what fp16 holds."""
     num_frames = output.lengths_B.tolist()
-    batch: list[Arrays] = [{FRAMES: np.array(length, np.int32)} for length in num_frames]
+    batch: list[Arrays] = []
+    for length in num_frames:
+        batch.append({FRAMES: np.array(length, np.int32)})
 
     for layer in contents.layers:
         states_BSD = output.layers[layer].half().cpu()
@@ -70,10 +72,12 @@ def _store_posterior(
     else:
         top = log_probs_BPV.topk(top_tokens)
         # The sum of the others, not 1 minus the sum of these: that would cancel where these have nearly all.
-        rest_BP = log_probs_BPV.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+        others_BPV = log_probs_BPV.scatter(-1, top.indices, -torch.inf)
+        rest_BP = others_BPV.logsumexp(-1)
         token_type = np.uint16 if vocabulary <= 2**16 else np.uint32
         stored[name] = top.values.half().cpu().numpy()
-        stored[name + TOKENS_SUFFIX] = top.indices.cpu().numpy().astype(token_type)
+        tokens_BPK = top.indices.cpu().numpy()
+        stored[name + TOKENS_SUFFIX] = tokens_BPK.astype(token_type)
         stored[name + REST_SUFFIX] = rest_BP.half().cpu().numpy()
 
     for array_name, values_BP in stored.items():
@@ -84,12 +88,14 @@ def _store_posterior(
 def empty(width: int, vocabulary: int, contents: CacheContents) -> Arrays:
     """The arrays of an utterance of no frames and no targets."""
     arrays: Arrays = {FRAMES: np.array(0, np.int32)}
+    no_states = np.zeros((0, width), np.float16)
+    no_posteriors = np.zeros((0, vocabulary), np.float16)
     for layer in contents.layers:
-        arrays[_layer_name(layer)] = np.zeros((0, width), np.float16)
+        arrays[_layer_name(layer)] = no_states
     if contents.ctc:
-        arrays[CTC] = np.zeros((0, vocabulary), np.float16)
+        arrays[CTC] = no_posteriors
     if contents.decoder:
-        arrays[DECODER] = np.zeros((0, vocabulary), np.float16)
+        arrays[DECODER] = no_posteriors
     return arrays
 
 
@@ -120,7 +126,8 @@ class StoredLayers:
         return sum(name.startswith(LAYER_PREFIX) for name in self._batch[0])
 
     def __getitem__(self, layer: int) -> Tensor:
-        return _pad(self._batch, _layer_name(layer), self._num_frames, self._device).float()
+        states_BSD = _pad(self._batch, _layer_name(layer), self._num_frames, self._device)
+        return states_BSD.float()
 
 
 def _layer_name(layer: int) -> str:
@@ -142,7 +149,8 @@ def _restore_posterior(
     rest_BP = _pad(batch, name + REST_SUFFIX, positions, device).float()
     share_BP = rest_BP - np.log(vocabulary - num_kept)
     tokens_BPK = _pad(batch, name + TOKENS_SUFFIX, positions, device)
-    return share_BP[..., None].repeat(1, 1, vocabulary).scatter(-1, tokens_BPK, values_BPK)
+    shares_BPV = share_BP[..., None].repeat(1, 1, vocabulary)
+    return shares_BPV.scatter(-1, tokens_BPK, values_BPK)
 
 
 def _pad(batch: Sequence[Arrays], name: str, length: int, device: torch.device) -> Tensor:
@@ -150,7 +158,9 @@ def _pad(batch: Sequence[Arrays], name: str, length: int, device: torch.device) 
     first = batch[0][name]
     # torch scatters by int64 alone.
     dtype = np.int64 if first.dtype.kind == "u" else first.dtype
-    padded = np.zeros((len(batch), length, *first.shape[1:]), dtype)
+    shape = (len(batch), length, *first.shape[1:])
+    padded = np.zeros(shape, dtype)
     for row, arrays in zip(padded, batch, strict=True):
-        row[: len(arrays[name])] = arrays[name]
+        values = arrays[name]
+        row[: len(values)] = values
     return torch.from_numpy(padded).to(device, non_blocking=True)

@@ -71,7 +71,9 @@ class CacheDescription(BaseModel, frozen=True, extra="forbid", populate_by_name=
 
     @property
     def folder_name(self) -> str:
-        digest = hash_value([self.inputs.model_dump(mode="json"), self.contents.model_dump(mode="json")])
+        inputs = self.inputs.model_dump(mode="json")
+        contents = self.contents.model_dump(mode="json")
+        digest = hash_value([inputs, contents])
         return f"{self.name}-{digest[:12]}"
 
 
@@ -181,6 +183,7 @@ def mismatch(wanted: CacheDescription, stored: CacheDescription) -> str:
 
     needed = wanted.contents
     contents = stored.contents
+    # One cache serves several students: it may hold more than this stage reads.
     missing_speeds = [speed for speed in needed.speeds if speed not in contents.speeds]
     if missing_speeds:
         return f"it lacks the speed factor {missing_speeds[0]:g}"
@@ -193,6 +196,7 @@ def mismatch(wanted: CacheDescription, stored: CacheDescription) -> str:
         return "it lacks the posteriors of distill.decoder"
     if needed.max_utterance_s > contents.max_utterance_s or needed.min_utterance_s < contents.min_utterance_s:
         return f"it holds utterances of {contents.min_utterance_s:g} to {contents.max_utterance_s:g} s alone"
+    # A stage without posteriors does not mind how many of their tokens are kept.
     if (needed.ctc or needed.decoder) and needed.top_tokens > contents.top_tokens:
         return (
             f"it keeps {contents.top_tokens} tokens of a posterior, and distill.cache.top_tokens is {needed.top_tokens}"
@@ -219,7 +223,10 @@ def choose_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]
 
 def find_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoice]:
     """The caches that match a stage, by the names of its teachers, whether or not it will read them."""
-    return {teacher.name: _find_cache(context, teacher) for teacher in context.stage.named_teachers}
+    choices: dict[str, CacheChoice] = {}
+    for teacher in context.stage.named_teachers:
+        choices[teacher.name] = _find_cache(context, teacher)
+    return choices
 
 
 def _find_cache(context: StageContext[DistillStage], teacher: TeacherConfig) -> CacheChoice:
@@ -228,6 +235,7 @@ def _find_cache(context: StageContext[DistillStage], teacher: TeacherConfig) -> 
     if root:
         folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}"))
     if not folders and not context.stage.distill.cache.required:
+        # The usual case, in which no teacher needs to be hashed.
         return CacheChoice()
 
     spec = spec_of(context, teacher)
@@ -236,7 +244,8 @@ def _find_cache(context: StageContext[DistillStage], teacher: TeacherConfig) -> 
         return CacheChoice(reason=reason)
 
     wanted = describe(context, teacher, spec)
-    shard_names = [shard["name"] for shard in read_summary(context.split_folder("train"))["shards"]]
+    summary = read_summary(context.split_folder("train"))
+    shard_names = [shard["name"] for shard in summary["shards"]]
     # The one that suits exactly comes first; others may hold more.
     folders.sort(key=lambda folder: folder.name != wanted.folder_name)
     reasons: list[str] = []

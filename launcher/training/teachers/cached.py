@@ -46,11 +46,13 @@ class CachedTeacher(Teacher):
             "ctc": contents.ctc and description.same_tokens,
             "decoder": contents.decoder and description.has_decoder,
         }
-        self.empty_arrays = empty(spec.width, vocabulary_size, contents.model_copy(update=present))
+        stored_contents = contents.model_copy(update=present)
+        self.empty_arrays = empty(spec.width, vocabulary_size, stored_contents)
         # A teacher of the student's features pads them as the student does; any other has a length of its own.
         self.factor = spec.factor if description.inputs.features else None
 
     def __call__(self, batch: FeatureBatch) -> TeacherOutput:
+        # Where a teacher's frames are its own, their number follows from what is stored.
         num_frames = 1
         if self.factor:
             num_frames = output_length(batch.features_BTF.shape[1], self.factor)

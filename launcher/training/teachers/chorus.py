@@ -27,7 +27,8 @@ class RecognizerTeacher(Teacher):
         self.input = input
         self.same_tokens = same_tokens
         config = front_end.config
-        self.frame_s = recognizer.encoder.subsampling.factor * config.hop_samples / config.sample_rate_hz
+        frame_samples = recognizer.encoder.subsampling.factor * config.hop_samples
+        self.frame_s = frame_samples / config.sample_rate_hz
         self.needs_source = input != "augmented"
         self.has_decoder = same_tokens and recognizer.decoder is not None
 
@@ -40,10 +41,17 @@ class RecognizerTeacher(Teacher):
             features_BTF = batch.source.features_BTF
         elif self.input == "waveform":
             assert batch.source is not None
-            features_BTF, lengths_B = self.front_end(batch.source.waveforms_BS, batch.source.samples_B)
+            source = batch.source
+            features_BTF, lengths_B = self.front_end(source.waveforms_BS, source.samples_B)
 
+        # Other tokens: the transcript means nothing to its decoder, and its logits nothing to the student.
         if not self.same_tokens:
             output = self.recognizer(features_BTF, lengths_B, None)
             return TeacherOutput(output.encoder.layers, output.encoder.lengths_B)
         output = self.recognizer(features_BTF, lengths_B, batch.tokens_BU)
-        return TeacherOutput(output.encoder.layers, output.encoder.lengths_B, output.ctc_BSV, output.decoder_BUV)
+        return TeacherOutput(
+            layers=output.encoder.layers,
+            lengths_B=output.encoder.lengths_B,
+            ctc_BSV=output.ctc_BSV,
+            decoder_BUV=output.decoder_BUV,
+        )

@@ -44,17 +44,26 @@ class WaveformTeacher(Teacher):
         lengths = [self.num_frames(num_samples) for num_samples in samples]
 
         # Utterances shorter than one frame stay zero: no encoder takes them.
-        rows = [row for row, length in enumerate(lengths) if length > 0]
-        if self.batched and rows:
-            groups = [rows]
-        else:
-            groups = [[row] for row in rows]
+        groups: list[list[int]] = []
+        for row, length in enumerate(lengths):
+            if length == 0:
+                continue
+            if self.batched and groups:
+                groups[0].append(row)
+            else:
+                groups.append([row])
 
+        # Of one frame at least: an empty lane passes through the loss like any other.
         shape = (len(samples), max(1, *lengths), self.spec.width)
-        layers = [torch.zeros(shape, device=self.device) for _ in range(self.spec.layers)]
+        layers: list[Tensor] = []
+        for _ in range(self.spec.layers):
+            layers.append(torch.zeros(shape, device=self.device))
         for group in groups:
-            waveforms = [batch.source.waveforms_BS[row, : samples[row]] for row in group]
-            for layer_BSD, states_BSD in zip(layers, self.encode(waveforms), strict=True):
+            waveforms: list[Tensor] = []
+            for row in group:
+                waveforms.append(batch.source.waveforms_BS[row, : samples[row]])
+            encoded = self.encode(waveforms)
+            for layer_BSD, states_BSD in zip(layers, encoded, strict=True):
                 for row, states_SD in zip(group, states_BSD, strict=True):
                     length = lengths[row]
                     layer_BSD[row, :length] = states_SD[:length].float()
@@ -104,7 +113,8 @@ class TransformersTeacher(WaveformTeacher):
                 length = 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES
         if not length:
             return 0
-        return max(0, int(self.encoder._get_feat_extract_output_lengths(torch.tensor(length))))
+        num_frames = self.encoder._get_feat_extract_output_lengths(torch.tensor(length))
+        return max(0, int(num_frames))
 
     def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
         # The front-end computes on the CPU, in numpy.
