@@ -104,6 +104,14 @@ class StageFolder:
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:02d}.log"
 
+    def error_file(self, rank: int) -> Path:
+        """The error that ended a process of the present attempt (processes/worker_error.py)."""
+        return self.logs / f"error-{rank:02d}.json"
+
+    def error_files(self) -> list[Path]:
+        """Return the error files in place, by rank."""
+        return sorted(self.logs.glob("error-*.json"))
+
     def heartbeat_file(self, rank: int) -> Path:
         return self.heartbeats / f"rank-{rank:02d}.json"
 

@@ -1,8 +1,8 @@
 """What each process of a stage runs: `python -m launcher.worker RUN_DIR STAGE`.
 
 The launcher starts it, through `deepspeed` for training stages; it reads the resolved recipe of the run folder, works,
-and leaves `done.json` behind. Exit codes are those of `chorus`. A signal to any process of a training is a wish to
-stop: all of them save at the same step and leave. Heavy imports come after the signals are taken.
+and leaves `done.json` behind, or an error file of its rank. Exit codes are those of `chorus`. A signal to any process
+of a training is a request to stop: all of them save at the same step and leave.
 """
 
 import faulthandler
@@ -10,28 +10,36 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import exit_code
+from launcher.errors import Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 from launcher.run_folder import RunFolder, StageFolder, write_json
 
 if TYPE_CHECKING:
     from launcher.processes.heartbeat import Heartbeat
-    from launcher.recipe import AnyTrainingStage, EvaluateStage
+    from launcher.recipe import AnyTrainingStage
     from launcher.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
+# A tracker that does not answer may not hold up the end of the process for longer, after an error and at the end.
+FLUSH_ERROR_S = 3.0
+FLUSH_S = 20.0
 
 
 def main(arguments: list[str]) -> int:
     with StopRequest().installed() as stop:
-        run, stage_name = RunFolder(Path(arguments[0])), arguments[1]
+        run = RunFolder(Path(arguments[0]))
+        stage_name = arguments[1]
         rank = int(os.environ.get("RANK", "0"))
         folder = run.stage(stage_name)
         _log_to(folder, rank)
+
+        # Heavy imports come after the signal handlers: a signal during them would end the process with nothing saved.
         from launcher.processes.heartbeat import Heartbeat, leave_with_launcher
+        from launcher.processes.worker_error import record_error
 
         leave_with_launcher()
         heartbeat = Heartbeat(folder, rank)
@@ -40,7 +48,15 @@ def main(arguments: list[str]) -> int:
             _work(run, stage_name, heartbeat, stop)
         except Exception as error:
             code = exit_code(error)
-            logger.error("%s", traceback.format_exc() if code == 1 else error)
+            if code == 1:
+                logger.error("%s", traceback.format_exc())
+            else:
+                logger.error("%s", error)
+            # Before the heartbeat says that this process leaves: the supervisor then looks for the error file.
+            # A full disk must not change the exit code.
+            if not isinstance(error, Preempted):
+                with suppress(OSError):
+                    record_error(folder, rank, error)
             heartbeat.leave(code)
             return code
     return 0
@@ -67,21 +83,20 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
     recipe = load_recipe(run.recipe_file)
     stage = recipe.stage(stage_name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if isinstance(stage, EvaluateStage):
-        with stop.interrupting():  # there is nothing to save halfway
-            _evaluate(StageContext(recipe, run, stage), heartbeat)
-    else:
+    if not isinstance(stage, EvaluateStage):
         _train(StageContext(recipe, run, stage), heartbeat, stop)
+        return
 
-
-def _evaluate(context: "StageContext[EvaluateStage]", heartbeat: "Heartbeat") -> None:
     from launcher.inference.evaluation import evaluate
     from launcher.inference.evaluation_tracking import track_evaluation
 
-    results = evaluate(context, heartbeat)
-    write_json(context.folder.evaluation_file, results)
-    track_evaluation(context, results)
-    write_json(context.folder.done_file, {"status": "done", "step": 0})
+    # An evaluation has nothing to save halfway, so a signal ends it at once.
+    with stop.interrupting():
+        context = StageContext(recipe, run, stage)
+        results = evaluate(context, heartbeat)
+        write_json(context.folder.evaluation_file, results)
+        track_evaluation(context, results)
+        write_json(context.folder.done_file, {"status": "done", "step": 0})
 
 
 def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", stop: StopRequest) -> None:
@@ -96,7 +111,8 @@ def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", st
     try:
         status = trainer.run()
     except Exception:
-        trainer.log.close(timeout_s=3)  # the alerts that say what went wrong
+        # The alerts that say what went wrong.
+        trainer.log.close(timeout_s=FLUSH_ERROR_S)
         raise
 
     if dist.get_rank() == 0:
@@ -104,7 +120,7 @@ def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", st
             write_model(context)
             if trainer.log.tracker:
                 trainer.log.tracker.artifacts(lambda: made_artifacts(context), used=False)
-        trainer.log.close(timeout_s=20)
+        trainer.log.close(timeout_s=FLUSH_S)
         # Last of all: the launcher takes this file for the end of the stage.
         write_json(context.folder.done_file, {"status": status, "step": trainer.step})
     dist.barrier()

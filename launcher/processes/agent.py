@@ -25,19 +25,30 @@ from launcher.processes.watchdog import is_running
 from launcher.processes.worker_command import num_cores
 from launcher.run_folder import RunFolder
 
-# What may be said on the standard input: still there; write your stacks and end; save and leave.
-ALIVE, ABORT, STOP = b".", b"a", b"s"
+# The messages on the standard input: still there; write your stacks and end; save and leave. Single bytes, so that a
+# read cannot cut one in two.
+ALIVE = b"."
+ABORT = b"a"
+STOP = b"s"
 ALIVE_EVERY_S = 5.0
 # Long enough for a machine that is busy or a launcher that was paused for a moment.
 SILENCE_S = 120.0
 POLL_S = 0.1
-LOOK_S = 0.3
+# Finding the ranks walks the process tree and reads environments, which costs more than a look at known processes.
+FIND_RANKS_EVERY_S = 0.3
 ABORT_S = 1.0
+READ_BYTES = 4096
 
 
 def main(arguments: list[str]) -> int:
-    options, command = _options(arguments)
-    run, stage = RunFolder(Path(command[-2])), command[-1]
+    parser = argparse.ArgumentParser(prog="python -m launcher.processes.agent")
+    parser.add_argument("--processes", type=int, required=True, help="training processes of this host")
+    parser.add_argument("--threads", type=int, help="CPU threads per process; without: its share of the cores")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(arguments)
+
+    *_, run_path, stage = options.command
+    run = RunFolder(Path(run_path))
     if not run.recipe_file.is_file():
         print(
             f"{os.uname().nodename} does not see the run folder {run.path}. Put it, with --run-dir, on a file system "
@@ -45,77 +56,85 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return exit_code(ConfigError())
+
+    threads = options.threads or max(1, num_cores() // options.processes)
     environment = {
         **os.environ,
-        **_first_line(sys.stdin.fileno()),
-        "OMP_NUM_THREADS": str(options.threads or max(1, num_cores() // options.processes)),
+        **_read_secrets(sys.stdin.fileno()),
+        "OMP_NUM_THREADS": str(threads),
         "CHORUS_LAUNCHER_PID": str(os.getpid()),
     }
     # A signal to this host's processes is theirs to answer: they agree with those elsewhere, save and leave.
     with StopRequest().installed() as stop:
-        return HostAgent(run, stage, options.processes, stop).follow(command, environment)
+        agent = HostAgent(run, stage, options.processes, stop)
+        return agent.follow(options.command, environment)
 
 
-def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="python -m launcher.processes.agent")
-    parser.add_argument("--processes", type=int, required=True, help="training processes of this host")
-    parser.add_argument("--threads", type=int, help="CPU threads per process; without: its share of the cores")
-    parser.add_argument("command", nargs="+")
-    options = parser.parse_args(arguments)
-    return options, options.command
-
-
-def _first_line(descriptor: int) -> dict[str, str]:
-    """Read one line byte by byte, so that nothing of what follows is taken away; empty when the input is closed."""
+def _read_secrets(descriptor: int) -> dict[str, str]:
+    """Read the first line byte by byte, so that nothing of what follows is taken away; empty from a closed input."""
     line = b""
-    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+    while not line.endswith(b"\n"):
+        byte = os.read(descriptor, 1)
+        if not byte:
+            break
         line += byte
-    return json.loads(line) if line.strip() else {}
+    if not line.strip():
+        return {}
+    return json.loads(line)
 
 
 class HostAgent:
     """The processes of this host."""
 
     def __init__(self, run: RunFolder, stage: str, processes: int, stop: StopRequest) -> None:
-        self._run, self._stage, self._processes, self._stop = run, run.stage(stage), processes, stop
+        self._run = run
+        self._stage = run.stage(stage)
+        self._processes = processes
+        self._stop = stop
         self._ranks: dict[int, psutil.Process] = {}
-        self._heard = self._looked = time.monotonic()
+        self._last_message = time.monotonic()
+        self._last_check = self._last_message
 
     def follow(self, command: list[str], environment: dict[str, str]) -> int:
         """Start the command and stay with it; return its exit code, or 128 and the signal that ended it."""
         self._group = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            while self._group.poll() is None and self._held():
+            while self._group.poll() is None and self._is_held():
                 if self._stop.count:
                     self._stage.stop_file.touch()
-                self._note_losses()
-            self._note_losses(at_once=True)
+                every_s = POLL_S
+                if len(self._ranks) < self._processes:
+                    every_s = FIND_RANKS_EVERY_S
+                if time.monotonic() - self._last_check >= every_s:
+                    self._note_losses()
+            # The last losses may be newer than the last look: they are what ended the command.
+            self._note_losses()
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self._group.pid, signal.SIGKILL)
             code = self._group.wait()
-        return code if code >= 0 else 128 - code
+        if code < 0:
+            # As a shell says it: an exit code cannot be negative.
+            return 128 - code
+        return code
 
-    def _held(self) -> bool:
-        """Listen for a moment; return whether somebody still wants the processes."""
+    def _is_held(self) -> bool:
+        """Wait a moment for messages; return whether somebody still wants the processes."""
         readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
         if readable:
-            words = os.read(sys.stdin.fileno(), 4096)
-            if not words:
+            messages = os.read(sys.stdin.fileno(), READ_BYTES)
+            if not messages:
                 return False
-            self._heard = time.monotonic()
-            if STOP in words:
+            self._last_message = time.monotonic()
+            if STOP in messages:
                 self._stage.stop_file.touch()
-            if ABORT in words:
+            if ABORT in messages:
                 self._abort()
-        return time.monotonic() - self._heard < SILENCE_S
+        return time.monotonic() - self._last_message < SILENCE_S
 
-    def _note_losses(self, at_once: bool = False) -> None:
+    def _note_losses(self) -> None:
         """Leave a note for every rank of this host that has gone."""
-        now = time.monotonic()
-        if now - self._looked < (0 if at_once else POLL_S if len(self._ranks) == self._processes else LOOK_S):
-            return
-        self._looked = now
+        self._last_check = time.monotonic()
         if len(self._ranks) < self._processes:
             self._find_ranks()
         for rank, process in self._ranks.items():
@@ -124,6 +143,7 @@ class HostAgent:
 
     def _find_ranks(self) -> None:
         """Learn which processes under the command are ranks: those that have one and end in RUN_DIR STAGE."""
+        # Any of them may end while it is looked at.
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._group.pid).children(recursive=True):
                 with suppress(psutil.Error):

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 
 from launcher.errors import ConfigError
 from launcher.processes import worker_command
+from launcher.processes.process_group import Command, Launch
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
 from launcher.run_folder import RunFolder
 
 AGENT_MODULE = "launcher.processes.agent"
+WATCHDOG_MODULE = "launcher.processes.watchdog"
 PASSED = ("DS_ACCELERATOR", "LD_LIBRARY_PATH")
 PASSED_PREFIXES = ("GLOO_", "NCCL_", "TORCH_NCCL_", "WANDB_")
 # These are seen by every user of a host when they stand on a command line.
@@ -28,11 +30,12 @@ def deepspeed_command(
     topology: Topology, node_rank: int | str, run: RunFolder, stage: str, master: str, port: int
 ) -> list[str]:
     """Return the command that starts one host's processes of a training stage, on that host."""
+    command = [worker_command.deepspeed_executable(), f"--hostfile={run.stage(stage).hostfile}"]
     include = topology.include()
+    if include:
+        command.append(f"--include={include}")
     return [
-        worker_command.deepspeed_executable(),
-        f"--hostfile={run.stage(stage).hostfile}",
-        *([f"--include={include}"] if include else []),
+        *command,
         "--no_ssh",
         f"--node_rank={node_rank}",
         f"--master_addr={master}",
@@ -47,22 +50,52 @@ def deepspeed_command(
 
 def agent_command(command: list[str], processes: int, threads: int | None) -> list[str]:
     """Return the command of a host's agent; like `command` it ends in RUN_DIR STAGE."""
-    options = [f"--processes={processes}", *([f"--threads={threads}"] if threads else [])]
+    options = [f"--processes={processes}"]
+    if threads:
+        options.append(f"--threads={threads}")
+    # The dashes keep the agent from taking the options of DeepSpeed's launcher for its own.
     return [sys.executable, "-u", "-m", AGENT_MODULE, *options, "--", *command]
+
+
+def end_command(run: RunFolder, stage: str, terminate_s: float) -> list[str]:
+    """Return the command that ends a stage's processes on the host where it runs, and prints how many there were."""
+    option = f"--terminate-s={terminate_s}"
+    return [sys.executable, "-m", WATCHDOG_MODULE, "end", str(run.path), stage, option]
+
+
+def evaluation_here(kind: str, cluster: ClusterConfig, topology: Topology, run: RunFolder, stage: str) -> Launch:
+    """Return an evaluation as one process on this host, the first of the topology."""
+    host = topology.hosts[0].name
+    arguments = worker_command.evaluation_command(run, stage)
+    environment = worker_command.worker_environment(cluster, 1, worker_command.free_port())
+    return Launch(kind, host, {host: [0]}, [Command(host, arguments, environment)])
 
 
 def passed_environment(cluster: ClusterConfig, environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return what processes on other hosts get of this one's environment: to be shown, and secret."""
-    missing = [name for name in cluster.environment if name not in environment]
-    if missing:
-        raise ConfigError(
-            f"cluster.environment names {missing[0]}, which is not set here. Set it, or take it out of the recipe."
-        )
-    names = {name for name in environment if name in PASSED or name.startswith(PASSED_PREFIXES)}
-    chosen = {name: environment[name] for name in sorted(names | set(cluster.environment))}
-    shown = {name: value for name, value in chosen.items() if not SECRET.search(name)}
-    secrets = {name: value for name, value in chosen.items() if SECRET.search(name)}
-    return worker_command.python_environment(environment) | shown, secrets
+    names = set(cluster.environment)
+    for name in cluster.environment:
+        if name not in environment:
+            raise ConfigError(
+                f"cluster.environment names {name}, which is not set here. Set it, or take it out of the recipe."
+            )
+    for name in environment:
+        if name in PASSED or name.startswith(PASSED_PREFIXES):
+            names.add(name)
+
+    shown = worker_command.python_environment(environment)
+    secrets = {}
+    for name in sorted(names):
+        if SECRET.search(name):
+            secrets[name] = environment[name]
+        else:
+            shown[name] = environment[name]
+    return shown, secrets
+
+
+def master_address(cluster: ClusterConfig, topology: Topology) -> str:
+    """Return the address at which every host finds the first process."""
+    return cluster.master_address or topology.hosts[0].name
 
 
 def choose_port(cluster: ClusterConfig) -> int:

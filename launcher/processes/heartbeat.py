@@ -9,9 +9,11 @@ from typing import Any
 
 import psutil
 
+from data.files import replacing
 from launcher.run_folder import StageFolder
 
 INTERVAL_S = 1.0
+LAUNCHER_CHECK_S = 1.0
 
 
 class Heartbeat:
@@ -22,27 +24,28 @@ class Heartbeat:
         self.path = stage.heartbeat_file(rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.record: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
-        self.section, self.written = "", 0.0
+        self.section = ""
+        self.written = 0.0
 
     def beat(self, step: int, section: str) -> None:
-        """Say that this process is at `step` and enters `section`; at most one write a second within a section."""
+        """Report that this process is at `step` and enters `section`; at most one write a second within a section."""
         now = time.time()
         if section == self.section and now - self.written < INTERVAL_S:
             return
-        self.section, self.written = section, now
+        self.section = section
+        self.written = now
         self.record |= {"step": step, "section": section, "time": now}
         self._write()
 
     def leave(self, exit_code: int) -> None:
-        """Say that this process ends because of an error, and with which exit code."""
+        """Report that this process ends because of an error, and with which exit code."""
         self.record["exit_code"] = exit_code
         self._write()
 
     def _write(self) -> None:
-        # Not flushed to the disk: it only matters while the machine lives.
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.record))
-        temporary.replace(self.path)
+        # Not flushed to the disk: a heartbeat only matters while the machine lives.
+        with replacing(self.path, durable=False) as temporary:
+            temporary.write_text(json.dumps(self.record))
 
 
 def leave_with_launcher() -> None:
@@ -51,9 +54,11 @@ def leave_with_launcher() -> None:
     if launcher is None or not psutil.pid_exists(int(launcher)):
         return
 
-    def watch() -> None:
+    def watch_launcher() -> None:
         while psutil.pid_exists(int(launcher)):
-            time.sleep(1)
+            time.sleep(LAUNCHER_CHECK_S)
+        # The main thread may hang in a collective, where no exception and no signal handler of Python's would run.
         os._exit(1)
 
-    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    # A daemon: it must not keep a process alive whose work is done.
+    threading.Thread(target=watch_launcher, name="launcher-watch", daemon=True).start()

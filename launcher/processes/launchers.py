@@ -33,6 +33,10 @@ def make_launcher(cluster: ClusterConfig) -> Launcher:
         return LocalLauncher(cluster)
     if cluster.kind == "slurm":
         return SlurmLauncher(cluster)
+
+    # The recipe's checks refuse the kinds below without a hostfile.
     assert cluster.hostfile
     topology = read_topology(cluster.hostfile, cluster.include, cluster.exclude)
-    return SharedFolderLauncher(cluster, topology) if cluster.kind == "no_ssh" else SshLauncher(cluster, topology)
+    if cluster.kind == "no_ssh":
+        return SharedFolderLauncher(cluster, topology)
+    return SshLauncher(cluster, topology)

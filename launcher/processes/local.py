@@ -19,7 +19,8 @@ class LocalLauncher:
 
     def training(self, run: RunFolder, stage: str, port: int | None = None) -> Launch:
         """Return the command of a training stage."""
-        processes, port = self._cluster.processes, port or self._cluster.master_port or worker_command.free_port()
+        processes = self._cluster.processes
+        port = port or self._cluster.master_port or worker_command.free_port()
         arguments = worker_command.training_command(processes, run, stage, port)
         environment = worker_command.worker_environment(self._cluster, processes, port)
         command = Command("localhost", arguments, environment)
@@ -27,8 +28,9 @@ class LocalLauncher:
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process."""
+        arguments = worker_command.evaluation_command(run, stage)
         environment = worker_command.worker_environment(self._cluster, 1, worker_command.free_port())
-        command = Command("localhost", worker_command.evaluation_command(run, stage), environment)
+        command = Command("localhost", arguments, environment)
         return Launch("local", "localhost", {"localhost": [0]}, [command])
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:

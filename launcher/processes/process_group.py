@@ -1,7 +1,7 @@
 """The commands of one attempt at a stage while they run: one on this machine, or one for each host.
 
-A command that leads to another host is held by its standard input: the agent there (`node.py`) reads what the processes
-may not be shown on a command line, then a byte from time to time; it ends its host's processes when the input
+A command that leads to another host is held by its standard input. The agent there (`agent.py`) reads what the
+processes may not be shown on a command line, then a byte from time to time. It ends its host's processes when the input
 is closed or silent. So whatever becomes of this process or of the network, nothing is left behind.
 """
 
@@ -19,6 +19,8 @@ from launcher.processes.agent import ALIVE, ALIVE_EVERY_S
 
 # For the agents to kill their processes and leave, and for their connections to say so.
 LEAVE_S = 10.0
+# What ssh leaves with when it, not the command it ran, has failed.
+SSH_FAILED = 255
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,15 @@ class Launch:
 
     def record(self) -> dict[str, Any]:
         """Return what launch.json says; of secret variables only the names."""
-        commands = [
-            {
-                "host": command.host,
-                "command": command.arguments,
-                "secret_variables": sorted(command.secrets or ()),
-            }
-            for command in self.commands
-        ]
+        commands = []
+        for command in self.commands:
+            commands.append(
+                {
+                    "host": command.host,
+                    "command": command.arguments,
+                    "secret_variables": sorted(command.secrets or ()),
+                }
+            )
         return {"launcher": self.kind, "master": self.master, "ranks": self.ranks, "commands": commands}
 
 
@@ -60,49 +63,56 @@ class ProcessGroup:
 
     def __init__(self, commands: list[Command], log: Path) -> None:
         self._commands = commands
-        self._told = time.monotonic()
-        self._failed: tuple[Command, int] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._last_sent = time.monotonic()
+        self._first_failed: tuple[Command, int] | None = None
         with log.open("ab") as output:
-            self._started = [
-                subprocess.Popen(
+            for command in commands:
+                # Without an agent nobody reads, and a worker must not wait for a terminal's input.
+                stdin = subprocess.DEVNULL if command.secrets is None else subprocess.PIPE
+                # A session of its own: Ctrl-C in a terminal reaches the launcher, which then decides.
+                process = subprocess.Popen(
                     command.arguments,
                     env=command.environment,
-                    stdin=subprocess.DEVNULL if command.secrets is None else subprocess.PIPE,
+                    stdin=stdin,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
                 )
-                for command in commands
-            ]
-        for process, command in zip(self._started, commands, strict=True):
+                self._processes.append(process)
+        for process, command in zip(self._processes, commands, strict=True):
             if command.secrets is not None:
                 _write(process, f"{json.dumps(command.secrets)}\n".encode())
 
     def poll(self) -> int | None:
         """Return None while all go on, the exit code of the first that failed, or 0 when all have left with 0."""
-        if time.monotonic() - self._told >= ALIVE_EVERY_S:
-            self.tell(ALIVE)
-        codes = [process.poll() for process in self._started]
+        if time.monotonic() - self._last_sent >= ALIVE_EVERY_S:
+            self.send(ALIVE)
+        codes = [process.poll() for process in self._processes]
         for command, code in zip(self._commands, codes, strict=True):
-            if code and not self._failed:
-                self._failed = command, code
-        if self._failed:
-            return self._failed[1]
-        return None if None in codes else 0
+            if code and not self._first_failed:
+                self._first_failed = (command, code)
+        if self._first_failed:
+            return self._first_failed[1]
+        if None in codes:
+            return None
+        return 0
 
-    def tell(self, word: bytes) -> None:
-        """Send a word of `node.py` to every agent."""
-        self._told = time.monotonic()
-        for process in self._started:
-            _write(process, word)
+    def send(self, message: bytes) -> None:
+        """Send a message (ALIVE, ABORT or STOP of `agent.py`) to every agent."""
+        self._last_sent = time.monotonic()
+        for process in self._processes:
+            _write(process, message)
 
     def reason(self) -> str:
         """Return in words how the command that failed first ended."""
-        command, code = self._failed or (self._commands[0], 0)
-        where = "its processes" if command.secrets is None else f"the processes on {command.host}"
+        command, code = self._first_failed or (self._commands[0], 0)
+        where = "its processes"
+        if command.secrets is not None:
+            where = f"the processes on {command.host}"
         if code == 0:
             return f"{where} left with exit code 0 before the stage was recorded as done"
-        if code == 255 and command.secrets is not None:
+        if code == SSH_FAILED and command.secrets is not None:
             return f"the connection to {command.host} was lost, or could not be made"
         if code < 0:
             return f"{where} were ended by {signal.Signals(-code).name}"
@@ -110,26 +120,30 @@ class ProcessGroup:
 
     def end(self) -> bool:
         """Kill what runs; return whether every agent confirmed that nothing is left on its host."""
-        for process in self._started:
+        # All inputs first: the agents end their hosts' processes side by side.
+        for process in self._processes:
             if process.stdin:
                 with suppress(OSError):
                     process.stdin.close()
+
         until = time.monotonic() + LEAVE_S
-        confirmed = True
-        for process, command in zip(self._started, self._commands, strict=True):
+        all_confirmed = True
+        for process, command in zip(self._processes, self._commands, strict=True):
             if command.secrets is not None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, until - time.monotonic()))
-                # 255 is what ssh says of itself; without a code, or killed, the way there says nothing of the host.
-                confirmed &= process.returncode is not None and 0 <= process.returncode < 255
+                # Without a code, or killed, the connection says nothing of the host.
+                if process.returncode is None or not 0 <= process.returncode < SSH_FAILED:
+                    all_confirmed = False
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return confirmed
+        return all_confirmed
 
 
 def _write(process: subprocess.Popen[bytes], content: bytes) -> None:
     if process.stdin:
-        with suppress(OSError):  # it has ended, which `poll` will see
+        # A process that has ended reads nothing, which `poll` will see.
+        with suppress(OSError):
             process.stdin.write(content)
             process.stdin.flush()

@@ -1,8 +1,13 @@
 """Hosts that nobody can log in to: the same `chorus run` is started on each, and they speak through the run folder.
 
-The one with `--node-rank 0` decides. For every other host it starts a relay here, which takes the place of ssh: held by
-its standard input, it keeps an order file for that host and leaves with the exit code that the host answers. The other
-hosts follow: they start the agent that the order names, hold it as long as the order is renewed, and write the answer.
+The one with `--node-rank 0` decides. For every other host it starts an order writer here, which takes the place of ssh:
+held by its standard input, it keeps an order file for that host and leaves with the exit code that the host answers.
+The other hosts follow: they start the agent that the order names, hold it as long as the order is renewed, and write
+the answer.
+
+An order file is JSON: `attempt` (a new name for each), `command` (the agent's), `words` (all messages so far), `held`
+(false: end the processes), `renewed` (a count), or `over` (the exit code of the whole run). An answer has `attempt` and
+`code`.
 """
 
 import os
@@ -19,8 +24,8 @@ from typing import Any
 from launcher.errors import DistributedError, Preempted, exit_code
 from launcher.monitoring.progress import Display
 from launcher.processes import agent_command, worker_command
-from launcher.processes.agent import ABORT, ALIVE, STOP
-from launcher.processes.process_group import Command, Launch
+from launcher.processes.agent import ABORT, ALIVE, READ_BYTES, STOP
+from launcher.processes.process_group import SSH_FAILED, Command, Launch
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
@@ -33,47 +38,40 @@ ANSWER_S = 60.0
 
 def node_commands(topology: Topology, arguments: list[str]) -> list[tuple[str, list[str]]]:
     """Return, for every host, the command to start there."""
-    return [
-        (host.name, [sys.executable, "-m", "launcher.cli", *arguments, f"--node-rank={node}"])
-        for node, host in enumerate(topology.hosts)
-    ]
+    commands = []
+    for node, host in enumerate(topology.hosts):
+        command = [sys.executable, "-m", "launcher.cli", *arguments, f"--node-rank={node}"]
+        commands.append((host.name, command))
+    return commands
 
 
 class SharedFolderLauncher:
     """Starts a stage's processes on this host, the first, and has the others started by those who follow."""
 
     def __init__(self, cluster: ClusterConfig, topology: Topology) -> None:
-        self._cluster, self.topology = cluster, topology
+        self.topology = topology
+        self._cluster = cluster
 
     def training(self, run: RunFolder, stage: str, port: int | None = None) -> Launch:
-        """Return the commands of a training stage: an agent here, a relay for every other host."""
+        """Return the commands of a training stage: an agent here, an order writer for every other host."""
         port = port or agent_command.choose_port(self._cluster)
-        master = self._cluster.master_address or self.topology.hosts[0].name
+        master = agent_command.master_address(self._cluster, self.topology)
+        environment = {**os.environ, **worker_command.python_environment(os.environ)}
         commands = []
         for node, host in enumerate(self.topology.hosts):
             command = agent_command.deepspeed_command(self.topology, node, run, stage, master, port)
             command = agent_command.agent_command(command, len(host.slots), self._cluster.threads)
-            if node:
-                command = [
-                    sys.executable,
-                    "-u",
-                    "-m",
-                    "launcher.processes.shared_folder",
-                    str(run.order_file(node)),
-                    *command,
-                ]
-            environment = {**os.environ, **worker_command.python_environment(os.environ)}
+            if node > 0:
+                order_file = str(run.order_file(node))
+                command = [sys.executable, "-u", "-m", "launcher.processes.shared_folder", order_file, *command]
+            # Secrets are empty: every host has its own environment. They are not None, for an agent listens.
             commands.append(Command(host.name, command, environment, secrets={}))
         files = {run.stage(stage).hostfile: self.topology.hostfile()}
         return Launch("no_ssh", f"{master}:{port}", self.topology.placement(), commands, files)
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process here."""
-        host = self.topology.hosts[0].name
-        environment = worker_command.worker_environment(self._cluster, 1, worker_command.free_port())
-        return Launch(
-            "no_ssh", host, {host: [0]}, [Command(host, worker_command.evaluation_command(run, stage), environment)]
-        )
+        return agent_command.evaluation_here("no_ssh", self._cluster, self.topology, run, stage)
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """Nothing to do: who follows ends what it has before it starts anew, and an agent ends with who follows."""
@@ -99,38 +97,55 @@ class _OrderWriter:
     def __init__(self, order_file: Path, command: list[str]) -> None:
         self._file = order_file
         self._order: dict[str, Any] = {"attempt": uuid.uuid4().hex, "command": command, "words": "", "held": True}
-        self._renewed = 0
+        self._num_writes = 0
 
     def run(self) -> int:
         """Pass on what the standard input says; return the other host's exit code, 255 when it does not answer."""
-        sys.stdin.buffer.readline()  # secrets: the other host has its own
+        # The line of secrets: the other host has its own.
+        sys.stdin.buffer.readline()
         self._write()
-        until = None
-        while (answer := read_json(_answer_file(self._file)) or {}).get("attempt") != self._order["attempt"]:
-            if until is None and not self._listen():
+        while self._order["held"]:
+            code = self._read_answer()
+            if code is not None:
+                return code
+            if not self._forward_messages():
                 self._order["held"] = False
                 self._write()
-                until = time.monotonic() + ANSWER_S
-            elif until is not None:
-                if time.monotonic() > until:
-                    return 255
-                time.sleep(POLL_S)
+
+        until = time.monotonic() + ANSWER_S
+        while True:
+            code = self._read_answer()
+            if code is not None:
+                return code
+            if time.monotonic() > until:
+                return SSH_FAILED
+            time.sleep(POLL_S)
+
+    def _read_answer(self) -> int | None:
+        """Return the exit code of this attempt's agent; None before there is one."""
+        answer = read_json(_answer_file(self._file)) or {}
+        if answer.get("attempt") != self._order["attempt"]:
+            return None
         return answer["code"]
 
-    def _listen(self) -> bool:
-        """Wait a moment for words and pass them on; False when the input is closed."""
+    def _forward_messages(self) -> bool:
+        """Wait a moment for messages and pass them on; False when the input is closed."""
         readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
         if not readable:
             return True
-        words = os.read(sys.stdin.fileno(), 4096)
-        if words:
-            self._order["words"] += "".join(word.decode() for word in (ABORT, STOP) if word in words)
-            self._write()
-        return bool(words)
+        messages = os.read(sys.stdin.fileno(), READ_BYTES)
+        if not messages:
+            return False
+        # ALIVE is not kept: that the order is renewed says the same.
+        for message in (ABORT, STOP):
+            if message in messages:
+                self._order["words"] += message.decode()
+        self._write()
+        return True
 
     def _write(self) -> None:
-        self._renewed += 1
-        write_json(self._file, {**self._order, "renewed": self._renewed})
+        self._num_writes += 1
+        write_json(self._file, {**self._order, "renewed": self._num_writes})
 
 
 def _answer_file(order_file: Path) -> Path:
@@ -141,66 +156,94 @@ class Follower:
     """What `chorus run --node-rank I` does on every host but the first."""
 
     def __init__(self, run: RunFolder, node: int, stop: StopRequest, display: Display) -> None:
-        self._run, self._file = run, run.order_file(node)
-        self._stop, self._display = stop, display
+        self._run = run
+        self._file = run.order_file(node)
+        self._stop = stop
+        self._display = display
         self._agent: subprocess.Popen[bytes] | None = None
-        self._attempt, self._renewed, self._words = "", -1, 0
+        self._attempt = ""
+        self._renewed = -1
+        self._num_forwarded = 0
 
     def follow(self) -> None:
-        """Obey until it is over; DistributedError when the run failed, Preempted when it or this was stopped."""
-        self._first = read_json(self._file) or {}  # may be left from before; it counts once it is renewed
+        """Follow orders to the end of the run; DistributedError when it failed, Preempted after a stop."""
+        # An order left from before counts once it is renewed.
+        stale_order = read_json(self._file) or {}
         self._display.say("Follows the first host, which is to be started with --node-rank 0.")
         try:
             while True:
                 order = read_json(self._file) or {}
-                fresh = order != self._first
-                if fresh and "over" in order:
-                    self._end(order["over"])
-                    return
-                if fresh and "command" in order:
-                    self._obey(order)
+                is_fresh = order != stale_order
+                if is_fresh and "over" in order:
+                    break
+                if is_fresh and "command" in order:
+                    self._carry_out(order)
                 if self._stop.count:
-                    self._leave(order)
+                    # At once when nothing runs here, or when asked twice.
+                    if self._agent is None or self._stop.count > 1:
+                        raise Preempted("This host was asked to stop.")
+                    # The processes of all hosts see this file and save, as after a signal to any of them.
+                    self._run.stage(order["command"][-1]).stop_file.touch()
                 time.sleep(POLL_S)
         finally:
-            self._release()
+            self._end_agent()
 
-    def _obey(self, order: dict[str, Any]) -> None:
+        code = order["over"]
+        if code == exit_code(Preempted()):
+            raise Preempted("The run was stopped.")
+        if code:
+            raise DistributedError(f"The run ended on the first host with exit code {code}; its output says why.")
+        self._display.say("Everything is done.")
+
+    def _carry_out(self, order: dict[str, Any]) -> None:
         if order["attempt"] != self._attempt and order["held"]:
-            self._release()
-            self._attempt, self._renewed, self._words = order["attempt"], -1, 0
-            stage = self._run.stage(order["command"][-1])
-            stage.logs.mkdir(parents=True, exist_ok=True)
-            self._display.say(f"{stage.name}: starts its processes of this host")
-            with stage.launcher_log.open("ab") as log:
-                self._agent = subprocess.Popen(
-                    order["command"],
-                    env={**os.environ, **worker_command.python_environment(os.environ)},
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            self._tell(b"{}\n")
+            self._end_agent()
+            self._start_agent(order)
         if order["attempt"] != self._attempt or self._agent is None:
             return
+
+        # The first host renews its order as it would write to an agent: when it falls silent, so does this one, and
+        # the agent ends its processes.
         if order["renewed"] != self._renewed:
             self._renewed = order["renewed"]
-            self._tell(ALIVE + order["words"][self._words :].encode())
-            self._words = len(order["words"])
+            new_messages = order["words"][self._num_forwarded :]
+            self._num_forwarded = len(order["words"])
+            self._send(ALIVE + new_messages.encode())
         if not order["held"]:
-            self._release()
-        elif (code := self._agent.poll()) is not None:
+            self._end_agent()
+            return
+        code = self._agent.poll()
+        if code is not None:
             self._answer(code)
 
-    def _tell(self, words: bytes) -> None:
+    def _start_agent(self, order: dict[str, Any]) -> None:
+        self._attempt = order["attempt"]
+        self._renewed = -1
+        self._num_forwarded = 0
+        stage = self._run.stage(order["command"][-1])
+        stage.logs.mkdir(parents=True, exist_ok=True)
+        self._display.say(f"{stage.name}: starts its processes of this host")
+        with stage.launcher_log.open("ab") as log:
+            self._agent = subprocess.Popen(
+                order["command"],
+                env={**os.environ, **worker_command.python_environment(os.environ)},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        # The line of secrets, empty.
+        self._send(b"{}\n")
+
+    def _send(self, messages: bytes) -> None:
         assert self._agent
         assert self._agent.stdin
+        # An agent that has ended reads nothing, which `poll` will see.
         with suppress(OSError):
-            self._agent.stdin.write(words)
+            self._agent.stdin.write(messages)
             self._agent.stdin.flush()
 
-    def _release(self) -> None:
+    def _end_agent(self) -> None:
         """Close the agent's input, with which it ends this host's processes, and say so."""
         if self._agent is None:
             return
@@ -211,28 +254,20 @@ class Follower:
 
     def _answer(self, code: int) -> None:
         self._agent = None
-        write_json(_answer_file(self._file), {"attempt": self._attempt, "code": code if code >= 0 else 128 - code})
-
-    def _leave(self, order: dict[str, Any]) -> None:
-        """This host was asked to stop: have all save, as a signal to any process does; at once when nothing runs."""
-        if self._agent is None or self._stop.count > 1:
-            raise Preempted("This host was asked to stop.")
-        self._run.stage(order["command"][-1]).stop_file.touch()
-
-    def _end(self, code: int) -> None:
-        if code == exit_code(Preempted()):
-            raise Preempted("The run was stopped.")
-        if code:
-            raise DistributedError(f"The run ended on the first host with exit code {code}; its output says why.")
-        self._display.say("Everything is done.")
+        if code < 0:
+            # As a shell says it: an exit code cannot be negative.
+            code = 128 - code
+        write_json(_answer_file(self._file), {"attempt": self._attempt, "code": code})
 
 
 def show_commands(topology: Topology, run: RunFolder, arguments: list[str]) -> None:
     """Print the command of every host, and leave them in the run folder."""
-    commands = node_commands(topology, arguments)
-    lines = [f"# on {host}, in {os.getcwd()}\n{worker_command.shown(command)}\n" for host, command in commands]
-    write_text(run.node_commands_file, "\n".join(lines))
-    print("\n".join(lines))
+    paragraphs = []
+    for host, command in node_commands(topology, arguments):
+        paragraphs.append(f"# on {host}, in {os.getcwd()}\n{worker_command.shown(command)}\n")
+    text = "\n".join(paragraphs)
+    write_text(run.node_commands_file, text)
+    print(text)
     print(f"Start one on each host, in any order. They are in {run.node_commands_file} too.")
 
 

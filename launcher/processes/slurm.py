@@ -18,6 +18,8 @@ from launcher.recipe.hostfile import Host, Topology
 from launcher.run_folder import RunFolder
 
 ANSWER_S = 60.0
+# Of what srun prints, the end says what went wrong.
+ERROR_CHARACTERS = 300
 SCRIPT = """#!/bin/bash
 {directives}
 
@@ -66,34 +68,38 @@ def batch_script(recipe: Recipe, run: RunFolder, arguments: list[str]) -> str:
         "account": slurm.account,
         "signal": f"B:USR1@{slurm.signal_s}",
     }
-    directives = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    sbatch_options = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    sbatch_options += ["--requeue", *slurm.options]
+    directives = []
+    for argument in sbatch_options:
+        # sbatch knows double quotes alone.
+        if any(character.isspace() for character in argument):
+            argument = f'"{argument}"'
+        directives.append(f"#SBATCH {argument}")
+
     python = worker_command.python_environment(os.environ)
     return SCRIPT.format(
-        directives="\n".join(f"#SBATCH {_directive(option)}" for option in [*directives, "--requeue", *slurm.options]),
-        environment=shlex.join(f"{name}={value}" for name, value in python.items()),
+        directives="\n".join(directives),
+        environment=shlex.join([f"{name}={value}" for name, value in python.items()]),
         command=shlex.join([sys.executable, "-m", "launcher.cli", *arguments]),
     )
-
-
-def _directive(option: str) -> str:
-    """Quote an option as sbatch reads it: by double quotes alone."""
-    return f'"{option}"' if any(character.isspace() for character in option) else option
 
 
 def submit(script: str) -> str:
     """Hand a script file to sbatch and return the number of the job; ConfigError with what sbatch says."""
     try:
-        done = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)
+        result = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)
     except FileNotFoundError:
         raise ConfigError(
             f"There is no sbatch in PATH. Run this on a login node of the cluster; the script is {script}."
         ) from None
-    if done.returncode:
+    if result.returncode:
         raise ConfigError(
-            f"sbatch does not take the script {script}: {' '.join(done.stderr.split())}. Mend cluster.slurm and run "
+            f"sbatch does not take the script {script}: {' '.join(result.stderr.split())}. Mend cluster.slurm and run "
             "the same command again."
         )
-    return done.stdout.strip().partition(";")[0]
+    # With several clusters, sbatch prints "NUMBER;CLUSTER".
+    return result.stdout.strip().partition(";")[0]
 
 
 class SlurmLauncher:
@@ -102,32 +108,27 @@ class SlurmLauncher:
     def __init__(self, cluster: ClusterConfig) -> None:
         self._cluster = cluster
         slots = tuple(range(cluster.processes // cluster.slurm.nodes))
-        self.topology = Topology(tuple(Host(name, slots, len(slots)) for name in self._nodes()))
-
-    def _nodes(self) -> list[str]:
-        """Return the names of the job's nodes; before there is a job, stand-ins."""
-        number = self._cluster.slurm.nodes
-        if not inside_job():
-            return [f"slurm-node-{index}" for index in range(number)]
-        found = subprocess.run(["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True)
-        nodes = found.stdout.split()
-        if len(nodes) != number:
-            raise ConfigError(
-                f"cluster.slurm.nodes is {number}, but the SLURM job {os.environ['SLURM_JOB_ID']} has {len(nodes)} "
-                "nodes. Make them equal."
-            )
-        return nodes
+        hosts = [Host(name, slots, len(slots)) for name in _node_names(cluster.slurm.nodes)]
+        self.topology = Topology(tuple(hosts))
 
     def training(self, run: RunFolder, stage: str, port: int | None = None) -> Launch:
         """Return the one command of a training stage: an agent on every node."""
         port = port or agent_command.choose_port(self._cluster)
-        master = self._cluster.master_address or self.topology.hosts[0].name
+        master = agent_command.master_address(self._cluster, self.topology)
         per_node = len(self.topology.hosts[0].slots)
         command = agent_command.deepspeed_command(self.topology, "$SLURM_PROCID", run, stage, master, port)
         agent = agent_command.agent_command(command, per_node, self._cluster.threads)
-        # The shell on the node puts its number in.
-        line = " ".join(f'"{part}"' if part.endswith("=$SLURM_PROCID") else shlex.quote(part) for part in agent)
-        arguments = [*self._srun("--kill-on-bad-exit=1", "--input=all"), "sh", "-c", f"exec {line}"]
+
+        # srun starts the same line everywhere. The shell of each node puts its number in, so no single quotes there.
+        words = []
+        for part in agent:
+            if part.endswith("=$SLURM_PROCID"):
+                words.append(f'"{part}"')
+            else:
+                words.append(shlex.quote(part))
+        # --input=all: every agent is held by its standard input, so each gets a copy of ours.
+        srun = self._srun("--kill-on-bad-exit=1", "--input=all")
+        arguments = [*srun, "sh", "-c", f"exec {' '.join(words)}"]
         names = ",".join(host.name for host in self.topology.hosts)
         return Launch(
             "slurm",
@@ -139,26 +140,15 @@ class SlurmLauncher:
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process here, on the job's first node."""
-        host = self.topology.hosts[0].name
-        environment = worker_command.worker_environment(self._cluster, 1, worker_command.free_port())
-        return Launch(
-            "slurm", host, {host: [0]}, [Command(host, worker_command.evaluation_command(run, stage), environment)]
-        )
+        return agent_command.evaluation_here("slurm", self._cluster, self.topology, run, stage)
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """End what is left of a stage on the job's nodes; return how many processes."""
-        end = [
-            sys.executable,
-            "-m",
-            "launcher.processes.watchdog",
-            "end",
-            str(run.path),
-            stage,
-            f"--terminate-s={terminate_s}",
-        ]
+        # --overlap: a step that is still there holds the cores, and this one must not wait for them.
+        command = [*self._srun("--overlap"), *agent_command.end_command(run, stage, terminate_s)]
         try:
-            done = subprocess.run(
-                [*self._srun("--overlap"), *end],
+            result = subprocess.run(
+                command,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -167,19 +157,37 @@ class SlurmLauncher:
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(f"srun starts nothing within {ANSWER_S:g} s. Look at the job with squeue.") from None
-        if done.returncode:
-            raise ConfigError(f"srun cannot start a process on every node: {' '.join(done.stderr.split())[-300:]}.")
-        return sum(map(int, done.stdout.split()))
+        if result.returncode:
+            reason = " ".join(result.stderr.split())[-ERROR_CHARACTERS:]
+            raise ConfigError(f"srun cannot start a process on every node: {reason}.")
+        return sum(map(int, result.stdout.split()))
 
     def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]:
         """Nobody waits elsewhere for the end of the run."""
         return nullcontext()
 
     def _srun(self, *options: str) -> list[str]:
-        nodes, per_node = len(self.topology.hosts), len(self.topology.hosts[0].slots)
+        nodes = len(self.topology.hosts)
+        per_node = len(self.topology.hosts[0].slots)
+        # Since SLURM 22.05 srun does not take --cpus-per-task from the batch script.
         cores = f"--cpus-per-task={per_node * self._cluster.slurm.cpus_per_process}"
         return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", cores, *options]
 
     def _environment(self) -> dict[str, str]:
         """srun hands the whole environment on."""
         return {**os.environ, **worker_command.python_environment(os.environ)}
+
+
+def _node_names(num_nodes: int) -> list[str]:
+    """Return the names of the job's nodes; before there is a job, stand-ins."""
+    if not inside_job():
+        return [f"slurm-node-{index}" for index in range(num_nodes)]
+    # The variable SLURM_JOB_NODELIST is compressed ("node[01-04]"); scontrol writes it out.
+    result = subprocess.run(["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True)
+    names = result.stdout.split()
+    if len(names) != num_nodes:
+        raise ConfigError(
+            f"cluster.slurm.nodes is {num_nodes}, but the SLURM job {os.environ['SLURM_JOB_ID']} has {len(names)} "
+            "nodes. Make them equal."
+        )
+    return names

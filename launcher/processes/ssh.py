@@ -1,4 +1,4 @@
-"""Many hosts over ssh: one connection to each, held by this process, to the agent there (`node.py`).
+"""Many hosts over ssh: one connection to each, held by this process, to the agent there (`agent.py`).
 
 Asked of the hosts: a login without a password, the same paths for the interpreter, the current folder and the run
 folder, and a shell of the Bourne kind. Keep-alive messages notice a network that is gone within half a minute.
@@ -17,38 +17,45 @@ from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
 from launcher.run_folder import RunFolder
 
-OPTIONS = {
-    "BatchMode": "yes",  # a question would never be answered
-    "ConnectTimeout": "20",
-    "ServerAliveInterval": "5",
-    "ServerAliveCountMax": "6",
-    "ForwardX11": "no",
-}
+OPTIONS = (
+    "BatchMode=yes",  # a question would never be answered
+    "ConnectTimeout=20",
+    # Six messages of 5 s each without an answer: the half minute after which a network counts as gone.
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=6",
+    "ForwardX11=no",
+)
 ANSWER_S = 60.0
+# Of what ssh and a shell print, the end says what went wrong.
+ERROR_CHARACTERS = 300
 
 
 def remote_line(command: list[str], environment: dict[str, str]) -> str:
     """Return a command for a remote shell: in this folder, with these variables."""
     variables = [f"{name}={value}" for name, value in environment.items()]
+    # `exec`: no shell stays between ssh and the agent, so that the closed input and the exit code are the agent's.
     return f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([*variables, *command])}"
 
 
 def ssh_command(cluster: ClusterConfig, host: str, line: str) -> list[str]:
     """Return the command that runs a line on a host; ssh keeps to the first of two values of an option."""
-    options = [argument for name, value in OPTIONS.items() for argument in ("-o", f"{name}={value}")]
-    return ["ssh", "-T", *cluster.ssh_options, *options, host, line]
+    command = ["ssh", "-T", *cluster.ssh_options]
+    for option in OPTIONS:
+        command += ["-o", option]
+    return [*command, host, line]
 
 
 class SshLauncher:
     """Starts a stage's processes on the hosts of a hostfile."""
 
     def __init__(self, cluster: ClusterConfig, topology: Topology) -> None:
-        self._cluster, self.topology = cluster, topology
+        self.topology = topology
+        self._cluster = cluster
 
     def training(self, run: RunFolder, stage: str, port: int | None = None) -> Launch:
         """Return the commands of a training stage, one for each host."""
         port = port or agent_command.choose_port(self._cluster)
-        master = self._cluster.master_address or self.topology.hosts[0].name
+        master = agent_command.master_address(self._cluster, self.topology)
         commands = []
         for node, host in enumerate(self.topology.hosts):
             command = agent_command.deepspeed_command(self.topology, node, run, stage, master, port)
@@ -64,16 +71,8 @@ class SshLauncher:
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """End what an earlier launcher, or an agent that is gone, left of a stage; return how many processes."""
-        command = [
-            sys.executable,
-            "-m",
-            "launcher.processes.watchdog",
-            "end",
-            str(run.path),
-            stage,
-            f"--terminate-s={terminate_s}",
-        ]
-        return sum(int(answer or 0) for answer in self.ask(command).values())
+        answers = self.ask(agent_command.end_command(run, stage, terminate_s))
+        return sum(int(answer or 0) for answer in answers.values())
 
     def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]:
         """Nobody waits elsewhere for the end of the run."""
@@ -83,33 +82,34 @@ class SshLauncher:
         """Run a short command on every host at once and return what each printed; ConfigError where that fails."""
         environment, _ = agent_command.passed_environment(self._cluster, os.environ)
         line = remote_line(command, environment)
-        started = {
-            host.name: subprocess.Popen(
+        # All are started before the first is waited for: hosts answer side by side.
+        processes = {}
+        for host in self.topology.hosts:
+            processes[host.name] = subprocess.Popen(
                 ssh_command(self._cluster, host.name, line),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for host in self.topology.hosts
-        }
-        return {host: self._answer(host, process) for host, process in started.items()}
 
-    def _answer(self, host: str, process: "subprocess.Popen[str]") -> str:
-        try:
-            output, errors = process.communicate(timeout=ANSWER_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
-            errors += f"no answer within {ANSWER_S:g} s"
-        if process.returncode:
-            said = " ".join(errors.split())[-300:] or f"exit code {process.returncode}"
-            raise ConfigError(
-                f"The host {host} cannot be used over ssh: {said}. It must let you in without a question (try `ssh "
-                f"{host} true`) and have {os.getcwd()} and {sys.executable}; `chorus doctor --hostfile F` looks at all "
-                "hosts."
-            )
-        return output.strip()
+        answers = {}
+        for host, process in processes.items():
+            try:
+                output, errors = process.communicate(timeout=ANSWER_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, errors = process.communicate()
+                errors += f"no answer within {ANSWER_S:g} s"
+            if process.returncode:
+                reason = " ".join(errors.split())[-ERROR_CHARACTERS:] or f"exit code {process.returncode}"
+                raise ConfigError(
+                    f"The host {host} cannot be used over ssh: {reason}. It must let you in without a question (try "
+                    f"`ssh {host} true`) and have {os.getcwd()} and {sys.executable}; `chorus doctor --hostfile F` "
+                    "looks at all hosts."
+                )
+            answers[host] = output.strip()
+        return answers
 
     def _command(self, host: str, command: list[str], processes: int) -> Command:
         environment, secrets = agent_command.passed_environment(self._cluster, os.environ)

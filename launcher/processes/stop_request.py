@@ -1,4 +1,4 @@
-"""Signals as a wish to stop, to `chorus run` or to any of its processes.
+"""Signals as a request to stop, to `chorus run` or to any of its processes.
 
 Imported before anything heavy, so that no signal comes too early.
 """
@@ -11,11 +11,12 @@ from launcher.errors import Preempted
 
 
 class StopRequest:
-    """Takes SIGINT, SIGTERM and SIGUSR1 as a wish to stop.
+    """Takes SIGINT, SIGTERM and SIGUSR1 as a request to stop.
 
     It only counts, so that what is under way can be saved; inside `interrupting()` it raises Preempted.
     """
 
+    # SIGUSR1 is what SLURM sends before the time limit, as our batch script asks it to.
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
@@ -24,11 +25,13 @@ class StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator["StopRequest"]:
-        former = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        former_handlers = {}
+        for number in self.SIGNALS:
+            former_handlers[number] = signal.signal(number, self._on_signal)
         try:
             yield self
         finally:
-            for number, handler in former.items():
+            for number, handler in former_handlers.items():
                 signal.signal(number, handler)
 
     @contextmanager
@@ -36,6 +39,7 @@ class StopRequest:
         """Work in this process that can be abandoned at any moment."""
         self._raises = True
         try:
+            # A signal that came before this block counts as one inside it.
             self.check()
             yield
         finally:

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,8 @@ ABORT_S = 1.0
 KILL_S = 10.0
 # After a process is lost: time for the others to find out, and for the command to say how it ended.
 LINGER_S = 3.0
+# Between two looks at whether processes have ended.
+POLL_S = 0.05
 # Agents note losses each in its own time: of two that are seen so close together, it is not known which came first.
 TOGETHER_S = 0.5
 
@@ -43,8 +44,13 @@ class Deadlines:
 
     def silence_s(self, section: str) -> float:
         """How long a process may be silent in a section."""
-        special = {"start": self.startup_s, "validate": self.validation_s, "save": self.save_s}
-        return special.get(section, self.stall_s)
+        if section == "start":
+            return self.startup_s
+        if section == "validate":
+            return self.validation_s
+        if section == "save":
+            return self.save_s
+        return self.stall_s
 
 
 @dataclass(frozen=True)
@@ -58,34 +64,42 @@ class Failure:
 
 def processes_of(run: RunFolder, stage: str | None = None) -> list[psutil.Process]:
     """Return the live processes here that work for a run: those whose arguments end in RUN_DIR STAGE."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             arguments = process.cmdline()
-            ours = len(arguments) > 2 and arguments[-2] == str(run.path) and stage in (None, arguments[-1])
-            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if len(arguments) <= 2 or arguments[-2] != str(run.path):
+                continue
+            if stage is not None and arguments[-1] != stage:
+                continue
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
         except psutil.Error:
-            continue  # it ended while it was looked at, or is another user's
-    return found
+            # It ended while it was looked at, or is another user's.
+            continue
+    return processes
 
 
 def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float = 10.0) -> int:
     """Terminate, then kill, every process that works for a run; return how many there were."""
-    found = processes_of(run, stage)
-    for process in found:
-        _quietly(process.terminate)
-    for process in _still_running(found, terminate_s):
-        _quietly(process.kill)
-    _still_running(found, KILL_S)
-    return len(found)
+    processes = processes_of(run, stage)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in _wait(processes, terminate_s):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait(processes, KILL_S)
+    return len(processes)
 
 
-def _still_running(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+def _wait(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
     """Wait for processes to end and return those that did not; a zombie has ended, collected or not."""
     until = time.monotonic() + timeout_s
-    while (running := [process for process in processes if is_running(process)]) and time.monotonic() < until:
-        time.sleep(0.05)
+    running = [process for process in processes if is_running(process)]
+    while running and time.monotonic() < until:
+        time.sleep(POLL_S)
+        running = [process for process in running if is_running(process)]
     return running
 
 
@@ -96,112 +110,126 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
-def _quietly(end: Callable[..., Any], *arguments: Any) -> None:
-    with suppress(psutil.NoSuchProcess):
-        end(*arguments)
-
-
 class Watchdog:
     """What the heartbeats of one attempt say: who is silent, and who was lost first."""
 
     def __init__(self, stage: StageFolder, processes: int, deadlines: Deadlines) -> None:
-        self._stage, self._processes, self._deadlines = stage, processes, deadlines
-        self._started = time.monotonic()
-        # Silence is measured by this process's own clock: a clock that is set does not look like it.
-        self._changed: dict[int, tuple[float, dict[str, Any]]] = {}
         self.lost: list[int] = []
-        self._lost_at: dict[int, float] = {}  # by the same clock
+        self._stage = stage
+        self._processes = processes
+        self._deadlines = deadlines
+        self._started = time.monotonic()
+        # The last heartbeat of each rank, and when it was first seen. Silence is measured by this process's own clock:
+        # a clock that is set does not look like it.
+        self._heartbeats: dict[int, dict[str, Any]] = {}
+        self._seen_at: dict[int, float] = {}
+        self._lost_at: dict[int, float] = {}
 
-    def look(self) -> Failure | None:
+    def check(self) -> Failure | None:
         """Read the heartbeats; a Failure when a process is silent, does not appear, or was lost."""
         now = time.monotonic()
-        gone, noted = [], self._stage.read_losses()
-        for beat in self._stage.read_heartbeats():
-            rank = beat["rank"]
-            if rank not in self._changed or self._changed[rank][1] != beat:
-                self._changed[rank] = now, beat
-            if rank not in self.lost and (rank in noted or not _runs(beat)):
-                gone.append(rank)
-        if gone:
-            self._lost_at |= dict.fromkeys(gone, now)
+        noted_losses = self._stage.read_losses()
+        num_lost = len(self._lost_at)
+        for heartbeat in self._stage.read_heartbeats():
+            rank = heartbeat["rank"]
+            if self._heartbeats.get(rank) != heartbeat:
+                self._heartbeats[rank] = heartbeat
+                self._seen_at[rank] = now
+            if rank not in self._lost_at and (rank in noted_losses or not _runs(heartbeat)):
+                self._lost_at[rank] = now
+        if len(self._lost_at) > num_lost:
             # Of those that went together, the last to write went last: it tells of another's loss.
-            before = [rank for rank in self.lost if now - self._lost_at[rank] > TOGETHER_S]
-            together = [rank for rank in self._lost_at if rank not in before]
-            self.lost = before + sorted(together, key=self._last_written)
-        return self._silent(now) or self._absent(now) or self._gone(now)
+            earlier = [rank for rank in self.lost if now - self._lost_at[rank] > TOGETHER_S]
+            together = [rank for rank in self._lost_at if rank not in earlier]
+            self.lost = earlier + sorted(together, key=self._last_written)
+
+        # A silent process comes before a lost one: the loss may be what the silence led to.
+        failure = self._find_silent(now)
+        if failure:
+            return failure
+
+        absent = [rank for rank in range(self._processes) if rank not in self._heartbeats]
+        if absent and now - self._started > self._deadlines.startup_s:
+            ranks = ", ".join(map(str, absent))
+            return Failure(f"rank {ranks} did not report within {self._deadlines.startup_s:g} s", absent[0])
+
+        # A loss that the command does not act on: the others wait for that process in vain. The first process writes
+        # the stage's record, then all leave: those are no losses.
+        if not self.lost or now - min(self._lost_at.values()) <= LINGER_S:
+            return None
+        if self._stage.done_file.name in self._stage.names():
+            return None
+        first = self.lost[0]
+        return Failure(self.describe_lost(first), first, self.exit_code(first))
 
     def exit_code(self, rank: int) -> int | None:
-        """The exit code that a process announced; None when it was not its own will to leave."""
-        return self._changed[rank][1].get("exit_code")
+        """The exit code that a process announced; None when it did not leave by itself."""
+        return self._heartbeats[rank].get("exit_code")
 
     def abort(self) -> None:
         """Have every process on this host write to its log what its threads are doing, and end (SIGABRT)."""
-        present = [beat for _, beat in self._changed.values() if _is_here(beat) and _runs(beat)]
-        told = [psutil.Process(beat["pid"]) for beat in present]
-        for process in told:
-            _quietly(process.send_signal, signal.SIGABRT)
-        _still_running(told, ABORT_S)
+        processes = []
+        for heartbeat in self._heartbeats.values():
+            if _is_here(heartbeat) and _runs(heartbeat):
+                processes.append(psutil.Process(heartbeat["pid"]))
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGABRT)
+        _wait(processes, ABORT_S)
+
+    def describe_lost(self, rank: int) -> str:
+        heartbeat = self._heartbeats[rank]
+        how = "was lost"
+        if "exit_code" in heartbeat:
+            how = f"left with exit code {heartbeat['exit_code']}"
+        return f"rank {rank} on {heartbeat['host']} {how} at step {heartbeat['step']}, in {heartbeat['section']}"
 
     def _last_written(self, rank: int) -> float:
         log = self._stage.rank_log(rank)
-        return log.stat().st_mtime if log.exists() else 0.0
+        if not log.exists():
+            return 0.0
+        return log.stat().st_mtime
 
-    def _silent(self, now: float) -> Failure | None:
-        silent = [
-            (changed, beat)
-            for rank, (changed, beat) in self._changed.items()
-            if rank not in self.lost and now - changed > self._deadlines.silence_s(beat["section"])
-        ]
+    def _find_silent(self, now: float) -> Failure | None:
+        silent = []
+        for rank, heartbeat in self._heartbeats.items():
+            deadline_s = self._deadlines.silence_s(heartbeat["section"])
+            if rank not in self.lost and now - self._seen_at[rank] > deadline_s:
+                # The one that hangs stopped before those that wait for it: frozen first, then by step, then by time.
+                order = (not _is_stopped(heartbeat), heartbeat["step"], self._seen_at[rank])
+                silent.append((order, rank))
         if not silent:
             return None
-        # The one that hangs stopped before those that wait for it.
-        changed, beat = min(silent, key=lambda pair: (not _is_stopped(pair[1]), pair[1]["step"], pair[0]))
+
+        _, rank = min(silent)
+        heartbeat = self._heartbeats[rank]
+        deadline_s = self._deadlines.silence_s(heartbeat["section"])
         return Failure(
-            f"rank {beat['rank']} on {beat['host']} was silent for {now - changed:.0f} s at step {beat['step']}, in "
-            f"{beat['section']} (process {beat['pid']}; deadline {self._deadlines.silence_s(beat['section']):g} s)",
-            beat["rank"],
-        )
-
-    def _gone(self, now: float) -> Failure | None:
-        """The loss of a process that its command does not act on: the others wait for it in vain."""
-        ended = self._stage.done_file.name in self._stage.names()  # the first process writes it, then all leave
-        if not self.lost or ended or now - min(self._lost_at.values()) <= LINGER_S:
-            return None
-        return Failure(self.describe_lost(self.lost[0]), self.lost[0], self.exit_code(self.lost[0]))
-
-    def describe_lost(self, rank: int) -> str:
-        _, beat = self._changed[rank]
-        how = f"left with exit code {beat['exit_code']}" if "exit_code" in beat else "was lost"
-        return f"rank {rank} on {beat['host']} {how} at step {beat['step']}, in {beat['section']}"
-
-    def _absent(self, now: float) -> Failure | None:
-        absent = sorted(set(range(self._processes)) - set(self._changed))
-        if not absent or now - self._started <= self._deadlines.startup_s:
-            return None
-        return Failure(
-            f"rank {', '.join(map(str, absent))} did not report within {self._deadlines.startup_s:g} s",
-            absent[0],
+            f"rank {rank} on {heartbeat['host']} was silent for {now - self._seen_at[rank]:.0f} s at step "
+            f"{heartbeat['step']}, in {heartbeat['section']} (process {heartbeat['pid']}; deadline {deadline_s:g} s)",
+            rank,
         )
 
 
-def _is_here(beat: dict[str, Any]) -> bool:
-    return beat["host"] == socket.gethostname()
+def _is_here(heartbeat: dict[str, Any]) -> bool:
+    return heartbeat["host"] == socket.gethostname()
 
 
-def _runs(beat: dict[str, Any]) -> bool:
-    if not _is_here(beat):
-        return True  # its agent says when it is not; without an agent it falls silent
+def _runs(heartbeat: dict[str, Any]) -> bool:
+    if not _is_here(heartbeat):
+        # Its agent notes when it does not; without an agent it falls silent.
+        return True
     try:
-        return is_running(psutil.Process(beat["pid"]))
+        return is_running(psutil.Process(heartbeat["pid"]))
     except psutil.NoSuchProcess:
         return False
 
 
-def _is_stopped(beat: dict[str, Any]) -> bool:
-    if not _is_here(beat):
+def _is_stopped(heartbeat: dict[str, Any]) -> bool:
+    if not _is_here(heartbeat):
         return False
     try:
-        return psutil.Process(beat["pid"]).status() == psutil.STATUS_STOPPED
+        return psutil.Process(heartbeat["pid"]).status() == psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return False
 

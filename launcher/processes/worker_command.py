@@ -1,7 +1,7 @@
 """How a stage's processes are started on this machine: the command line and the environment of each.
 
 Training goes through the `deepspeed` command, evaluation is one plain process. What differs between one host and many
-is in `launching/`. Refused: more processes than there are GPUs.
+is in `agent_command.py`. Refused: more processes than there are GPUs.
 """
 
 import os
@@ -16,7 +16,8 @@ from launcher.errors import ConfigError
 from launcher.recipe import ClusterConfig
 from launcher.run_folder import RunFolder
 
-PACKAGES = Path(__file__).parent.parent
+# The folder that holds the packages data, launcher and model.
+PACKAGES = Path(__file__).parents[2]
 WORKER_MODULE = "launcher.worker"
 
 
@@ -33,16 +34,17 @@ def accelerator() -> str:
 def check_machine(cluster: ClusterConfig) -> None:
     """Refuse more processes than there are GPUs (ConfigError); processors may hold any number."""
     if cluster.kind != "local" or accelerator() != "cuda":
-        return  # `chorus doctor --hostfile` looks at other hosts
+        # `chorus doctor --hostfile` looks at other hosts.
+        return
     import torch
 
     gpus = torch.cuda.device_count()
     if cluster.processes > gpus:
+        seen = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         raise ConfigError(
-            f"cluster.processes is {cluster.processes}, but PyTorch sees {gpus} GPU{'s' * (gpus > 1)} "
-            f"here, and every process needs one. Pass --processes {gpus} (with --set "
-            "cluster.expert_parallel=N, N a divisor of it), or train on the processors with "
-            "DS_ACCELERATOR=cpu in the environment."
+            f"cluster.processes is {cluster.processes}, but PyTorch sees {seen} here, and every process needs one. "
+            f"Pass --processes {gpus} (with --set cluster.expert_parallel=N, N a divisor of it), or train on the "
+            "processors with DS_ACCELERATOR=cpu in the environment."
         )
 
 
@@ -57,8 +59,9 @@ def training_command(processes: int, run: RunFolder, stage: str, port: int) -> l
     """Return the command that starts the processes of a training stage on this machine."""
     return [
         deepspeed_executable(),
-        "--hostfile=/dev/null",  # DeepSpeed would otherwise read /job/hostfile where there is one
-        *_devices(processes, os.environ),
+        # DeepSpeed would otherwise read /job/hostfile where there is one.
+        "--hostfile=/dev/null",
+        _device_option(processes, os.environ),
         "--no_local_rank",
         f"--master_port={port}",
         "--module",
@@ -75,11 +78,15 @@ def evaluation_command(run: RunFolder, stage: str) -> list[str]:
 
 def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dict[str, str]:
     """Return the environment of a stage's processes, derived from this one's."""
-    environment = dict(os.environ)
-    environment |= python_environment(environment) | {
-        "OMP_NUM_THREADS": str(cluster.threads or max(1, num_cores() // processes)),
+    threads = cluster.threads or max(1, num_cores() // processes)
+    environment = {
+        **os.environ,
+        **python_environment(os.environ),
+        # More threads than cores would make the processes wait for each other.
+        "OMP_NUM_THREADS": str(threads),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        # With which a worker notices that its launcher is gone (heartbeat.py).
         "CHORUS_LAUNCHER_PID": str(os.getpid()),
     }
     if accelerator() == "cpu":
@@ -89,11 +96,14 @@ def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dic
 
 def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with which `python -m` finds Chorus from any folder."""
-    search_path = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
+    search_path = [str(PACKAGES)]
+    if environment.get("PYTHONPATH"):
+        search_path.append(environment["PYTHONPATH"])
     return {
         "PYTHONPATH": os.pathsep.join(search_path),
         # `python -m` would put the current folder first, where a user may keep a package named data or model.
         "PYTHONSAFEPATH": "1",
+        # What a process prints is in its log when it is killed.
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -103,32 +113,43 @@ def shown(command: list[str]) -> str:
     return shlex.join([Path(command[0]).name, *command[1:]])
 
 
-def _devices(processes: int, environment: Mapping[str, str]) -> list[str]:
-    """Keep to the GPUs of CUDA_VISIBLE_DEVICES, which `--num_gpus` alone would ignore."""
-    visible = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+def _device_option(processes: int, environment: Mapping[str, str]) -> str:
+    """Return DeepSpeed's option for the processes of this host.
+
+    It keeps to the GPUs of CUDA_VISIBLE_DEVICES, which `--num_gpus` alone would ignore.
+    """
+    visible = []
+    for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(","):
+        if device.strip():
+            visible.append(device.strip())
     if environment.get("DS_ACCELERATOR") == "cpu" or not visible:
-        return [f"--num_gpus={processes}"]
-    if not all(device.strip().isdigit() for device in visible):
+        return f"--num_gpus={processes}"
+    if not all(device.isdigit() for device in visible):
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES is {environment['CUDA_VISIBLE_DEVICES']!r}; the deepspeed command "
             "understands only numbers there. Give the GPUs by their index, such as "
             "CUDA_VISIBLE_DEVICES=0,1."
         )
-    return [f"--include=localhost:{','.join(device.strip() for device in visible[:processes])}"]
+    return f"--include=localhost:{','.join(visible[:processes])}"
 
 
 def deepspeed_executable() -> str:
     """Return the path of the `deepspeed` command; ConfigError when there is none."""
     beside_python = Path(sys.executable).with_name("deepspeed")
-    found = str(beside_python) if beside_python.is_file() else shutil.which("deepspeed")
-    if not found:
+    if beside_python.is_file():
+        return str(beside_python)
+    in_path = shutil.which("deepspeed")
+    if not in_path:
         raise ConfigError(
             f"There is no `deepspeed` command beside {sys.executable} nor in PATH. Install Chorus with its "
             f"dependencies in this environment: pip install chorus-asr."
         )
-    return found
+    return in_path
 
 
 def num_cores() -> int:
     """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # The affinity counts the cores of a container or of a SLURM task, cpu_count() those of the machine. macOS has none.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,10 +2,11 @@
 
 python fake_worker.py BEHAVIOUR RUN_DIR STAGE, where BEHAVIOUR is JSON: {"ranks": 2, "steps": 6, "attempts":
 [...]}, and each attempt is what to do at which step: {"at": 3, "do": "die" | "hang" | "exit", "rank": 1,
-"code": 3}; with "deaf" the others do not notice, and write their stacks beside their log when they are
-aborted. An attempt without an entry works to the end. A checkpoint is left at every step, so an attempt
-goes on where the last one ended. SIGTERM is ignored when "stubborn". With {"evaluate": MODELS} it leaves an
-evaluation instead.
+"code": 3}, or {"do": "raise", "error": "DataError", "message": "..."}, which is recorded as a worker's error. The
+others then record the loss of a peer; with "record_peers" they do so after a "die" too. With "deaf" the others do not
+notice, and write their stacks beside their log when they are aborted. An attempt without an entry works to the end.
+A checkpoint is left at every step, so an attempt goes on where the last one ended. SIGTERM is ignored when
+"stubborn". With {"evaluate": MODELS} it leaves an evaluation instead.
 """
 
 import faulthandler
@@ -20,9 +21,13 @@ from pathlib import Path
 
 import psutil
 
+from data.errors import DataError
+from launcher.errors import ConfigError, exit_code
+from launcher.processes.worker_error import record_error
 from launcher.run_folder import RunFolder, write_json
 
 STEP_S = 0.03
+ERRORS = {kind.__name__: kind for kind in (ConfigError, DataError, RuntimeError)}
 
 
 def attempt_number(counter: Path) -> int:
@@ -38,15 +43,28 @@ def misbehave(plan: dict, folder) -> None:
     if plan["do"] == "exit":
         log.write_text(f"rank {plan['rank']}: {plan['message']}\n")
         os._exit(plan["code"])
+    if plan["do"] == "raise":
+        fail(folder, plan["rank"], ERRORS[plan["error"]](plan["message"]))
     while True:  # hang
         time.sleep(1)
 
 
-def wait_for_peers(behaviour: dict, folder, rank: int, step: int, deaf: bool) -> None:
+def fail(folder, rank: int, error: Exception) -> None:
+    try:
+        raise error
+    except Exception as raised:
+        folder.rank_log(rank).write_text(f"rank {rank}: {raised}\n")
+        record_error(folder, rank, raised)
+        os._exit(exit_code(raised))
+
+
+def wait_for_peers(behaviour: dict, folder, rank: int, step: int, plan: dict) -> None:
     """Wait until every rank has come to a step, as a collective does; leave when one of them is lost."""
     while len(beats := folder.read_heartbeats()) < behaviour["ranks"] or min(b["step"] for b in beats) < step:
         for beat in beats:
-            if beat["step"] < step and not deaf and not psutil.pid_exists(beat["pid"]):
+            if beat["step"] < step and not plan.get("deaf") and not psutil.pid_exists(beat["pid"]):
+                if plan.get("do") == "raise" or plan.get("record_peers"):
+                    fail(folder, rank, RuntimeError("Connection closed by peer [127.0.0.1]:1234"))
                 folder.rank_log(rank).write_text(f"rank {rank}: connection closed by peer\n")
                 os._exit(1)
         time.sleep(0.02)
@@ -58,8 +76,7 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     step = max(folder.checkpoint_steps(), default=0)
     folder.rank_log(rank).write_text(f"rank {rank} starts\n")
-    deaf = plan.get("deaf", False)
-    if deaf:
+    if plan.get("deaf"):
         faulthandler.enable(folder.rank_log(rank).with_suffix(".stacks").open("w"))
     while True:
         host = os.environ.get("FAKE_HOST") or socket.gethostname()
@@ -69,7 +86,7 @@ def work(behaviour: dict, plan: dict, run: RunFolder, stage: str, rank: int) -> 
             misbehave(plan, folder)
         if step >= behaviour["steps"] or (folder.stop_file.exists() and not behaviour.get("stubborn")):
             break
-        wait_for_peers(behaviour, folder, rank, step, deaf)
+        wait_for_peers(behaviour, folder, rank, step, plan)
         time.sleep(STEP_S)
         step += 1
         if rank == 0:

@@ -23,9 +23,9 @@ ROOT = HERE.parents[1]
 FAKE = """
 import sys
 from pathlib import Path
-from launcher import launch, supervisor
 from launcher.cli import main
-launch.deepspeed_executable = lambda: {deepspeed!r}
+from launcher.processes import supervisor, worker_command
+worker_command.deepspeed_executable = lambda: {deepspeed!r}
 supervisor.POLL_S = 0.05
 sys.exit(main(sys.argv[1:]))
 """

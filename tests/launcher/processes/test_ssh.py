@@ -223,7 +223,7 @@ def test_processes_elsewhere_end_when_the_one_that_holds_them_is_gone(started, r
     wait_until(lambda: len(run.stage(STAGE).read_heartbeats()) == 3)
     assert len(processes_of(run)) == 2 + 2 + 3  # agents, stand-ins of deepspeed, ranks
     # All that the other side learns of a launcher killed with SIGKILL: its end of the pipe is closed.
-    for process in started._started:
+    for process in started._processes:
         process.stdin.close()
     wait_until(lambda: processes_of(run) == [], timeout_s=20)
 

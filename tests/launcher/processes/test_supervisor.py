@@ -150,6 +150,41 @@ def test_an_error_that_a_restart_cannot_mend_is_not_tried_again(supervision):
     assert supervision.events() == [("process_lost", 0)]
 
 
+def test_a_users_error_arrives_as_the_paragraph_that_the_worker_wrote(supervision):
+    message = "Shard train/shard-000003.tar is torn after 12 of 40 utterances. Make it again with `chorus prepare`."
+    with pytest.raises(DataError) as error:
+        supervision([{"at": 2, "do": "raise", "rank": 1, "error": "DataError", "message": message}])
+    assert str(error.value) == message
+    assert supervision.events() == [("process_lost", 1)]
+
+
+def test_of_several_errors_the_cause_is_shown_and_not_the_loss_of_a_peer(supervision):
+    failing = {"at": 1, "do": "raise", "rank": 1, "error": "RuntimeError", "message": "out of memory"}
+    with pytest.raises(DistributedError) as error:
+        supervision([failing], restarts=0)
+    assert "Rank 1 on" in str(error.value)
+    assert "ended with RuntimeError: out of memory." in str(error.value)
+    assert f"The traceback is in {supervision.run.stage('teacher').rank_log(1)}." in str(error.value)
+    assert "closed by peer" not in str(error.value)
+
+
+def test_peers_of_a_killed_process_do_not_hide_its_log(supervision):
+    with pytest.raises(DistributedError, match=r"rank 1 on .* was lost") as error:
+        supervision([{"at": 1, "do": "die", "rank": 1, "record_peers": True}], restarts=0)
+    assert supervision.run.stage("teacher").error_file(0).exists()
+    assert "rank-01.log" in str(error.value)
+    assert "closed by peer" not in str(error.value)
+
+
+def test_the_errors_of_an_earlier_attempt_are_gone_when_the_next_one_starts(supervision):
+    failing = {"at": 1, "do": "raise", "rank": 1, "error": "RuntimeError", "message": "out of memory"}
+    killed = {"at": 3, "do": "die", "rank": 0}
+    with pytest.raises(DistributedError, match=r"rank 0 on .* was lost") as error:
+        supervision([failing, killed], restarts=1)
+    assert "out of memory" not in str(error.value)
+    assert supervision.run.stage("teacher").error_files() == []
+
+
 def test_a_hung_process_is_named_with_its_step_and_section_and_the_stage_is_restarted(supervision):
     supervision([{"at": 2, "do": "hang", "rank": 1}])
     lost = next(event for event in supervision.run.events() if event["event"] == "process_lost")
@@ -193,7 +228,12 @@ def test_exit_code_0_without_the_stages_record_is_a_failure_and_orphans_are_ende
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_lets_the_processes_save_and_leave(supervision, number):
-    threading.Timer(0.8, os.kill, (os.getpid(), number)).start()
+    def send_after_a_checkpoint():
+        while not supervision.run.stage("teacher").checkpoint_steps():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send_after_a_checkpoint, daemon=True).start()
     with pytest.raises(Preempted, match="newest checkpoint is of step"):
         supervision(steps=1000)
     done = read_json(supervision.run.stage("teacher").done_file)

@@ -34,12 +34,12 @@ def test_of_losses_noted_close_together_the_first_is_the_one_that_wrote_least_la
     watch_ = Watchdog(stage, 2, Deadlines())
     stage.loss_file(0).touch()
     if later_s:
-        assert watch_.look() is None
+        assert watch_.check() is None
         clock[0] += later_s
     stage.loss_file(1).touch()
-    assert watch_.look() is None
+    assert watch_.check() is None
     clock[0] += watchdog.LINGER_S + 0.1
-    failure = watch_.look()
+    failure = watch_.check()
     assert failure
     assert failure.rank == first
     assert f"rank {first} on node-{'ab'[first]} was lost at step 7" in failure.reason

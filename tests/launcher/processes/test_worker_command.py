@@ -63,7 +63,7 @@ def test_processes_share_the_cores_unless_threads_are_given(monkeypatch):
 def test_workers_find_chorus_from_any_folder_and_no_package_of_that_folder(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/opt/more")
     environment = worker_command.worker_environment(ClusterConfig(), 1, 29501)
-    assert environment["PYTHONPATH"].split(":") == [str(Path(worker_command.__file__).parents[1]), "/opt/more"]
+    assert environment["PYTHONPATH"].split(":") == [str(Path(worker_command.__file__).parents[2]), "/opt/more"]
     assert environment["PYTHONSAFEPATH"] == "1"
     assert environment["MASTER_PORT"] == "29501"
     assert environment["DS_ACCELERATOR"] == "cpu"
@@ -72,3 +72,11 @@ def test_workers_find_chorus_from_any_folder_and_no_package_of_that_folder(monke
 def test_a_free_port_can_be_listened_on():
     with socket.create_server(("127.0.0.1", worker_command.free_port())):
         pass
+
+
+def test_processes_find_the_sources_of_this_launcher():
+    path = worker_command.python_environment({"PYTHONPATH": "/elsewhere"})["PYTHONPATH"]
+    sources, elsewhere = path.split(":")
+    for package in ("data", "launcher", "model"):
+        assert (Path(sources) / package / "__init__.py").is_file()
+    assert elsewhere == "/elsewhere"
