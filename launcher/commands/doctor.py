@@ -1,7 +1,6 @@
 """`chorus doctor`: what this machine, or with a hostfile every host of a run, can do for a run."""
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -10,29 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import ValidationError
 
 from launcher.doctor.host_checks import HostChecks
+from launcher.doctor.host_probe import package_version
 from launcher.errors import ConfigError, exit_code
 from launcher.processes.worker_command import accelerator, num_cores
-from launcher.recipe import ClusterConfig, explain
+from launcher.recipe import ClusterConfig, validate
 from launcher.recipe.hostfile import read_topology
 from launcher.recipe.yaml_io import apply_override
 from launcher.tracking import choose_mode
 
 PACKAGES = ("chorus-asr", "torch", "torchaudio", "deepspeed", "webdataset", "sentencepiece", "wandb")
+GIB = 2**30
+MIB = 2**20
 
 
 def doctor(options: argparse.Namespace) -> int:
     if options.hostfile:
         return examine_hosts(options)
-    found = examine()
+    facts = examine()
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
         return 0
-    for name, value in found.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:12} {text}")
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        print(f"{name:12} {value}")
     return 0
 
 
@@ -41,42 +43,47 @@ def examine_hosts(options: argparse.Namespace) -> int:
     values: dict[str, Any] = {"cluster": {"hostfile": options.hostfile}}
     for override in options.set:
         apply_override(values, override)
-    try:
-        cluster = ClusterConfig.model_validate(values.pop("cluster"))
-    except ValidationError as error:
-        raise ConfigError(explain(error, ClusterConfig, values, "The options of chorus doctor")) from None
+    cluster = validate(ClusterConfig, values.pop("cluster"), "The options of chorus doctor")
+
     topology = read_topology(options.hostfile, cluster.include, cluster.exclude)
-    examination = HostChecks(cluster, topology, Path(options.run_dir).expanduser().absolute())
-    examination.run()
+    checks = HostChecks(cluster, topology, Path(options.run_dir).expanduser().absolute())
+    checks.run()
     if options.json:
-        print(json.dumps(examination.record(), indent=2))
+        print(json.dumps(checks.record(), indent=2))
     else:
-        _show_hosts(examination, str(topology))
-    return exit_code(ConfigError()) if examination.problems else 0
+        _show_hosts(checks, str(topology))
+    if checks.problems:
+        return exit_code(ConfigError())
+    return 0
 
 
-def _show_hosts(examination: HostChecks, topology: str) -> None:
+def _show_hosts(checks: HostChecks, topology: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     print(f"Hosts: {topology}\n")
-    table = Table("", *examination.hosts, box=None, pad_edge=False)
-    for name in next(iter(examination.hosts.values()), {}):
-        table.add_row(name, *(_shown(name, facts.get(name)) for facts in examination.hosts.values()))
+    table = Table("", *checks.hosts, box=None, pad_edge=False)
+    # Every host reports the same facts. None may have answered.
+    first_facts = next(iter(checks.hosts.values()), {})
+    for name in first_facts:
+        cells = [_format_fact(name, facts.get(name)) for facts in checks.hosts.values()]
+        table.add_row(name, *cells)
     Console().print(table)
     print()
-    for problem in examination.problems:
+    for problem in checks.problems:
         print(f"- {problem}")
-    if not examination.problems:
+    if not checks.problems:
         print("Nothing is in the way of a run.")
 
 
-def _shown(name: str, value: Any) -> str:
+def _format_fact(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "free_bytes":
-        return f"{value / 2**30:.1f} GiB"
-    return f"{value / 2**20:.0f} MiB/s" if name == "exchange_bytes_per_s" else str(value)
+        return f"{value / GIB:.1f} GiB"
+    if name == "exchange_bytes_per_s":
+        return f"{value / MIB:.0f} MiB/s"
+    return str(value)
 
 
 def examine() -> dict[str, Any]:
@@ -84,36 +91,22 @@ def examine() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(os.getcwd())
     mode, reason = choose_mode("auto", os.environ)
+
+    accelerators = "none; training runs on the processors"
+    processes = f"{num_cores()} cores; one training process for each is a good start"
+    if accelerator() == "cuda":
+        import torch
+
+        gpus = range(torch.cuda.device_count())
+        accelerators = ", ".join(torch.cuda.get_device_name(index) for index in gpus)
+        processes = f"up to {len(gpus)}, one per GPU; {num_cores()} cores"
+
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "versions": {name: _version(name) for name in PACKAGES},
-        "accelerator": _accelerator(),
-        "processes": _processes(),
-        "memory": f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}",
-        "disk": f"{disk.free / 2**30:.1f} GiB free in {os.getcwd()}",
+        "versions": {package: package_version(package) for package in PACKAGES},
+        "accelerator": accelerators,
+        "processes": processes,
+        "memory": f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}",
+        "disk": f"{disk.free / GIB:.1f} GiB free in {os.getcwd()}",
         "wandb": f"{mode}: {reason}",
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _accelerator() -> str:
-    if accelerator() != "cuda":
-        return "none; training runs on the processors"
-    import torch
-
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join(names)
-
-
-def _processes() -> str:
-    if accelerator() != "cuda":
-        return f"{num_cores()} cores; one training process for each is a good start"
-    import torch
-
-    return f"up to {torch.cuda.device_count()}, one per GPU; {num_cores()} cores"

@@ -1,4 +1,4 @@
-"""What `chorus doctor` has each host of a run say: `python -m launcher.doctor.host_probe PART ...`.
+"""What `chorus doctor` has each host of a run report: `python -m launcher.doctor.host_probe PART ...`.
 
 facts FOLDER MARK: one line of JSON on this host, and a mark left in the folder; then, for every line read, its clock.
 marks FOLDER: the marks that this host sees. exchange FOLDER MARK: removes the mark and takes part in an all-to-all with
@@ -19,20 +19,27 @@ from pathlib import Path
 from typing import Any
 
 MARK = ".doctor-"
-PACKAGES = ("torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece")
+LIBRARIES = ("torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece")
 TIMEOUT = timedelta(seconds=30)
 EXCHANGED_BYTES = 8 << 20
+FLOAT32_BYTES = 4
+# The first makes the connections; only the last is timed.
 ROUNDS = 3
+LONGEST_ERROR = 300
+DIGITS = 12
 
 
 def main(arguments: list[str]) -> int:
-    part, folder = arguments[0], Path(arguments[1])
+    part = arguments[0]
+    folder = Path(arguments[1])
     if part == "facts":
         print(json.dumps(facts(folder, arguments[2])), flush=True)
+        # Whoever asks sends a line and compares the clock of the answer with its own.
         for _ in sys.stdin:
             print(time.time(), flush=True)
     elif part == "marks":
-        print(json.dumps(sorted(path.name for path in folder.iterdir() if path.name.startswith(MARK))))
+        marks = sorted(path.name for path in folder.glob(f"{MARK}*"))
+        print(json.dumps(marks))
     else:
         (folder / arguments[2]).unlink(missing_ok=True)
         print(json.dumps(exchange()), flush=True)
@@ -41,49 +48,47 @@ def main(arguments: list[str]) -> int:
 
 def facts(folder: Path, mark: str) -> dict[str, Any]:
     """Return versions, accelerator, free disk in bytes; `folder_error` says why the folder cannot be written."""
-    from launcher.processes.worker_command import PACKAGES as CODE
     from launcher.processes.worker_command import accelerator, num_cores
 
-    found: dict[str, Any] = {
-        "host": platform.node(),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-        "chorus": _code_digest(CODE),
-        "accelerator": accelerator(),
-        "gpus": _num_gpus() if accelerator() == "cuda" else 0,
-        "cores": num_cores(),
-        "folder_error": None,
-        "free_bytes": None,
-    }
+    facts: dict[str, Any] = {"host": platform.node(), "python": platform.python_version()}
+    for library in LIBRARIES:
+        facts[library] = package_version(library)
+    facts["chorus"] = _code_digest()
+    facts["accelerator"] = accelerator()
+    facts["gpus"] = 0
+    if accelerator() == "cuda":
+        import torch
+
+        facts["gpus"] = torch.cuda.device_count()
+    facts["cores"] = num_cores()
+
+    facts["folder_error"] = None
+    facts["free_bytes"] = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / mark).write_text(platform.node())
-        found["free_bytes"] = shutil.disk_usage(folder).free
+        facts["free_bytes"] = shutil.disk_usage(folder).free
     except OSError as error:
-        found["folder_error"] = str(error)
-    return found
+        facts["folder_error"] = str(error)
+    return facts
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
 
 
-def _code_digest(packages: Path) -> str:
+def _code_digest() -> str:
     """Return the first digits of a SHA-256 over Chorus's own sources: a version number does not tell of an edit."""
+    from launcher.processes.worker_command import PACKAGES
+
     digest = hashlib.sha256()
     for package in ("data", "launcher", "model"):
-        for path in sorted((packages / package).rglob("*.py")):
+        for path in sorted((PACKAGES / package).rglob("*.py")):
             digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+    return digest.hexdigest()[:DIGITS]
 
 
 def exchange() -> dict[str, Any]:
@@ -93,29 +98,48 @@ def exchange() -> dict[str, Any]:
 
     from launcher.processes.worker_command import accelerator
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    step, right, took_s = "port", False, 0.0
+    rank = int(os.environ["RANK"])
+    world_size = int(os.environ["WORLD_SIZE"])
+    backend = "gloo"
+    device = "cpu"
+    if accelerator() == "cuda":
+        backend = "nccl"
+        device = "cuda"
+
+    # Two steps that fail for different reasons: a closed port, or the wrong network interface.
+    step = "port"
+    all_arrived = False
+    took_s = 0.0
     try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            address, port, world, is_master=rank == 0, timeout=TIMEOUT
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            world_size,
+            is_master=rank == 0,
+            timeout=TIMEOUT,
         )
         step = "exchange"
-        cuda = accelerator() == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-        sent = torch.full((world, EXCHANGED_BYTES // world // 4), float(rank), device="cuda" if cuda else "cpu")
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        num_values = EXCHANGED_BYTES // world_size // FLOAT32_BYTES
+        sent = torch.full((world_size, num_values), float(rank), device=device)
         received = torch.empty_like(sent)
-        for _ in range(ROUNDS):  # the first makes the connections
+        for _ in range(ROUNDS):
             started = time.perf_counter()
             dist.all_to_all_single(received, sent)
-            right = bool((received[:, 0].cpu() == torch.arange(world)).all())
+            # The comparison on the CPU also waits for the GPU, so that the whole exchange is timed.
+            all_arrived = bool((received[:, 0].cpu() == torch.arange(world_size)).all())
             took_s = time.perf_counter() - started
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:  # whatever went wrong is what is asked for
-        return {"step": step, "error": " ".join(str(error).split())[:300]}
-    elsewhere = sent.numel() * 4 * (world - 1) / world
-    return {"step": "done" if right else "exchange", "error": None, "bytes_per_s": elsewhere / took_s}
+        message = " ".join(str(error).split())
+        return {"step": step, "error": message[:LONGEST_ERROR]}
+
+    if all_arrived:
+        step = "done"
+    # What a host sends to itself does not cross the network.
+    sent_bytes = sent.numel() * FLOAT32_BYTES * (world_size - 1) / world_size
+    return {"step": step, "error": None, "bytes_per_s": sent_bytes / took_s}
 
 
 if __name__ == "__main__":
