@@ -69,7 +69,7 @@ def predict(case: Case) -> int:
 def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        worker = HELPERS / "memory_worker.py"
+        worker = Path(__file__).with_name("memory_worker.py")
         processes.run([str(worker), folder, case.dump()], case.processes, out / "log", timeout_s=600)
         found = json.loads((out / "rank-0.json").read_text())
     return Measured(predict(case), found["tensors"], found["resident"], found["framework"])

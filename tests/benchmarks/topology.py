@@ -106,7 +106,7 @@ def train(folder: Path, topologies: list[Topology], steps: int, precision: str) 
     results: dict[Topology, Result] = {}
     for (world, _), same in together.items():
         runs = [_make_run(folder / topology.folder_name, topology, shards, tokenizer) for topology in same]
-        worker = HELPERS / "topology_worker.py"
+        worker = Path(__file__).with_name("topology_worker.py")
         processes.run([str(worker), *(str(run.path) for run in runs)], world, folder / "log", timeout_s=3600)
         results |= {topology: _result(run, world) for topology, run in zip(same, runs, strict=True)}
     return results
