@@ -7,6 +7,7 @@ incomplete or of another format.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,16 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
         raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
     if version != FORMAT:
         raise DataError(f"{folder} has shards of format {version!r}, this version reads {FORMAT}; prepare them again.")
+    shards = summary.get("shards")
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+        raise _torn(folder, "shards.json lists no shards")
+    if not all(isinstance(shard.get("sha256"), str) for shard in shards):
+        raise _torn(folder, "shards.json has a shard without its SHA-256")
+    for shard in shards:
+        name = shard.get("name", "")
+        # Whoever reads a shard joins its name to the folder, which must not lead out of it.
+        if not isinstance(name, str) or name in (".", "..") or re.search(r"[/\\\0]", name):
+            raise _torn(folder, f"shards.json names a shard {name!r}, which is no file name")
     return summary
 
 

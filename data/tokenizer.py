@@ -66,7 +66,7 @@ class Tokenizer:
             model = (folder / "tokenizer.model").read_bytes()
             kind = description["kind"]
             expected_sha256 = description["sha256"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"No tokenizer can be read from {folder} ({error!r}). It must hold the tokenizer.json and "
                 "tokenizer.model that training wrote; copy both, or train the tokenizer again."

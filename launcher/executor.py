@@ -27,7 +27,8 @@ from launcher.recipe import (
     SelfSupervisedStage,
     dump,
 )
-from launcher.run_folder import TRAINING_KINDS, RunFolder, read_json, write_text
+from launcher.run_files import read_done, read_state
+from launcher.run_folder import TRAINING_KINDS, RunFolder, write_text
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
 from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
@@ -41,7 +42,7 @@ SLURM_LOG = re.compile(r"slurm-\d+\.log")
 
 def claim_folder(recipe: Recipe, run: RunFolder) -> None:
     """Refuse (ConfigError) a folder that holds something else than a run of this recipe."""
-    state = read_json(run.state_file)
+    state = read_state(run)
     if state is not None:
         if state["recipe"] != recipe.name:
             raise ConfigError(
@@ -170,8 +171,7 @@ class Executor:
             self._settle_caches(StageContext(self._recipe, self._run, stage))
 
         def is_done() -> bool:
-            record = read_json(folder.done_file) or {}
-            return record.get("status") == "done"
+            return read_done(folder).get("status") == "done"
 
         job = Job(
             folder,

@@ -93,6 +93,8 @@ def read_description(folder: Path) -> ModelDescription:
     is refused, and KeyError when something is missing in it.
     """
     stored = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    if not isinstance(stored, dict) or not isinstance(stored["format"], int):
+        raise ValueError(f"{folder / DESCRIPTION_FILE} describes no model: another program wrote it")
     if stored["format"] > FORMAT:
         raise ValueError(f"{folder} holds a model of format {stored['format']}, this version reads up to {FORMAT}")
     # An encoder alone has its configuration at the top, a recogniser under its own.

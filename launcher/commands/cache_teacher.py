@@ -10,9 +10,9 @@ from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
-from launcher.monitoring.status import open_run
+from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe import DistillStage, check_model_folders, load_recipe
+from launcher.recipe import DistillStage, check_model_folders
 from launcher.stages.context import StageContext
 from launcher.training.teachers.cache_match import folder_for_caches
 from launcher.training.write_teacher_cache import cache_teachers
@@ -22,7 +22,7 @@ def cache_teacher(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         stage_folder = Path(options.stage).expanduser()
         run = open_run(stage_folder.parent)
-        recipe = load_recipe(run.recipe_file)
+        recipe = load_run_recipe(run)
         stage = recipe.training_stage(stage_folder.name)
         if not isinstance(stage, DistillStage):
             raise ConfigError(f"Stage {stage.name} of recipe {recipe.name} has no teacher: it is of kind {stage.kind}.")

@@ -9,19 +9,20 @@ from launcher.commands.search_options import search_values
 from launcher.errors import ConfigError
 from launcher.executor import Executor
 from launcher.monitoring.progress import Display, PlainDisplay, open_display
-from launcher.monitoring.status import open_run
+from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.processes.local import LocalLauncher
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe import EvaluateStage, Recipe, load_recipe
+from launcher.recipe import EvaluateStage, Recipe
 from launcher.recipe.search import check_search_files
 from launcher.report import results_table
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_files import read_results
+from launcher.run_folder import RunFolder
 
 
 def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         run, stage = _split_stage(Path(options.run).expanduser())
-        recipe = load_recipe(run.recipe_file)
+        recipe = load_run_recipe(run)
         evaluations = _evaluations(recipe, stage)
         changed = _changed_recipe(recipe, run, evaluations, options)
 
@@ -41,7 +42,7 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
         print(results_table(run.path))
         return 0
     models = {}
-    for name, result in read_json(run.results_file)["models"].items():
+    for name, result in (read_results(run) or {"models": {}})["models"].items():
         if stage is None or stage == name or stage in evaluations:
             models[name] = result
     print(json.dumps({"models": models}, ensure_ascii=False, indent=2))
@@ -84,7 +85,7 @@ def _changed_recipe(
     if search:
         for name in sorted(evaluations):
             overrides.append(f"stages.{name}.search={json.dumps(search, ensure_ascii=False)}")
-    changed = load_recipe(run.recipe_file, overrides)
+    changed = load_run_recipe(run, overrides)
     for stage in changed.stages:
         if isinstance(stage, EvaluateStage) and stage.name in evaluations:
             check_search_files(stage.search, f"stages.{stage.name}.search")

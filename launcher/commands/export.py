@@ -9,15 +9,14 @@ from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.inference.finished_model import write_finished_model
-from launcher.monitoring.status import open_run
-from launcher.recipe import load_recipe
+from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.training.checkpoint import open_checkpoint
 
 
 def export(options: argparse.Namespace) -> int:
     place = Path(options.stage).expanduser()
     run = open_run(place.parent)
-    recipe = load_recipe(run.recipe_file)
+    recipe = load_run_recipe(run)
     stage = recipe.training_stage(place.name)
     checkpoint = open_checkpoint(run.stage(stage.name), options.step)
 

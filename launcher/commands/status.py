@@ -7,6 +7,9 @@ from typing import Any
 from launcher.formatting import duration
 from launcher.monitoring.status import open_run, run_status
 
+# Characters; more than any name of a stage, so that none is cut.
+WIDEST_TABLE = 10_000
+
 
 def status(options: argparse.Namespace) -> int:
     run = run_status(open_run(options.run))
@@ -20,14 +23,16 @@ def status(options: argparse.Namespace) -> int:
     process = run["process"]
     state = f"running, process {process}" if process else "not running"
     print(f"{run['run']}, recipe {run['recipe']}: {state}")
-    table = Table("stage", "status", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "status"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in run["stages"]:
         cells = _training_cells(stage) if "steps" in stage else []
         table.add_row(stage["name"], stage["status"], *cells)
-    # Rows are never broken to fit: a program or a log may read them.
-    Console(soft_wrap=True).print(table)
+    # Rows are neither broken nor names cut to fit: a program or a log may read them.
+    Console(soft_wrap=True, width=WIDEST_TABLE).print(table)
     return 0
 
 

@@ -19,9 +19,11 @@ from launcher.comparison.bootstrap import Numbers
 from launcher.errors import ConfigError
 from launcher.inference.error_counts import count_errors
 from launcher.monitoring.goodput import measure_goodput
-from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, load_recipe
+from launcher.monitoring.status import load_run_recipe
+from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe
 from launcher.report.run_data import RunData, StageData, average_load, read_run_data
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_files import read_evaluation
+from launcher.run_folder import RunFolder
 
 Align = Callable[[str, str], jiwer.WordOutput | jiwer.CharacterOutput]
 
@@ -70,11 +72,11 @@ class Comparison:
 
 def read_comparison(run: RunFolder) -> Comparison:
     """Read the first evaluation of a finished run; ConfigError where it has none yet."""
-    recipe = load_recipe(run.recipe_file)
+    recipe = load_run_recipe(run)
     evaluation = next((stage for stage in recipe.stages if isinstance(stage, EvaluateStage)), None)
     results = None
     if evaluation is not None:
-        results = read_json(run.stage(evaluation.name).evaluation_file)
+        results = read_evaluation(run.stage(evaluation.name))
     if evaluation is None or results is None:
         raise ConfigError(
             f"The run in {run.path} has no evaluation yet, so there is nothing to compare. `chorus status {run.path}` "

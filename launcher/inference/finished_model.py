@@ -7,20 +7,22 @@ features.json                   the front-end's configuration and statistics
 A stage that learns without transcripts leaves an encoder alone, and no tokenizer: a start for recognisers.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.inference.search import Search
 from launcher.recipe import GreedyConfig, SearchConfig
+from launcher.run_files import read_statistics
 from launcher.run_folder import RunFolder, write_json
 from model.export import holds_encoder_alone, load_model, save_encoder, save_model
 from model.masked_prediction import MaskedPredictorConfig
@@ -48,7 +50,7 @@ class FinishedModel:
         with the model or lacks a file.
         """
         try:
-            stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+            stored = read_statistics(folder / "features.json")
             features = build_features(FeaturesConfig.model_validate(stored["config"]), stored)
             if holds_encoder_alone(folder):
                 raise CheckpointError(
@@ -57,7 +59,8 @@ class FinishedModel:
                 )
             recognizer = load_model(folder)
             tokenizer = Tokenizer.load(folder / "tokenizer")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # DataError: of features.json and of the tokenizer.
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, DataError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or "
                 "remove the folder and run the recipe again: the stage's last checkpoint makes it anew."
@@ -105,9 +108,9 @@ def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel
 def read_features(folder: Path) -> FeaturesConfig:
     """The front-end's configuration of a finished model; CheckpointError when it cannot be read."""
     try:
-        stored = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        stored = read_statistics(folder / "features.json")
         return FeaturesConfig.model_validate(stored["config"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, DataError) as error:
         raise CheckpointError(
             f"{folder / 'features.json'} of a finished model cannot be read: {error}. Copy the folder again from where "
             "it was trained."
@@ -130,14 +133,14 @@ def write_finished_model(
     temporary.mkdir(parents=True)
     if isinstance(config, MaskedPredictorConfig):
         save_encoder(temporary, config.encoder, features.mel_bins, state)
-        statistics = json.loads(run.statistics_file.read_text(encoding="utf-8"))
+        statistics = read_statistics(run.statistics_file)
     else:
         (temporary / "tokenizer").mkdir()
         vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
         save_model(temporary, config, features.mel_bins, vocabulary_size, without_auxiliary_heads(state))
         for name in TOKENIZER_FILES:
             shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
-        statistics = json.loads(run.features_file.read_text(encoding="utf-8"))
+        statistics = read_statistics(run.features_file)
     write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

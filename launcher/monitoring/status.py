@@ -1,28 +1,45 @@
 """What a run folder says about a run, while it goes on or afterwards. Reads files only."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ConfigError
 from launcher.monitoring.goodput import stage_goodput
 from launcher.monitoring.progress import PACE_ROWS, Pace, parse_row
-from launcher.run_folder import RunFolder, StageFolder, read_json
+from launcher.run_files import broken_recipe, read_recipe_values, read_state
+from launcher.run_folder import RunFolder, StageFolder
+
+if TYPE_CHECKING:
+    from launcher.recipe import Recipe
 
 # Enough of metrics.jsonl's end for the rows that a pace is measured over, with their losses per expert layer.
 TAIL_BYTES = 1 << 20
+# Sections that the recipe of every run has. They are at its end, so that a copy that was cut short lacks them.
+LAST_SECTIONS = ("batches", "cluster", "tracking")
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """Return the run folder at a path; ConfigError when there is none."""
+    """Return the run folder at a path; ConfigError when there is none, or its state is not that of a run."""
     run = RunFolder(Path(path).expanduser())
-    if not run.state_file.is_file():
+    if read_state(run) is None:
         raise ConfigError(
             f"{run.path} is not a run folder: it has no state.json. Name the folder that `chorus run` printed."
         )
     return run
+
+
+def load_run_recipe(run: RunFolder, overrides: Sequence[str] = ()) -> "Recipe":
+    """Return the recipe that a run keeps, checked, with `overrides` applied; ConfigError when it cannot be used."""
+    # Takes long to import; the status of a run does without.
+    from launcher.recipe import load_recipe
+
+    values = read_recipe_values(run)
+    for section in LAST_SECTIONS:
+        if section not in values:
+            raise broken_recipe(run, f"lacks its section {section}: it was cut short")
+    return load_recipe(run.recipe_file, overrides)
 
 
 def last_rows(metrics_file: Path, number: int = PACE_ROWS) -> list[dict[str, Any]]:
@@ -49,10 +66,9 @@ def run_status(run: RunFolder) -> dict[str, Any]:
 
     step_s is in seconds per step, eta_s in seconds, goodput in fractions of the wall time; what is not known is None.
     """
-    state = read_json(run.state_file)
+    state = read_state(run) or {}
     records = state["stages"]
-    recipe = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
-    planned = {stage["name"]: stage for stage in recipe["stages"]}
+    planned = {stage["name"]: stage for stage in read_recipe_values(run)["stages"]}
     holder = run.holder()
     events = run.events()
 
@@ -70,7 +86,7 @@ def run_status(run: RunFolder) -> dict[str, Any]:
             entry |= _training_status(run.stage(name), planned[name]["steps"], status)
             goodput = stage_goodput(run, name, events)
             entry["goodput"] = None if goodput is None else goodput.shares()
-            entry["restarts"] = sum(event["event"] == "restart" and event["stage"] == name for event in events)
+            entry["restarts"] = sum(event["event"] == "restart" and event.get("stage") == name for event in events)
         stages.append(entry)
     return {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
 

@@ -1,5 +1,6 @@
 """The table every run ends in: each model beside the teacher it was distilled from."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,11 @@ def results_table(run_dir: Path) -> ResultsTable:
     """The table of a run folder; without rows while nothing has been evaluated."""
     recipe_file = RunFolder(run_dir).recipe_file
     recipe = {}
-    if recipe_file.exists():
-        recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    # The results are shown whatever became of the recipe; it only says which model is the teacher.
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        content = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            recipe = content
     return tabulate(read_models(run_dir), recipe)
 
 

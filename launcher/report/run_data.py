@@ -6,14 +6,17 @@ Shapes: L layers with experts, E experts.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from data.errors import DataError
 from launcher.errors import ConfigError
-from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, read_json
+from launcher.run_files import read_done, read_evaluation, read_results
+from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder
 from launcher.tracking import EXPERT_LOAD, read_metrics
 
 # A figure shows at most 500 points of a series, smoothed over a twentieth of its rows: these are more than enough.
@@ -195,21 +198,10 @@ def _stage_plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     return plans
 
 
-def _read_json(path: Path, gaps: list[str]) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        gaps.append(f"{path.parent.name}/{path.name} could not be read ({type(error).__name__}).")
-        content = None
-    if isinstance(content, dict):
-        return content
-    return {}
-
-
 def _read_stage(folder: StageFolder, plan: dict[str, Any], events: list[dict], gaps: list[str]) -> StageData:
     rows = list(read_metrics(folder.metrics_file, thin_to=_MAX_ROWS))
     kind = str(plan.get("kind", ""))
-    status = _read_json(folder.done_file, gaps).get("status")
+    status = read_done(folder).get("status")
     # An evaluation's results are written whole, before they are tracked and done.json follows.
     if kind == "evaluate" and folder.evaluation_file.exists():
         status = "done"
@@ -238,10 +230,17 @@ def _read_evaluations(run: RunFolder, stages: list[str], gaps: list[str]) -> tup
     models: dict[str, dict[str, Any]] = {}
     examples: dict[str, list[dict[str, str]]] = {}
     # results.json comes last: it sums up the evaluations and so has the last word.
-    files = [run.stage(name).evaluation_file for name in stages]
-    for path in [*files, run.results_file]:
-        content = _read_json(path, gaps)
-        for name, model in (content.get("models") or {}).items():
+    readers = [partial(read_evaluation, run.stage(name)) for name in stages]
+    readers.append(partial(read_results, run))
+    for read in readers:
+        try:
+            content = read()
+        except DataError as error:
+            gaps.append(str(error))
+            continue
+        if content is None:
+            continue
+        for name, model in content["models"].items():
             results = dict(model)
             model_examples = results.pop("examples", None)
             models[name] = models.get(name, {}) | results

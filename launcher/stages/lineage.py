@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.shard_index import read_summary
-from launcher.run_folder import read_json
+from launcher.run_files import read_evaluation
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline
 from launcher.tracking import Artifact
@@ -48,7 +48,7 @@ def made_artifacts(context: StageContext) -> Iterator[Artifact]:
         yield _model_artifact(pipeline, context.name, fingerprint)
         return
 
-    evaluation = read_json(context.folder.evaluation_file)
+    evaluation = read_evaluation(context.folder) or {"models": {}}
     results = {}
     for name, model in evaluation["models"].items():
         results[name] = {key: value for key, value in model.items() if key != "examples"}

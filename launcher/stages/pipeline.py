@@ -16,7 +16,8 @@ from typing import Any
 from data.shard_index import read_summary
 from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage
 from launcher.recipe.search import search_files
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.run_files import STATE_FORMAT, read_state
+from launcher.run_folder import RunFolder, write_json
 from launcher.stages.fingerprint import hash_files, hash_folder, hash_listing, hash_value
 from launcher.stages.settings import (
     Settings,
@@ -27,7 +28,6 @@ from launcher.stages.settings import (
     training_settings,
 )
 
-STATE_FORMAT = 1
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 
 
@@ -100,7 +100,7 @@ class Pipeline:
         self.recipe = recipe
         self.run = run
         self.nodes = build_pipeline(recipe)
-        state = read_json(run.state_file) or {}
+        state = read_state(run) or {}
         self._records: dict[str, dict[str, Any]] = state.get("stages", {})
 
     def record(self, name: str) -> dict[str, Any]:

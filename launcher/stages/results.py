@@ -3,7 +3,8 @@
 from typing import Any
 
 from launcher.recipe import EvaluateStage, Recipe
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.run_files import read_evaluation
+from launcher.run_folder import RunFolder, write_json
 
 
 def merge_results(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def merge_results(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     for stage in recipe.stages:
         if not isinstance(stage, EvaluateStage):
             continue
-        evaluation = read_json(run.stage(stage.name).evaluation_file) or {"models": {}}
+        evaluation = read_evaluation(run.stage(stage.name)) or {"models": {}}
         for name, evaluated in evaluation["models"].items():
             model = models.setdefault(name, {})
             for key, value in evaluated.items():

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import ConfigError
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_files import read_state
+from launcher.run_folder import RunFolder
 from launcher.tracking.login import find_login
 from launcher.tracking.wandb_backend import SENT_SUFFIX
 
@@ -39,7 +40,7 @@ def unsent_records(run: RunFolder) -> dict[str, list[Path]]:
 
     Records of runs that were online are among them when their processes did not live to send the rest.
     """
-    state = read_json(run.state_file) or {}
+    state = read_state(run) or {}
     names_in_order = list(state.get("stages", {}))
     # A stage that the recipe has no longer comes after those that it has.
     for folder in sorted(run.path.glob("*/wandb/")):

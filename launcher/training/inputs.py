@@ -1,6 +1,5 @@
 """From a split's shards to micro-batches of features on the device."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from data.token_counts import token_counts
 from data.tokenizer import Tokenizer
 from launcher.inference.finished_model import build_features
 from launcher.recipe import AnyTrainingStage, SelfSupervisedStage
+from launcher.run_files import read_statistics
 from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
 from launcher.training.feature_batch import CleanInputs, FeatureBatch
@@ -135,7 +135,7 @@ def open_inputs(
     index = context.read_index(split)
 
     statistics_file = run.statistics_file if self_supervised else run.features_file
-    statistics = json.loads(statistics_file.read_text(encoding="utf-8"))
+    statistics = read_statistics(statistics_file)
     features = build_features(recipe.features, statistics).to(device)
 
     tokenizer = None

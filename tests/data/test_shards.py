@@ -222,6 +222,11 @@ def edit_summary(folder: Path, **changes) -> None:
     (folder / "shards.json").write_text(json.dumps(summary | changes))
 
 
+def rename_shard(folder: Path, name: object) -> None:
+    shards = json.loads((folder / "shards.json").read_text())["shards"]
+    edit_summary(folder, shards=[shards[0] | {"name": name}, *shards[1:]])
+
+
 def move_offsets(folder: Path, by_bytes: int) -> None:
     with np.load(folder / "index.npz") as stored:
         columns = dict(stored)
@@ -234,6 +239,15 @@ def move_offsets(folder: Path, by_bytes: int) -> None:
         (lambda folder: (folder / "shards.json").unlink(), "no shards.json"),
         (lambda folder: (folder / "shards.json").write_text("{"), "cannot be read"),
         (lambda folder: edit_summary(folder, format=99), "format 99"),
+        (lambda folder: rename_shard(folder, "../train/shard-000000.tar"), "no file name"),
+        (lambda folder: rename_shard(folder, "/etc/passwd"), "no file name"),
+        (lambda folder: rename_shard(folder, ".."), "no file name"),
+        (lambda folder: rename_shard(folder, "a\0.tar"), "no file name"),
+        (lambda folder: rename_shard(folder, 3), "no file name"),
+        (lambda folder: (folder / "shards.json").write_text("[]"), "cannot be read"),
+        (lambda folder: edit_summary(folder, shards={}), "lists no shards"),
+        (lambda folder: edit_summary(folder, shards=["shard-000000.tar"]), "lists no shards"),
+        (lambda folder: edit_summary(folder, shards=[{"name": "shard-000000.tar"}]), "without its SHA-256"),
         (lambda folder: edit_summary(folder, shards=[]), "index.npz has 12 utterances"),
         (lambda folder: (folder / "index.npz").write_bytes(b"PK"), "index cannot be read"),
         (lambda folder: (folder / "index.npz").unlink(), "index cannot be read"),

@@ -345,7 +345,7 @@ def test_a_folder_that_is_no_run_folder_is_not_written_to(start, run):
 
 def test_the_folder_of_another_recipe_is_refused(start, run):
     run.path.mkdir()
-    run.state_file.write_text(json.dumps({"recipe": "other", "stages": {}}))
+    run.state_file.write_text(json.dumps({"format": 1, "recipe": "other", "stages": {}}))
     code, _, error = start()
     assert code == 2
     assert "holds a run of recipe 'other'" in error

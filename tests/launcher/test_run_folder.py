@@ -71,6 +71,15 @@ def test_events_survive_a_line_cut_short_by_a_kill(tmp_path_factory, cut):
     assert events[-1] == "stage_done"
 
 
+def test_lines_of_other_programs_are_no_events(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_event("stage_started", stage="teacher")
+    with run.events_file.open("ab") as file:
+        file.write(b'null\n7\n[]\n{}\n{"event": 3, "time": 1}\n{"time": 1}\n\xff\n')
+    run.append_event("stage_done", stage="teacher")
+    assert [event["event"] for event in run.events()] == ["stage_started", "stage_done"]
+
+
 def test_checkpoint_steps_leave_out_what_is_not_a_checkpoint(tmp_path):
     stage = RunFolder(tmp_path).stage("teacher")
     for name in ("step-00000400", "step-00000020", ".tmp-step-00000600", "latest"):

@@ -12,7 +12,9 @@ def write_state(run: RunFolder, inputs: dict[str, str]) -> None:
         "teacher": {"inputs": {"tokenizer": "bb"}},
         "evaluation": {"inputs": inputs},
     }
-    write_json(run.state_file, {"format": 1, "recipe": "mini", "stages": stages})
+    record = {"kind": "", "status": "running", "fingerprint": "", "settings": {}}
+    records = {name: record | stage for name, stage in stages.items()}
+    write_json(run.state_file, {"format": 1, "recipe": "mini", "stages": records})
 
 
 def test_every_kind_of_input_has_a_name_and_a_kind_and_says_what_it_was_made_from(tmp_path):
@@ -22,7 +24,7 @@ def test_every_kind_of_input_has_a_name_and_a_kind_and_says_what_it_was_made_fro
     model.mkdir()
     write_json(
         recipe.split_folder(run, "test") / "shards.json",
-        {"format": 1, "sample_rate_hz": 16000, "shards": [{"utterances": 3, "seconds": 4.5}] * 2},
+        {"format": 1, "sample_rate_hz": 16000, "shards": [{"utterances": 3, "seconds": 4.5, "sha256": ""}] * 2},
     )
     names = ("corpus/test", "tokenizer", "teacher", str(language_model), str(model))
     fingerprints = [digit * 64 for digit in "12345"]

@@ -44,7 +44,8 @@ def run(tmp_path, monkeypatch) -> RunFolder:
     monkeypatch.setenv("HOME", str(tmp_path))
     run = RunFolder(tmp_path / "run")
     names = ("prepare", "tokenizer", "teacher", "student", "evaluation")
-    write_json(run.state_file, {"format": 1, "recipe": "mini", "stages": {name: {} for name in names}})
+    record = {"kind": "", "status": "running", "fingerprint": "", "settings": {}, "inputs": {}}
+    write_json(run.state_file, {"format": 1, "recipe": "mini", "stages": dict.fromkeys(names, record)})
     return run
 
 

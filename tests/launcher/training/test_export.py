@@ -30,7 +30,7 @@ def trained(make_run) -> RunFolder:
     changes = [*CHANGES, *(f"model.encoder.{change}" for change in encoder)]
     run = make_run("exported", tuple(f"stages.{STAGE}.{change}" for change in changes))
     processes.run(["-m", "launcher.worker", str(run.path), STAGE], 2, run.path / "log")
-    write_json(run.state_file, {"recipe": "small"})
+    write_json(run.state_file, {"format": 1, "recipe": "small", "stages": {}})
     return run
 
 

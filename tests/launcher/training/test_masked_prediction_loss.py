@@ -177,7 +177,7 @@ def test_the_model_that_is_left_is_the_encoder_alone(alone, tmp_path, capsys):
     assert names
     assert all(name.startswith("encoder.") for name in names)
     assert not (alone.stage(STAGE).model / "tokenizer").exists()
-    write_json(alone.state_file, {"recipe": "small"})
+    write_json(alone.state_file, {"format": 1, "recipe": "small", "stages": {}})
     assert main(["export", f"{alone.path}/{STAGE}", "--step", "10", "--out", str(tmp_path / "out")]) == 0
     for name, values in load_encoder(tmp_path / "out").state_dict().items():
         assert values.equal(weights(alone)[f"encoder.{name}"]), name

@@ -96,7 +96,7 @@ def test_helpers_are_in_the_checkpoint_and_not_in_the_model(distilled, tmp_path)
     }
     with safe_open(distilled.stage(STAGE).model / "model.safetensors", framework="pt") as model:
         assert set(model.keys()) == set(saved) - helpers
-    write_json(distilled.state_file, {"recipe": "small"})
+    write_json(distilled.state_file, {"format": 1, "recipe": "small", "stages": {}})
     out = tmp_path / "model"
     assert main(["export", f"{distilled.path}/{STAGE}", "--step", "3", "--out", str(out)]) == 0
     assert set(FinishedModel.load(out).recognizer.state_dict()) == set(saved) - helpers

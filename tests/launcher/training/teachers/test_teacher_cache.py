@@ -80,7 +80,7 @@ def make_student(make_run, own_shards, tmp_path_factory):
         start["stages"][0]["teachers"] = [{"name": "wise", "model": str(teacher), "input": "clean"}]
         (run.path / "start.yaml").write_text(yaml.safe_dump(start))
         write_recipe(run, (front_end, *changes))
-        write_json(run.state_file, {"recipe": "small"})
+        write_json(run.state_file, {"format": 1, "recipe": "small", "stages": {}})
         return run
 
     return make
@@ -403,7 +403,7 @@ def test_the_room_that_is_asked_for_is_what_is_taken(cached, tmp_path, capsys, m
 
 def test_a_stage_without_a_teacher_has_nothing_to_store(make_run, capsys):
     run = make_run("plain")
-    write_json(run.state_file, {"recipe": "small"})
+    write_json(run.state_file, {"format": 1, "recipe": "small", "stages": {}})
     assert main(["cache-teacher", f"{run.path}/{STAGE}"]) == 2
     assert "has no teacher: it is of kind pretrain" in capsys.readouterr().err
 

@@ -1,0 +1,168 @@
+"""Reads what a run folder stores, one function per file.
+
+Each checks what it reads and says in one paragraph what is wrong with a file that another program wrote, that was cut
+short, or that a later version made. ConfigError: the folder is not what was meant. DataError: a result in it is torn.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from launcher.errors import ConfigError
+from launcher.run_folder import RunFolder, StageFolder, read_json
+
+STATE_FORMAT = 1
+# What state.json holds of every stage that was ever started.
+RECORD_KEYS = {"kind": str, "status": str, "fingerprint": str, "settings": dict, "inputs": dict}
+
+
+def read_state(run: RunFolder) -> dict[str, Any] | None:
+    """Return the content of state.json, None when there is none; ConfigError when it is not that of a run."""
+    # A file that holds null reads as one that is not there.
+    if not run.state_file.exists():
+        return None
+    try:
+        state = read_json(run.state_file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_state(run, f"cannot be read as JSON ({_reason(error)})") from None
+    if not isinstance(state, dict):
+        raise _no_state(run, f"holds {_kind(state)} where a mapping with format, recipe and stages belongs")
+
+    for key, kind in {"format": int, "recipe": str, "stages": dict}.items():
+        if not isinstance(state.get(key), kind):
+            raise _no_state(run, f"has {_kind(state.get(key))} as its {key}: another program wrote it")
+    if state["format"] > STATE_FORMAT:
+        raise ConfigError(
+            f"{run.state_file} has format {state['format']}; this version reads formats up to {STATE_FORMAT}. Go on "
+            "with the version of Chorus that made the run."
+        )
+    for name, record in state["stages"].items():
+        if not isinstance(record, dict):
+            raise _no_state(run, f"has {_kind(record)} as the record of stage {name!r}")
+        for key, kind in RECORD_KEYS.items():
+            if not isinstance(record.get(key), kind):
+                raise _no_state(run, f"has {_kind(record.get(key))} as the {key} of stage {name!r}")
+        if record["status"] == "done" and "output" not in record:
+            raise _no_state(run, f"says that stage {name!r} is done, and not what it made")
+    return state
+
+
+def _no_state(run: RunFolder, problem: str) -> ConfigError:
+    return ConfigError(
+        f"{run.path} is not a run folder that Chorus can read: {run.state_file.name} {problem}. Name the folder that "
+        "`chorus run` printed; if it is this one, put the file back from a copy, or choose a new folder with --run-dir."
+    )
+
+
+def read_recipe_values(run: RunFolder) -> dict[str, Any]:
+    """Return the plain values of the recipe that a run keeps; ConfigError when it is missing, cut or another's."""
+    # Takes long to import, and the readers of JSON do without.
+    import yaml
+
+    try:
+        values = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise broken_recipe(run, "is missing") from None
+    # RecursionError and ValueError: sections nested without end, a number of thousands of digits.
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise broken_recipe(run, f"cannot be read ({_reason(error)})") from None
+    if not isinstance(values, dict):
+        raise broken_recipe(run, f"holds {_kind(values)} where a recipe belongs")
+    stages = values.get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise broken_recipe(run, f"has {_kind(stages)} as its stages")
+    for stage in stages:
+        if not isinstance(stage, dict) or not isinstance(stage.get("name"), str) or "kind" not in stage:
+            raise broken_recipe(run, f"has a stage without name or kind ({str(stage)[:60]})")
+    return values
+
+
+def broken_recipe(run: RunFolder, problem: str) -> ConfigError:
+    """Return the error of a run whose copy of the recipe cannot be used."""
+    return ConfigError(
+        f"The run in {run.path} cannot be read: {run.recipe_file.name}, its copy of the recipe, {problem}. The same "
+        "`chorus run` command as before writes it anew, and does not repeat what is done."
+    )
+
+
+def read_done(stage: StageFolder) -> dict[str, Any]:
+    """Return what done.json says of the end of a stage's processes; empty when it is not there or not theirs."""
+    try:
+        record = read_json(stage.done_file)
+    except (OSError, ValueError, RecursionError):
+        # The processes write it whole: what is torn is not their word that they are done.
+        record = None
+    if isinstance(record, dict):
+        return record
+    return {}
+
+
+def read_evaluation(stage: StageFolder) -> dict[str, Any] | None:
+    """Return the results of an evaluation, None when there are none yet; DataError when they are torn."""
+    return _read_models(stage.evaluation_file)
+
+
+def read_results(run: RunFolder) -> dict[str, Any] | None:
+    """Return results.json, None when there is none yet; DataError when it is torn."""
+    return _read_models(run.results_file)
+
+
+def _read_models(path: Path) -> dict[str, Any] | None:
+    """Read `{"models": {NAME: {SPLIT: {"cer": ...}, ...}}}`."""
+    remedy = "Remove it, and run the same command as before: only the evaluation is done again."
+    content = _read_mapping(path, remedy)
+    if content is None:
+        return None
+    models = content.get("models")
+    if not isinstance(models, dict):
+        raise DataError(f"{path} has {_kind(models)} as its models, where results by model belong. {remedy}")
+    for name, model in models.items():
+        if not isinstance(model, dict):
+            raise DataError(f"{path} has {_kind(model)} as the results of model {name!r}. {remedy}")
+        examples = model.get("examples", [])
+        if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
+            raise DataError(f"{path} has examples of model {name!r} that are no list of utterances. {remedy}")
+    return content
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """Return the features' `mean` and `std`, lists of numbers of one length, and what is beside them.
+
+    DataError when the file is missing or torn.
+    """
+    remedy = "Remove it, and run the same command as before: the features are measured again."
+    content = _read_mapping(path, remedy)
+    if content is None:
+        raise DataError(f"There is no {path}, which holds the features' statistics. Run the whole recipe.")
+    for key in ("mean", "std"):
+        values = content.get(key)
+        are_numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+        if not are_numbers or not values:
+            raise DataError(f"{path} has {_kind(values)} as its {key}, where a number per mel bin belongs. {remedy}")
+    if len(content["mean"]) != len(content["std"]):
+        raise DataError(f"{path} has {len(content['mean'])} means and {len(content['std'])} deviations. {remedy}")
+    return content
+
+
+def _read_mapping(path: Path, remedy: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} could not be read as JSON ({_reason(error)}). {remedy}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {_kind(content)} where a mapping belongs. {remedy}")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    kinds = {dict: "a mapping", list: "a list", str: "a text", bool: "a truth value"}
+    return kinds.get(type(value), "a number")
