@@ -205,13 +205,16 @@ class RunFolder:
             file.write(f"{line}\n".encode())
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events so far; a line that a kill cut short is skipped."""
+        """Return the events so far; a line that a kill cut short, or that is no event, is skipped."""
         if not self.events_file.exists():
             return []
         events = []
-        for line in self.events_file.read_text(encoding="utf-8").splitlines():
+        # Bytes: a cut in the middle of a character must not cost the other lines.
+        for line in self.events_file.read_bytes().split(b"\n"):
             with suppress(ValueError):
-                events.append(json.loads(line))
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("event"), str) and "time" in event:
+                    events.append(event)
         return events
 
     def holder(self) -> int | None:
