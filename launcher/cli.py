@@ -111,6 +111,13 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="steps=FIRST:STOP",
         help="profile these training steps of each stage into STAGE/profile/ (Chrome traces, one per process)",
     )
+    parser.add_argument(
+        "--set-aside",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="begin this half-trained stage anew under the settings given, and keep its work in STAGE.old-N",
+    )
     parser.set_defaults(command=_stoppable_command("run", "run"))
 
 

@@ -1,12 +1,15 @@
 """Runs the stages of a pipeline that are not done, one after another.
 
 A stage whose settings or inputs changed since it was worked on starts anew; its folder is moved aside
-(STAGE.old-1), never deleted. Shards and tokenizer are derived data and are replaced in place; a finished
-model carries its own.
+(STAGE.old-1), never deleted, and taken up again when its settings and inputs come back. A stage that is half trained
+is moved aside only when that is asked for: a forgotten option should not begin days of work anew. Shards and tokenizer
+are derived data and are replaced in place; a finished model carries its own.
 """
 
+import glob
 import re
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +30,8 @@ from launcher.recipe import (
     SelfSupervisedStage,
     dump,
 )
-from launcher.run_files import read_done, read_state
-from launcher.run_folder import TRAINING_KINDS, RunFolder, write_text
+from launcher.run_files import read_done, read_set_aside, read_state
+from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_json, write_text
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
 from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
@@ -68,13 +71,21 @@ class Executor:
     """Brings a run to its end, with the recipe's launcher or another; `run` may be called again at any time."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, stop: StopRequest, display: Display, launcher: Launcher | None = None
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        stop: StopRequest,
+        display: Display,
+        launcher: Launcher | None = None,
+        may_set_aside: Collection[str] = (),
     ) -> None:
+        """`may_set_aside` names the half-trained stages whose work may be moved aside."""
         self._recipe = recipe
         self._run = run
         self._stop = stop
         self._display = display
         self._pipeline = Pipeline(recipe, run)
+        self._may_set_aside = may_set_aside
         self.launcher = launcher or make_launcher(recipe.cluster)
 
     def run(self, only: frozenset[str] | None = None) -> list[str]:
@@ -98,6 +109,44 @@ class Executor:
             ran.append(node.name)
         return ran
 
+    def check_half_trained(self) -> None:
+        """Refuse (ConfigError) to begin anew what is half trained, before anything is started or written."""
+        for node in self._pipeline.nodes:
+            if node.kind not in TRAINING_KINDS:
+                continue
+            folder = self._run.stage(node.name)
+            record = read_set_aside(folder)
+            # Somebody moved it back by hand, or setting it aside was cut off.
+            if record is not None:
+                self._pipeline.adopt(node, record)
+                folder.record_file.unlink()
+            self._refuse_half_trained(node, self._pipeline.status_of(node))
+
+    def _refuse_half_trained(self, node: StageNode, status: StageStatus) -> None:
+        record = self._pipeline.record(node.name)
+        steps = self._run.stage(node.name).checkpoint_steps()
+        if not record or record["status"] == "done" or not steps or node.name in self._may_set_aside:
+            return
+        changes = self._pipeline.changes(node, status.inputs)
+        if not changes or self._find_set_aside(node, status):
+            return
+        raise ConfigError(
+            f"Stage {node.name} in {self._run.path} is half trained, up to step {max(steps)}, under other settings or "
+            f"inputs: {changes}. To go on from there, give the settings that it has; to begin it anew and keep that "
+            f"work in {_unused_name(self._run.stage(node.name).path).name}, add --set-aside {node.name}."
+        )
+
+    def _find_set_aside(self, node: StageNode, status: StageStatus) -> StageFolder | None:
+        """Return the folder of work that was set aside under the stage's present settings and inputs."""
+        if node.kind not in TRAINING_KINDS or status.fingerprint is None:
+            return None
+        for path in sorted(self._run.path.glob(f"{glob.escape(node.name)}.old-*")):
+            folder = StageFolder(path)
+            record = read_set_aside(folder)
+            if record is not None and self._pipeline.matches(node, record, status.inputs):
+                return folder
+        return None
+
     def write_recipe(self) -> None:
         """Leave the resolved recipe in the run folder, where the processes read it."""
         write_text(self._run.recipe_file, dump(self._recipe))
@@ -108,6 +157,8 @@ class Executor:
                 f"Stage {node.name} {status.reason}, which this run folder does not have yet. Run the whole recipe."
             )
         self._set_aside(node, status)
+        if self._take_up(node, status):
+            return
         self._pipeline.started(node, status)
         self._run.append_event("stage_started", stage=node.name, reason=status.reason)
         outcome = "failed"
@@ -129,10 +180,34 @@ class Executor:
         folder = self._run.stage(node.name)
         has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
         if node.kind in (*TRAINING_KINDS, "evaluate") and has_work:
+            if node.kind in TRAINING_KINDS:
+                self._refuse_half_trained(node, status)
             aside = _unused_name(folder.path)
+            # Before the rename, so that the folder under its new name says what it is.
+            write_json(folder.record_file, record)
             folder.path.rename(aside)
             self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=status.reason)
             self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
+
+    def _take_up(self, node: StageNode, status: StageStatus) -> bool:
+        """Go on from work that was set aside under the same settings and inputs; return whether it is done already."""
+        record = self._pipeline.record(node.name)
+        folder = self._run.stage(node.name)
+        if record and self._pipeline.matches(node, record, status.inputs):
+            return False
+        aside = self._find_set_aside(node, status)
+        if aside is None:
+            return False
+        if folder.path.exists():
+            # Of other settings, and without work worth keeping: the launcher's logs at most.
+            folder.path.rename(_unused_name(folder.path))
+        record_there = read_set_aside(aside) or {}
+        aside.path.rename(folder.path)
+        self._pipeline.adopt(node, record_there)
+        folder.record_file.unlink()
+        self._run.append_event("stage_taken_up", stage=node.name, folder=aside.name)
+        self._display.say(f"{node.name}: goes on from {aside.name}, which has these settings and inputs")
+        return self._pipeline.status_of(node).done
 
     def _perform(self, node: StageNode) -> None:
         match node.kind:

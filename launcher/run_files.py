@@ -37,14 +37,22 @@ def read_state(run: RunFolder) -> dict[str, Any] | None:
             "with the version of Chorus that made the run."
         )
     for name, record in state["stages"].items():
-        if not isinstance(record, dict):
-            raise _no_state(run, f"has {_kind(record)} as the record of stage {name!r}")
-        for key, kind in RECORD_KEYS.items():
-            if not isinstance(record.get(key), kind):
-                raise _no_state(run, f"has {_kind(record.get(key))} as the {key} of stage {name!r}")
-        if record["status"] == "done" and "output" not in record:
-            raise _no_state(run, f"says that stage {name!r} is done, and not what it made")
+        problem = _record_problem(record)
+        if problem:
+            raise _no_state(run, f"has, of stage {name!r}, {problem}")
     return state
+
+
+def _record_problem(record: Any) -> str:
+    """What is wrong with the record of a stage; empty when nothing is."""
+    if not isinstance(record, dict):
+        return f"{_kind(record)} as its record"
+    for key, kind in RECORD_KEYS.items():
+        if not isinstance(record.get(key), kind):
+            return f"{_kind(record.get(key))} as its {key}"
+    if record["status"] == "done" and "output" not in record:
+        return "no output, although it is done"
+    return ""
 
 
 def _no_state(run: RunFolder, problem: str) -> ConfigError:
@@ -83,6 +91,17 @@ def broken_recipe(run: RunFolder, problem: str) -> ConfigError:
         f"The run in {run.path} cannot be read: {run.recipe_file.name}, its copy of the recipe, {problem}. The same "
         "`chorus run` command as before writes it anew, and does not repeat what is done."
     )
+
+
+def read_set_aside(stage: StageFolder) -> dict[str, Any] | None:
+    """Return what state.json said of the work in a folder that was set aside; None where it was not, or is torn."""
+    try:
+        record = read_json(stage.record_file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    if record is None or _record_problem(record):
+        return None
+    return record
 
 
 def read_done(stage: StageFolder) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class StageFolder:
         self.stop_file = path / "stop"
         self.done_file = path / "done.json"
         self.launch_file = path / "launch.json"
+        self.record_file = path / "set-aside.json"  # what state.json said of work that was set aside
         self.hostfile = path / "hostfile"
         self.wandb_file = path / "wandb.json"
         self.wandb = path / "wandb"

@@ -54,7 +54,8 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
     with folder.locked():
-        executor = Executor(recipe, folder, stop, display)
+        executor = Executor(recipe, folder, stop, display, may_set_aside=options.set_aside)
+        executor.check_half_trained()
         executor.write_recipe()
         with executor.launcher.notify_followers(folder):
             ran = executor.run()
@@ -74,6 +75,8 @@ def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
             "--dry-run belongs to --launcher slurm, outside a job. `chorus plan` with the same options shows what "
             "would be started."
         )
+    for name in options.set_aside:
+        recipe.training_stage(name)  # refuses a name that is none
     if options.node_rank is None:
         return
     if recipe.cluster.kind != "no_ssh":

@@ -234,6 +234,23 @@ class Pipeline:
             started=round(time.time(), 3),
         )
 
+    def matches(self, node: StageNode, record: dict[str, Any], inputs: dict[str, str]) -> bool:
+        """Return whether a record is of work under the stage's settings and these inputs."""
+        settings = node.settings.comparable_to(record["settings"])
+        return record["fingerprint"] == hash_value({"settings": settings, "inputs": inputs})
+
+    def changes(self, node: StageNode, inputs: dict[str, str]) -> str:
+        """Return in words how settings, and those inputs that are there, differ from those of the record."""
+        recorded = self.record(node.name)["inputs"]
+        # An input that is not there yet cannot be said to differ, unless it is a new one.
+        expected = {name: recorded.get(name, "") for name in node.inputs}
+        return self._changes(node, expected | inputs)
+
+    def adopt(self, node: StageNode, record: dict[str, Any]) -> None:
+        """Record a stage as another record has it: that of work which takes the place of the stage's own."""
+        self._records.pop(node.name, None)
+        self._update_record(node, **record)
+
     def ended(self, node: StageNode, outcome: str) -> None:
         """Record how a stage ended: done, stopped or failed."""
         output = self.output_hash(node) if outcome == "done" else None

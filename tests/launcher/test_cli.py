@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,59 @@ def test_a_lost_process_ends_the_run_with_exit_code_5_and_its_log(start, run):
     assert "Traceback" not in error
     assert start(command=("status", str(run.path), "--json"))[0] == 0
     assert start()[0] == 0
+
+
+def test_half_trained_work_is_set_aside_only_when_told_and_taken_up_again(start, recipe, run):
+    command = ("run", str(recipe), "--run-dir", str(run.path))
+    other = "stages.teacher.optimizer.clip_norm=4.0"
+    once = "cluster.max_restarts=0"
+    dying = {"attempts": [{"at": at, "do": "die", "rank": 0} for at in (3, 2)]}
+    assert start(once, teacher=dying)[0] == 5
+    steps = run.stage("teacher").checkpoint_steps()
+    recipe_before = run.recipe_file.read_bytes()
+
+    # An option that was forgotten, or given by mistake.
+    code, output, error = start(once, other, teacher=dying)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert f"half trained, up to step {steps[-1]}, under other settings or inputs: optimizer.clip_norm" in error
+    assert "--set-aside teacher" in error
+    assert "[1/6]" not in output
+    assert run.recipe_file.read_bytes() == recipe_before
+    assert run.stage("teacher").checkpoint_steps() == steps
+    assert start(once, other, command=(*command, "--set-aside", "pupil"))[0] == 2
+
+    code, output, _ = start(once, other, teacher=dying, command=(*command, "--set-aside", "teacher"))
+    assert code == 5
+    assert run.stage("teacher.old-1").checkpoint_steps() == steps
+    # The former command goes on where the former work was.
+    code, output, _ = start()
+    assert code == 0
+    assert "teacher: goes on from teacher.old-1" in output
+    assert f"from step {steps[-1]};" in output
+    assert not run.stage("teacher.old-1").path.exists()
+    assert not run.stage("teacher").record_file.exists()
+    # Finished work comes back without being done again.
+    assert start(other)[0] == 0
+    events = len(started(run))
+    code, output, _ = start()
+    assert code == 0
+    assert "teacher" not in started(run)[events:]
+
+
+def test_work_that_was_moved_back_by_hand_goes_on(start, recipe, run):
+    dying = {"attempts": [{"at": 2, "do": "die", "rank": 0}] * 2}
+    once = "cluster.max_restarts=0"
+    other = "stages.teacher.optimizer.clip_norm=4.0"
+    assert start(once, teacher=dying)[0] == 5
+    command = ("run", str(recipe), "--run-dir", str(run.path), "--set-aside", "teacher")
+    assert start(once, other, teacher=dying, command=command)[0] == 5
+    shutil.move(run.stage("teacher").path, run.path / "elsewhere")
+    shutil.move(run.stage("teacher.old-1").path, run.stage("teacher").path)
+    step = run.stage("teacher").checkpoint_steps()[-1]
+    code, output, _ = start()
+    assert code == 0
+    assert f"from step {step};" in output
 
 
 def test_a_run_that_goes_on_can_be_followed_and_stopped_and_taken_up_again(start, run, launch_apart):

@@ -1,6 +1,7 @@
 """`chorus export`: any checkpoint of a training on several processes becomes a model in one."""
 
 import json
+import shutil
 
 import processes
 import pytest
@@ -12,6 +13,7 @@ from launcher.inference.finished_model import FinishedModel
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
 from launcher.stages.context import StageContext
+from launcher.stages.pipeline import Pipeline
 from launcher.tracking import read_metrics
 from launcher.training.inputs import Inputs, open_inputs
 from launcher.training.recognition_loss import RecognitionLoss
@@ -61,6 +63,25 @@ def logits(run: RunFolder, recognizer: Recognizer) -> list[torch.Tensor]:
     inputs = dev_inputs(run)
     batches = [inputs.micro_batch(batch) for step in inputs.steps(0, 1) for batch in step]
     return [recognizer(batch.features_BTF, batch.lengths_B).ctc_BSV for batch in batches]
+
+
+def test_work_that_was_set_aside_is_exported_with_its_own_settings(trained, tmp_path, capsys):
+    recipe = load_recipe(trained.recipe_file)
+    pipeline = Pipeline(recipe, trained)
+    node = next(node for node in pipeline.nodes if node.name == STAGE)
+    # Its own, as the recipe may have others by now: here a front-end that the recipe does not have.
+    settings = node.settings.values | {"features": recipe.features.model_dump(mode="json") | {"low_hz": 30.0}}
+    record = {"kind": "pretrain", "status": "stopped", "fingerprint": "", "settings": settings, "inputs": {}}
+    aside = trained.stage(f"{STAGE}.old-1")
+    shutil.copytree(trained.stage(STAGE).path, aside.path)
+    write_json(aside.record_file, record)
+    out = tmp_path / "model"
+    assert main(["export", str(aside.path), "--out", str(out), "--json"]) == 0
+    assert FinishedModel.load(out).features.config.low_hz == 30.0
+
+    write_json(aside.record_file, record | {"inputs": {"tokenizer": "another"}})
+    assert main(["export", str(aside.path), "--out", str(tmp_path / "other")]) == 4
+    assert "another tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [2, 4])
