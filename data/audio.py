@@ -1,6 +1,7 @@
 """Recordings: what an utterance is, and its samples read from any file that libsndfile knows."""
 
-import re
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +23,23 @@ class AudioError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A stretch of an audio file: from `start_s` for `seconds`, or to its end when that is None."""
+    """A stretch of an audio file: from `start_s` for `seconds`, or to its end when that is None.
+
+    `channel` counts from 0; None averages the channels.
+    """
 
     path: Path
     start_s: float = 0.0
     seconds: float | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One recording with its text; several clips are joined with `gaps_s` seconds of silence between them.
 
-    `key` is unique in its corpus and made of letters, digits, `_` and `-`: it names files in a tar, where
-    WebDataset takes a dot as the end of the key. `line` is the manifest's line, 0 when there is none.
+    `key` is unique in its corpus and made of letters with their marks, digits, `_` and `-`: it names files in a tar,
+    where WebDataset takes a dot as the end of the key. `line` is the manifest's line, 0 when there is none.
     """
 
     key: str
@@ -47,7 +52,7 @@ class Utterance:
     line: int = 0
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w-]+", self.key):
+        if not self.key or not all(map(is_key_character, self.key)):
             raise ValueError(f"utterance key {self.key!r} has characters other than letters, digits, _ and -")
         if not self.clips or len(self.gaps_s) != len(self.clips) - 1:
             raise ValueError(f"utterance {self.key}: {len(self.clips)} clips with {len(self.gaps_s)} gaps")
@@ -60,6 +65,33 @@ class RejectedRow:
     line: int
     reason: str
     key: str = ""
+
+
+def is_key_character(character: str) -> bool:
+    # Vowel signs of Indic scripts and other marks are no letters for Python, and tell words apart.
+    return character.isalnum() or character in "_-" or unicodedata.category(character)[0] == "M"
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The path of a file that a manifest names.
+
+    Disks may hold a name with its accents apart from their letters (NFD), as macOS writes them, and the manifest one
+    with both as one character (NFC), or the other way round.
+    """
+    path = folder / name
+    for form in ("NFC", "NFD"):
+        other = folder / unicodedata.normalize(form, name)
+        if not name.isascii() and not is_file(path) and is_file(other):
+            return other
+    return path
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False also for what cannot be a name, such as a sentence of 300 bytes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_audio(utterance: Utterance, sample_rate_hz: int) -> np.ndarray:
@@ -82,10 +114,10 @@ def read_audio(utterance: Utterance, sample_rate_hz: int) -> np.ndarray:
 
 
 def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
-    if not clip.path.is_file():
-        raise AudioError(f"there is no audio file {clip.path}")
+    check_exists(clip.path)
     try:
-        with soundfile.SoundFile(clip.path) as audio:
+        # As bytes: a name may be no UTF-8.
+        with soundfile.SoundFile(os.fsencode(clip.path)) as audio:
             source_rate_hz = audio.samplerate
             check_times(clip, audio.frames / source_rate_hz)
             start = round(clip.start_s * source_rate_hz)
@@ -100,7 +132,12 @@ def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
     if len(samples) < num_samples:
         raise AudioError(f"{clip.path} breaks off: {len(samples)} of {num_samples} samples could be decoded")
 
-    mono = samples.mean(axis=1)
+    if clip.channel is None:
+        mono = samples.mean(axis=1)
+    elif clip.channel < samples.shape[1]:
+        mono = samples[:, clip.channel]
+    else:
+        raise AudioError(f"{clip.path} has {samples.shape[1]} channels, and none of number {clip.channel}")
     peak = np.abs(mono).max(initial=0.0)
     # `not peak <= limit` is also true of a NaN, `peak > limit` is not.
     if len(mono) == 0 or not peak <= PEAK_LIMIT:
@@ -113,20 +150,33 @@ def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
 def audio_seconds(path: Path) -> float:
     """The length of an audio file, from its header. Raises DataError when it is missing or no audio."""
     try:
-        return header_seconds(path)
+        return read_header(path).seconds
     except AudioError as error:
         raise DataError(f"{error}; put a readable recording there or take it out of the corpus.") from error
 
 
-def header_seconds(path: Path) -> float:
-    """The length of an audio file, from its header. Raises AudioError when it is missing or no audio."""
-    if not path.is_file():
-        raise AudioError(f"there is no audio file {path}")
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an audio file's header says."""
+
+    seconds: float
+    channels: int
+
+
+def read_header(path: Path) -> Header:
+    """Length and channels of an audio file, from its header. Raises AudioError when it is missing or no audio."""
+    check_exists(path)
     try:
-        header = soundfile.info(path)
+        header = soundfile.info(os.fsencode(path))
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path} is not readable as audio ({error})") from error
-    return header.frames / header.samplerate
+    return Header(header.frames / header.samplerate, header.channels)
+
+
+def check_exists(path: Path) -> None:
+    """AudioError when there is no file; what was named as one may be a sentence, of which the beginning is quoted."""
+    if not is_file(path):
+        raise AudioError(f"there is no audio file {str(path)[:200]}")
 
 
 def check_times(clip: Clip, duration_s: float) -> None:

@@ -115,7 +115,11 @@ def fingerprint(utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_s
     settings = [FORMAT, sample_rate_hz, shard_seconds, seed]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for utterance in sorted(utterances, key=lambda utterance: utterance.key):
-        clips = [(clip.path.name, clip.start_s, clip.seconds) for clip in utterance.clips]
+        clips: list[tuple[Any, ...]] = []
+        for clip in utterance.clips:
+            times = (clip.path.name, clip.start_s, clip.seconds)
+            # Without a channel as before there were any: splits that are there stay what they are.
+            clips.append(times if clip.channel is None else (*times, clip.channel))
         row = [
             utterance.key,
             clips,

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import logging
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +237,166 @@ def test_rows_without_a_text_are_used_where_they_are_wanted(folder: Path) -> Non
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no manifest .*gone\.csv"):
         read_manifest(tmp_path / "gone.csv")
+
+
+# --- what users' manifests hold ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "used", "rejected_lines"),
+    [
+        # The quote of line 2 swallowed all that follows it.
+        ('audio,text\na.wav,"one\nb.flac,two\na.wav,\n', ["two"], [2, 4]),
+        ('audio,text\n"a.wav,one\nb.flac,two\n', ["two"], [2]),
+        ('audio,text\na.wav,"one\nb.flac,"two\n', [], [2, 3]),
+        ('audio,text\na.wav,"one\nb.flac,two"\n', ['two"'], [2]),
+        # A strict end: "one"two would be read as onetwo.
+        ('audio,text\na.wav,"one"two\nb.flac,two\n', ["two"], [2]),
+        ('audio,text\na.wav,"one\ntwo"\nb.flac,two\n', ["one\ntwo", "two"], []),
+        ('audio,text\na.wav,"say ""one"", two"\n\nb.flac,two\n', ['say "one", two', "two"], []),
+    ],
+)
+def test_an_open_quote_swallows_no_row(folder: Path, content: str, used: list[str], rejected_lines: list[int]) -> None:
+    (folder / "m.csv").write_text(content)
+    utterances, rejected = read_manifest(folder / "m.csv")
+    assert [utterance.text for utterance in utterances] == used
+    assert [row.line for row in rejected] == rejected_lines
+
+
+@given(
+    texts=st.lists(st.text('ab ,"\t\\', min_size=1, max_size=6), max_size=8),
+    suffix=st.sampled_from(["csv", "tsv", "jsonl"]),
+)
+def test_rows_in_are_rows_used_and_rows_rejected_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], suffix: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    soundfile.write(folder / "a.wav", tone(0.01), RATE_HZ)
+    if suffix == "jsonl":
+        lines = [json.dumps({"audio": "a.wav", "id": f"r{line}", "text": text}) for line, text in enumerate(texts)]
+    else:
+        # As written by hand: nothing is quoted, whatever it holds.
+        delimiter = "," if suffix == "csv" else "\t"
+        lines = [delimiter.join(("a.wav", f"r{line}", text)) for line, text in enumerate(texts)]
+        lines.insert(0, delimiter.join(("audio", "id", "text")))
+    path = folder / f"m.{suffix}"
+    path.write_text("".join(line + "\n" for line in lines))
+    utterances, rejected = read_manifest(path)
+    first = 1 if suffix == "jsonl" else 2
+    seen = sorted([row.line for row in utterances] + [row.line for row in rejected])
+    assert seen == list(range(first, first + len(texts)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "clip"),
+    [
+        ({"start": 0.25, "end": 0.75}, ("a.wav", 0.25, 0.5, None)),
+        ({"start_s": 0.25, "end_s": "0.75", "duration": 0.5}, ("a.wav", 0.25, 0.5, None)),
+        ({"offset": 0.25, "duration": 0.5}, ("a.wav", 0.25, 0.5, None)),
+        ({"end": 0.5}, ("a.wav", 0.0, 0.5, None)),
+        ({"channel": 0}, ("a.wav", 0.0, None, 0)),
+    ],
+)
+def test_columns_of_other_tools_are_read(folder: Path, columns: dict, clip: tuple) -> None:
+    path = write_jsonl(folder / "m.jsonl", [{"audio": "a.wav", "text": "t", **columns}])
+    utterances, _ = read_manifest(path)
+    assert utterances[0].clips == (Clip(folder / clip[0], *clip[1:]),)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"start": 0.5, "end": 0.25}, "end 0.25 s is not behind"),
+        ({"end": 0.5, "duration": 0.25}, "differ"),
+        ({"end": 3}, "end 3 s lies outside"),
+        ({"channel": 1}, "channel 1 is not in"),
+        ({"channel": -1}, "channel -1 is not"),
+        ({"channel": "left"}, "column channel holds 'left'"),
+        ({"text": "t\ud83d"}, "lone surrogate"),
+        ({"speaker": "\udcff"}, "lone surrogate"),
+        ({"audio": "a sentence " * 40}, "no audio file"),
+        ({"audio": "a\0.wav"}, "no audio file"),
+        ({"audio": "\udcff.wav"}, "no audio file"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_rejected(folder: Path, columns: dict, reason: str) -> None:
+    path = write_jsonl(folder / "m.jsonl", [{"audio": "a.wav", "text": "t", **columns}])
+    utterances, rejected = read_manifest(path)
+    assert utterances == []
+    assert reason in rejected[0].reason
+    assert rejected[0].reason.encode()
+
+
+def test_a_channel_of_a_call_is_read_alone(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "call.wav", np.stack([tone(0.1), tone(0.1) / 2], axis=1), RATE_HZ, subtype="FLOAT")
+    rows = [{"audio": "call.wav", "text": "t", "channel": channel} for channel in (0, 1)]
+    utterances, _ = read_manifest(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert [utterance.key for utterance in utterances] == ["call_ch0", "call_ch1"]
+    np.testing.assert_array_equal(read_audio(utterances[1], RATE_HZ), tone(0.1) / 2)
+
+
+def test_unknown_columns_are_named_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"audio": name, "text": "t", "snr": 1, "tempo": 2} for name in ("a.wav", "b.flac")]
+    with caplog.at_level(logging.WARNING):
+        read_manifest(write_jsonl(folder / "m.jsonl", rows))
+    assert [record.getMessage().count("snr, tempo") for record in caplog.records] == [1]
+
+
+def test_a_name_given_twice_is_no_row(folder: Path) -> None:
+    (folder / "m.jsonl").write_text('{"audio": "a.wav", "text": "one", "text": "two"}\n')
+    assert "twice" in read_manifest(folder / "m.jsonl")[1][0].reason
+    (folder / "m.csv").write_text("audio,text,text\na.wav,one,two\n")
+    with pytest.raises(DataError, match="column text twice"):
+        read_manifest(folder / "m.csv")
+
+
+def test_a_row_that_is_not_utf_8_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "m.tsv").write_bytes(b"audio\ttext\na.wav\tcaf\xe9\nb.flac\tfine\n")
+    utterances, rejected = read_manifest(folder / "m.tsv")
+    assert [utterance.text for utterance in utterances] == ["fine"]
+    assert (rejected[0].line, rejected[0].reason) == (2, "it is not UTF-8")
+
+
+COLLIDING = [
+    ("हिन्दी कि.wav", "हिन्दी की.wav", "हिन्दी कु.wav"),
+    ("rec 1.wav", "rec_1.wav", "rec(1).wav", "rec-1.wav"),
+    ("part.1", "part.2", "part.3"),
+    ("same.wav", "same.flac", "same.wav.wav"),
+    ("a/b.wav", "a_b.wav", "./a/b.wav2"),
+]
+
+
+@pytest.mark.parametrize("names", COLLIDING)
+def test_distinct_recordings_have_distinct_readable_keys(tmp_path: Path, names: tuple[str, ...]) -> None:
+    soundfile.write(tmp_path / "any.wav", tone(0.01), RATE_HZ)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "any.wav").read_bytes())
+    path = write_jsonl(tmp_path / "m.jsonl", [{"audio": name, "text": "t"} for name in names])
+    utterances, rejected = read_manifest(path)
+    assert rejected == []
+    keys = [utterance.key for utterance in utterances]
+    assert len(set(keys)) == len(names)
+    assert [key[:2] for key in keys] == [names[0][:2].replace("/", "_")] * len(names)
+    assert [utterance.key for utterance in read_manifest(path)[0]] == keys
+
+
+@pytest.mark.parametrize(("on_disk", "in_manifest"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_is_found_however_its_accents_are_written(tmp_path: Path, on_disk: str, in_manifest: str) -> None:
+    name = "Chương é й.wav"
+    soundfile.write(tmp_path / unicodedata.normalize(on_disk, name), tone(0.01), RATE_HZ)
+    rows = [{"audio": unicodedata.normalize(in_manifest, name), "text": "t"}]
+    utterances, _ = read_manifest(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert utterances[0].key == "Chương_é_й"
+    assert len(read_audio(utterances[0], RATE_HZ)) == 160
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(0.01), RATE_HZ)
+    try:
+        (tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"a\xe9.wav"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    utterances, _ = read_manifest(write_jsonl(tmp_path / "m.jsonl", [{"audio": "a\udce9.wav", "text": "t"}]))
+    assert utterances[0].key == "a_"
+    assert len(read_audio(utterances[0], RATE_HZ)) == 160
