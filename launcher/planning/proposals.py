@@ -4,17 +4,20 @@ size, from numbers alone.
 Warnings are of what would run and disappoint; what cannot run at all is refused by `launcher.recipe.checks`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.planning.communication import crosses_hosts
 
-# What stays free beside a fitting choice: allocators do not give back all that is freed, and utterances vary.
+# A fitting choice leaves this share of the memory free: allocators do not give back all that is freed, and utterances
+# vary.
 SPARE = 0.1
 # A step that sends for more of its time than this is better off with fewer processes or larger micro-batches.
 MOST_COMMUNICATION = 0.3
-# Below so many frames an expert's products are too thin to be fast; below so many s work is shorter than its launch.
-LEAST_FRAMES_PER_EXPERT, LEAST_MICRO_BATCH_S = 32, 0.005
+# With fewer frames an expert's matrix products are too thin to be fast.
+LEAST_FRAMES_PER_EXPERT = 32
+# A shorter micro-batch computes for less time than it takes to launch its operations.
+LEAST_MICRO_BATCH_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class StageNumbers:
-    """A training stage as the recipe has it (`chosen`), and what else it may have.
+    """A training stage as the recipe has it (`chosen`), and the choices that it has.
 
-    available_bytes for each process (none: unknown), whether activations are in what is needed, the computation of a
-    step and process in s, experts of a block and frames that each gets of a micro-batch (0 without experts), micro-
-    batches per process and step, and `steps_of_audio`, how often the corpus fills the lanes (none: not known yet).
+    - `available_bytes`: the memory of each process; None where it is unknown.
+    - `activations_known`: whether `needed_bytes` of the choices include activations.
+    - `compute_s`: the computation of one process in a step.
+    - `experts`: experts of a block, 0 without; `frames_per_expert`: frames of a micro-batch for each of them.
+    - `accumulation`: micro-batches per process and step.
+    - `steps_of_audio`: how often the corpus fills the lanes; None before there is a corpus.
     """
 
     name: str
@@ -50,7 +56,7 @@ class StageNumbers:
 
 
 @dataclass(frozen=True)
-class Warned:
+class StageWarning:
     """`kind` is for programs, `text` for people."""
 
     stage: str
@@ -74,6 +80,14 @@ def fits(choice: Choice, available_bytes: int | None) -> bool:
     return available_bytes is None or choice.needed_bytes <= available_bytes * (1 - SPARE)
 
 
+def communication_share(stage: StageNumbers) -> float:
+    """The share of a step that its process sends, as if communication and computation never overlapped."""
+    return stage.chosen.communication_s / (stage.chosen.communication_s + stage.compute_s)
+
+
+# --- proposals ---------------------------------------------------------------------------------------------------
+
+
 def propose(stages: Sequence[StageNumbers]) -> dict[str, Proposal]:
     """A choice for each stage; stages with experts have one expert-parallel size, as a recipe has.
 
@@ -81,70 +95,113 @@ def propose(stages: Sequence[StageNumbers]) -> dict[str, Proposal]:
     ZeRO 0 is taken only where nothing else fits: it tells no gradient norm.
     """
     with_experts = [stage for stage in stages if stage.experts]
-    possible = [{choice.expert_parallel for choice in stage.choices} for stage in with_experts]
-    sizes = sorted(set.intersection(*possible)) if possible else [1]
 
-    def cost(size: int) -> tuple[float, ...]:
-        best = [_best(stage, size) for stage in with_experts]
-        pairs = zip(best, with_experts, strict=True)
-        unfit = sum(b.needed_bytes for b, stage in pairs if not fits(b, stage.available_bytes))
-        changed = sum(size != stage.chosen.expert_parallel for stage in with_experts)
-        return unfit, sum(choice.communication_s for choice in best), changed, size
+    def size_cost(size: int) -> tuple[float, ...]:
+        missing_bytes = 0
+        communication_s = 0
+        changed_stages = 0
+        for stage in with_experts:
+            best = _best_choice(stage, size)
+            communication_s += best.communication_s
+            if not fits(best, stage.available_bytes):
+                missing_bytes += best.needed_bytes
+            if size != stage.chosen.expert_parallel:
+                changed_stages += 1
+        return missing_bytes, communication_s, changed_stages, size
 
-    size = min(sizes, key=cost)
-    return {stage.name: _proposal(stage, size if stage.experts else 1) for stage in stages}
+    common_size = 1
+    if with_experts:
+        common_sizes = _expert_parallel_sizes(with_experts[0])
+        for stage in with_experts:
+            common_sizes &= _expert_parallel_sizes(stage)
+        common_size = min(common_sizes, key=size_cost)
+
+    proposals = {}
+    for stage in stages:
+        size = common_size if stage.experts else 1
+        best = _best_choice(stage, size)
+        proposals[stage.name] = Proposal(
+            deepspeed=best.deepspeed,
+            expert_parallel=size,
+            fits=fits(best, stage.available_bytes),
+            deepspeed_reason=_deepspeed_reason(stage, best),
+            expert_parallel_reason=_expert_parallel_reason(stage, best),
+        )
+    return proposals
 
 
-def _best(stage: StageNumbers, size: int) -> Choice:
-    """The best of a stage's choices with this expert-parallel size."""
-    return min((choice for choice in stage.choices if choice.expert_parallel == size), key=lambda c: _rank(stage, c))
+def _expert_parallel_sizes(stage: StageNumbers) -> set[int]:
+    return {choice.expert_parallel for choice in stage.choices}
 
 
-def _rank(stage: StageNumbers, choice: Choice) -> tuple[float, ...]:
+def _fitting(stage: StageNumbers, choices: Sequence[Choice]) -> list[Choice]:
+    return [choice for choice in choices if fits(choice, stage.available_bytes)]
+
+
+def _least_bytes(choices: Sequence[Choice]) -> int:
+    return min(choice.needed_bytes for choice in choices)
+
+
+def _preference(stage: StageNumbers, choice: Choice) -> tuple[float, ...]:
+    """A key to sort a stage's choices by, the best first."""
     if not fits(choice, stage.available_bytes):
         return (1, choice.needed_bytes)
-    other = choice.deepspeed != stage.chosen.deepspeed
-    return (0, choice.zero_stage == 0, choice.communication_s, other, choice.needed_bytes, choice.zero_stage)
+    return (
+        0,
+        # ZeRO 0 tells no gradient norm.
+        choice.zero_stage == 0,
+        choice.communication_s,
+        choice.deepspeed != stage.chosen.deepspeed,
+        choice.needed_bytes,
+        choice.zero_stage,
+    )
 
 
-def _proposal(stage: StageNumbers, size: int) -> Proposal:
-    best = _best(stage, size)
-    fitting = fits(best, stage.available_bytes)
-    return Proposal(best.deepspeed, size, fitting, _why_zero(stage, best, fitting), _why_size(stage, best))
+def _best_choice(stage: StageNumbers, expert_parallel: int) -> Choice:
+    """The best of a stage's choices with this expert-parallel size."""
+    of_this_size = [choice for choice in stage.choices if choice.expert_parallel == expert_parallel]
+    return min(of_this_size, key=lambda choice: _preference(stage, choice))
 
 
-def _why_zero(stage: StageNumbers, best: Choice, fitting: bool) -> str:
-    if not fitting:
-        return f"nothing fits; {best.deepspeed} needs least, {shown(best.needed_bytes)}"
+def _deepspeed_reason(stage: StageNumbers, best: Choice) -> str:
+    needed = _gibibytes(best.needed_bytes)
+    if not fits(best, stage.available_bytes):
+        return f"nothing fits; {best.deepspeed} needs least, {needed}"
     if best.zero_stage == 0:
-        return f"it needs {shown(best.needed_bytes)}, and no other stage fits"
-    same = [
-        c
-        for c in stage.choices
-        if c.expert_parallel == best.expert_parallel and c.zero_stage not in (0, best.zero_stage)
-    ]
-    quicker = [c for c in same if c.communication_s < best.communication_s]
+        return f"it needs {needed}, and no other stage fits"
+
+    quicker = []
+    slower = []
+    for choice in stage.choices:
+        # ZeRO 0 is no alternative: it sends least, and is still the last resort.
+        if choice.expert_parallel != best.expert_parallel or choice.zero_stage in (0, best.zero_stage):
+            continue
+        if choice.communication_s < best.communication_s:
+            quicker.append(choice)
+        elif choice.communication_s > best.communication_s:
+            slower.append(choice)
+
     if quicker:
-        least = min(c.needed_bytes for c in quicker)
-        return f"it needs {shown(best.needed_bytes)}; what sends less needs {shown(least)}, which does not fit"
-    if any(c.communication_s > best.communication_s for c in same):
+        least = _gibibytes(_least_bytes(quicker))
+        return f"it needs {needed}; what sends less needs {least}, which does not fit"
+    if slower:
         return f"of the stages that fit it sends least ({best.communication_s:.3g} s a step)"
     if best.deepspeed == stage.chosen.deepspeed:
         return "no stage sends less, and the recipe has it"
-    return f"of the stages that send equally much it needs least ({shown(best.needed_bytes)})"
+    return f"of the stages that send equally much it needs least ({needed})"
 
 
-def _why_size(stage: StageNumbers, best: Choice) -> str:
+def _expert_parallel_reason(stage: StageNumbers, best: Choice) -> str:
     if not stage.experts:
         return "the stage has no experts"
-    others = [
-        _best(stage, size) for size in sorted({c.expert_parallel for c in stage.choices} - {best.expert_parallel})
-    ]
-    if not others:
+    other_sizes = _expert_parallel_sizes(stage) - {best.expert_parallel}
+    if not other_sizes:
         return "no other size divides processes and experts"
-    fitting = [choice for choice in others if fits(choice, stage.available_bytes)]
+
+    others = [_best_choice(stage, size) for size in sorted(other_sizes)]
+    fitting = _fitting(stage, others)
     if not fitting:
-        return f"with other sizes it needs {shown(min(c.needed_bytes for c in others))} or more, which does not fit"
+        return f"with other sizes it needs {_gibibytes(_least_bytes(others))} or more, which does not fit"
     other = min(fitting, key=lambda choice: choice.communication_s)
     return (
         f"a step sends for {best.communication_s:.3g} s, with {other.expert_parallel} it would for "
@@ -152,82 +209,72 @@ def _why_size(stage: StageNumbers, best: Choice) -> str:
     )
 
 
-def warnings(stage: StageNumbers, hosts: Sequence[int]) -> list[Warned]:
+# --- warnings ----------------------------------------------------------------------------------------------------
+
+
+def warnings(stage: StageNumbers, hosts: Sequence[int]) -> list[StageWarning]:
     """What would disappoint in a stage as the recipe has it; `hosts` are the processes of each host."""
-    checks = (_memory(stage), _crossing(stage, hosts), _sending(stage), *_too_small(stage))
-    return [Warned(stage.name, kind, text) for kind, text in filter(None, checks)]
+    chosen = stage.chosen
+    texts = {}
+    if not fits(chosen, stage.available_bytes):
+        texts["does_not_fit"] = _memory_text(stage)
+
+    if len(hosts) > 1 and chosen.expert_parallel > 1 and crosses_hosts(chosen.expert_parallel, hosts):
+        within = [str(size) for size in sorted(_expert_parallel_sizes(stage)) if not crosses_hosts(size, hosts)]
+        texts["exchange_crosses_hosts"] = (
+            f"Experts are spread over {chosen.expert_parallel} processes, which are not on one host, so every layer's "
+            f"frames cross the network. Expert parallelism {' or '.join(within)} stays within a host."
+        )
+
+    share = communication_share(stage)
+    if share > MOST_COMMUNICATION:
+        texts["communication"] = (
+            f"A step would send for {chosen.communication_s:.3g} s beside {stage.compute_s:.3g} s of computation, "
+            f"{share:.0%} of it. Take fewer processes, or a larger batches.seconds."
+        )
+
+    if stage.steps_of_audio is not None and stage.steps_of_audio < 1:
+        texts["lanes_stay_empty"] = (
+            f"The corpus fills {stage.steps_of_audio:.0%} of the lanes of one step, so some processes idle. Take "
+            "fewer lanes and processes, or a smaller batches.seconds."
+        )
+
+    micro_batch_s = stage.compute_s / stage.accumulation
+    if micro_batch_s < LEAST_MICRO_BATCH_S:
+        texts["micro_batch_too_small"] = (
+            f"A micro-batch computes for about {1000 * micro_batch_s:.2g} ms, less than it takes to start its operations. "
+            "Make batches.seconds larger, and batches.lanes fewer."
+        )
+
+    if stage.experts and stage.frames_per_expert < LEAST_FRAMES_PER_EXPERT:
+        texts["too_few_frames_per_expert"] = (
+            f"An expert gets about {stage.frames_per_expert:.0f} frames of a micro-batch. Make batches.seconds larger, "
+            "or take fewer experts."
+        )
+    return [StageWarning(stage.name, kind, text) for kind, text in texts.items()]
 
 
-def _memory(stage: StageNumbers) -> tuple[str, str] | None:
-    if stage.available_bytes is None or fits(stage.chosen, stage.available_bytes):
-        return None
-    fitting = [choice for choice in stage.choices if fits(choice, stage.available_bytes)]
-    needed, available = shown(stage.chosen.needed_bytes), shown(stage.available_bytes)
-    without = "" if stage.activations_known else " without activations, which are unknown"
-    text = f"A process needs {needed}{without}, and has {available}, of which {SPARE:.0%} should stay free."
+def _memory_text(stage: StageNumbers) -> str:
+    """What the chosen configuration lacks, and what would fit."""
+    assert stage.available_bytes is not None
+    needed = _gibibytes(stage.chosen.needed_bytes)
+    if not stage.activations_known:
+        needed += " without activations, which are unknown"
+    available = _gibibytes(stage.available_bytes)
+    text = f"A process needs {needed}, and has {available}, of which {SPARE:.0%} should stay free."
+
+    fitting = _fitting(stage, stage.choices)
     if not fitting:
-        return "does_not_fit", (
+        return (
             f"{text} No configuration in ds_configs/ fits: lower batches.seconds, set "
             "model.encoder.activation_checkpointing, or take more processes."
         )
-    best = min(fitting, key=lambda choice: _rank(stage, choice))
-    return "does_not_fit", (
-        f"{text} {best.deepspeed} with expert parallelism {best.expert_parallel} would fit: {shown(best.needed_bytes)}."
+    best = min(fitting, key=lambda choice: _preference(stage, choice))
+    return (
+        f"{text} {best.deepspeed} with expert parallelism {best.expert_parallel} would fit: "
+        f"{_gibibytes(best.needed_bytes)}."
     )
 
 
-def _crossing(stage: StageNumbers, hosts: Sequence[int]) -> tuple[str, str] | None:
-    size = stage.chosen.expert_parallel
-    if size == 1 or len(hosts) == 1 or not crosses_hosts(size, hosts):
-        return None
-    within = sorted({c.expert_parallel for c in stage.choices if not crosses_hosts(c.expert_parallel, hosts)})
-    return "exchange_crosses_hosts", (
-        f"Experts are spread over {size} processes, which are not on one host, so every layer's frames cross the "
-        f"network. Expert parallelism {' or '.join(map(str, within))} stays within a host."
-    )
-
-
-def _sending(stage: StageNumbers) -> tuple[str, str] | None:
-    sending, share = stage.chosen.communication_s, communication_share(stage)
-    if share <= MOST_COMMUNICATION:
-        return None
-    return "communication", (
-        f"A step would send for {sending:.3g} s beside {stage.compute_s:.3g} s of computation, {share:.0%} of it. Take "
-        "fewer processes, or a larger batches.seconds."
-    )
-
-
-def communication_share(stage: StageNumbers) -> float:
-    """The share of a step that its process sends, as if it did nothing beside."""
-    return stage.chosen.communication_s / (stage.chosen.communication_s + stage.compute_s)
-
-
-def _too_small(stage: StageNumbers) -> Iterable[tuple[str, str] | None]:
-    if stage.steps_of_audio is not None and stage.steps_of_audio < 1:
-        yield (
-            "lanes_stay_empty",
-            (
-                f"The corpus fills {stage.steps_of_audio:.0%} of the lanes of one step, so some processes idle. Take "
-                "fewer lanes and processes, or a smaller batches.seconds."
-            ),
-        )
-    if stage.compute_s / stage.accumulation < LEAST_MICRO_BATCH_S:
-        yield (
-            "micro_batch_too_small",
-            (
-                f"A micro-batch computes for about {1000 * stage.compute_s / stage.accumulation:.2g} ms, less than it "
-                "takes to start its operations. Make batches.seconds larger, and batches.lanes fewer."
-            ),
-        )
-    if stage.experts and stage.frames_per_expert < LEAST_FRAMES_PER_EXPERT:
-        yield (
-            "too_few_frames_per_expert",
-            (
-                f"An expert gets about {stage.frames_per_expert:.0f} frames of a micro-batch. Make batches.seconds "
-                "larger, or take fewer experts."
-            ),
-        )
-
-
-def shown(size_bytes: int) -> str:
+def _gibibytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.2f} GiB"
