@@ -242,8 +242,8 @@ def warnings(stage: StageNumbers, hosts: Sequence[int]) -> list[StageWarning]:
     micro_batch_s = stage.compute_s / stage.accumulation
     if micro_batch_s < LEAST_MICRO_BATCH_S:
         texts["micro_batch_too_small"] = (
-            f"A micro-batch computes for about {1000 * micro_batch_s:.2g} ms, less than it takes to start its operations. "
-            "Make batches.seconds larger, and batches.lanes fewer."
+            f"A micro-batch computes for about {1000 * micro_batch_s:.2g} ms, less than it takes to start its "
+            "operations. Make batches.seconds larger, and batches.lanes fewer."
         )
 
     if stage.experts and stage.frames_per_expert < LEAST_FRAMES_PER_EXPERT:
