@@ -7,6 +7,7 @@ a traceback is a fault of Chorus. Nothing heavy is imported before a command nee
 
 import argparse
 import importlib
+import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,10 @@ FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, DivergedE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks is written as \\uXXXX; Python would end with an error.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser(arguments).parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
     try:
         return options.command(options)

@@ -46,7 +46,7 @@ def _texts(source: Path) -> Iterable[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise DataError(f"The text in {path} is not UTF-8: {error}. Convert it first.") from None

@@ -137,6 +137,13 @@ def transcribe(
     cannot read chunk by chunk.
     """
     for path in paths:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder. Give its audio files one by one, such as {path / '*.wav'}.")
+        if str(path) == "-" or path.is_fifo() or path.is_char_device():
+            raise DataError(
+                f"{path} is a stream, and recordings are read from files alone. Write it to a file first, and give "
+                "that file's path."
+            )
         if not path.is_file():
             raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
     model = FinishedModel.load(model_folder, search)

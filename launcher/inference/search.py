@@ -128,7 +128,15 @@ def _hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        # Editors may put a byte order mark before the first phrase, which is no part of it.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The hotwords in {path} cannot be read as UTF-8 text: {error}.") from None
-    return [phrase for line in text.splitlines() if (phrase := " ".join(line.split()))]
+    phrases = []
+    for line in text.splitlines():
+        phrase = " ".join(line.split())
+        if phrase:
+            phrases.append(phrase)
+    if not phrases:
+        raise DataError(f"The file of hotwords {path} has no phrase in it. Write one a line, or leave the option out.")
+    return phrases

@@ -23,6 +23,8 @@ from launcher.run_folder import RunFolder, write_text
 MAX_EXAMPLES = 12
 # A run of many restarts records hundreds; the last say in which state it is.
 MAX_EVENTS = 60
+# A lost shard makes thousands; the first say which shard it is.
+MAX_QUARANTINED = 50
 
 Draw = Callable[[StageData], Drawing | None]
 LEARNING: Sequence[Draw] = (
@@ -152,6 +154,8 @@ def _content(run_data: RunData) -> dict[str, Any]:
         "expected_experts": run_data.plans_experts(),
         "examples": _align_examples(run_data),
         "events": [_describe_event(event) for event in run_data.events[-MAX_EVENTS:]],
+        "quarantined": run_data.quarantined[:MAX_QUARANTINED],
+        "num_quarantined": len(run_data.quarantined),
         "num_events": len(run_data.events),
         "recipe_text": run_data.recipe_text,
     }

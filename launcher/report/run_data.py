@@ -5,6 +5,7 @@ Nothing here fails because a part is missing or torn: what cannot be read is nam
 Shapes: L layers with experts, E experts.
 """
 
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from launcher.tracking import EXPERT_LOAD, read_metrics
 # A figure shows at most 500 points of a series, smoothed over a twentieth of its rows: these are more than enough.
 _MAX_ROWS = 20_000
 _LAST_SHARE = 0.1
+# As data/reader.py words it.
+BROKEN_UTTERANCE = re.compile(r"Utterance (.+?) at offset \d+ of (.+? is broken: .+?)\. Look at the split with")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ class StageData:
         return layers
 
 
+@dataclass(frozen=True)
+class Quarantined:
+    """An utterance that a stage could not read, and went on without."""
+
+    stage: str
+    key: str
+    reason: str
+
+
 @dataclass
 class RunData:
     """Everything the report is made from."""
@@ -94,6 +106,7 @@ class RunData:
     models: dict[str, dict[str, Any]]
     examples: dict[str, list[dict[str, str]]]
     events: list[dict[str, Any]]
+    quarantined: list[Quarantined]
     gaps: list[str]
 
     def training_stages(self) -> list[StageData]:
@@ -173,6 +186,7 @@ def read_run_data(run_dir: Path) -> RunData:
         models=models,
         examples=examples,
         events=events,
+        quarantined=_read_quarantined(run, [stage.name for stage in stages], gaps),
         gaps=gaps,
     )
 
@@ -196,6 +210,22 @@ def _stage_plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         for path in sorted(run_dir.glob("*/metrics.jsonl")):
             plans.append({"name": path.parent.name, "kind": "pretrain"})
     return plans
+
+
+def _read_quarantined(run: RunFolder, stages: list[str], gaps: list[str]) -> list[Quarantined]:
+    """The utterances that the processes of the stages name in their logs, each once per stage."""
+    utterances: dict[tuple[str, str], Quarantined] = {}
+    for name in stages:
+        for path in sorted(run.stage(name).logs.glob("rank-*.log")):
+            try:
+                with path.open(encoding="utf-8", errors="replace") as file:
+                    for line in file:
+                        match = BROKEN_UTTERANCE.search(line)
+                        if match:
+                            utterances[name, match[1]] = Quarantined(name, match[1], match[2])
+            except OSError as error:
+                gaps.append(f"{name}/{path.name} could not be read ({type(error).__name__}).")
+    return list(utterances.values())
 
 
 def _read_stage(folder: StageFolder, plan: dict[str, Any], events: list[dict], gaps: list[str]) -> StageData:

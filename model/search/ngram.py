@@ -124,7 +124,7 @@ class NgramModel:
 def read_arpa(path: Path) -> NgramModel:
     """Read an ARPA file, gzipped when its name ends in .gz. ValueError when it is none, OSError as from `open`."""
     is_gzipped = path.suffix == ".gz"
-    with gzip.open(path, "rt", encoding="utf-8") if is_gzipped else path.open(encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8-sig") if is_gzipped else path.open(encoding="utf-8-sig") as file:
         try:
             return _parse(file, path)
         except UnicodeDecodeError as error:
@@ -152,7 +152,7 @@ def _parse(lines: Iterator[str], path: Path) -> NgramModel:
             break
         elif order == 0:
             # Before the first section: the header, perhaps after comments.
-            count = re.fullmatch(r"ngram (\d+)\s*=\s*(\d+)", text)
+            count = re.fullmatch(r"ngram[ \t]+(\d+)[ \t]*=[ \t]*(\d+)", text)
             if count:
                 announced[int(count[1])] = int(count[2])
         elif text:
@@ -184,9 +184,11 @@ def _read_entry(
 
 
 def _check_count(path: Path, announced: dict[int, int], order: int, num_read: int) -> None:
-    if order and announced.get(order) != num_read:
+    if order and order not in announced:
+        raise ValueError(f"{path} holds {order}-grams and has no line `ngram {order}=COUNT` in its header")
+    if order and announced[order] != num_read:
         raise ValueError(
-            f"{path} announces {announced.get(order)} {order}-grams and holds {num_read}: it was cut or changed"
+            f"{path} announces {announced[order]} {order}-grams and holds {num_read}: it was cut or changed"
         )
 
 

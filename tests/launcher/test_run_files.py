@@ -1,5 +1,6 @@
 """Folders that are foreign, torn or incomplete: one paragraph that names the file, and nothing is written into them."""
 
+import io
 import json
 
 import pytest
@@ -168,6 +169,15 @@ def test_a_model_description_of_another_program_is_refused(tmp_path, content):
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(ValueError, match="describes no model"):
         read_description(tmp_path)
+
+
+def test_output_that_the_encoding_cannot_hold_is_escaped(run, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", output)
+    path = run.path.rename(run.path.with_name("прогон"))
+    assert main(["status", str(path)]) == 0
+    output.flush()
+    assert b"\\u043f\\u0440" in output.buffer.getvalue()
 
 
 def test_status_in_a_pipe_shows_whole_names(run, capsys):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 import threading
@@ -255,6 +256,36 @@ def test_a_search_that_needs_the_whole_recording_does_not_read_chunk_by_chunk(st
     ):
         with pytest.raises(ConfigError, match=words):
             transcribe(streaming_folder, [tmp_path / "a.wav"], read_search(values, "test"), lambda *_: None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_part_of_a_hotword(model_folder, tmp_path, encoding):
+    path = tmp_path / "hotwords.txt"
+    path.write_text("да\r\n\n", encoding=encoding)
+    search = read_search({"kind": "prefix_beam", "hotwords": {"path": path}}, "test")
+    FinishedModel.load(model_folder, search)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_a_file_without_hotwords_is_refused(model_folder, tmp_path, content):
+    path = tmp_path / "hotwords.txt"
+    path.write_bytes(content)
+    search = read_search({"kind": "prefix_beam", "hotwords": {"path": path}}, "test")
+    with pytest.raises(DataError, match="has no phrase in it"):
+        FinishedModel.load(model_folder, search)
+
+
+def test_folders_and_streams_are_told_from_recordings_that_are_missing(model_folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    seen = {
+        tmp_path: "is a folder",
+        Path("-"): "is a stream",
+        tmp_path / "pipe": "is a stream",
+        Path("a"): "There is no",
+    }
+    for path, words in seen.items():
+        with pytest.raises(DataError, match=words):
+            transcribe(model_folder, [path])
 
 
 def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tmp_path):

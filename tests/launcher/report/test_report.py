@@ -317,6 +317,20 @@ def test_torn_files_are_named_in_the_report(tmp_path):
     assert "stage started" in text
 
 
+def test_quarantined_utterances_are_listed_once_with_their_shard(tmp_path):
+    write_recipe(tmp_path)
+    log = tmp_path / "teacher/logs/rank-00.log"
+    log.parent.mkdir(parents=True)
+    line = (
+        "Skipped broken utterance 1 of 9: Utterance a b at offset 512 of corpus/shard-000003.tar is broken: its bytes "
+        "are not readable (x. y). Look at the split with `chorus shards verify`, then write it again.\n"
+    )
+    log.write_bytes((line * 2 + "something else\n").encode() + b"\xff\n")
+    text = text_of(write_report(tmp_path).read_text())
+    assert "Quarantined utterances" in text
+    assert text.count("corpus/shard-000003.tar is broken: its bytes are not readable (x. y)") == 1
+
+
 def test_a_loss_that_was_not_finite_leaves_a_gap_and_no_error(tmp_path):
     write_recipe(tmp_path)
     rows = metric_rows(1, 40, ["loss/ctc"], layers=0)

@@ -80,6 +80,29 @@ def test_probabilities_back_off_as_computed_by_hand(arpa, words, expected):
     assert log10(read_arpa(arpa), words) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ngram 1=", "ngram   1  =   "),
+        ("ngram 1=", "ngram\t1\t=\t"),
+        ("\\data\\", "\ufeff\\data\\"),
+        ("\n", "\r\n"),
+        ("\n", "  \n"),
+    ],
+)
+def test_a_header_of_another_tool_reads_the_same(arpa, tmp_path, old, new):
+    path = tmp_path / "other.arpa"
+    path.write_bytes(ARPA.replace(old, new).encode())
+    assert read_arpa(path).entries == read_arpa(arpa).entries
+
+
+def test_a_header_without_a_count_is_named(tmp_path):
+    path = tmp_path / "uncounted.arpa"
+    path.write_text(ARPA.replace("ngram 1=", "unigrams "))
+    with pytest.raises(ValueError, match="has no line `ngram 1=COUNT` in its header"):
+        read_arpa(path)
+
+
 def test_a_gzipped_model_reads_the_same(arpa, tmp_path):
     packed = tmp_path / "small.arpa.gz"
     packed.write_bytes(gzip.compress(ARPA.encode()))
