@@ -39,6 +39,11 @@ def part_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
+def record_name(rank: int) -> str:
+    """The record of a part, which the manifest is made of; it is gone once there is a manifest."""
+    return f"rank-{rank:05d}.json"
+
+
 def manifest_digest(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its own `sha256`."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

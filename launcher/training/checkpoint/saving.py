@@ -35,6 +35,7 @@ from launcher.training.checkpoint.layout import (
     Piece,
     manifest_digest,
     part_name,
+    record_name,
 )
 from launcher.training.checkpoint.retention import has_room, retire
 
@@ -67,6 +68,7 @@ class _Save:
 
     step: int
     folder: Path
+    num_parts: int
     header: dict[str, Any]
     write: Future[bool]
     settled: bool = False
@@ -119,7 +121,7 @@ class Saver:
             "shapes": state.shapes,
         }
         write = self._thread.submit(_write_part, folder, self._rank, state.step, tensors, pieces)
-        self._save = _Save(state.step, folder, header, write)
+        self._save = _Save(state.step, folder, dist.get_world_size(), header, write)
         return True
 
     def progress(self) -> dict[str, int]:
@@ -216,7 +218,7 @@ def _write_part(folder: Path, rank: int, step: int, tensors: dict[str, Tensor], 
         with path.open("rb") as written:
             os.fsync(written.fileno())
         file = {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        write_json(path.with_suffix(".json"), {"pieces": pieces, "file": file})
+        write_json(folder / record_name(rank), {"pieces": pieces, "file": file})
     except (OSError, SafetensorError) as error:
         _log_failure(step, error)
         return False
@@ -256,14 +258,19 @@ def _discard(save: _Save) -> bool:
 
 
 def _write_manifest(save: _Save) -> None:
-    """Put the records of all parts together as the manifest, which seals the folder."""
+    """Put the records of all parts together as the manifest, which seals the folder.
+
+    Raises OSError when the part of a rank is not there. Parts are opened by the number of their rank and not as a
+    listing shows them: on a shared file system a listing may lag behind, and a checkpoint without a part is none.
+    """
     files = []
     pieces = []
-    for path in sorted(save.folder.glob("rank-*.json")):
+    records = [save.folder / record_name(rank) for rank in range(save.num_parts)]
+    for path in records:
         record = json.loads(path.read_text(encoding="utf-8"))
         files.append(record["file"])
         pieces += record["pieces"]
     manifest = {**save.header, "files": files, "pieces": pieces}
     write_json(save.folder / MANIFEST, {"sha256": manifest_digest(manifest), **manifest})
-    for path in save.folder.glob("rank-*.json"):
+    for path in records:
         path.unlink()

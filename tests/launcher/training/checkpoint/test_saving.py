@@ -131,6 +131,28 @@ def test_a_save_that_one_process_cannot_write_is_put_in_place_by_none(stage, tmp
     assert saved.whole("weight", "weight").tolist() == [1.0] * SIZE
 
 
+def test_a_checkpoint_without_the_part_of_a_rank_is_none_whatever_a_listing_shows(stage, monkeypatch, caplog):
+    saver = open_saver(stage)
+    assert save(saver, 1)
+    with monkeypatch.context() as two_ranks:
+        two_ranks.setattr(dist, "get_world_size", lambda *group: 2)  # the second one's part does not show up
+        assert not save(saver, 2)
+    assert "checkpoint of step 2 was not written" in caplog.text
+    assert "rank-00001.json" in caplog.text
+    assert sorted(entry.name for entry in stage.checkpoints.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_the_part_of_no_rank_is_no_part_of_a_checkpoint(stage, monkeypatch):
+    def write_beside(folder, rank, *arguments):
+        (folder / "rank-00005.json").write_text('{"file": {"name": "rank-00005.safetensors"}, "pieces": []}')
+        return write_part(folder, rank, *arguments)
+
+    write_part = saving._write_part
+    monkeypatch.setattr(saving, "_write_part", write_beside)
+    assert save(open_saver(stage), 1)
+    assert newest_intact(stage) is not None
+
+
 def test_without_room_a_save_is_not_attempted_and_the_log_says_how_much_is_missing(stage, monkeypatch, caplog):
     saver, written = open_saver(stage), saving.save_file
     assert save(saver, 1)
