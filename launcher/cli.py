@@ -117,6 +117,13 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="profile these training steps of each stage into STAGE/profile/ (Chrome traces, one per process)",
     )
     parser.add_argument(
+        "--extend",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="go on with a finished or stopped stage under other steps or another optimizer: stages.teacher.steps=9000",
+    )
+    parser.add_argument(
         "--set-aside",
         action="append",
         default=[],

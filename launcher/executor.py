@@ -78,14 +78,17 @@ class Executor:
         display: Display,
         launcher: Launcher | None = None,
         may_set_aside: Collection[str] = (),
+        extended: Collection[str] = (),
     ) -> None:
-        """`may_set_aside` names the half-trained stages whose work may be moved aside."""
+        """`may_set_aside` names the half-trained stages whose work may be moved aside, `extended` those that go on from
+        what they have under other steps or another optimizer."""
         self._recipe = recipe
         self._run = run
         self._stop = stop
         self._display = display
         self._pipeline = Pipeline(recipe, run)
         self._may_set_aside = may_set_aside
+        self._extended = extended
         self.launcher = launcher or make_launcher(recipe.cluster)
 
     def run(self, only: frozenset[str] | None = None) -> list[str]:
@@ -120,14 +123,61 @@ class Executor:
             if record is not None:
                 self._pipeline.adopt(node, record)
                 folder.record_file.unlink()
-            self._refuse_half_trained(node, self._pipeline.status_of(node))
+            if node.name in self._extended:
+                self._check_extension(node)
+            else:
+                self._refuse_half_trained(node, self._pipeline.status_of(node))
+
+    def _check_extension(self, node: StageNode) -> None:
+        """Refuse (ConfigError) to extend a stage that has no work, or whose other settings or inputs changed."""
+        record = self._pipeline.record(node.name)
+        last_step = max(self._run.stage(node.name).checkpoint_steps(), default=0)
+        if not record or not last_step:
+            raise ConfigError(
+                f"--extend names stage {node.name}, which has no checkpoint in {self._run.path} to go on from. Give "
+                "its settings with --set."
+            )
+        status = self._pipeline.status_of(node)
+        changed = self._pipeline.changes(node, status.inputs)
+        others = [key for key in changed if key != "steps" and not key.startswith("optimizer.")]
+        if others:
+            raise ConfigError(
+                f"--extend goes on with stage {node.name} under other steps or another optimizer, and "
+                f"{', '.join(others)} changed too. Give these as they were; with --set, such a stage begins anew."
+            )
+        steps = node.settings.values["steps"]
+        if changed and steps < last_step:
+            raise ConfigError(
+                f"--extend gives stage {node.name} {steps} steps, but it has done {last_step} already. Give more."
+            )
+
+    def _extend(self, node: StageNode, status: StageStatus) -> None:
+        """Let the stage's work count under its new settings; its record keeps what was trained under former ones."""
+        record = self._pipeline.record(node.name)
+        changes = ", ".join(self._pipeline.changes(node, status.inputs).values())
+        # Again: what a stage learns from may have changed since the run began.
+        self._check_extension(node)
+        if not changes:
+            return
+        last_step = max(self._run.stage(node.name).checkpoint_steps())
+        former = {"up_to_step": last_step, "fingerprint": record["fingerprint"], "settings": record["settings"]}
+        settings = node.settings.comparable_to(record["settings"])
+        new_record = record | {
+            "status": "stopped",
+            "fingerprint": status.fingerprint,
+            "settings": settings,
+            "extended": [*record.get("extended", []), former],
+        }
+        self._pipeline.adopt(node, new_record)
+        self._run.append_event("stage_extended", stage=node.name, from_step=last_step, changes=changes)
+        self._display.say(f"{node.name}: goes on from step {last_step} with {changes}")
 
     def _refuse_half_trained(self, node: StageNode, status: StageStatus) -> None:
         record = self._pipeline.record(node.name)
         steps = self._run.stage(node.name).checkpoint_steps()
         if not record or record["status"] == "done" or not steps or node.name in self._may_set_aside:
             return
-        changes = self._pipeline.changes(node, status.inputs)
+        changes = ", ".join(self._pipeline.changes(node, status.inputs).values())
         if not changes or self._find_set_aside(node, status):
             return
         raise ConfigError(
@@ -156,6 +206,8 @@ class Executor:
             raise ConfigError(
                 f"Stage {node.name} {status.reason}, which this run folder does not have yet. Run the whole recipe."
             )
+        if node.name in self._extended:
+            self._extend(node, status)
         self._set_aside(node, status)
         if self._take_up(node, status):
             return

@@ -39,7 +39,10 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
 
 def run(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
+        # What extends a stage is a setting like any other, beside what it says of the stage's work.
+        options.set = [*options.set, *options.extend]
         recipe, folder = read_recipe(options)
+        extended = _extended_stages(recipe, options.extend)
         check_inputs(recipe)
         check_machine(recipe.cluster)
         check_tracking(recipe.tracking)
@@ -54,7 +57,7 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
     with folder.locked():
-        executor = Executor(recipe, folder, stop, display, may_set_aside=options.set_aside)
+        executor = Executor(recipe, folder, stop, display, may_set_aside=options.set_aside, extended=extended)
         executor.check_half_trained()
         executor.write_recipe()
         with executor.launcher.notify_followers(folder):
@@ -67,6 +70,23 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         display.say(f"\n{results_table(folder.path)}\n")
     display.say(f"Report: {folder.report_file}")
     return 0
+
+
+def _extended_stages(recipe: Recipe, overrides: list[str]) -> set[str]:
+    """Return the names of the training stages that --extend is about, under all seeds."""
+    names: set[str] = set()
+    for override in overrides:
+        match = re.match(r"stages\.([^.=]+)\.(steps|optimizer)\b", override)
+        stages = []
+        if match:
+            stages = [stage.name for stage in recipe.training_stages() if match[1] in (stage.name, stage.unseeded_name)]
+        if not stages:
+            raise ConfigError(
+                f"--extend is {override!r}; it takes the steps or the optimizer of a training stage, such as "
+                "stages.teacher.steps=9000 or stages.teacher.optimizer.peak_learning_rate=1e-4."
+            )
+        names.update(stages)
+    return names
 
 
 def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:

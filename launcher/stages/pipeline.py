@@ -148,7 +148,7 @@ class Pipeline:
         if not record:
             reason = "not started yet"
         elif record["fingerprint"] != fingerprint:
-            reason = f"changed: {self._changes(node, inputs)}"
+            reason = f"changed: {', '.join(self._changes(node, inputs).values())}"
         elif record["status"] != "done":
             reason = "not finished yet"
         elif self.output_hash(node) != record["output"]:
@@ -157,20 +157,20 @@ class Pipeline:
             return StageStatus(True, "done", fingerprint, inputs)
         return StageStatus(False, reason, fingerprint, inputs)
 
-    def _changes(self, node: StageNode, inputs: dict[str, str]) -> str:
-        """Return in words how settings and inputs differ from those of the record."""
+    def _changes(self, node: StageNode, inputs: dict[str, str]) -> dict[str, str]:
+        """Return in words, by key, how settings and inputs differ from those of the record."""
         record = self.record(node.name)
         before = flatten(record["settings"])
         after = flatten(node.settings.comparable_to(record["settings"]))
-        changes = []
+        changes = {}
         for key in sorted(before.keys() | after.keys()):
             # ... stands for a key that is not there: None is a value.
             if before.get(key, ...) != after.get(key, ...):
-                changes.append(f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}")
+                changes[key] = f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
         for name in sorted(record["inputs"].keys() | inputs.keys()):
             if record["inputs"].get(name) != inputs.get(name):
-                changes.append(f"input {name}")
-        return ", ".join(changes)
+                changes[f"input {name}"] = f"input {name}"
+        return changes
 
     def _input_hash(self, name: str) -> str | None:
         """Return a SHA-256 of an input's content, None when it is not there."""
@@ -239,8 +239,8 @@ class Pipeline:
         settings = node.settings.comparable_to(record["settings"])
         return record["fingerprint"] == hash_value({"settings": settings, "inputs": inputs})
 
-    def changes(self, node: StageNode, inputs: dict[str, str]) -> str:
-        """Return in words how settings, and those inputs that are there, differ from those of the record."""
+    def changes(self, node: StageNode, inputs: dict[str, str]) -> dict[str, str]:
+        """Return in words, by key, how settings, and those inputs that are there, differ from those of the record."""
         recorded = self.record(node.name)["inputs"]
         # An input that is not there yet cannot be said to differ, unless it is a new one.
         expected = {name: recorded.get(name, "") for name in node.inputs}

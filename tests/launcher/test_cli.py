@@ -211,6 +211,41 @@ def test_half_trained_work_is_set_aside_only_when_told_and_taken_up_again(start,
     assert "teacher" not in started(run)[events:]
 
 
+def test_a_finished_or_stopped_stage_is_extended_and_the_later_ones_follow(start, recipe, run):
+    command = ("run", str(recipe), "--run-dir", str(run.path))
+    dying = {"attempts": [{"at": 2, "do": "die", "rank": 0}]}
+    assert start("cluster.max_restarts=0", command=(*command, "--extend", "stages.teacher.steps=9"))[0] == 2
+    assert start("cluster.max_restarts=0", teacher=dying)[0] == 5
+    longer = (*command, "--extend", "stages.teacher.steps=700")
+    code, output, _ = start(command=longer)  # of a stopped one
+    assert code == 0
+    assert "teacher: goes on from step" in output
+    before = len(started(run))
+
+    further = (
+        *command,
+        "--extend",
+        "stages.teacher.steps=800",
+        "--extend",
+        "stages.teacher.optimizer.betas=[0.8, 0.9]",
+    )
+    code, output, _ = start(command=further, teacher={"steps": 8})  # of a finished one
+    assert code == 0
+    assert "from step 5;" in output
+    assert started(run)[before:] == ["teacher", "student", "evaluation", "report"]
+    record = read_json(run.state_file)["stages"]["teacher"]
+    assert [former["settings"]["steps"] for former in record["extended"]] == [600, 700]
+    assert (record["settings"]["steps"], record["status"]) == (800, "done")
+    assert [event["from_step"] for event in run.events() if event["event"] == "stage_extended"][1] == 5
+    assert not run.stage("teacher.old-1").path.exists()
+    code, output, _ = start(command=further)
+    assert "nothing was started" in output
+
+    for refused in ("stages.teacher.steps=3", "stages.teacher.model.encoder.width=8", "batches.seconds=3"):
+        assert start(command=(*command, "--extend", refused))[0] == 2
+    assert start("batches.seconds=3", command=further)[0] == 2
+
+
 def test_work_that_was_moved_back_by_hand_goes_on(start, recipe, run):
     dying = {"attempts": [{"at": 2, "do": "die", "rank": 0}] * 2}
     once = "cluster.max_restarts=0"
