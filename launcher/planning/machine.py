@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import psutil
+import torch
+
 from launcher.planning.communication import ASSUMED, Rates
 from launcher.processes.worker_command import accelerator, num_cores
 from launcher.recipe import ClusterConfig
@@ -13,8 +16,12 @@ FRAMEWORK_BYTES = {"cpu": 750 << 20, "cuda": 1 << 30}
 
 @dataclass(frozen=True)
 class Machine:
-    """For each process: bytes of memory that it can have (none: unknown), bytes that it takes before there is a model,
-    and its rates."""
+    """What each process has.
+
+    - `available_bytes`: the memory that it can have; None where it is unknown.
+    - `framework_bytes`: the memory that it takes before there is a model.
+    - `rates`: how fast it computes and sends.
+    """
 
     device: str
     available_bytes: int | None
@@ -24,23 +31,29 @@ class Machine:
 
 def machine_of(cluster: ClusterConfig, hosts: Sequence[int]) -> Machine:
     """What a recipe's processes, so many on each of the hosts, can count on. Only this machine's memory is known."""
-    device = "cuda" if cluster.kind == "slurm" and cluster.slurm.gpus_per_node else accelerator()
+    if cluster.kind == "slurm" and cluster.slurm.gpus_per_node:
+        # The machine that plans may have no GPU.
+        device = "cuda"
+    else:
+        device = accelerator()
+
     rates = ASSUMED[device, cluster.precision]
     if device == "cpu":
+        # The assumed rate is that of one core.
         threads = cluster.threads or max(1, num_cores() // max(hosts))
         rates = replace(rates, operations_per_s=threads * rates.operations_per_s)
     if cluster.exchange_bytes_per_s:
         rates = replace(rates, between_hosts_bytes_per_s=cluster.exchange_bytes_per_s)
-    available = _memory_here(device, cluster.processes) if cluster.kind == "local" else None
-    return Machine(device, available, FRAMEWORK_BYTES[device], rates)
+
+    available_bytes = None
+    if cluster.kind == "local":
+        available_bytes = _free_bytes_here(device, cluster.processes)
+    return Machine(device, available_bytes, FRAMEWORK_BYTES[device], rates)
 
 
-def _memory_here(device: str, processes: int) -> int:
-    """Each process's part of the memory that is free here, or its GPU's."""
+def _free_bytes_here(device: str, processes: int) -> int:
+    """Each process's part of the memory that is free here, or its GPU's whole memory."""
     if device == "cuda":
-        import torch
-
-        return min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
-    import psutil
-
+        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return min(gpu.total_memory for gpu in gpus)
     return psutil.virtual_memory().available // processes
