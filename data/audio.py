@@ -117,7 +117,7 @@ def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
     check_exists(clip.path)
     try:
         # As bytes: a name may be no UTF-8.
-        with soundfile.SoundFile(os.fsencode(clip.path)) as audio:
+        with soundfile.SoundFile(os.fsencode(clip.path)) as audio:  # pyright: ignore[reportArgumentType]
             source_rate_hz = audio.samplerate
             check_times(clip, audio.frames / source_rate_hz)
             start = round(clip.start_s * source_rate_hz)
@@ -139,6 +139,10 @@ def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
     else:
         raise AudioError(f"{clip.path} has {samples.shape[1]} channels, and none of number {clip.channel}")
     peak = np.abs(mono).max(initial=0.0)
+    loudest = np.abs(samples).max(initial=0.0)
+    # Two channels of opposite sign, as a balanced line wired wrongly gives them. A loss of 40 dB is no stereo image.
+    if loudest > 0 and peak < 0.01 * loudest and clip.channel is None:
+        raise AudioError(f"the channels of {clip.path} cancel each other out; name one of them in the column channel")
     # `not peak <= limit` is also true of a NaN, `peak > limit` is not.
     if len(mono) == 0 or not peak <= PEAK_LIMIT:
         raise AudioError(f"{clip.path} gives {len(mono)} samples with a peak of {peak}, expected some up to 1")
@@ -167,7 +171,7 @@ def read_header(path: Path) -> Header:
     """Length and channels of an audio file, from its header. Raises AudioError when it is missing or no audio."""
     check_exists(path)
     try:
-        header = soundfile.info(os.fsencode(path))
+        header = soundfile.info(os.fsencode(path))  # pyright: ignore[reportArgumentType]
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path} is not readable as audio ({error})") from error
     return Header(header.frames / header.samplerate, header.channels)
@@ -181,6 +185,8 @@ def check_exists(path: Path) -> None:
 
 def check_times(clip: Clip, duration_s: float) -> None:
     """AudioError when a clip does not lie within a file of `duration_s` seconds."""
+    if duration_s == 0:
+        raise AudioError(f"{clip.path} holds no samples; its recorder may have stopped before it wrote the header")
     if not 0 <= clip.start_s < duration_s:
         raise AudioError(f"start {clip.start_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
     if clip.seconds is None:

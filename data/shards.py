@@ -55,6 +55,8 @@ __all__ = [
 
 # Utterances decoded ahead of the writer, per worker: hides uneven lengths and bounds memory to megabytes.
 AHEAD_PER_WORKER = 4
+# The window of the features: what is shorter gives no frame.
+MIN_S = 0.025
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, utterances done, utterances in all) after each utterance."""
@@ -182,6 +184,12 @@ def _encode(utterance: Utterance, sample_rate_hz: int) -> Flac | RejectedRow:
         waveform = read_audio(utterance, sample_rate_hz)
     except DataError as error:
         return RejectedRow(utterance.line, str(error), utterance.key)
+    if len(waveform) < MIN_S * sample_rate_hz:
+        reason = f"Utterance {utterance.key} lasts {len(waveform)} samples, less than one frame of {MIN_S} s"
+        return RejectedRow(utterance.line, f"{reason}; it can hold no speech.", utterance.key)
+    if not waveform.any():
+        reason = f"Utterance {utterance.key} is digital silence: all of its {len(waveform)} samples are 0."
+        return RejectedRow(utterance.line, reason, utterance.key)
     # Lossless, so that a corpus is coded once and loses nothing beyond 16 bits.
     stream = io.BytesIO()
     soundfile.write(stream, waveform, sample_rate_hz, format="FLAC", subtype="PCM_16")

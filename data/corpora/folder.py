@@ -65,9 +65,9 @@ def select(config: FolderConfig, seed: int) -> Selection:
     punctuation = config.punctuation == "keep"
     utterances: list[Utterance] = []
     for row in rows:
-        text = normalize_text(row.text, lower=lower, punctuation=punctuation)
-        # An empty text stays: the manifest's reader lets it pass only where it is wanted.
-        if text or not row.text:
+        text = normalize_text(row.text, lower=lower, punctuation=punctuation, language=row.language)
+        # An empty text stays: the manifest's reader lets it pass only where it is wanted. An emoji is no word.
+        if not row.text or any(character.isalnum() for character in text):
             utterances.append(replace(row, text=text))
         else:
             rejected.append(RejectedRow(row.line, f"nothing is left of its text {row.text!r}", row.key))
@@ -86,20 +86,55 @@ def select(config: FolderConfig, seed: int) -> Selection:
 
 CORPUS = Corpus(FolderConfig, select)
 
+# Events and annotations: <unk>, [noise], {um}, <COMMA>; in round brackets, which writers use too, known ones alone.
+TAGS = re.compile(
+    r"<[/\w][^<>]*>|\[[^\W\d][^\[\]]*\]|\{[^\W\d][^{}]*\}"
+    r"|\((?:laughter|laughs|noise|cough|breath|music|applause|silence|inaudible|unintelligible|crosstalk)\)",
+    re.IGNORECASE,
+)
+# What no reader sees: variation selectors and the joiner of graphemes. Other invisible characters are of category Cf.
+SELECTORS = re.compile("[\u034f\u180b-\u180d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+JOINERS = "\u200c\u200d"
 
-def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
-    """NFC, single spaces; optionally lower case; without `punctuation`, characters of Unicode's categories P and S
-    become spaces.
 
-    The typographic apostrophe counts as the plain one, and an apostrophe between two letters is a letter.
+def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str = "") -> str:
+    """NFC, single spaces, no invisible characters; optionally lower case (I is ı in Turkish and Azerbaijani); without
+    `punctuation`, tags such as [noise] are removed and characters of Unicode's categories P and S become spaces.
+
+    The typographic apostrophe counts as the plain one, and an apostrophe between two letters is a letter. Joiners stay
+    between letters, where Persian and Indic scripts spell with them.
     """
+    visible: list[str] = []
+    for character in unicodedata.normalize("NFC", SELECTORS.sub("", text)):
+        category = unicodedata.category(character)
+        if category == "Cc":
+            visible.append(" ")
+        elif category != "Cf" or character in JOINERS:
+            visible.append(character)
+    text = "".join(visible)
+    if not punctuation:
+        text = TAGS.sub(" ", text)
     if lower:
-        text = text.lower()
-    # After lowering, which can take a composed character apart.
-    text = unicodedata.normalize("NFC", text)
-    if punctuation:
-        return " ".join(text.split())
+        if language.lower()[:2] in ("tr", "az"):
+            text = text.replace("I", "ı")
+        # Python's lower case of İ is an i with a second dot above.
+        text = text.replace("İ", "i").lower()
+    if not punctuation:
+        text = _without_symbols(text)
+    text = re.sub(rf"(?<!\w)[{JOINERS}]+|[{JOINERS}]+(?!\w)", _joiner_of_letters, text)
+    # Lowering and the removals can take a composed character apart or bring two parts together.
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
+
+def _joiner_of_letters(match: re.Match[str]) -> str:
+    """The joiner where the characters around it are letters or their marks, else nothing."""
+    around = match.string[match.start() - 1 : match.start()] + match.string[match.end() : match.end() + 1]
+    if len(around) == 2 and all(unicodedata.category(character)[0] in "LM" for character in around):
+        return match[0][0]
+    return ""
+
+
+def _without_symbols(text: str) -> str:
     # Only between letters: the other apostrophes are quotation marks.
     text = text.replace("’", "'")
     apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
@@ -110,7 +145,7 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool) -> str:
             characters.append(" ")
         else:
             characters.append(character)
-    return " ".join("".join(characters).split())
+    return "".join(characters)
 
 
 def _with_splits(utterances: list[Utterance], config: FolderConfig) -> list[Utterance]:

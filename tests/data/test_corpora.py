@@ -260,13 +260,29 @@ def write_manifest(root: Path, rows: list[dict]) -> Path:
         ("well-known, 3 €", "well known 3"),
         ("हिन्दी।", "हिन्दी"),
         ("...", ""),
+        *(
+            (f"hel{invisible}lo {invisible}world", "hello world")
+            for invisible in "\u200b\ufeff\u200e\u00ad\u2060\ufe0f"
+        ),
+        ("a\x00b", "a b"),
+        ("پیدا\u200cکردن", "پیدا\u200cکردن"),
+        ("a\u200d \u200cb", "a b"),
+        ("<unk> you know [noise] {um} (laughter) [2019] (he said)", "you know 2019 he said"),
+        ("hello <COMMA> world", "hello world"),
+        ("[noise]", ""),
+        ("İzmir", "izmir"),
+        ("nice \u2665\ufe0f", "nice"),
     ],
 )
 def test_normalisation_removes_punctuation_and_nothing_of_words(text: str, normalised: str) -> None:
     assert normalize_text(text, lower=True, punctuation=False) == normalised
 
 
-@given(st.text())
+def test_turkish_has_two_letters_i() -> None:
+    assert normalize_text("ISPARTA İZMİR", lower=True, punctuation=False, language="tr-TR") == "ısparta izmir"
+
+
+@given(st.text() | st.text("aI\u0307\u200c\u200d<>[](){}-\ufe0f\u0301 "))
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     once = normalize_text(text, lower=True, punctuation=False)
     assert normalize_text(once, lower=True, punctuation=False) == once

@@ -326,3 +326,19 @@ def test_splits_are_found_in_a_corpus_folder_and_in_a_split(recording: Path, tmp
     assert find_splits(tmp_path / "dev") == {"dev": tmp_path / "dev"}
     with pytest.raises(DataError, match="no shards at"):
         find_splits(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate_hz", "reason"),
+    [
+        (np.zeros(RATE_HZ), RATE_HZ, "digital silence"),
+        (np.full(1, 0.5), 48000, "less than one frame"),
+        (np.zeros(0), RATE_HZ, "holds no samples"),
+        (np.outer(np.sin(np.arange(RATE_HZ)), [0.5, -0.5]), RATE_HZ, "cancel each other out"),
+    ],
+)
+def test_silence_is_no_speech(recording: Path, tmp_path: Path, samples: np.ndarray, rate_hz: int, reason: str) -> None:
+    soundfile.write(tmp_path / "a.wav", samples, rate_hz)
+    utterances = [*some_utterances(recording, 1), Utterance("a", (Clip(tmp_path / "a.wav"),), "t", "train")]
+    report = write(utterances, tmp_path / "train")
+    assert reason in report.rejected[0].reason
