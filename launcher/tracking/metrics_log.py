@@ -12,11 +12,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
 # The metric of a layer's experts; the group is the layer's name.
 EXPERT_LOAD = re.compile(r"experts/(.+)/load")
+
+# Bytes that are read at a time from the end of a file.
+TAIL_BLOCK_BYTES = 1 << 20
 
 # Rows that thinning keeps: they are few, and each says something that its neighbours do not.
 _ALWAYS_READ = (b'"validation/', b'"save_stall_s"', b'"goodput/')
@@ -88,21 +92,64 @@ def expert_loads(row: dict) -> Iterator[tuple[str, list[float]]]:
             yield match[1], load
 
 
+def read_last_rows(path: Path, number: int) -> list[dict]:
+    """The last training rows (those with a loss) of a metrics file, oldest first, whatever the length of the file."""
+    if not path.exists():
+        return []
+    rows: list[dict] = []
+    with path.open("rb") as file:
+        for _, line in _lines_from_end(file):
+            row = _decode(line)
+            if row is not None and "loss" in row:
+                rows.append(row)
+            if len(rows) == number:
+                break
+    rows.reverse()
+    return rows
+
+
 def _keep_rows_up_to(path: Path, resume_step: int) -> None:
-    """Rewrites the file with the rows of steps up to and including `resume_step`, by an atomic rename."""
+    """Cuts the rows of later steps than `resume_step` off, and a torn last line, by one truncation.
+
+    Rows ascend, so what is cut lies at the end: the time depends on the rows that are cut and not on the file's length.
+    """
     if not path.exists():
         return
-    # Line by line, so that memory does not grow with the length of the run.
-    temporary = path.with_name(f".{path.name}.resume")
-    with path.open("rb") as old, temporary.open("wb") as new:
-        for line in old:
+    with path.open("r+b") as file:
+        end = 0
+        needs_newline = False
+        for start, line in _lines_from_end(file):
             row = _decode(line)
-            # A torn last line is no row; a whole one may only lack its end.
             if row is not None and row["step"] <= resume_step:
-                new.write(line.rstrip(b"\n") + b"\n")
-        new.flush()
-        os.fsync(new.fileno())
-    temporary.replace(path)
+                end = start + len(line)
+                needs_newline = not line.endswith(b"\n")  # whole, only its end is missing
+                break
+        file.truncate(end)
+        if needs_newline:
+            file.seek(end)
+            file.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of a file, the last one first, each with the offset that it starts at."""
+    start = file.seek(0, os.SEEK_END)
+    buffer = b""  # the bytes from `start` on that were not yielded yet
+    while start > 0:
+        size = min(TAIL_BLOCK_BYTES, start)
+        start -= size
+        file.seek(start)
+        buffer = file.read(size) + buffer
+        lines = re.findall(rb"[^\n]*\n|[^\n]+$", buffer)
+        # The first line may begin before this block.
+        offset = start + len(buffer)
+        for line in reversed(lines[1:]):
+            offset -= len(line)
+            yield offset, line
+        buffer = lines[0]
+    if buffer:
+        yield 0, buffer
 
 
 def _decode(line: bytes) -> dict | None:

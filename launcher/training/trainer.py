@@ -73,8 +73,8 @@ class Trainer:
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
-        self.log.event("training_started", self.step)
         with GarbageCollection() as garbage_collection:
+            self.log.event("training_started", self.step)
             self._train(garbage_collection)
         self.profiler.finish()
         self.log.event("training_ended", self.step)

@@ -12,11 +12,14 @@ import torch.distributed as dist
 from launcher.monitoring.goodput import stage_goodput
 from launcher.recipe import AnyTrainingStage
 from launcher.stages.context import StageContext
-from launcher.tracking import Tracker, read_metrics
+from launcher.tracking import Tracker, read_last_rows
 from launcher.training.health.loss_spikes import SpikeDetector
 from launcher.training.health.routing_collapse import CollapseDetector
 
 logger = logging.getLogger(__name__)
+
+# More than both detectors look back.
+EARLIER_ROWS = 100
 
 
 class TrainingLog:
@@ -26,9 +29,10 @@ class TrainingLog:
         """`tracker` is that of the first process; the others have none."""
         self.context = context
         self.tracker = tracker
-        # What the loss and the routing usually are, as far as an earlier start of the stage has measured them.
-        earlier_rows = list(read_metrics(context.folder.metrics_file)) if tracker else []
-        self._spikes = SpikeDetector(row["loss"] for row in earlier_rows if row.get("loss") is not None)
+        # What the loss and the routing usually are, as far as an earlier start of the stage has measured them. The last
+        # rows serve: all of a long stage would take minutes to read, while the other processes wait.
+        earlier_rows = read_last_rows(context.folder.metrics_file, EARLIER_ROWS) if tracker else []
+        self._spikes = SpikeDetector(row["loss"] for row in earlier_rows if row["loss"] is not None)
         self._collapses = CollapseDetector(earlier_rows)
 
     def row(self, step: int, **values: Any) -> None:

@@ -38,7 +38,7 @@ from model.recognizer import Recognizer, RecognizerConfig
 
 STAGE = "listener"
 ONE_PROCESS = ("cluster.processes=1", "cluster.expert_parallel=1")
-TIMES = {"time", "step_s", "data_wait", "audio_s_per_s", "validation_s", "save_stall_s"}
+TIMES = {"time", "step_s", "data_wait", "audio_s_per_s", "flops_per_s", "validation_s", "save_stall_s"}
 
 
 def write_shards(folder: Path, labelled_every: int) -> Path:

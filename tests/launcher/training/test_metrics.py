@@ -14,9 +14,9 @@ def close(lanes: list[StepMetrics]) -> dict:
     for measures in lanes:
         add_metrics(sums, measures)
     scalars = {name: value.item() for name, value in sums.items() if not value.ndim}
-    window = MetricAccumulator()
-    window.add(ReducedMetrics(scalars, {name: value.tolist() for name, value in sums.items() if value.ndim}, {}), {})
-    return window.close()
+    accumulator = MetricAccumulator()
+    accumulator.add(ReducedMetrics(scalars, {name: value.tolist() for name, value in sums.items() if value.ndim}, {}))
+    return accumulator.close()
 
 
 @pytest.mark.parametrize("factor", [None, 0.5])

@@ -14,7 +14,7 @@ from launcher.run_folder import RunFolder, read_json
 from launcher.tracking import read_metrics
 
 # What a clock measured, or how the machine was doing.
-TIMES = {"time", "step_s", "data_wait", "audio_s_per_s", "validation_s", "save_stall_s"}
+TIMES = {"time", "step_s", "data_wait", "audio_s_per_s", "flops_per_s", "validation_s", "save_stall_s"}
 
 
 def train(run: RunFolder, world: int = 2) -> None:
