@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from data.sampler import Totals
-from launcher.training.recognition_loss import FeatureBatch, RecognitionLoss
+from launcher.training.feature_batch import FeatureBatch
+from launcher.training.recognition_loss import RecognitionLoss
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
