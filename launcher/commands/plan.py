@@ -2,22 +2,25 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from launcher.commands.run import read_recipe
 from launcher.executor import claim_folder
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
-from launcher.processes.launchers import Launcher, make_launcher
+from launcher.processes.launchers import make_launcher
 from launcher.processes.worker_command import shown
-from launcher.run_folder import TRAINING_KINDS, RunFolder
-from launcher.stages.pipeline import Pipeline, StageNode
+from launcher.run_folder import TRAINING_KINDS
+from launcher.stages.pipeline import Pipeline
 
 # The port is chosen when the processes start.
 PORT_SHOWN = 29500
 # Training stages beside each other in the table of sizes.
 COLUMNS = 5
+MIB = 2**20
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -27,166 +30,189 @@ def plan(options: argparse.Namespace) -> int:
     launcher = make_launcher(recipe.cluster)
     hosts = [len(host.slots) for host in launcher.topology.hosts]
     numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))
-    stages = [
-        {
-            "name": node.name,
-            "kind": node.kind,
-            "done": stage_status.done,
-            "reason": stage_status.reason,
-            "commands": _commands(node, launcher, run),
-            **numbers["stages"].get(node.name, {}),
-        }
-        for node, stage_status in Pipeline(recipe, run).statuses()
-    ]
-    found = {
+
+    stages = []
+    for node, stage_status in Pipeline(recipe, run).statuses():
+        # One command for each host; the other kinds of stages run in the launcher itself.
+        commands = []
+        if node.kind in TRAINING_KINDS:
+            commands = launcher.training(run, node.name, PORT_SHOWN).record()["commands"]
+        elif node.kind == "evaluate":
+            commands = launcher.evaluation(run, node.name).record()["commands"]
+        stages.append(
+            {
+                "name": node.name,
+                "kind": node.kind,
+                "done": stage_status.done,
+                "reason": stage_status.reason,
+                "commands": commands,
+                # Only training stages have numbers.
+                **numbers["stages"].get(node.name, {}),
+            }
+        )
+    report = {
         "recipe": recipe.name,
         "run": str(run.path),
         **numbers,
         "hosts": str(launcher.topology),
+        # In place of the training stages' numbers, which these include.
         "stages": stages,
     }
     if options.json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+        print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
-        _show(found)
+        _print_report(report)
     return 0
 
 
-def _commands(node: StageNode, launcher: Launcher, run: RunFolder) -> list[dict[str, Any]]:
-    """Return the commands that a stage would start, one for each host; none for what runs in the launcher itself."""
-    if node.kind in TRAINING_KINDS:
-        return launcher.training(run, node.name, PORT_SHOWN).record()["commands"]
-    if node.kind == "evaluate":
-        return launcher.evaluation(run, node.name).record()["commands"]
-    return []
-
-
-def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-
+def _print_report(report: dict[str, Any]) -> None:
     console = Console()
-    print(f"{found['recipe']} in {found['run']}\n")
-    console.print(_states(found["stages"]))
-    training = [stage for stage in found["stages"] if "parameters" in stage]
+    print(f"{report['recipe']} in {report['run']}\n")
+    states = Table("stage", "kind", "state", box=None, pad_edge=False)
+    for stage in report["stages"]:
+        state = "done" if stage["done"] else f"to run: {stage['reason']}"
+        states.add_row(stage["name"], stage["kind"], state)
+    console.print(states)
+
+    training = [stage for stage in report["stages"] if "parameters" in stage]
     for first in range(0, len(training), COLUMNS):
-        console.print(_sizes(training[first : first + COLUMNS]))
+        console.print(_sizes_table(training[first : first + COLUMNS]))
     for stage in training:
-        print(f"\n{stage['name']}: parameters of its parts, and their share of a forward pass")
-        console.print(_parts(stage))
-        print(f"\n{stage['name']}: memory per process in MiB, by DeepSpeed configuration and expert parallelism (ep)")
-        print(f"beside what is kept: {_common(stage['memory_bytes'])}; total: the most at once")
-        console.print(_memory(stage))
-    _show_advice(found)
-    if not found["vocabulary_known"]:
-        print(f"Before there is a tokenizer, {found['vocabulary_size']} pieces stand for its vocabulary.")
+        _print_training_stage(console, stage)
+    _print_advice(report)
+
+    if not report["vocabulary_known"]:
+        print(f"Before there is a tokenizer, {report['vocabulary_size']} pieces stand for its vocabulary.")
+    rates = report["rates"]
     print(
-        f"Operations and activations are those of utterances of {found['utterance_s']:g} s with "
-        f"{found['tokens_per_s']:g} tokens a second. Times assume {_giga(found['rates']['operations_per_s'])} GFLOP/s, "
-        f"{_mebibytes(found['rates']['within_host_bytes_per_s'])}/s within a host and "
-        f"{_mebibytes(found['rates']['between_hosts_bytes_per_s'])}/s between hosts.\n"
+        f"Operations and activations are those of utterances of {report['utterance_s']:g} s with "
+        f"{report['tokens_per_s']:g} tokens a second. Times assume {_giga(rates['operations_per_s'])} GFLOP/s, "
+        f"{_mebibytes(rates['within_host_bytes_per_s'])}/s within a host and "
+        f"{_mebibytes(rates['between_hosts_bytes_per_s'])}/s between hosts.\n"
     )
-    print(f"Hosts: {found['hosts']}\n")
-    for stage in found["stages"]:
-        for command in stage["commands"] if not stage["done"] else ():
+
+    print(f"Hosts: {report['hosts']}\n")
+    for stage in report["stages"]:
+        if stage["done"]:
+            continue
+        for command in stage["commands"]:
             print(f"{stage['name']} on {command['host']}: {shown(command['command'])}")
 
 
-def _show_advice(found: dict[str, Any]) -> None:
+def _print_advice(report: dict[str, Any]) -> None:
     """Print the proposal, the settings that change the recipe to it, and the warnings."""
+    proposal = report["proposal"]
     print("\nProposed:")
-    for name, proposed in found["proposal"]["stages"].items():
+    for name, proposed in proposal["stages"].items():
         print(f"- {name}: {proposed['deepspeed']}, because {proposed['deepspeed_reason']};")
         print(f"  expert parallelism {proposed['expert_parallel']}: {proposed['expert_parallel_reason']}.")
-    settings = " ".join(f"--set {setting}" for setting in found["proposal"]["settings"])
-    print(f"Pass {settings}\n" if settings else "The recipe has these settings.\n")
-    for warned in found["warnings"]:
-        print(f"Warning: {': '.join(filter(None, (warned['stage'], warned['text'])))}")
-    if found["warnings"]:
+    if proposal["settings"]:
+        options = [f"--set {setting}" for setting in proposal["settings"]]
+        print(f"Pass {' '.join(options)}\n")
+    else:
+        print("The recipe has these settings.\n")
+
+    for warning in report["warnings"]:
+        if warning["stage"]:
+            print(f"Warning: {warning['stage']}: {warning['text']}")
+        else:
+            # Of the recipe as a whole.
+            print(f"Warning: {warning['text']}")
+    if report["warnings"]:
         print()
 
 
-def _states(stages: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table("stage", "kind", "state", box=None, pad_edge=False)
-    for stage in stages:
-        table.add_row(stage["name"], stage["kind"], "done" if stage["done"] else f"to run: {stage['reason']}")
-    return table
-
-
-def _sizes(stages: list[dict[str, Any]]) -> Any:
+def _sizes_table(stages: list[dict[str, Any]]) -> Table:
     """Return a table with a column per training stage."""
-    from rich.table import Table
+    rows: dict[str, list[str]] = {}
+    for stage in stages:
+        cells = {
+            "parameters": f"{stage['parameters']:,}",
+            "  of the encoder": f"{stage['encoder_parameters']:,}",
+            "  effective": f"{stage['effective_encoder_parameters']:,}",
+            "  activated": f"{stage['activated_encoder_parameters']:,}",
+            "GFLOPs per s of audio": _giga(stage["operations_per_s"]),
+            "  of the encoder's": _giga(stage["encoder_operations_per_s"]),
+            "  in training": _giga(stage["training_operations_per_s"]),
+            "memory per process": _mebibytes(stage["memory_bytes"]["total"]),
+            "sent per step and process": _mebibytes(sum(stage["traffic_bytes"].values())),
+            "  share of a step's time": f"{stage['communication_share']:.0%}",
+            "checkpoint": _mebibytes(stage["checkpoint_bytes"]),
+            "steps": f"{stage['steps']:,}",
+            "lanes": f"{stage['lanes']} = {stage['processes']} x {stage['accumulation']}",
+            "expert parallel": str(stage["expert_parallel"]),
+            "ZeRO stage": str(stage["zero_stage"]),
+        }
+        for label, cell in cells.items():
+            rows.setdefault(label, []).append(cell)
 
-    rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "parameters": lambda stage: f"{stage['parameters']:,}",
-        "  of the encoder": lambda stage: f"{stage['encoder_parameters']:,}",
-        "  effective": lambda stage: f"{stage['effective_encoder_parameters']:,}",
-        "  activated": lambda stage: f"{stage['activated_encoder_parameters']:,}",
-        "GFLOPs per s of audio": lambda stage: _giga(stage["operations_per_s"]),
-        "  of the encoder's": lambda stage: _giga(stage["encoder_operations_per_s"]),
-        "  in training": lambda stage: _giga(stage["training_operations_per_s"]),
-        "memory per process": lambda stage: _mebibytes(stage["memory_bytes"]["total"]),
-        "sent per step and process": lambda stage: _mebibytes(sum(stage["traffic_bytes"].values())),
-        "  share of a step's time": lambda stage: f"{stage['communication_share']:.0%}",
-        "checkpoint": lambda stage: _mebibytes(stage["checkpoint_bytes"]),
-        "steps": lambda stage: f"{stage['steps']:,}",
-        "lanes": lambda stage: f"{stage['lanes']} = {stage['processes']} x {stage['accumulation']}",
-        "expert parallel": lambda stage: str(stage["expert_parallel"]),
-        "ZeRO stage": lambda stage: str(stage["zero_stage"]),
-    }
     table = Table("", box=None, pad_edge=False)
     for stage in stages:
         table.add_column(stage["name"], justify="right")
-    for label, cell in rows.items():
-        table.add_row(label, *(cell(stage) for stage in stages))
+    for label, row in rows.items():
+        table.add_row(label, *row)
     return table
 
 
-def _parts(stage: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table("", box=None, pad_edge=False)
+def _print_training_stage(console: Console, stage: dict[str, Any]) -> None:
+    """Print a table of the model's parts, and one of the memory that each choice needs."""
+    print(f"\n{stage['name']}: parameters of its parts, and their share of a forward pass")
+    parts = Table("", box=None, pad_edge=False)
     for heading in ("unique", "effective", "activated", "GFLOPs per s"):
-        table.add_column(heading, justify="right")
+        parts.add_column(heading, justify="right")
     for name, part in stage["parts"].items():
-        numbers = (f"{part[key]:,}" for key in ("unique", "effective", "activated"))
-        table.add_row(name, *numbers, _giga(part["operations_per_s"]))
-    return table
+        parts.add_row(
+            name,
+            f"{part['unique']:,}",
+            f"{part['effective']:,}",
+            f"{part['activated']:,}",
+            _giga(part["operations_per_s"]),
+        )
+    console.print(parts)
 
+    # These are the same under every choice.
+    common = stage["memory_bytes"]
+    activations = "unknown"
+    if common["activations"] is not None:
+        activations = _in_mebibytes(common["activations"])
+    print(f"\n{stage['name']}: memory per process in MiB, by DeepSpeed configuration and expert parallelism (ep)")
+    print(
+        f"beside what is kept: activations {activations}, teacher {_in_mebibytes(common['teacher'])}, libraries "
+        f"{_in_mebibytes(common['framework'])}; total: the most at once"
+    )
 
-def _memory(stage: dict[str, Any]) -> Any:
-    """Return a table with a row per configuration and expert-parallel size, and a column per kind of memory.
-
-    Kinds come at different times of a step; the total is the most of them at once.
-    """
-    from rich.table import Table
-
-    table = Table("", "ep", box=None, pad_edge=False)
+    choices = Table("", "ep", box=None, pad_edge=False)
+    # The kinds come at different times of a step, so they add up to more than the total.
     for heading in ("weights", "gradients", "optimizer", "buffers", "update", "total", "s sent"):
-        table.add_column(heading, justify="right")
-    table.add_column("fits")
+        choices.add_column(heading, justify="right")
+    choices.add_column("fits")
     for choice in stage["memory_choices"]:
         memory = choice["memory_bytes"]
         optimizer = memory["master"] + memory["moments"]
-        buffers = sum(memory[kind] for kind in ("communication", "message", "gathered", "incoming"))
-        numbers = (memory["weights"], memory["gradients"], optimizer, buffers, memory["update"], memory["total"])
-        cells = [f"{number / 2**20:,.1f}" for number in numbers]
-        sending, fitting = f"{choice['communication_s']:.3g}", "yes" if choice["fits"] else "no"
-        table.add_row(choice["deepspeed"], str(choice["expert_parallel"]), *cells, sending, fitting)
-    return table
-
-
-def _common(memory: dict[str, int | None]) -> str:
-    """Return what a process needs whatever its ZeRO stage, in MiB."""
-    kinds = {"activations": "activations", "teacher": "teacher", "framework": "libraries"}
-    sizes = {name: memory[kind] for kind, name in kinds.items()}
-    return ", ".join(f"{name} {'unknown' if n is None else f'{n / 2**20:,.1f}'}" for name, n in sizes.items())
+        buffers = memory["communication"] + memory["message"] + memory["gathered"] + memory["incoming"]
+        choices.add_row(
+            choice["deepspeed"],
+            str(choice["expert_parallel"]),
+            _in_mebibytes(memory["weights"]),
+            _in_mebibytes(memory["gradients"]),
+            _in_mebibytes(optimizer),
+            _in_mebibytes(buffers),
+            _in_mebibytes(memory["update"]),
+            _in_mebibytes(memory["total"]),
+            f"{choice['communication_s']:.3g}",
+            "yes" if choice["fits"] else "no",
+        )
+    console.print(choices)
 
 
 def _giga(operations: float) -> str:
     return f"{operations / 1e9:.3f}"
 
 
-def _mebibytes(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:.1f} MiB"
+def _mebibytes(size_bytes: float) -> str:
+    return f"{size_bytes / MIB:.1f} MiB"
+
+
+def _in_mebibytes(size_bytes: int) -> str:
+    """A cell of a table whose heading has the unit."""
+    return f"{size_bytes / MIB:,.1f}"
