@@ -40,6 +40,7 @@ from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_st
 from launcher.run_folder import RunFolder
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
 from model.costs.flops import count_parameters, count_parts
+from model.export import read_description
 from model.layers.subsampling import output_length
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer, RecognizerConfig
@@ -386,11 +387,11 @@ def _foreign_teacher_bytes(stage: AnyTrainingStage) -> int:
 
 def _read_described_teacher(stage: str, folder: str) -> Recognizer:
     try:
-        description = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
-        config = RecognizerConfig.model_validate(description["recognizer"])
+        description = read_description(Path(folder))
+        with torch.device("meta"):
+            return description.build_recognizer()
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"The teacher of stage {stage} is the folder {folder}, whose model.json cannot be read: "
             f"{error}. Copy the folder again from where it was trained."
         ) from None
-    return _recognizer_on_meta(config, description["mel_bins"], description["vocabulary_size"])
