@@ -159,8 +159,8 @@ def _preference(stage: StageNumbers, choice: Choice) -> tuple[float, ...]:
 
 def _best_choice(stage: StageNumbers, expert_parallel: int) -> Choice:
     """The best of a stage's choices with this expert-parallel size."""
-    of_this_size = [choice for choice in stage.choices if choice.expert_parallel == expert_parallel]
-    return min(of_this_size, key=lambda choice: _preference(stage, choice))
+    same_size = [choice for choice in stage.choices if choice.expert_parallel == expert_parallel]
+    return min(same_size, key=lambda choice: _preference(stage, choice))
 
 
 def _deepspeed_reason(stage: StageNumbers, best: Choice) -> str:
@@ -220,7 +220,10 @@ def warnings(stage: StageNumbers, hosts: Sequence[int]) -> list[StageWarning]:
         texts["does_not_fit"] = _memory_text(stage)
 
     if len(hosts) > 1 and chosen.expert_parallel > 1 and crosses_hosts(chosen.expert_parallel, hosts):
-        within = [str(size) for size in sorted(_expert_parallel_sizes(stage)) if not crosses_hosts(size, hosts)]
+        within = []
+        for size in sorted(_expert_parallel_sizes(stage)):
+            if not crosses_hosts(size, hosts):
+                within.append(str(size))
         texts["exchange_crosses_hosts"] = (
             f"Experts are spread over {chosen.expert_parallel} processes, which are not on one host, so every layer's "
             f"frames cross the network. Expert parallelism {' or '.join(within)} stays within a host."

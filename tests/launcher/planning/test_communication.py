@@ -31,11 +31,15 @@ def test_a_process_sends_what_its_topology_asks_for(expert_parallel, zero_stage,
 
 
 def test_one_process_sends_nothing():
-    assert traffic(SIZES, 1, 1, 3, 4, Exchanged(100, 3, 8, 4)).total == 0
+    exchanged = Exchanged(frames=100, uses=3, width=8, value_bytes=4)
+    sent = traffic(SIZES, processes=1, expert_parallel=1, zero_stage=3, accumulation=4, exchanged=exchanged)
+    assert sent.total == 0
 
 
 def test_layers_that_run_again_send_their_frames_again():
-    assert Exchanged(100, 3, 8, 4, run_again=True).sent_bytes(2) == 1.5 * Exchanged(100, 3, 8, 4).sent_bytes(2)
+    once = Exchanged(frames=100, uses=3, width=8, value_bytes=4)
+    again = Exchanged(frames=100, uses=3, width=8, value_bytes=4, run_again=True)
+    assert again.sent_bytes(2) == 1.5 * once.sent_bytes(2)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,8 @@ def test_sets_of_experts_cross_hosts_when_they_do_not_divide_them(expert_paralle
 
 
 def test_frames_that_stay_on_a_host_travel_at_its_rate_and_gradients_share_the_line_out():
-    sent, rates = Traffic(gradients=100, expert_gradients=0, weights=0, frames=1_000), Rates(1.0, 1_000.0, 100.0)
+    sent = Traffic(gradients=100, expert_gradients=0, weights=0, frames=1_000)
+    rates = Rates(operations_per_s=1.0, within_host_bytes_per_s=1_000.0, between_hosts_bytes_per_s=100.0)
     assert seconds(sent, 2, (4,), rates) == pytest.approx(1.1)
     assert seconds(sent, 2, (4, 4), rates) == pytest.approx(100 / 25 + 1)
     assert seconds(sent, 8, (4, 4), rates) == pytest.approx(1_100 / 25)

@@ -70,16 +70,19 @@ def test_zero_0_is_proposed_only_where_nothing_else_fits():
 
 def test_of_choices_that_send_equally_much_the_recipes_own_is_kept():
     choices = (choice(1, 1, 6, 0.1), choice(2, 1, 7, 0.1), choice(3, 1, 5, 0.2))
-    for own in choices[:2]:
-        assert propose([replace(STAGE, chosen=own, choices=choices)])["student"].deepspeed == own.deepspeed
+    for chosen in choices[:2]:
+        stage = replace(STAGE, chosen=chosen, choices=choices)
+        assert propose([stage])["student"].deepspeed == chosen.deepspeed
 
 
 def test_stages_with_experts_share_one_size_and_others_have_none():
     tight = replace(STAGE, name="large", available_bytes=round(6.8 * GIB))
-    dense = replace(STAGE, name="teacher", experts=0, choices=tuple(c for c in CHOICES if c.expert_parallel == 1))
-    proposed = propose([dense, STAGE, tight])
-    assert {name: found.expert_parallel for name, found in proposed.items()} == {"teacher": 1, "student": 2, "large": 2}
-    assert proposed["teacher"].expert_parallel_reason == "the stage has no experts"
+    unspread = tuple(choice for choice in CHOICES if choice.expert_parallel == 1)
+    dense = replace(STAGE, name="teacher", experts=0, choices=unspread)
+    proposals = propose([dense, STAGE, tight])
+    sizes = {name: proposal.expert_parallel for name, proposal in proposals.items()}
+    assert sizes == {"teacher": 1, "student": 2, "large": 2}
+    assert proposals["teacher"].expert_parallel_reason == "the stage has no experts"
 
 
 @pytest.mark.parametrize(
@@ -101,9 +104,9 @@ def test_stages_with_experts_share_one_size_and_others_have_none():
     ],
 )
 def test_what_would_disappoint_is_warned_of(changes, hosts, kind, words):
-    (found,) = warnings(replace(STAGE, **changes), hosts)
-    assert (found.stage, found.kind) == ("student", kind)
-    assert words in found.text
+    (warning,) = warnings(replace(STAGE, **changes), hosts)
+    assert (warning.stage, warning.kind) == ("student", kind)
+    assert words in warning.text
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_a_stage_without_fault_has_no_warning(changes):
 
 
 def planned(capsys, *arguments: str) -> dict:
+    """What `chorus plan` prints for programs."""
     assert chorus(["plan", *arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -133,16 +137,22 @@ def test_a_recipe_that_follows_the_proposal_is_accepted_and_proposed_nothing_mor
     values = yaml.safe_load(Path("launcher/recipes/mini.yaml").read_text())
     values |= {"batches": {"lanes": 4, "seconds": 12}}
     values["cluster"] = {"processes": processes, "deepspeed": deepspeed}
-    file, run = tmp_path / "recipe.yaml", ["--run-dir", str(tmp_path / "run")]
+    file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(values))
+    run = ["--run-dir", str(tmp_path / "run")]
     proposal = planned(capsys, str(file), *run)["proposal"]
     settings = proposal["settings"]
-    recipe = load_recipe(file, settings)  # ConfigError if the checks refused it
+
+    # ConfigError if the checks refused it.
+    recipe = load_recipe(file, settings)
     for stage in recipe.training_stages():
         proposed = proposal["stages"][stage.name]
         assert recipe.deepspeed_of(stage).stem == proposed["deepspeed"]
         assert recipe.expert_parallel_of(stage) == proposed["expert_parallel"]
-    overrides = [part for setting in settings for part in ("--set", setting)]
+
+    overrides = []
+    for setting in settings:
+        overrides += ["--set", setting]
     assert planned(capsys, str(file), *run, *overrides)["proposal"]["settings"] == []
 
 
@@ -156,9 +166,10 @@ def test_a_plan_shows_its_proposal_and_its_warnings(capsys, tmp_path):
 
 
 def test_an_expert_parallel_size_without_experts_is_warned_of(capsys, tmp_path):
-    none = ["--set", "stages.student.model.encoder.experts=null"]
-    found = planned(capsys, "mini", "--run-dir", str(tmp_path / "run"), *none)
-    assert [w["kind"] for w in found["warnings"] if not w["stage"]] == ["expert_parallel_unused"]
+    no_experts = ["--set", "stages.student.model.encoder.experts=null"]
+    report = planned(capsys, "mini", "--run-dir", str(tmp_path / "run"), *no_experts)
+    kinds = [warning["kind"] for warning in report["warnings"] if not warning["stage"]]
+    assert kinds == ["expert_parallel_unused"]
 
 
 def test_a_measured_rate_between_hosts_takes_the_place_of_the_assumed_one(capsys, tmp_path):
@@ -170,5 +181,5 @@ def test_a_measured_rate_between_hosts_takes_the_place_of_the_assumed_one(capsys
     for before, after in zip(assumed["stages"], measured["stages"], strict=True):
         if "communication_s" in before:
             assert after["communication_s"] == pytest.approx(10 * before["communication_s"])
-    assert "exchange_crosses_hosts" in {warned["kind"] for warned in measured["warnings"]}
+    assert "exchange_crosses_hosts" in {warning["kind"] for warning in measured["warnings"]}
     assert measured["available_bytes"] is None
