@@ -47,13 +47,10 @@ def machine_of(cluster: ClusterConfig, hosts: Sequence[int]) -> Machine:
 
     available_bytes = None
     if cluster.kind == "local":
-        available_bytes = _free_bytes_here(device, cluster.processes)
+        if device == "cuda":
+            # Each process has a GPU to itself; the smallest is what all can count on.
+            gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+            available_bytes = min(gpu.total_memory for gpu in gpus)
+        else:
+            available_bytes = psutil.virtual_memory().available // cluster.processes
     return Machine(device, available_bytes, FRAMEWORK_BYTES[device], rates)
-
-
-def _free_bytes_here(device: str, processes: int) -> int:
-    """Each process's part of the memory that is free here, or its GPU's whole memory."""
-    if device == "cuda":
-        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return min(gpu.total_memory for gpu in gpus)
-    return psutil.virtual_memory().available // processes

@@ -56,7 +56,10 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     """
     check_model_folders(recipe)
     vocabulary_size, vocabulary_known = _vocabulary_size(recipe, run)
-    corpus_s = _corpus_seconds(recipe, run)
+    corpus_s = None
+    if recipe.has_split(run, "train"):
+        summary = read_summary(recipe.split_folder(run, "train"))
+        corpus_s = sum(shard["seconds"] for shard in summary["shards"])
     shipped = {file.stem: read_deepspeed_config(file) for file in sorted(DEEPSPEED_CONFIGS.glob("*.json"))}
 
     rows = {}
@@ -71,9 +74,16 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         numbers.append(stage_numbers)
         rows[stage.name] = planned.row(stage_numbers)
 
-    stage_warnings = []
+    all_warnings = []
     for stage_numbers in numbers:
-        stage_warnings += [asdict(warning) for warning in warnings(stage_numbers, hosts)]
+        all_warnings += [asdict(warning) for warning in warnings(stage_numbers, hosts)]
+    size = recipe.cluster.expert_parallel
+    has_experts = any(stage.model.encoder.experts for stage in recipe.training_stages())
+    if size > 1 and not has_experts:
+        text = f"cluster.expert_parallel is {size}, and no stage has experts: it changes nothing."
+        # It belongs to no stage.
+        all_warnings.append({"stage": "", "kind": "expert_parallel_unused", "text": text})
+
     return {
         "vocabulary_size": vocabulary_size,
         "vocabulary_known": vocabulary_known,
@@ -82,7 +92,7 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         "available_bytes": machine.available_bytes,
         "rates": asdict(machine.rates),
         "stages": rows,
-        "warnings": stage_warnings + _recipe_warnings(recipe),
+        "warnings": all_warnings,
         "proposal": _proposal(recipe, numbers),
     }
 
@@ -93,24 +103,6 @@ def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
     if description.exists():
         return json.loads(description.read_text(encoding="utf-8"))["vocabulary_size"], True
     return recipe.tokenizer.pieces, False
-
-
-def _corpus_seconds(recipe: Recipe, run: RunFolder) -> float | None:
-    """Seconds of audio to train on; none before there are shards."""
-    if not recipe.has_split(run, "train"):
-        return None
-    summary = read_summary(recipe.split_folder(run, "train"))
-    return sum(shard["seconds"] for shard in summary["shards"])
-
-
-def _recipe_warnings(recipe: Recipe) -> list[dict[str, str]]:
-    """Warnings that belong to no stage."""
-    size = recipe.cluster.expert_parallel
-    has_experts = any(stage.model.encoder.experts for stage in recipe.training_stages())
-    if size == 1 or has_experts:
-        return []
-    text = f"cluster.expert_parallel is {size}, and no stage has experts: it changes nothing."
-    return [{"stage": "", "kind": "expert_parallel_unused", "text": text}]
 
 
 def _proposal(recipe: Recipe, numbers: list[StageNumbers]) -> dict[str, Any]:
