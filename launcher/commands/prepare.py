@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any, get_origin
 
-import yaml
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from data.corpora import CORPORA, prepare
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
 from launcher.processes.worker_command import num_cores
-from launcher.recipe import explain
+from launcher.recipe import validate
+from launcher.recipe.yaml_io import parse_value
 
 
 def add_corpora(parser: argparse.ArgumentParser) -> None:
@@ -70,21 +69,21 @@ def _corpus_config(options: argparse.Namespace) -> Any:
     for key, field in config_type.model_fields.items():
         text = getattr(options, f"corpus.{key}", None)
         if text is not None:
-            values[key] = _parse(text, field)
+            values[key] = _parse(text, field, flag(key))
     try:
-        return config_type.model_validate(values)
-    except ValidationError as error:
-        message = explain(error, config_type, values, f"chorus prepare {options.corpus}")
-        raise ConfigError(in_flags(message, config_type)) from None
+        return validate(config_type, values, f"chorus prepare {options.corpus}")
+    except ConfigError as error:
+        raise ConfigError(in_flags(str(error), config_type)) from None
 
 
-def _parse(text: str, field: FieldInfo) -> Any:
+def _parse(text: str, field: FieldInfo, option: str) -> Any:
     """Read an option as YAML; several values are given as a,b,c."""
+    source = f"The value of {option}"
     if get_origin(field.annotation) is tuple and not text.startswith("["):
-        return [yaml.safe_load(part) for part in text.split(",")]
+        return [parse_value(part, source) for part in text.split(",")]
     if field.annotation in (str, Path):
         return text
-    return yaml.safe_load(text)
+    return parse_value(text, source)
 
 
 def flag(key: str) -> str:

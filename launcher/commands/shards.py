@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
 
 from data.augment import AugmentConfig
 from data.errors import DataError
@@ -19,7 +18,7 @@ from data.shard_check import stats, verify
 from data.shards import ShardIndex, find_splits, read_index
 from launcher.commands.prepare import in_flags
 from launcher.errors import ConfigError, exit_code
-from launcher.recipe import explain
+from launcher.recipe import validate
 from model.layers.subsampling import SubsamplingConfig, output_length
 
 # Settings of batches that `chorus shards stats` takes.
@@ -49,10 +48,9 @@ def stats_shards(options: argparse.Namespace) -> int:
         if getattr(options, key) is not None:
             values[key] = getattr(options, key)
     try:
-        batches = BatchesConfig.model_validate(values)
-    except ValidationError as error:
-        message = explain(error, BatchesConfig, values, "chorus shards stats")
-        raise ConfigError(in_flags(message, BatchesConfig)) from None
+        batches = validate(BatchesConfig, values, "chorus shards stats")
+    except ConfigError as error:
+        raise ConfigError(in_flags(str(error), BatchesConfig)) from None
 
     statistics = {}
     for name, folder in find_splits(Path(options.folder).absolute()).items():

@@ -18,7 +18,7 @@ from launcher.recipe.stages import (
     SelfSupervisedStage,
     TrainingStage,
 )
-from launcher.recipe.validation_messages import explain
+from launcher.recipe.validation_messages import validate
 
 __all__ = [
     "AnyTrainingStage",
@@ -40,10 +40,10 @@ __all__ = [
     "check_inputs",
     "check_model_folders",
     "dump",
-    "explain",
     "find_deepspeed_config",
     "find_recipe",
     "load_recipe",
     "read_deepspeed_config",
+    "validate",
     "zero_stage",
 ]

@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.checks import check_recipe
@@ -20,8 +17,8 @@ from launcher.recipe.schema import Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
 from launcher.recipe.seeds import repeat_stages
 from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage
-from launcher.recipe.validation_messages import explain
-from launcher.recipe.yaml_io import apply_override, nearest, parse_recipe
+from launcher.recipe.validation_messages import validate
+from launcher.recipe.yaml_io import apply_override, dump_values, nearest, parse_recipe
 from launcher.run_folder import is_folder
 
 BUILT_IN_RECIPES = Path(__file__).parents[1] / "recipes"
@@ -59,11 +56,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_s
     if isinstance(corpus, dict) and "shards" in corpus:
         corpus.setdefault("name", "shards")
 
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Recipe, values, f"The recipe {path}")) from None
-    recipe = with_absolute_paths(recipe)
+    recipe = with_absolute_paths(validate(Recipe, values, f"The recipe {path}"))
     # Before the checks, which compare lanes and experts with the number of processes.
     if count_slots and recipe.cluster.hostfile:
         recipe = with_counted_slots(recipe, recipe.cluster.hostfile)
@@ -77,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
     A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced, or
     to null, which leaves a stage out.
     """
-    values = parse_recipe(path.read_text(encoding="utf-8"), f"The recipe {path}")
+    values = parse_recipe(_read_text(path), f"The recipe {path}")
     if "extends" not in values:
         return values
 
@@ -105,6 +98,18 @@ def _read(path: Path) -> dict[str, Any]:
             stages[name] |= keys
     values["stages"] = list(stages.values())
     return base | values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The recipe {path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for instance with "
+            "iconv."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
 
 
 def _built_in_names() -> list[str]:
@@ -169,4 +174,4 @@ def with_counted_slots(recipe: Recipe, hostfile: Path) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_values(recipe.model_dump(mode="json"))

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from data.errors import DataError
 from launcher.errors import ConfigError
-from launcher.recipe.validation_messages import explain
+from launcher.recipe.validation_messages import validate
 from model.layers.chunk_mask import ChunkMask
 from model.recognizer import RecognizerConfig
 
@@ -145,11 +145,7 @@ class SearchSection(BaseModel, frozen=True, extra="forbid"):
 
 def read_search(values: dict[str, Any], source: str) -> SearchConfig:
     """A search from plain values; ConfigError, which begins with `source`, says what is wrong with them."""
-    section = {"search": values}
-    try:
-        return SearchSection.model_validate(section).search
-    except ValidationError as error:
-        raise ConfigError(explain(error, SearchSection, section, source)) from None
+    return validate(SearchSection, {"search": values}, source).search
 
 
 def search_files(search: SearchConfig) -> Iterator[tuple[str, Path]]:

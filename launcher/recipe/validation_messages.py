@@ -1,11 +1,16 @@
 """Validation errors in the words of a recipe: dotted path, what was seen, what would do, nearest key."""
 
+import math
 import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from launcher.errors import ConfigError
 from launcher.recipe.yaml_io import nearest
+
+Model = TypeVar("Model", bound=BaseModel)
 
 # More problems than these are counted: the message stays one paragraph.
 MAX_PROBLEMS = 3
@@ -13,15 +18,56 @@ MAX_PROBLEMS = 3
 MAX_QUOTED_CHARACTERS = 60
 
 
+def validate(model: type[Model], values: Any, source: str) -> Model:
+    """Return the `model` that plain values describe; ConfigError, which begins with `source`, when they are none.
+
+    Only a number is taken for a number, and only a finite one: pydantic would read true as 1 and the text inf as a
+    number.
+    """
+    try:
+        validated = model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, values, source)) from None
+    sentences = list(_number_problems(values, validated, ""))
+    if sentences:
+        raise ConfigError(f"{source}: {_paragraph(sentences)}")
+    return validated
+
+
 def explain(error: ValidationError, model: type[BaseModel], values: Any, source: str) -> str:
     """Return one paragraph on why `values`, read from `source`, are no `model`."""
-    problems = error.errors(include_url=False)
-    sentences = []
-    for problem in problems[:MAX_PROBLEMS]:
-        sentences.append(_sentence(problem, model, values))
-    if len(problems) > MAX_PROBLEMS:
-        sentences.append(f"There are {len(problems) - MAX_PROBLEMS} more problems.")
-    return f"{source}: {' '.join(sentences)}"
+    sentences = [_sentence(problem, model, values) for problem in error.errors(include_url=False)]
+    return f"{source}: {_paragraph(sentences)}"
+
+
+def _paragraph(sentences: list[str]) -> str:
+    paragraph = " ".join(sentences[:MAX_PROBLEMS])
+    num_more = len(sentences) - MAX_PROBLEMS
+    if num_more == 1:
+        paragraph += " There is 1 more problem."
+    elif num_more > 1:
+        paragraph += f" There are {num_more} more problems."
+    return paragraph
+
+
+def _number_problems(given: Any, validated: Any, dotted: str) -> Iterator[str]:
+    """Yield a sentence for each number that was made of something else, or is infinite or undefined."""
+    if isinstance(given, dict) and isinstance(validated, BaseModel):
+        for key, value in given.items():
+            # What a validator has renamed is no number.
+            yield from _number_problems(value, getattr(validated, key, None), f"{dotted}.{key}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(validated, tuple):
+        for number, (value, item) in enumerate(zip(given, validated, strict=False)):
+            name = number
+            if isinstance(value, dict):
+                name = value.get("name", number)
+            yield from _number_problems(value, item, f"{dotted}.{name}")
+    # bool is an int in Python.
+    elif isinstance(validated, int | float) and not isinstance(validated, bool):
+        if isinstance(given, bool | str):
+            yield f"{dotted} is {given!r} ({type(given).__name__}): input should be a number."
+        elif not math.isfinite(validated):
+            yield f"{dotted} is {given}: input should be a finite number."
 
 
 def _sentence(problem: Any, model: type[BaseModel], values: Any) -> str:
@@ -61,7 +107,10 @@ def _sentence(problem: Any, model: type[BaseModel], values: Any) -> str:
     # All other types are pydantic's own, whose messages begin with a capital letter.
     seen = repr(problem["input"])[:MAX_QUOTED_CHARACTERS]
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{dotted} is {seen} ({type(problem['input']).__name__}): {message}."
+    remedy = ""
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
+        remedy = "; in quotes it is one"
+    return f"{dotted} is {seen} ({type(problem['input']).__name__}): {message}{remedy}."
 
 
 def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> tuple[str, Any]:

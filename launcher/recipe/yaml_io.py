@@ -1,6 +1,11 @@
-"""YAML text and `key=value` overrides to the plain values that a recipe is validated from."""
+"""YAML text and `key=value` overrides to the plain values that a recipe is validated from.
+
+Values are read by the core schema of YAML 1.2, in which text is what looks like text: `yes` and `on` are words, `1:30`
+is no number of seconds, `010` is ten, and `1e3` is a number.
+"""
 
 import difflib
+import re
 from typing import Any
 
 import yaml
@@ -9,12 +14,27 @@ from launcher.errors import ConfigError
 
 # `<<: *ANCHOR`: its keys may be given again, and what is given wins.
 MERGE_TAG = "tag:yaml.org,2002:merge"
-# Of a value that is quoted in a message.
-MAX_QUOTED_CHARACTERS = 40
+# Of a value or an override that is quoted in a message.
+MAX_QUOTED_CHARACTERS = 80
+
+
+# What each tag of the core schema looks like, and the characters that such a value begins with.
+CORE_SCHEMA = (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    (MERGE_TAG, r"<<", ["<"]),
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which YAML would silently keep the last."""
+    """SafeLoader with the core schema of YAML 1.2, which refuses a key given twice, of which YAML would silently keep
+    the last."""
 
     def construct_mapping_once(self, node: yaml.MappingNode) -> dict[Any, Any]:
         """Return a mapping; ConstructorError names the keys that it has twice."""
@@ -28,22 +48,54 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"the key {names} is given twice", node.start_mark)
         return self.construct_mapping(node, deep=True)
 
+    def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number, whose leading zeros mean nothing."""
+        text = self.construct_scalar(node)
+        if text.startswith(("0o", "0x")):
+            return int(text, base=0)
+        return int(text, base=10)
 
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts into quotes also the texts that only YAML 1.2 takes for numbers, such as 1e3."""
+
+
+# SafeLoader's own are those of YAML 1.1, for which `no` is false, 1:30 is 90 and 010 is 8.
+_StrictLoader.yaml_implicit_resolvers = {}
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _StrictLoader.construct_mapping_once)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_core_int)
+for _tag, _pattern, _first in CORE_SCHEMA:
+    for _class in (_StrictLoader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def dump_values(values: dict[str, Any]) -> str:
+    """Return plain values as YAML that readers of 1.1 and of 1.2 understand alike."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def parse_value(text: str, source: str) -> Any:
+    """Parse a YAML text; ConfigError, which begins with `source`, when it is none."""
+    try:
+        return _without_shared_values(yaml.load(text, _StrictLoader))
+    # ValueError: a value that contradicts its tag, such as !!int x, or has thousands of digits.
+    except (yaml.YAMLError, ValueError) as error:
+        # YAML's messages run over several lines; ours are one paragraph.
+        raise ConfigError(f"{source} is not readable as YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise ConfigError(
+            f"{source} is not readable as YAML: an alias stands within its own anchor, or sections are nested too deep."
+        ) from None
 
 
 def parse_recipe(text: str, source: str) -> dict[str, Any]:
     """Parse a recipe's text; ConfigError with line and column when it is not a YAML mapping."""
-    try:
-        values = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        # YAML's messages run over several lines; ours are one paragraph.
-        raise ConfigError(f"{source} is not readable as YAML: {' '.join(str(error).split())}.") from None
+    values = parse_value(text, source)
     if not isinstance(values, dict):
         raise ConfigError(
             f"{source} holds {_describe(values)} where a recipe is a mapping with name, corpus, stages and batches."
         )
-    return _without_shared_values(values)
+    return values
 
 
 def _without_shared_values(values: Any) -> Any:
@@ -57,24 +109,45 @@ def _without_shared_values(values: Any) -> Any:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in place; the value is YAML, items of a list are addressed by name."""
+    """Set one `dotted.key=value` in place; the value is YAML, items of a list are addressed by name.
+
+    What a whole item is set to is what a recipe that `extends` another may change it to: keys that replace its own, or
+    null, which leaves it out.
+    """
     dotted, equals, text = override.partition("=")
+    if len(override) > MAX_QUOTED_CHARACTERS:
+        override = override[:MAX_QUOTED_CHARACTERS] + "..."
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {override!r} is not of the form key.key=value, such as stages.teacher.steps=30.")
-    try:
-        value = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}.") from None
+    value = parse_value(text, f"The value of --set {override!r}")
 
     target: Any = values
     # The last key may be new: whether there is such a setting is for the schema to say.
     for depth, key in enumerate(keys[:-1]):
         path = ".".join(keys[:depth])
         target = _child(target, key, path, override)
-    if not isinstance(target, dict):
-        raise ConfigError(f"--set {override!r}: {'.'.join(keys[:-1])} holds {_describe(target)}, which has no keys.")
-    target[keys[-1]] = value
+    path = ".".join(keys[:-1])
+    if isinstance(target, list):
+        _change_item(target, keys[-1], value, path, override)
+    elif isinstance(target, dict):
+        target[keys[-1]] = value
+    else:
+        raise ConfigError(f"--set {override!r}: {path} holds {_describe(target)}, which has no keys.")
+
+
+def _change_item(items: list[Any], name: str, value: Any, path: str, override: str) -> None:
+    """Replace keys of the named item of the list at `path`, or leave the item out."""
+    item = _child(items, name, path, override)
+    if value is None:
+        items.remove(item)
+    elif isinstance(value, dict):
+        item |= value
+    else:
+        raise ConfigError(
+            f"--set {override!r} changes {path}.{name} to {_describe(value)}; give keys of it, such as "
+            f"{path}.{name}.KEY=VALUE, or null to leave it out."
+        )
 
 
 def _child(parent: Any, key: str, path: str, override: str) -> Any:

@@ -154,7 +154,7 @@ def test_a_model_folder_that_lacks_a_part_is_named(model_folder, tmp_path, part)
 def test_utterances_that_training_would_leave_out_are_scored(model_folder, tmp_path):
     # Longer and shorter than any in training, and a text that no alignment of its length can write.
     utterances = []
-    for key, seconds, text in (("long", 31.0, "ааа"), ("short", 0.02, "а"), ("dense", 0.5, "а" * 99)):
+    for key, seconds, text in (("long", 31.0, "ааа"), ("short", 0.03, "а"), ("dense", 0.5, "а" * 99)):
         soundfile.write(tmp_path / f"{key}.wav", noise(seconds, 16000), 16000)
         utterances.append(Utterance(key, (Clip(tmp_path / f"{key}.wav"),), text, "test"))
     write_split(utterances, tmp_path / "test", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)

@@ -100,7 +100,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_what_was_seen_and_expected(re
         ("stages.techer.steps=3", "did you mean 'teacher'?"),
         ("stages.teacher.steps", "not of the form"),
         ("seed.of.all=3", "which has no key 'of'"),
-        ("seed=[", "not YAML"),
+        ("seed=[", "not readable as YAML"),
     ],
 )
 def test_an_override_that_leads_nowhere_is_refused(refuse, override, fragment):
