@@ -5,8 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+from data.errors import DataError
 from launcher.commands.search_options import search_values
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, exit_code
 from launcher.recipe.search import check_search_files, read_search
 from launcher.recipe.yaml_io import apply_override
 
@@ -20,19 +21,31 @@ def transcribe(options: argparse.Namespace) -> int:
     check_search_files(search, "search")
 
     # Imports torch; what is wrong with the options is said before that.
-    from launcher.inference import evaluation
+    from launcher.inference.evaluation import Transcriber
 
+    transcriber = Transcriber(model, search)
     on_text = _show_growing if options.stream else None
-    rows = evaluation.transcribe(model, [Path(path) for path in options.audio], search, on_text)
+    rows = []
+    num_failed = 0
+    for audio in options.audio:
+        # One bad file loses no result: the others are tried, and what is known is printed at once.
+        try:
+            row = transcriber.transcribe(Path(audio), on_text)
+        except DataError as error:
+            num_failed += 1
+            print(f"chorus: {error}", file=sys.stderr, flush=True)
+            continue
+        rows.append(row)
+        if not options.json:
+            line = f"{row['audio']}\t{row['text']}" if len(options.audio) > 1 else row["text"]
+            print(line, flush=True)
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
+    if num_failed == 0:
         return 0
-    for row in rows:
-        if len(rows) > 1:
-            print(f"{row['audio']}\t{row['text']}")
-        else:
-            print(row["text"])
-    return 0
+    if len(options.audio) > 1:
+        print(f"chorus: {num_failed} of {len(options.audio)} recordings could not be recognised.", file=sys.stderr)
+    return exit_code(DataError())
 
 
 def _show_growing(heard_s: float, text: str) -> None:

@@ -124,38 +124,48 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
         yield order[start:stop].tolist()
 
 
-def transcribe(
-    model_folder: Path,
-    paths: list[Path],
-    search: SearchConfig | None = None,
-    on_text: Callable[[float, str], None] | None = None,
-) -> list[dict[str, Any]]:
-    """What is said in each recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
+class Transcriber:
+    """Recognises recordings, one after the other, with a finished model."""
 
-    With `on_text`, a recording is read chunk by chunk, and the seconds heard and the text so far are handed over after
-    each. Raises DataError naming the file that does not exist or cannot be decoded, and ConfigError for a search that
-    cannot read chunk by chunk.
-    """
-    for path in paths:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder. Give its audio files one by one, such as {path / '*.wav'}.")
-        if str(path) == "-" or path.is_fifo() or path.is_char_device():
-            raise DataError(
-                f"{path} is a stream, and recordings are read from files alone. Write it to a file first, and give "
-                "that file's path."
-            )
-        if not path.is_file():
-            raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
-    model = FinishedModel.load(model_folder, search)
-    transcripts = []
-    for path in paths:
-        waveform = read_audio(Utterance(path.stem, (Clip(path),), "", "test"), model.features.config.sample_rate_hz)
+    def __init__(self, model_folder: Path, search: SearchConfig | None = None):
+        """CheckpointError when the model cannot be read, ConfigError or DataError when the search does not suit it."""
+        self.model = FinishedModel.load(model_folder, search)
+
+    def transcribe(self, path: Path, on_text: Callable[[float, str], None] | None = None) -> dict[str, Any]:
+        """The text of a recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
+
+        With `on_text`, the recording is read chunk by chunk, and the seconds read and the hypothesis so far are handed
+        over after each. DataError when there is no such recording or it cannot be decoded, ConfigError for a search
+        that cannot read chunk by chunk.
+        """
+        check_recording(path)
+        # Any name of a file will do here; a key only matters where recordings stand together.
+        utterance = Utterance("recording", (Clip(path),), "", "test")
+        waveform = read_audio(utterance, self.model.features.config.sample_rate_hz)
         if on_text is None:
-            hypotheses = model.hypotheses([waveform])[0]
+            hypotheses = self.model.hypotheses([waveform])[0]
         else:
-            hypotheses = _recognise_in_chunks(model, waveform, on_text)
-        transcripts.append({"audio": str(path), **transcript(model, hypotheses)})
-    return transcripts
+            hypotheses = _recognise_in_chunks(self.model, waveform, on_text)
+        return {"audio": str(path), **transcript(self.model, hypotheses)}
+
+
+def check_recording(path: Path) -> None:
+    """Refuse (DataError) what is no file to read a recording from."""
+    try:
+        is_folder = path.is_dir()
+        is_stream = str(path) == "-" or path.is_fifo() or path.is_char_device()
+        is_file = path.is_file()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Give the path of an audio file.") from None
+    if is_folder:
+        raise DataError(f"{path} is a folder. Give its audio files one by one, such as {path / '*.wav'}.")
+    if is_stream:
+        raise DataError(
+            f"{path} is a stream, and recordings are read from files alone. Write it to a file first, and give that "
+            "file's path."
+        )
+    if not is_file:
+        raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
 
 
 def _recognise_in_chunks(

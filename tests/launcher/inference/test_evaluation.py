@@ -26,9 +26,10 @@ from data.reader import ShardReader
 from data.shard_index import read_index
 from data.shards import write_split
 from data.tokenizer import TokenizerConfig, train_tokenizer
+from launcher.cli import main as chorus
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference import evaluation_tracking
-from launcher.inference.evaluation import evaluate_model, transcribe
+from launcher.inference.evaluation import Transcriber, evaluate_model
 from launcher.inference.evaluation_tracking import examples_table, track_evaluation
 from launcher.inference.finished_model import FinishedModel, write_finished_model
 from launcher.recipe import load_recipe
@@ -81,6 +82,11 @@ def untrained(run: RunFolder, utterances, config: RecognizerConfig) -> Path:
     folder.parent.mkdir()
     write_finished_model(folder, run, config, FeaturesConfig(), recognizer.state_dict())
     return folder
+
+
+def transcribe(folder: Path, paths: list[Path], search=None, on_text=None) -> list[dict]:
+    transcriber = Transcriber(folder, search)
+    return [transcriber.transcribe(path, on_text) for path in paths]
 
 
 def noise(seconds: float, rate_hz: int, channels: int = 1) -> np.ndarray:
@@ -286,6 +292,34 @@ def test_folders_and_streams_are_told_from_recordings_that_are_missing(model_fol
     for path, words in seen.items():
         with pytest.raises(DataError, match=words):
             transcribe(model_folder, [path])
+
+
+NAMES = ["my talk.wav", "talk.v1.wav", "запись [1] (2).wav", "a'b\"c.wav", "-.wav", "यह.wav", "\udcff.wav"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recording_may_have_any_name(model_folder, tmp_path, name):
+    soundfile.write(tmp_path / "a.wav", noise(0.3, 16000), 16000)
+    (tmp_path / "a.wav").rename(tmp_path / name)
+    (row,) = transcribe(model_folder, [tmp_path / name])
+    assert row["audio"] == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_bad_recording_loses_no_other(model_folder, tmp_path, capsys, as_json):
+    soundfile.write(tmp_path / "good.wav", noise(0.3, 16000), 16000)
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    names = [str(tmp_path / name) for name in ("good.wav", "bad.wav", "gone.wav", "n" * 300 + ".wav", "good.wav")]
+    options = ["--json"] if as_json else []
+    assert chorus(["transcribe", str(model_folder), *names, *options]) == 3
+    captured = capsys.readouterr()
+    if as_json:
+        assert [row["audio"] for row in json.loads(captured.out)] == [names[0], names[4]]
+    else:
+        assert [line.split("\t")[0] for line in captured.out.splitlines()] == [names[0], names[4]]
+    assert "bad.wav" in captured.err
+    assert "There is no recording at" in captured.err
+    assert "3 of 5 recordings could not be recognised" in captured.err
 
 
 def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tmp_path):
