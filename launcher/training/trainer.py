@@ -245,8 +245,8 @@ class Trainer:
         audio_s_per_s = audio_s / row["step_s"]
         epoch, _ = self.inputs.sampler.position(self.step - 1)
 
-        # As model/costs/flops.py counts them, recomputed layers and loaded teachers included; utilisation is their share
-        # of what the devices can do.
+        # FLOPs as model/costs/flops.py counts them, with recomputed layers and loaded teachers; utilisation is their
+        # share of what the devices can do.
         row["flops_per_s"] = audio_s_per_s * self.flops_per_audio_s
         peak = peak_flops(self.inputs.device)
         if peak is not None:
