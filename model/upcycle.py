@@ -17,7 +17,7 @@ from model.encoder import Encoder, EncoderConfig
 from model.layers.feedforward import FeedForward
 from model.moe.experts import MixtureOfExperts, ResidualMixture
 from model.moe.router import ExpertsConfig
-from model.recognizer import Recognizer
+from model.recognizer import Recognizer, RecognizerConfig
 
 # Fields that student and teacher must have in common, and those that also make their state dicts the same.
 SAME_SHAPE = (
@@ -41,19 +41,23 @@ def initialize_from_teacher(student: Recognizer, teacher: Recognizer) -> None:
 
     Raises ValueError, naming the difference, when depth or widths are not the teacher's.
     """
-    _check_same_shape(student.config.encoder, teacher.config.encoder)
-    config = student.config
-    if config.transducer and teacher.config.transducer not in (None, config.transducer):
-        raise ValueError("the transducers of student and teacher differ: to start from the teacher they must be equal")
-    if config.decoder and teacher.config.decoder not in (None, config.decoder):
-        raise ValueError("the decoders of student and teacher differ: to start from the teacher they must be equal")
-
+    check_start_from_teacher(student.config, teacher.config)
     for name in HEADS:
         student_head = getattr(student, name)
         teacher_head = getattr(teacher, name)
         if student_head is not None and teacher_head is not None:
             student_head.load_state_dict(teacher_head.state_dict())
     _upcycle(student.encoder, teacher.encoder)
+
+
+def check_start_from_teacher(student: RecognizerConfig, teacher: RecognizerConfig) -> None:
+    """ValueError, naming the difference, where a student cannot start from such a teacher."""
+    _check_same_shape(student.encoder, teacher.encoder, "the teacher")
+    for part in ("transducer", "decoder"):
+        student_part = getattr(student, part)
+        teacher_part = getattr(teacher, part)
+        if student_part and teacher_part not in (None, student_part):
+            raise ValueError(f"the {part}s of student and teacher differ: to start from the teacher they must be equal")
 
 
 @torch.no_grad()
@@ -69,20 +73,31 @@ def initialize_encoder(
     """
     # The whole encoder is initialised, and what is above the copied layers is put back: one way to initialise.
     drawn = []
+    check_start_from_encoder(student.config, teacher.config, num_layers)
     if num_layers is not None:
-        check_layers_to_copy(student.config, num_layers)
         for module in _modules_above(student, num_layers):
             drawn.append((module, deepcopy(module.state_dict())))
 
-    fields = SAME_SHAPE + SAME_STRUCTURE
-    if all(getattr(student.config, field) == getattr(teacher.config, field) for field in fields):
+    if _same_structure(student.config, teacher.config):
         student.load_state_dict(teacher.state_dict())
     else:
-        _check_same_shape(student.config, teacher.config)
         _upcycle(student, teacher)
 
     for module, state in drawn:
         module.load_state_dict(state)
+
+
+def check_start_from_encoder(student: EncoderConfig, source: EncoderConfig, num_layers: int | None = None) -> None:
+    """ValueError, naming the difference, where an encoder, or its lowest layers, cannot start as another."""
+    if num_layers is not None:
+        check_layers_to_copy(student, num_layers)
+    if not _same_structure(student, source):
+        _check_same_shape(student, source, "the starting encoder")
+
+
+def _same_structure(student: EncoderConfig, source: EncoderConfig) -> bool:
+    """Whether the weights of one have the names and shapes of the other's."""
+    return all(getattr(student, field) == getattr(source, field) for field in SAME_SHAPE + SAME_STRUCTURE)
 
 
 def check_layers_to_copy(config: EncoderConfig, num_layers: int) -> None:
@@ -174,14 +189,13 @@ def spread_evenly(layers: list[int], number: int) -> list[int]:
     return [layers[index * len(layers) // number] for index in range(number)]
 
 
-def _check_same_shape(student: EncoderConfig, teacher: EncoderConfig) -> None:
+def _check_same_shape(student: EncoderConfig, source: EncoderConfig, source_name: str) -> None:
     for field in SAME_SHAPE:
         student_value = getattr(student, field)
-        teacher_value = getattr(teacher, field)
-        if student_value != teacher_value:
+        source_value = getattr(source, field)
+        if student_value != source_value:
             raise ValueError(
-                f"the student's encoder.{field} is {student_value} and the teacher's {teacher_value}: "
-                "to start from the teacher they must be equal"
+                f"its encoder.{field} is {student_value} and {source_name}'s {source_value}: they must be equal"
             )
-    if teacher.experts is not None:
-        raise ValueError("the teacher has experts itself: only a dense teacher can be upcycled")
+    if source.experts is not None:
+        raise ValueError(f"{source_name} has experts itself: only a dense encoder can be made into another structure")

@@ -4,6 +4,7 @@
 from. Each refusal says which settings disagree, with their values, and which values would do.
 """
 
+import json
 from pathlib import Path
 
 from data.errors import DataError
@@ -18,6 +19,10 @@ from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage, S
 from launcher.recipe.teachers import check_teacher, read_spec, spec_of_stage, terms_of
 from launcher.recipe.yaml_io import nearest
 from launcher.run_folder import is_folder
+from model.encoder import EncoderConfig
+from model.export import read_description
+from model.recognizer import RecognizerConfig
+from model.upcycle import check_start_from_encoder, check_start_from_teacher
 
 # Names inside a run folder that a stage of the same name would collide with.
 RESERVED_NAMES = ("prepare", "features", "tokenizer", "report", "corpus", "wandb", "nodes")
@@ -38,6 +43,8 @@ def check_recipe(recipe: Recipe) -> None:
             check_teachers(recipe, stage, earlier)
         if isinstance(stage, PretrainStage) and stage.initialize_from:
             check_is_earlier(_starting_encoder(stage), stage.initialize_from, earlier)
+            if not is_folder(stage.initialize_from):
+                check_start(stage, recipe.training_stage(stage.initialize_from).model.encoder)
         if isinstance(stage, SelfSupervisedStage):
             check_masking(recipe, stage)
         check_topology(recipe, stage)
@@ -72,6 +79,9 @@ def check_model_folders(recipe: Recipe) -> None:
                 if teacher.is_folder:
                     spec = read_spec(Path(teacher.model), _teacher(stage, teacher))
                     check_teacher(recipe, stage, teacher, spec)
+            first = stage.named_teachers[0]
+            if stage.initialize_from_teacher and first.is_folder:
+                check_start_from_folder(stage, first)
 
         if isinstance(stage, PretrainStage) and stage.initialize_from and is_folder(stage.initialize_from):
             spec = read_spec(Path(stage.initialize_from), _starting_encoder(stage))
@@ -81,6 +91,57 @@ def check_model_folders(recipe: Recipe) -> None:
                     f"{spec.kind}. Name the model folder of a finished stage; other models can only be teachers of a "
                     "distill stage."
                 )
+            check_start(stage, read_description(Path(stage.initialize_from)).encoder)
+            check_same_features(recipe, stage)
+
+
+def check_start(stage: PretrainStage, source: EncoderConfig) -> None:
+    """Refuse an encoder that the stage's own cannot start as (ConfigError)."""
+    try:
+        check_start_from_encoder(stage.model.encoder, source, stage.initialize_layers)
+    except ValueError as error:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from {stage.initialize_from} (initialize_from): {error}. Change "
+            f"stages.{stage.name}.model.encoder, or start from another stage."
+        ) from None
+
+
+def check_same_features(recipe: Recipe, stage: PretrainStage) -> None:
+    """Refuse an encoder from a folder that was trained on other features than the recipe's (ConfigError)."""
+    assert stage.initialize_from is not None
+    stored = json.loads((Path(stage.initialize_from) / "features.json").read_text(encoding="utf-8"))
+    # That they can be read as such is for the stage to say, when it reads the statistics too.
+    for key, value in recipe.features.model_dump(mode="json").items():
+        stored_value = stored["config"].get(key, value)
+        if stored_value != value:
+            raise ConfigError(
+                f"Stage {stage.name} cannot start from {stage.initialize_from} (initialize_from): its features.{key} "
+                f"was {stored_value} and is {value} in this recipe. Make them equal."
+            )
+
+
+def check_start_from_folder(stage: DistillStage, teacher: TeacherConfig) -> None:
+    """Refuse a folder whose model the student cannot start as (ConfigError)."""
+    recognizer = None
+    if (Path(teacher.model) / "model.json").is_file():
+        recognizer = read_description(Path(teacher.model)).recognizer
+    if recognizer is None:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {teacher.model}, which is not a recogniser of Chorus. Put "
+            "one that is first among its teachers, or set initialize_from_teacher to false."
+        )
+    check_student_start(stage, teacher, recognizer)
+
+
+def check_student_start(stage: DistillStage, teacher: TeacherConfig, recognizer: RecognizerConfig) -> None:
+    """Refuse a teacher whose weights do not fit the student that is to start from them (ConfigError)."""
+    try:
+        check_start_from_teacher(stage.model, recognizer)
+    except ValueError as error:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {teacher.model} (initialize_from_teacher): {error}. Change "
+            f"stages.{stage.name}.model, or set initialize_from_teacher to false."
+        ) from None
 
 
 def check_stage_names(recipe: Recipe) -> None:
@@ -121,6 +182,10 @@ def check_teachers(recipe: Recipe, stage: DistillStage, earlier: list[str]) -> N
         if not teacher.is_folder:
             check_teacher(recipe, stage, teacher, spec_of_stage(recipe, teacher.model))
         taught |= terms_of(stage, teacher)
+
+    first = stage.named_teachers[0]
+    if stage.initialize_from_teacher and not first.is_folder:
+        check_student_start(stage, first, recipe.recognition_stage(first.model).model)
 
     # The weight of such a term would have no effect.
     for term in sorted(stage.distill.active()):
