@@ -33,6 +33,7 @@ from launcher.recipe import (
 from launcher.run_files import read_done, read_set_aside, read_state
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_json, write_text
 from launcher.stages.context import StageContext
+from launcher.stages.corpus_checks import batches_of_one, check_prepared
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
 from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
 from launcher.stages.results import merge_results
@@ -203,6 +204,8 @@ class Executor:
 
     def _run_stage(self, node: StageNode, status: StageStatus) -> None:
         if status.fingerprint is None:
+            # Names a split that is missing, and those there are.
+            check_prepared(self._recipe, self._run)
             raise ConfigError(
                 f"Stage {node.name} {status.reason}, which this run folder does not have yet. Run the whole recipe."
             )
@@ -294,6 +297,9 @@ class Executor:
             f"{name}: learns from {_source(stage)} for {stage.steps} steps, "
             f"from step {max(folder.checkpoint_steps(), default=0)}; starting {processes} ({place})"
         )
+        sentence = batches_of_one(self._recipe, self._run, stage)
+        if sentence:
+            self._display.say(f"{name}: {sentence}")
         if isinstance(stage, DistillStage):
             self._settle_caches(StageContext(self._recipe, self._run, stage))
 

@@ -2,11 +2,13 @@
 
 A manifest (JSONL, CSV or TSV) has one utterance per row; `data.manifest` says which columns it may have.
 Texts are normalised by explicit rules, and rows that name no split are dealt to train, dev and test by a
-hash of their text, so that a sentence recorded many times is never in both training and test. What cannot be
-used comes back with its reason.
+hash of their text, so that a sentence recorded many times is never in both training and test. Splits of known other
+names, such as valid or Train, are read as train, dev and test, and the log says so. What cannot be used comes back with
+its reason.
 """
 
 import hashlib
+import logging
 import re
 import unicodedata
 from dataclasses import replace
@@ -19,6 +21,15 @@ from data.audio import RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
 from data.manifest import read_manifest
+
+# What other tools call the splits that trainings read, in any case.
+SPLIT_SYNONYMS = {
+    "train": ("train", "training", "trn"),
+    "dev": ("dev", "devel", "development", "valid", "validation", "validate", "val"),
+    "test": ("test", "testing", "tst"),
+}
+
+logger = logging.getLogger(__name__)
 
 
 class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
@@ -64,11 +75,15 @@ def select(config: FolderConfig, seed: int) -> Selection:
     lower = config.normalize == "lower"
     punctuation = config.punctuation == "keep"
     utterances: list[Utterance] = []
+    renamed: dict[str, str] = {}
     for row in rows:
         text = normalize_text(row.text, lower=lower, punctuation=punctuation, language=row.language)
         # An empty text stays: the manifest's reader lets it pass only where it is wanted. An emoji is no word.
         if not row.text or any(character.isalnum() for character in text):
-            utterances.append(replace(row, text=text))
+            split = canonical_split(row.split)
+            if split != row.split:
+                renamed[row.split] = split
+            utterances.append(replace(row, text=text, split=split))
         else:
             rejected.append(RejectedRow(row.line, f"nothing is left of its text {row.text!r}", row.key))
 
@@ -80,8 +95,19 @@ def select(config: FolderConfig, seed: int) -> Selection:
             f"None of the {len(rejected)} rows of {config.manifest} can be used. The first reason: {first}. "
             "Audio paths are relative to the manifest."
         )
+    if renamed:
+        names = ", ".join(f"{name} is read as {split}" for name, split in sorted(renamed.items()))
+        logger.warning("Splits of %s have other names here: %s.", config.manifest, names)
     rejected.sort(key=lambda row: row.line)
     return Selection(_with_splits(utterances, config), rejected)
+
+
+def canonical_split(name: str) -> str:
+    """What a split is called here: train, dev or test where its name means one of them, else as it is."""
+    for split, synonyms in SPLIT_SYNONYMS.items():
+        if name.lower() in synonyms:
+            return split
+    return name
 
 
 CORPUS = Corpus(FolderConfig, select)

@@ -13,7 +13,9 @@ from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
 from launcher.processes.launchers import make_launcher
 from launcher.processes.worker_command import shown
+from launcher.recipe import check_inputs
 from launcher.run_folder import TRAINING_KINDS
+from launcher.stages.corpus_checks import check_prepared, corpus_warnings
 from launcher.stages.pipeline import Pipeline
 
 # The port is chosen when the processes start.
@@ -25,11 +27,15 @@ MIB = 2**20
 
 def plan(options: argparse.Namespace) -> int:
     recipe, run = read_recipe(options)
+    # What a run would refuse, a plan refuses too.
+    check_inputs(recipe)
     if run.path.exists():
         claim_folder(recipe, run)
+    check_prepared(recipe, run)
     launcher = make_launcher(recipe.cluster)
     hosts = [len(host.slots) for host in launcher.topology.hosts]
     numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))
+    numbers["warnings"] += corpus_warnings(recipe, run)
 
     stages = []
     for node, stage_status in Pipeline(recipe, run).statuses():

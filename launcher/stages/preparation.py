@@ -13,6 +13,7 @@ from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
 from launcher.recipe import Recipe, ShardsCorpus
 from launcher.run_folder import RunFolder, write_json
+from launcher.stages.corpus_checks import check_splits, no_validation
 
 if TYPE_CHECKING:
     from data.shard_index import ShardIndex
@@ -26,6 +27,7 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
     if isinstance(recipe.corpus, ShardsCorpus):
         index = read_index(recipe.split_folder(run, "train"))
         display.say(f"prepare: {len(index)} training utterances are at {recipe.corpus.shards}")
+        _check_corpus(recipe, run, display)
         return
     display.begin("prepare", 1)
     report = prepare(
@@ -44,6 +46,14 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
         display.say(
             f"prepare: {len(report.rejected)} utterances were rejected; {run.corpus / 'rejected.jsonl'} says why"
         )
+    _check_corpus(recipe, run, display)
+
+
+def _check_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
+    check_splits(recipe, run)
+    sentence = no_validation(recipe, run)
+    if sentence:
+        display.say(f"prepare: {sentence}")
 
 
 def measure_features(recipe: Recipe, run: RunFolder, display: Display) -> None:

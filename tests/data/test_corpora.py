@@ -449,3 +449,31 @@ def test_a_torn_split_is_made_again_when_replaced(mixed_manifest: Path, tmp_path
     with pytest.raises(DataError, match="not whole"):
         prepare_folder(mixed_manifest, tmp_path / "out")
     assert prepare_folder(mixed_manifest, tmp_path / "out", replace=True).fingerprint == first.fingerprint
+
+
+def test_splits_of_known_other_names_are_read_as_train_dev_and_test_and_one_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["Train", "TRAINING", "train", "valid", "Validation", "DEV", "val", "Test", "eval", "test_clean", "Test_B"]
+    rows = [
+        {"audio": f"good-{number}.wav", "text": f"sentence {'a' * number}", "split": name}
+        for number, name in enumerate(names)
+    ]
+    selection = folder.select(FolderConfig(manifest=write_manifest(tmp_path, rows)), 1)
+    assert [utterance.split for utterance in selection.utterances] == [
+        *("train", "train", "train", "dev", "dev", "dev", "dev", "test", "eval", "test_clean", "Test_B")
+    ]
+    assert selection.rejected == []
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert "DEV is read as dev, TRAINING is read as train, Test is read as test" in lines[0]
+    assert "valid is read as dev" in lines[0]
+    assert "eval is" not in lines[0]
+
+
+def test_splits_of_the_usual_names_need_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"audio": f"good-{split}.wav", "text": f"sentence of {split}", "split": split} for split in ("train", "dev", "")
+    ]
+    folder.select(FolderConfig(manifest=write_manifest(tmp_path, rows)), 1)
+    assert caplog.records == []

@@ -1,0 +1,123 @@
+"""What a recipe asks of the shards that are there: splits that it names, and batches that fit the utterances.
+
+Made when the shards have just been written, and before anything starts where they were there already: a misspelt split
+must not come to light after days of training.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data.corpora.folder import canonical_split
+from data.errors import DataError
+from data.sampler import BatchesConfig, change_length
+from data.shard_index import is_url, read_index, read_summary
+from launcher.errors import ConfigError
+from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, ShardsCorpus
+from launcher.recipe.yaml_io import nearest
+from launcher.run_folder import RunFolder
+from launcher.stages.pipeline import Pipeline
+
+
+def check_prepared(recipe: Recipe, run: RunFolder) -> None:
+    """Refuse a split that is not there (ConfigError, DataError), unless the shards are still to be written."""
+    pipeline = Pipeline(recipe, run)
+    node = pipeline.nodes[0]
+    record = pipeline.record(node.name)
+    # Not whether it is done: a stage whose output lacks a split that is wanted never is.
+    is_current = record.get("status") == "done" and pipeline.matches(node, record, pipeline.status_of(node).inputs)
+    if isinstance(recipe.corpus, ShardsCorpus) or (is_current and recipe.has_split(run, "train")):
+        check_splits(recipe, run)
+
+
+def check_splits(recipe: Recipe, run: RunFolder) -> None:
+    """Refuse shards without a split that an evaluation names (ConfigError) or without train (DataError)."""
+    names = _split_names(recipe, run)
+    # A string: Path would make one slash of the two of a URL.
+    place = str(recipe.split_folder(run, "train")).rpartition("/")[0]
+    if not recipe.has_split(run, "train"):
+        similar = [name for name in names if canonical_split(name) == "train"]
+        remedy = "Give rows of the corpus the split train, or none."
+        if similar:
+            remedy = f"Rename {similar[0]} to train."
+        raise DataError(
+            f"The corpus at {place} has no split train, which every training reads. There are: {', '.join(names)}. "
+            f"{remedy}"
+        )
+
+    for stage in recipe.stages:
+        if not isinstance(stage, EvaluateStage) or recipe.has_split(run, stage.split):
+            continue
+        key = f"stages.{stage.name}.split"
+        message = f"{key} is {stage.split!r}, and the corpus at {place} has no such split"
+        canonical = canonical_split(stage.split)
+        if canonical in names:
+            raise ConfigError(f"{message}; here it is called {canonical}. Pass --set {key}={canonical}.")
+        raise ConfigError(f"{message}{nearest(stage.split, names)} Pass --set {key}=NAME.")
+
+
+def no_validation(recipe: Recipe, run: RunFolder) -> str:
+    """A sentence where no stage can validate, for want of a split; empty where one can."""
+    if recipe.has_split(run, "dev") or not recipe.training_stages():
+        return ""
+    similar = [name for name in _split_names(recipe, run) if canonical_split(name) == "dev"]
+    remedy = "give some rows the split dev"
+    if similar:
+        remedy = f"rename the split {similar[0]} to dev"
+    return f"The corpus has no split dev: nothing is ever validated, whatever validate_every says; {remedy}."
+
+
+def batches_of_one(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> str:
+    """A sentence where every micro-batch of a stage holds one utterance, for its budget is small; else empty."""
+    if not recipe.has_split(run, "train"):
+        return ""
+    batches = recipe.batches_of(stage)
+    fastest = max(recipe.augment_of(stage).speeds)
+    folder = recipe.split_folder(run, "train")
+    summary = read_summary(folder)
+    sample_rate_hz = summary["sample_rate_hz"]
+
+    # An index of millions need not be read where two utterances of a shard's mean length fit.
+    means_s = [shard["seconds"] / shard["utterances"] for shard in summary["shards"] if shard["utterances"]]
+    if not means_s or _capacity(batches, min(means_s) * sample_rate_hz, fastest, sample_rate_hz) > 1:
+        return ""
+    samples = read_index(folder).samples
+    lowest = batches.min_utterance_s * sample_rate_hz
+    highest = batches.max_utterance_s * sample_rate_hz
+    samples = samples[(samples >= lowest) & (samples <= highest)]
+    if len(samples) < 2 or _capacity(batches, samples.min(), fastest, sample_rate_hz) > 1:
+        return ""
+    shortest_s = samples.min() / sample_rate_hz
+    return (
+        f"Every micro-batch holds one utterance: batches.seconds is {batches.seconds:g}, and two of the shortest, "
+        f"of {shortest_s:.3g} s, do not fit (attention included). Raise batches.seconds to have more."
+    )
+
+
+def corpus_warnings(recipe: Recipe, run: RunFolder) -> Iterator[dict[str, str]]:
+    """Yield what `chorus plan` is to warn of, where the shards are there: stage, kind and text."""
+    if not recipe.has_split(run, "train"):
+        return
+    text = no_validation(recipe, run)
+    if text:
+        yield {"stage": "", "kind": "no_validation", "text": text}
+    for stage in recipe.training_stages():
+        text = batches_of_one(recipe, run, stage)
+        if text:
+            yield {"stage": stage.name, "kind": "batches_of_one", "text": text}
+
+
+def _split_names(recipe: Recipe, run: RunFolder) -> list[str]:
+    """The splits that are there; behind a URL, which cannot be listed, those of the usual names."""
+    folder = recipe.split_folder(run, "train")
+    names = ["train", "dev", "test"]
+    if not is_url(folder):
+        parent = Path(folder).parent
+        names = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
+    return [name for name in names if recipe.has_split(run, name)]
+
+
+def _capacity(batches: BatchesConfig, samples: float, speed: float, sample_rate_hz: int) -> int:
+    length = change_length(np.array([int(samples)], np.int64), speed)
+    return int(batches.capacity(np.maximum(length, 1), sample_rate_hz)[0])
