@@ -63,7 +63,7 @@ class _Live:
 class _Ended:
     """The best hypotheses of an utterance that have ended, best first."""
 
-    found: list[Hypothesis] = field(default_factory=list)
+    hypotheses: list[Hypothesis] = field(default_factory=list)
     done: bool = False
 
 
@@ -77,15 +77,25 @@ class _AttentionBeam:
         fusion: Fusion | None,
         prefix_scores: PrefixScores | None,
     ):
-        self.decoder, self.options, self.prefix_scores = decoder, options, prefix_scores
-        self.lengths_B, self.device = lengths_B.cpu(), frames_BSD.device
+        self.decoder = decoder
+        self.options = options
+        self.prefix_scores = prefix_scores
+        self.lengths_B = lengths_B.cpu()
+        self.device = frames_BSD.device
         self.table = FusionTable(fusion) if fusion else None
         valid_BS = valid_mask(lengths_B, frames_BSD.shape[1])
         self.state: DecoderState = decoder.begin(frames_BSD, valid_BS)
         self.ended = [_Ended() for _ in range(len(frames_BSD))]
         zeros_B1 = torch.zeros(len(frames_BSD), 1, dtype=torch.float64)
-        nothing = zeros_B1[..., None][..., :0]
-        self.live = _Live(zeros_B1, zeros_B1, zeros_B1, zeros_B1.long(), nothing.long(), nothing)
+        no_tokens_B10 = zeros_B1[..., None][..., :0]
+        self.live = _Live(
+            decoder_BJ=zeros_B1,
+            bonus_BJ=zeros_B1,
+            score_BJ=zeros_B1,
+            row_BJ=zeros_B1.long(),
+            tokens_BJU=no_tokens_B10.long(),
+            points_BJU=no_tokens_B10,
+        )
 
     def run(self) -> list[list[Hypothesis]]:
         last_BJ = torch.full((len(self.ended), 1), START)
@@ -99,11 +109,12 @@ class _AttentionBeam:
             if all(ended.done for ended in self.ended):
                 break
             last_BJ = self._grow(log_probs_BJV, tokens_BJC, score_BN.values, score_BN.indices)
-        return [ended.found for ended in self.ended]
+        return [ended.hypotheses for ended in self.ended]
 
     def _score(self, log_probs_BJV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidate tokens [B, J, C], the scores of hypotheses with them, and [B, J] of ending here."""
-        live, weight = self.live, self.options.ctc_weight
+        live = self.live
+        weight = self.options.ctc_weight
         decoder_BJV = live.decoder_BJ[..., None] + log_probs_BJV
         bonus_BJV = live.bonus_BJ[..., None].expand_as(decoder_BJV)
         end_bonus_BJ = live.bonus_BJ
@@ -112,12 +123,14 @@ class _AttentionBeam:
             end_bonus_BJ = end_bonus_BJ + self.table.end(live.row_BJ)
         grown_BJV = (1 - weight) * decoder_BJV + bonus_BJV
         ends_BJ = (1 - weight) * decoder_BJV[..., END] + end_bonus_BJ
+        # None of these is a token of a text.
         grown_BJV[..., [BLANK, START, END]] = NEVER
         grown = grown_BJV.topk(min(self.options.candidates, grown_BJV.shape[-1] - 3), -1)
         scores_BJC = grown.values
         if self.prefix_scores:
             prefixes_BJC, whole_BJ = self.prefix_scores.extend(grown.indices)
-            scores_BJC, ends_BJ = scores_BJC + weight * prefixes_BJC, ends_BJ + weight * whole_BJ
+            scores_BJC = scores_BJC + weight * prefixes_BJC
+            ends_BJ = ends_BJ + weight * whole_BJ
         dead_BJ = live.score_BJ == NEVER
         return grown.indices, scores_BJC.masked_fill(dead_BJ[..., None], NEVER), ends_BJ.masked_fill(dead_BJ, NEVER)
 
@@ -128,28 +141,38 @@ class _AttentionBeam:
             if ended.done:
                 continue
             for number, score in enumerate(ends):
-                if score > NEVER:
-                    tokens, points_U = live.tokens_BJU[row, number].tolist(), live.points_BJU[row, number]
-                    score /= (num_tokens + 1) ** self.options.length_power
-                    ended.found.append(Hypothesis(tokens, [], score, points_U.exp().tolist()))
-            ended.found.sort(key=lambda hypothesis: -hypothesis.score)
-            del ended.found[self.options.beam :]
+                if not score > NEVER:  # NaN too
+                    continue
+                tokens = live.tokens_BJU[row, number].tolist()
+                confidences = live.points_BJU[row, number].exp().tolist()
+                score /= (num_tokens + 1) ** self.options.length_power
+                ended.hypotheses.append(Hypothesis(tokens, [], score, confidences))
+            ended.hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
+            del ended.hypotheses[self.options.beam :]
 
     def _close(self, best_B: Tensor, num_tokens: int) -> None:
         """Find the utterances that are done, of which the best hypotheses that go on are `best_B`."""
         normalised_B = best_B / (num_tokens + 2) ** self.options.length_power
         for row, ended in enumerate(self.ended):
-            full = len(ended.found) == self.options.beam and float(normalised_B[row]) <= ended.found[-1].score
-            ended.done = ended.done or full or num_tokens >= int(self.lengths_B[row]) or float(best_B[row]) == NEVER
+            none_is_better = False
+            if len(ended.hypotheses) == self.options.beam:
+                none_is_better = float(normalised_B[row]) <= ended.hypotheses[-1].score
+            as_long_as_frames = num_tokens >= int(self.lengths_B[row])
+            none_goes_on = float(best_B[row]) == NEVER
+            if none_is_better or as_long_as_frames or none_goes_on:
+                ended.done = True
 
     def _grow(self, log_probs_BJV: Tensor, tokens_BJC: Tensor, score_BJ: Tensor, chosen_BJ: Tensor) -> Tensor:
         """Go on with the chosen ones of [hypotheses, candidates]; returns their last tokens."""
-        live, num_candidates = self.live, tokens_BJC.shape[-1]
-        source_BJ, candidate_BJ = chosen_BJ // num_candidates, chosen_BJ % num_candidates
+        live = self.live
+        num_candidates = tokens_BJC.shape[-1]
+        source_BJ = chosen_BJ // num_candidates
+        candidate_BJ = chosen_BJ % num_candidates
         rows_B1 = torch.arange(len(chosen_BJ))[:, None]
         token_BJ = tokens_BJC[rows_B1, source_BJ, candidate_BJ]
         point_BJ = log_probs_BJV[rows_B1, source_BJ, token_BJ]
-        row_BJ, bonus_BJ = live.row_BJ.gather(1, source_BJ), live.bonus_BJ.gather(1, source_BJ)
+        row_BJ = live.row_BJ.gather(1, source_BJ)
+        bonus_BJ = live.bonus_BJ.gather(1, source_BJ)
         if self.table:
             bonus_BJ = bonus_BJ + self.table.scores(row_BJ, token_BJ[..., None]).squeeze(-1)
             row_BJ = self.table.advance(row_BJ, token_BJ, score_BJ > NEVER)
@@ -181,5 +204,5 @@ def attention_beam(
 
     A token's confidence is its probability in the decoder; the score is normalised by length.
     """
-    found = _AttentionBeam(decoder, frames_BSD, lengths_B, options, fusion, prefix_scores).run()
-    return [ranked(hypotheses)[:n_best] for hypotheses in found]
+    search = _AttentionBeam(decoder, frames_BSD, lengths_B, options, fusion, prefix_scores)
+    return [ranked(hypotheses)[:n_best] for hypotheses in search.run()]

@@ -65,24 +65,33 @@ class Hotwords:
             self._count_pending(child, here.depth if here.ends else last_end)
 
     def scores(self, state: State) -> np.ndarray:
-        active, at_start = state
-        taken_back = -self.bonus * self._pending(active)
-        scores = np.where(self._begins_V, taken_back + self.bonus * self._ended(active), taken_back)
-        tokens = {token for node in active for token in self._nodes[node].next} | set(self._nodes[0].next)
+        """The points of each token after the state [V]."""
+        active, _ = state
+        # A token that goes on with no match takes back what was given on account; one that begins a word also completes
+        # the phrases that end before it.
+        withdrawn = -self.bonus * self._pending(active)
+        scores = np.where(self._begins_V, withdrawn + self.bonus * self._ended(active), withdrawn)
+
+        tokens = set(self._nodes[0].next)
+        for node in active:
+            tokens |= self._nodes[node].next.keys()
         for token in tokens:
-            after, _ = self.advance((active, at_start), token)
+            after, _ = self.advance(state, token)
             scores[token] += self.bonus * self._pending(after)
         return scores
 
     def advance(self, state: State, token: int) -> State:
         active, at_start = state
-        found = {self._nodes[node].next.get(token) for node in active}
-        if at_start or (self._begins_V[token] and not self._space_V[token]):
-            found.add(self._nodes[0].next.get(token))
-        return tuple(sorted(node for node in found if node is not None)), bool(self._space_V[token])
+        reached = {self._nodes[node].next.get(token) for node in active}
+        begins_word = at_start or (self._begins_V[token] and not self._space_V[token])
+        if begins_word:
+            reached.add(self._nodes[0].next.get(token))
+        return tuple(sorted(node for node in reached if node is not None)), bool(self._space_V[token])
 
     def end(self, state: State) -> float:
-        return self.bonus * (self._ended(state[0]) - self._pending(state[0]))
+        """The points of a text that ends here."""
+        active, _ = state
+        return self.bonus * (self._ended(active) - self._pending(active))
 
     def _pending(self, active: tuple[int, ...]) -> int:
         """Tokens given on account: of the longest match that may still go on, or end with its word."""

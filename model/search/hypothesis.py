@@ -1,4 +1,4 @@
-"""What every search gives: a text as tokens, where they are, and how sure the search is of them.
+"""The result of every search: a text as tokens, where they are, and how sure the search is of them.
 
 Shapes: N hypotheses of all utterances, U tokens.
 """
@@ -29,16 +29,21 @@ class Hypothesis:
 
 def shares(scores: Sequence[float]) -> list[float]:
     """The softmax of log scores, of which the highest is finite."""
+    # Relative to the highest, so that no exponential overflows.
     highest = max(scores, default=0.0)
     weights = [math.exp(score - highest) for score in scores]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def ranked(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
     """All that a search ended with for one utterance, best first, each with its share as its probability."""
     ordered = sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
     probabilities = shares([hypothesis.score for hypothesis in ordered])
-    return [replace(h, probability=probability) for h, probability in zip(ordered, probabilities, strict=True)]
+    result = []
+    for hypothesis, probability in zip(ordered, probabilities, strict=True):
+        result.append(replace(hypothesis, probability=probability))
+    return result
 
 
 def stack_texts(
@@ -46,7 +51,13 @@ def stack_texts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The texts of all utterances, one utterance after the other: the utterance [N] of each, its tokens [N, U] padded
     with zeros, and their number [N]. There must be at least one."""
-    row_N = torch.tensor([row for row, found in enumerate(hypotheses) for _ in found], device=device)
-    texts = [torch.tensor(hypothesis.tokens, dtype=torch.int64) for found in hypotheses for hypothesis in found]
+    rows = []
+    texts = []
+    for row, of_utterance in enumerate(hypotheses):
+        for hypothesis in of_utterance:
+            rows.append(row)
+            texts.append(torch.tensor(hypothesis.tokens, dtype=torch.int64))
+    row_N = torch.tensor(rows, device=device)
+    tokens_NU = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
     token_lengths_N = torch.tensor([len(text) for text in texts], device=device)
-    return row_N, torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device), token_lengths_N
+    return row_N, tokens_NU, token_lengths_N

@@ -27,7 +27,7 @@ def rescore(
     """The hypotheses of each utterance by ctc_weight x their score + (1 - reverse_weight) ln p_decoder +
     reverse_weight ln p_reverse, best first. Times and confidences stay; a reverse_weight above 0 needs a decoder that
     reads backwards."""
-    flat = [hypothesis for found in hypotheses for hypothesis in found]
+    flat = [hypothesis for of_utterance in hypotheses for hypothesis in of_utterance]
     if not flat:
         return hypotheses
     row_N, tokens_NU, token_lengths_N = stack_texts(hypotheses, frames_BSD.device)
@@ -40,11 +40,10 @@ def rescore(
         backwards_NU = reverse(tokens_NU, token_lengths_N)
         backwards_N = text_scores(recognizer.reverse_decoder, memory_NSD, valid_NS, backwards_NU, token_lengths_N)
         scores_N = (1 - reverse_weight) * scores_N + reverse_weight * backwards_N
-    total = iter(
-        replace(hypothesis, score=ctc_weight * hypothesis.score + score)
-        for hypothesis, score in zip(flat, scores_N.tolist(), strict=True)
-    )
-    return [ranked([next(total) for _ in found]) for found in hypotheses]
+    rescored: list[list[Hypothesis]] = [[] for _ in hypotheses]
+    for row, hypothesis, score in zip(row_N.tolist(), flat, scores_N.tolist(), strict=True):
+        rescored[row].append(replace(hypothesis, score=ctc_weight * hypothesis.score + score))
+    return [ranked(of_utterance) for of_utterance in rescored]
 
 
 def text_scores(
@@ -53,6 +52,7 @@ def text_scores(
     """ln p [N] of each text and its end, in one pass of the decoder."""
     log_probs_NUV = decoder(memory_NSD, valid_NS, shift_right(tokens_NU, START)).float().log_softmax(-1)
     target_NU = append_end(tokens_NU, token_lengths_N, END)
+    # fp64: a sum over a long text would round in fp32, and scores are compared.
     points_NU = log_probs_NUV.gather(2, target_NU[..., None]).squeeze(2).double()
     counts_NU = torch.arange(target_NU.shape[1], device=target_NU.device) <= token_lengths_N[:, None]
     return torch.where(counts_NU, points_NU, 0.0).sum(1)

@@ -18,6 +18,7 @@ def transducer_greedy(
     All utterances of the batch move together. A token's confidence is its probability where it was chosen. A frame that
     has given its most tokens is left without a blank.
     """
+    # The encoder's part of the joint network does not depend on the tokens: all frames at once.
     frames_BSW = transducer.frames(frames_BSD)
     batch = len(frames_BSW)
     context_BC = torch.full((batch, transducer.config.context), transducer.blank, device=frames_BSD.device)
@@ -31,6 +32,7 @@ def transducer_greedy(
             joint_BW = frames_BSW[:, frame] + transducer.prediction(context_BC)[:, 0]
             best_B, token_B = transducer.joint.logits(joint_BW).log_softmax(-1).max(-1)
             scores_B = scores_B + torch.where(going_B, best_B, 0.0)
+            # An utterance stays at the frame until it gives a blank.
             going_B = going_B & (token_B != transducer.blank)
             if not going_B.any():
                 break
@@ -40,4 +42,7 @@ def transducer_greedy(
                 tokens[row].append(int(token_B[row]))
                 starts[row].append(frame)
                 confidences[row].append(best_B[row].exp().item())
-    return [Hypothesis(*found) for found in zip(tokens, starts, scores_B.tolist(), confidences, strict=True)]
+    hypotheses = []
+    for row, score in enumerate(scores_B.tolist()):
+        hypotheses.append(Hypothesis(tokens[row], starts[row], score, confidences[row]))
+    return hypotheses

@@ -1,8 +1,9 @@
 """A training may move on its way: to other numbers of processes, other shares of the experts, other ZeRO stages.
 
-At every move, what is loaded equals what was saved, bit for bit, and the next fifty losses are those of one process
-that goes on from the same checkpoint. A reference that ran from the first step would have its own rounding: after some
-150 steps a frame whose two best experts are nearly tied takes the other one, and the curves part.
+At every move, what is loaded equals what was saved, bit for bit, and the next losses are those of one process that goes
+on from the same checkpoint: fifty of them, or twelve where the default run samples a move. A reference that ran from the
+first step would have its own rounding: after some 150 steps a frame whose two best experts are nearly tied takes the
+other one, and the curves part.
 """
 
 import json
@@ -18,7 +19,7 @@ from launcher.run_folder import StageFolder
 from launcher.training.checkpoint import Checkpoint
 
 SCRIPT = HELPERS / "states.py"
-STEPS = 50
+MANY, FEW = 50, 12
 # (processes, expert parallel, ZeRO stage)
 Topology = tuple[int, int, int]
 
@@ -38,29 +39,33 @@ def everything(folder: Path, step: int) -> dict[tuple[str, str], torch.Tensor]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "topologies",
+    ("topologies", "steps"),
     [
-        pytest.param([(1, 1, 1), (2, 2, 3)], id="default"),
+        # More processes, experts spread, and the most that ZeRO shards, in one move.
+        pytest.param([(1, 1, 1), (2, 2, 3)], FEW, id="default"),
+        pytest.param([(1, 1, 1), (2, 2, 3)], MANY, id="default, all steps", marks=pytest.mark.slow),
         # Processes 1 -> 2 -> 4 -> 2, experts over 1 -> 2 -> 4 -> 1 of them, ZeRO 1 -> 2 -> 3 -> 1.
-        pytest.param([(1, 1, 1), (2, 2, 2), (4, 4, 3), (2, 1, 1)], id="there", marks=pytest.mark.slow),
-        pytest.param([(2, 1, 1), (4, 4, 3), (2, 2, 2), (1, 1, 1)], id="back", marks=pytest.mark.slow),
+        pytest.param([(1, 1, 1), (2, 2, 2), (4, 4, 3), (2, 1, 1)], MANY, id="there", marks=pytest.mark.slow),
+        pytest.param([(2, 1, 1), (4, 4, 3), (2, 2, 2), (1, 1, 1)], MANY, id="back", marks=pytest.mark.slow),
         pytest.param(
-            [(2, 2, 3), (2, 1, 2), (4, 2, 1), (4, 4, 2), (1, 1, 3)], id="zero-3-first", marks=pytest.mark.slow
+            [(2, 2, 3), (2, 1, 2), (4, 2, 1), (4, 4, 2), (1, 1, 3)], MANY, id="zero-3-first", marks=pytest.mark.slow
         ),
-        pytest.param([(1, 1, 0), (4, 2, 3), (2, 2, 1), (4, 1, 0), (1, 1, 2)], id="zero-0", marks=pytest.mark.slow),
+        pytest.param(
+            [(1, 1, 0), (4, 2, 3), (2, 2, 1), (4, 1, 0), (1, 1, 2)], MANY, id="zero-0", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_a_training_moves_from_topology_to_topology(tmp_path, topologies):
+def test_a_training_moves_from_topology_to_topology(tmp_path, topologies, steps):
     moved, reference = tmp_path / "moved", tmp_path / "reference"
     for move, topology in enumerate(topologies):
         if move:
             shutil.copytree(moved, reference)
-        expected = train(reference, STEPS, (1, 1, 0))
-        losses = train(moved, STEPS, topology)
+        expected = train(reference, steps, (1, 1, 0))
+        losses = train(moved, steps, topology)
         assert losses == pytest.approx(expected, rel=1e-5), topology
         shutil.rmtree(reference)
         if move:
-            saved, loaded = everything(moved, move * STEPS), everything(moved / "loaded", move * STEPS)
+            saved, loaded = everything(moved, move * steps), everything(moved / "loaded", move * steps)
             assert {kind for kind, _ in saved} == {"weight", "exp_avg", "exp_avg_sq", "buffer"}
             assert saved.keys() == loaded.keys()
             for key, values in saved.items():

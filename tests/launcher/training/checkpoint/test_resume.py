@@ -38,9 +38,9 @@ def undisturbed(make_run) -> RunFolder:
     return run
 
 
-def start_until(run: RunFolder, reached) -> list:
+def start_until(run: RunFolder, reached, fresh: bool = False) -> list:
     """Start the processes and return once `reached(newest row of metrics)` holds, while they still train."""
-    started = processes.start(["-m", "launcher.worker", str(run.path), STAGE], 2, run.path / "log")
+    started = processes.start(["-m", "launcher.worker", str(run.path), STAGE], 2, run.path / "log", fresh)
     until = time.monotonic() + 90
     while not any(reached(row) for row in read_metrics(run.stage(STAGE).metrics_file)):
         assert time.monotonic() < until, (run.path / "log").read_text()
@@ -86,7 +86,9 @@ def signal_one_process_until_it_leaves(run: RunFolder, started: list) -> None:
 @pytest.mark.parametrize("stop", [touch_stop_file, signal_one_process_until_it_leaves])
 def test_a_stopped_run_saves_where_it_is_and_loses_no_step(undisturbed, make_run, stop):
     run = make_run("stopped")
-    started = start_until(run, lambda row: row["step"] >= 3)
+    # Processes that are signalled are those that a launcher would start.
+    fresh = stop is signal_one_process_until_it_leaves
+    started = start_until(run, lambda row: row["step"] >= 3, fresh)
     stop(run, started)
     assert [process.wait(60) for process in started] == [0, 0]
     done = read_json(run.stage(STAGE).done_file)
