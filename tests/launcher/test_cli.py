@@ -115,6 +115,7 @@ def started(run):
     return [event["stage"] for event in run.events() if event["event"] == "stage_started"]
 
 
+@pytest.mark.alone
 def test_help_comes_at_once():
     taken_s = []
     for _ in range(3):  # another process may slow one of them down

@@ -269,6 +269,7 @@ def test_every_section_of_a_finished_run_has_its_content(page):
         assert expected in text.replace("\u202f", " "), expected
 
 
+@pytest.mark.alone
 def test_a_finished_run_is_reported_in_under_five_seconds_and_without_pyplot(finished_run):
     start_s = time.perf_counter()
     command = "import sys; from pathlib import Path; from launcher.report import write_report as write; "

@@ -200,6 +200,7 @@ def test_rows_reach_wandb_under_the_run_as_group_and_the_stage_as_name(tmp_path,
     assert fake.runs[0]["config"] == {"seed": 1}
 
 
+@pytest.mark.alone
 def test_a_call_to_log_takes_less_than_a_millisecond(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
     tracker = open_tracker(tmp_path, OFFLINE)

@@ -89,6 +89,7 @@ def model_files(run: RunFolder) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.alone
 def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp_path):
     run = RunFolder(tmp_path / "run")
     launcher = start(recipe_file, run)

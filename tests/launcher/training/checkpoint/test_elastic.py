@@ -1,9 +1,9 @@
 """A training may move on its way: to other numbers of processes, other shares of the experts, other ZeRO stages.
 
 At every move, what is loaded equals what was saved, bit for bit, and the next losses are those of one process that goes
-on from the same checkpoint: fifty of them, or twelve where the default run samples a move. A reference that ran from the
-first step would have its own rounding: after some 150 steps a frame whose two best experts are nearly tied takes the
-other one, and the curves part.
+on from the same checkpoint: fifty of them, or twelve where the default run samples a move. A reference that ran from
+the first step would have its own rounding: after some 150 steps a frame whose two best experts are nearly tied takes
+the other one, and the curves part.
 """
 
 import json
