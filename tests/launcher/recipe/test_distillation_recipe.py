@@ -83,6 +83,7 @@ def test_what_cannot_be_learnt_is_refused(overrides, message):
 def test_width_depth_and_frame_rate_are_bridged_where_the_recipe_says_so():
     other = ["model.encoder.width=64", "model.encoder.layers=4", "model.encoder.subsampling.factor=8"]
     teachers = ["teacher=null", "teachers=[{model: teacher, layers: [5]}]", "distill.ctc.weight=0"]
+    teachers.append("initialize_from_teacher=false")
     bridged = "distill.hidden={layers: [3], projection: true, resample: true}"
     recipe = load_recipe("mini", [f"stages.student.{change}" for change in (*other, *teachers, bridged)])
     assert recipe.training_stage("student").distill.hidden.projection

@@ -267,7 +267,8 @@ def test_a_student_is_compared_frame_by_frame_only_at_its_teachers_frame_rate(re
     message = refuse(other_rate)
     assert "encoder.subsampling.factor is 6 and its teacher's is 4" in message
     uncompared = [f"stages.student.distill.{part}.weight=0" for part in ("hidden", "ctc")]
-    recipe = load_recipe("mini", [other_rate, *uncompared, "stages.student.distill.hidden.cosine=0"])
+    own_start = "stages.student.initialize_from_teacher=false"
+    recipe = load_recipe("mini", [other_rate, *uncompared, own_start, "stages.student.distill.hidden.cosine=0"])
     assert recipe.training_stage("student").model.encoder.subsampling.factor == 6
 
 
