@@ -37,28 +37,36 @@ PREEMPHASIS = 0.97
 class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """Log-mel filterbank."""
 
-    sample_rate_hz: int = Field(default=16000, gt=0, description="rate of the shards and of the features, in Hz")
-    mel_bins: int = Field(default=80, ge=1, description="number of mel filters")
+    sample_rate_hz: int = Field(
+        default=16000, ge=1000, le=96_000, description="rate of the shards and of the features, in Hz"
+    )
+    mel_bins: int = Field(default=80, ge=1, le=1024, description="number of mel filters")
     kind: Literal["log_mel", "kaldi"] = Field(
         default="log_mel",
         description="log_mel: Hann window, filters that are triangles over frequency; kaldi: the numbers of Kaldi's "
         "fbank without dither (Povey window, preemphasis, offset removed, triangles over the mel scale)",
     )
-    window_ms: float = Field(default=25.0, gt=0, description="length of the window, in milliseconds")
-    hop_ms: float = Field(default=10.0, gt=0, description="distance between frames, in milliseconds")
-    low_hz: float = Field(default=20.0, ge=0, description="lower edge of the lowest filter, in Hz")
+    window_ms: float = Field(default=25.0, gt=0, le=1000, description="length of the window, in milliseconds")
+    hop_ms: float = Field(default=10.0, gt=0, le=1000, description="distance between frames, in milliseconds")
+    low_hz: float = Field(default=20.0, ge=0, le=48_000, description="lower edge of the lowest filter, in Hz")
     high_hz: float | None = Field(
-        default=None, gt=0, description="upper edge of the highest filter, in Hz; half the rate if unset"
+        default=None, gt=0, le=48_000, description="upper edge of the highest filter, in Hz; half the rate if unset"
     )
     floor: float = Field(
         default=1e-6,
-        gt=0,
+        ge=1e-30,
+        le=1,
         description="power added before the logarithm; of kaldi the least power, Kaldi's own being 1.1920929e-07 "
         "(full scale is 1)",
     )
 
     @model_validator(mode="after")
     def _check_band(self) -> FeaturesConfig:
+        if self.window_samples < 2 or self.hop_samples < 1:
+            raise ValueError(
+                f"window_ms {self.window_ms} is {self.window_samples} samples and hop_ms {self.hop_ms} is "
+                f"{self.hop_samples} at {self.sample_rate_hz} Hz; a window needs 2, and frames must lie 1 apart."
+            )
         high_hz = self.high_hz or self.sample_rate_hz / 2
         if not self.low_hz < high_hz <= self.sample_rate_hz / 2:
             raise ValueError(

@@ -28,9 +28,12 @@ class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
     start_probability: float = Field(
         default=0.01, gt=0, le=1, description="share of the feature frames at which a masked span starts"
     )
-    span_s: float = Field(default=0.4, gt=0, description="length of a masked span, in seconds")
+    span_s: float = Field(default=0.4, gt=0, le=600, description="length of a masked span, in seconds")
     noise: float = Field(
-        default=0.1, ge=0, description="standard deviation of the noise in place of masked features, whose own is 1"
+        default=0.1,
+        ge=0,
+        le=1000,
+        description="standard deviation of the noise in place of masked features, whose own is 1",
     )
 
 

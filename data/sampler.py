@@ -69,21 +69,29 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
     """How utterances become micro-batches. The process count is not part of it, on purpose."""
 
     lanes: int = Field(
-        default=8, ge=1, description="micro-batches per step; any number of processes dividing it can run"
+        default=8, ge=1, le=65_536, description="micro-batches per step; any number of processes dividing it can run"
     )
     seconds: float = Field(
         default=60.0,
         gt=0,
+        le=1e6,
         description="budget of a micro-batch: padded seconds after augmentation, attention included",
     )
-    pool_shards: int = Field(default=8, ge=1, description="shards whose utterances are mixed and bucketed together")
+    pool_shards: int = Field(
+        default=8, ge=1, le=10**6, description="shards whose utterances are mixed and bucketed together"
+    )
     attention_s: float = Field(
         default=30.0,
-        gt=0,
+        ge=0.001,
+        le=1e9,
         description="an utterance of T seconds costs T * (1 + T / attention_s) seconds of the budget",
     )
-    max_utterance_s: float = Field(default=30.0, gt=0, description="longer utterances are excluded, in seconds")
-    min_utterance_s: float = Field(default=0.1, ge=0, description="shorter utterances are excluded, in seconds")
+    max_utterance_s: float = Field(
+        default=30.0, gt=0, le=21_600, description="longer utterances are excluded, in seconds"
+    )
+    min_utterance_s: float = Field(
+        default=0.1, ge=0, le=21_600, description="shorter utterances are excluded, in seconds"
+    )
 
     @model_validator(mode="after")
     def _check_range(self) -> BatchesConfig:

@@ -45,6 +45,7 @@ class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
     pieces: int = Field(
         default=500,
         ge=8,
+        le=10**6,
         description="size of the vocabulary; characters ignore it, as they take what the text needs",
     )
 

@@ -33,10 +33,10 @@ from launcher.recipe import (
 from launcher.run_files import read_done, read_set_aside, read_state
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_json, write_text
 from launcher.stages.context import StageContext
-from launcher.stages.corpus_checks import batches_of_one, check_prepared
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
 from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
 from launcher.stages.results import merge_results
+from launcher.stages.start_checks import batches_of_one, check_prepared
 from launcher.training.teachers.cache_match import choose_caches, describe_choice, find_caches, folder_for_caches
 
 # More models than these are counted and not named.

@@ -22,11 +22,12 @@ KeyValue: TypeAlias = tuple[Tensor, Tensor]
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
-    layers: int = Field(default=3, ge=1)
-    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=3, ge=1, le=1000)
+    heads: int = Field(default=4, ge=1, le=1024)
     feedforward_width: int = Field(
         default=1024,
         ge=1,
+        le=2**20,
         description="hidden width of the feed-forward layers",
     )
     dropout: float = Field(
@@ -37,6 +38,7 @@ class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
     right_to_left_layers: int = Field(
         default=0,
         ge=0,
+        le=1000,
         description="layers of a second decoder that reads texts backwards, for rescoring; 0: none",
     )
 

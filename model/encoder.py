@@ -30,33 +30,39 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     layers: int = Field(
         default=12,
         ge=1,
+        le=1000,
         description="depth: how many times a block is applied",
     )
     groups: int | None = Field(
         default=None,
         ge=1,
+        le=1000,
         description="number of blocks; none: as many as layers, no sharing",
     )
     sharing: Literal["contiguous", "cyclic"] = Field(default="contiguous", description="which layers share a block")
     width: int = Field(
         default=256,
         ge=2,
+        le=65_536,
         description="model width D",
     )
     heads: int = Field(
         default=4,
         ge=1,
+        le=1024,
         description="attention heads",
     )
     feedforward_width: int = Field(
         default=1024,
         ge=1,
+        le=2**20,
         description="hidden width of each feed-forward layer and expert",
     )
     positions: Literal["rotary", "relative", "none"] = Field(default="rotary", description="positions in attention")
     kernel_size: int = Field(
         default=15,
         ge=1,
+        le=9999,
         description="frames under the depthwise convolution; odd",
     )
     convolution_norm: Literal["layer", "batch"] = Field(default="layer", description="norm in the convolution module")
@@ -67,11 +73,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     private_head: int = Field(
         default=0,
         ge=0,
+        le=1000,
         description="first layers, each with a block of its own",
     )
     private_tail: int = Field(
         default=0,
         ge=0,
+        le=1000,
         description="last layers, each with a block of its own",
     )
     norms: Literal["layer", "group"] = Field(default="layer", description="who owns the norms: a layer or its group")

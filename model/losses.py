@@ -21,16 +21,19 @@ class ExpertsObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     balance_weight: float = Field(
         default=0.01,
         ge=0,
+        le=1e6,
         description="of the experts' balance loss, mean over layers",
     )
     z_weight: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="of the routers' z-loss, mean over layers",
     )
     sparsity_weight: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="of the routers' sparsity (the L1 norm of L2-normed probabilities), mean over layers",
     )
 
@@ -45,6 +48,7 @@ class ObjectiveConfig(ExpertsObjectiveConfig, frozen=True, extra="forbid"):
     intermediate_weight: float = Field(
         default=0.3,
         ge=0,
+        le=1e6,
         description="weight of CTC at the layers of model.intermediate_ctc, relative to CTC at the last",
     )
     reverse_weight: float = Field(
@@ -56,6 +60,7 @@ class ObjectiveConfig(ExpertsObjectiveConfig, frozen=True, extra="forbid"):
     transducer_weight: float = Field(
         default=1.0,
         ge=0,
+        le=1e6,
         description="of the transducer's loss, added to the others in a model that has one",
     )
     label_smoothing: float = Field(

@@ -19,16 +19,19 @@ class QuantizerConfig(BaseModel, frozen=True, extra="forbid"):
     codebooks: int = Field(
         default=1,
         ge=1,
+        le=1024,
         description="quantizers, each with a projection and codes of its own",
     )
     codes: int = Field(
         default=8192,
         ge=2,
+        le=2**20,
         description="codes of each codebook",
     )
     code_width: int = Field(
         default=16,
         ge=1,
+        le=65_536,
         description="width that features are projected to, and of each code",
     )
 

@@ -20,11 +20,13 @@ class TransducerConfig(BaseModel, frozen=True, extra="forbid"):
     width: int = Field(
         default=256,
         ge=1,
+        le=65_536,
         description="width of the prediction network and of the joint network",
     )
     context: int = Field(
         default=2,
         ge=1,
+        le=1000,
         description="tokens that the prediction network sees before the next one",
     )
 

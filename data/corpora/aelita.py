@@ -31,13 +31,13 @@ class AelitaConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Which pieces of the training sentences are used."""
 
     name: Literal["aelita"] = "aelita"
-    shard_seconds: float = Field(default=120.0, gt=0, description="audio per shard in seconds")
+    shard_seconds: float = Field(default=120.0, gt=0, le=1e6, description="audio per shard in seconds")
     cuts: tuple[Cut, ...] = Field(
         default=("phrases", "spans"),
         min_length=1,
         description="training pieces: whole sentences, single phrases, seeded runs of consecutive phrases",
     )
-    span_s: float = Field(default=8.0, ge=2, description="longest run of phrases in seconds")
+    span_s: float = Field(default=8.0, ge=2, le=3600, description="longest run of phrases in seconds")
 
 
 def select(config: AelitaConfig, seed: int) -> Selection:

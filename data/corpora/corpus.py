@@ -11,7 +11,7 @@ from data.audio import RejectedRow, Utterance
 class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):
     """The fields that all corpora share; each adds a `name` and its own."""
 
-    shard_seconds: float = Field(default=600.0, gt=0, description="audio per shard in seconds")
+    shard_seconds: float = Field(default=600.0, gt=0, le=1e6, description="audio per shard in seconds")
 
 
 class Selection(NamedTuple):

@@ -44,17 +44,17 @@ class FsddConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """Where the dataset lies, and how many strings of which shape are made of it."""
 
     name: Literal["fsdd"] = "fsdd"
-    shard_seconds: float = Field(default=120.0, gt=0, description="audio per shard in seconds")
+    shard_seconds: float = Field(default=120.0, gt=0, le=1e6, description="audio per shard in seconds")
     root: Path = Field(description="the cloned dataset, or its recordings folder")
-    train_strings: int = Field(default=2000, ge=1, description="strings in train; 2000 are about 1.5 hours")
-    dev_strings: int = Field(default=200, ge=1, description="strings in dev")
+    train_strings: int = Field(default=2000, ge=1, le=10**7, description="strings in train; 2000 are about 1.5 hours")
+    dev_strings: int = Field(default=200, ge=1, le=10**7, description="strings in dev")
     test_strings: int = Field(
-        default=300, ge=1, description="strings in test and, with held-out speakers, in test_unseen"
+        default=300, ge=1, le=10**7, description="strings in test and, with held-out speakers, in test_unseen"
     )
-    min_digits: int = Field(default=3, ge=1, description="digits in the shortest string")
-    max_digits: int = Field(default=7, ge=1, description="digits in the longest string")
-    min_gap_s: float = Field(default=0.05, ge=0, description="shortest silence between two digits in seconds")
-    max_gap_s: float = Field(default=0.25, ge=0, description="longest silence between two digits in seconds")
+    min_digits: int = Field(default=3, ge=1, le=1000, description="digits in the shortest string")
+    max_digits: int = Field(default=7, ge=1, le=1000, description="digits in the longest string")
+    min_gap_s: float = Field(default=0.05, ge=0, le=60, description="shortest silence between two digits in seconds")
+    max_gap_s: float = Field(default=0.25, ge=0, le=60, description="longest silence between two digits in seconds")
     held_out_speakers: tuple[str, ...] = Field(default=(), description="speakers that are in test_unseen only")
 
     @model_validator(mode="after")

@@ -15,8 +15,8 @@ from launcher.processes.launchers import make_launcher
 from launcher.processes.worker_command import shown
 from launcher.recipe import check_inputs
 from launcher.run_folder import TRAINING_KINDS
-from launcher.stages.corpus_checks import check_prepared, corpus_warnings
 from launcher.stages.pipeline import Pipeline
+from launcher.stages.start_checks import check_start, corpus_warnings
 
 # The port is chosen when the processes start.
 PORT_SHOWN = 29500
@@ -31,7 +31,7 @@ def plan(options: argparse.Namespace) -> int:
     check_inputs(recipe)
     if run.path.exists():
         claim_folder(recipe, run)
-    check_prepared(recipe, run)
+    check_start(recipe, run)
     launcher = make_launcher(recipe.cluster)
     hosts = [len(host.slots) for host in launcher.topology.hosts]
     numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))

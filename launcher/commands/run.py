@@ -17,7 +17,7 @@ from launcher.processes.worker_command import check_machine
 from launcher.recipe import Recipe, check_inputs, load_recipe
 from launcher.report import results_table
 from launcher.run_folder import RunFolder, write_text
-from launcher.stages.corpus_checks import check_prepared
+from launcher.stages.start_checks import check_start
 from launcher.tracking import check_tracking
 
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         check_tracking(recipe.tracking)
         if folder.path.exists():
             claim_folder(recipe, folder)
-        check_prepared(recipe, folder)
+        check_start(recipe, folder)
         if recipe.cluster.kind == "slurm" and not slurm.inside_job():
             return _queue(recipe, folder, options)
         _check_options(recipe, options)

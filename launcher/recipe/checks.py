@@ -24,6 +24,8 @@ from model.export import read_description
 from model.recognizer import RecognizerConfig
 from model.upcycle import check_start_from_encoder, check_start_from_teacher
 
+# Less than this is as good as 0 for most of the decay, which is exponential.
+LEAST_FINAL_RATIO = 1e-6
 # Names inside a run folder that a stage of the same name would collide with.
 RESERVED_NAMES = ("prepare", "features", "tokenizer", "report", "corpus", "wandb", "nodes")
 
@@ -212,6 +214,25 @@ def check_masking(recipe: Recipe, stage: SelfSupervisedStage) -> None:
         Masking(stage.masking, recipe.features, stage.model.encoder.subsampling.factor, recipe.seed_of(stage))
     except ValueError as error:
         raise ConfigError(f"Stage {stage.name}: {error}.") from None
+
+
+def check_optimizer(stage: TrainingStage) -> None:
+    """Refuse an optimizer under which weights would not move, or turn around (ConfigError)."""
+    optimizer = stage.optimizer
+    key = f"stages.{stage.name}.optimizer"
+    if optimizer.schedule == "tri_stage" and optimizer.final_ratio < LEAST_FINAL_RATIO:
+        raise ConfigError(
+            f"{key}.final_ratio is {optimizer.final_ratio:g}, and the schedule tri_stage decays exponentially towards "
+            f"that share of the peak: the learning rate would be 0 for half of the training. Set it to "
+            f"{LEAST_FINAL_RATIO:g} or more, such as 0.02, or choose the schedule cosine, which may end at 0."
+        )
+    # AdamW multiplies weights by 1 - learning rate * weight_decay.
+    if optimizer.weight_decay * optimizer.peak_learning_rate >= 1:
+        raise ConfigError(
+            f"{key}.weight_decay is {optimizer.weight_decay:g} and peak_learning_rate "
+            f"{optimizer.peak_learning_rate:g}: their product, the share of a weight that each update takes away, must "
+            "be below 1. Lower one of them."
+        )
 
 
 def check_topology(recipe: Recipe, stage: TrainingStage) -> None:

@@ -15,9 +15,11 @@ from launcher.recipe.slurm import SlurmConfig
 class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     """Where the run takes place. Apart from `precision`, nothing here changes what is computed."""
 
-    processes: int = Field(default=1, ge=1, description="training processes; one per GPU where there are GPUs")
+    processes: int = Field(
+        default=1, ge=1, le=65_536, description="training processes; one per GPU where there are GPUs"
+    )
     expert_parallel: int = Field(
-        default=1, ge=1, description="processes that share one set of experts, in stages with experts"
+        default=1, ge=1, le=65_536, description="processes that share one set of experts, in stages with experts"
     )
     deepspeed: str = Field(default="zero2", description="a name in ds_configs/ or a JSON file")
     # On processors with AVX512-bf16 and without AMX, oneDNN's bf16 products of small models run at half the speed of
@@ -26,8 +28,10 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         default="fp32", description="of matrix products; weights and moments are fp32"
     )
     # Hosts with other numbers of cores add in another order: set it where runs are to be equal bit for bit.
-    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; none: cores // processes")
-    data_workers: int = Field(default=2, ge=1, description="threads per process that read and decode audio")
+    threads: int | None = Field(
+        default=None, ge=1, le=65_536, description="CPU threads per process; none: cores // processes"
+    )
+    data_workers: int = Field(default=2, ge=1, le=1024, description="threads per process that read and decode audio")
 
     launcher: Literal["local", "ssh", "no_ssh", "slurm"] | None = Field(
         default=None,
@@ -47,6 +51,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     exchange_bytes_per_s: float | None = Field(
         default=None,
         gt=0,
+        le=1e18,
         description="what a host sends to others in an all-to-all, as `chorus doctor` measures it; `chorus plan` "
         "judges by it, and assumes 10 Gbit/s without",
     )
@@ -65,27 +70,35 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
 
     # The first restart is immediate, and so is any after new checkpoints; others pause 1, 3, 7 s and so on up to 60 s.
     max_restarts: int = Field(
-        default=3, ge=0, description="restarts of a stage within an hour, after a lost or hung process"
+        default=3, ge=0, le=10**6, description="restarts of a stage within an hour, after a lost or hung process"
     )
     # Units are clustered within it: the first process does that while the others wait for their first step.
     startup_deadline_s: float = Field(
-        default=300, gt=0, description="longest time until every process reports itself and its first step, in s"
+        default=300,
+        gt=0,
+        le=1e7,
+        description="longest time until every process reports itself and its first step, in s",
     )
     # NFS remembers for up to a minute that a file was not there: stay well above that.
     stall_deadline_s: float = Field(
-        default=120, gt=0, description="longest silence of a process in a step before the restart, in s"
+        default=120, gt=0, le=1e7, description="longest silence of a process in a step before the restart, in s"
     )
     validation_deadline_s: float = Field(
-        default=300, gt=0, description="longest silence of a process that validates, in s; it reports every batch"
+        default=300,
+        gt=0,
+        le=1e7,
+        description="longest silence of a process that validates, in s; it reports every batch",
     )
     save_deadline_s: float = Field(
-        default=600, gt=0, description="longest silence of a process that saves a checkpoint or the model, in s"
+        default=600, gt=0, le=1e7, description="longest silence of a process that saves a checkpoint or the model, in s"
     )
-    stop_deadline_s: float = Field(default=30, gt=0, description="time to save and leave when the run is stopped, in s")
+    stop_deadline_s: float = Field(
+        default=30, gt=0, le=1e7, description="time to save and leave when the run is stopped, in s"
+    )
 
     @model_validator(mode="after")
     def _profile_has_steps(self) -> "ClusterConfig":
-        if self.profile_steps and not self.profile_range:
+        if self.profile_steps and (not self.profile_range or self.profile_steps[0] < 0):
             raise ValueError(f"profile_steps is {list(self.profile_steps)}, which names no step; give [20, 30]")
         return self
 

@@ -70,7 +70,7 @@ class HiddenDistillConfig(TermConfig, frozen=True, extra="forbid"):
     """The student's hidden states follow the teacher's, layer by layer."""
 
     weight: float = Field(
-        default=1.0, ge=0, description="weight of the squared distance in the loss; 0 switches it off"
+        default=1.0, ge=0, le=1e6, description="weight of the squared distance in the loss; 0 switches it off"
     )
     layers: tuple[int, ...] | None = Field(
         default=None,
@@ -78,7 +78,7 @@ class HiddenDistillConfig(TermConfig, frozen=True, extra="forbid"):
     )
     # As in DistilHuBERT, whose loss is L1 and cosine.
     cosine: float = Field(
-        default=0.0, ge=0, description="weight of -log sigmoid(cosine similarity) beside the distance"
+        default=0.0, ge=0, le=1e6, description="weight of -log sigmoid(cosine similarity) beside the distance"
     )
     projection: bool = Field(
         default=False,
@@ -99,8 +99,12 @@ class HiddenDistillConfig(TermConfig, frozen=True, extra="forbid"):
 class CtcDistillConfig(TermConfig, frozen=True, extra="forbid"):
     """The student's CTC posteriors follow the teacher's, frame by frame."""
 
-    weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
-    temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
+    weight: float = Field(
+        default=0.5, ge=0, le=1e6, description="weight of the divergence in the loss; 0 switches it off"
+    )
+    temperature: float = Field(
+        default=1.0, ge=0.01, le=1000, description="both logits are divided by it before the softmax"
+    )
     # Frames whose best token is blank are most of all frames, and would dominate the divergence at full weight.
     blank_weight: float = Field(
         default=0.1,
@@ -113,23 +117,32 @@ class CtcDistillConfig(TermConfig, frozen=True, extra="forbid"):
 class DecoderDistillConfig(TermConfig, frozen=True, extra="forbid"):
     """The student's attention decoder follows the teacher's, token by token, teacher-forced."""
 
-    weight: float = Field(default=0.5, ge=0, description="weight of the divergence in the loss; 0 switches it off")
-    temperature: float = Field(default=1.0, gt=0, description="both logits are divided by it before the softmax")
+    weight: float = Field(
+        default=0.5, ge=0, le=1e6, description="weight of the divergence in the loss; 0 switches it off"
+    )
+    temperature: float = Field(
+        default=1.0, ge=0.01, le=1000, description="both logits are divided by it before the softmax"
+    )
 
 
 class SequenceDistillConfig(TermConfig, frozen=True, extra="forbid"):
     """The student learns the teacher's hypotheses as if they were transcripts (Kim and Rush, 2016)."""
 
     weight: float = Field(
-        default=0.0, ge=0, description="weight of the loss on the teacher's hypotheses; 0 switches it off"
+        default=0.0, ge=0, le=1e6, description="weight of the loss on the teacher's hypotheses; 0 switches it off"
     )
     search: Literal["greedy", "prefix_beam"] = Field(
         default="greedy", description="how the hypotheses are found in the teacher's CTC output"
     )
-    texts: int = Field(default=1, ge=1, description="how many of an utterance's best hypotheses; greedy finds one")
-    beam: int = Field(default=8, ge=1, description="prefixes that the prefix beam search keeps")
+    texts: int = Field(
+        default=1, ge=1, le=10_000, description="how many of an utterance's best hypotheses; greedy finds one"
+    )
+    beam: int = Field(default=8, ge=1, le=10_000, description="prefixes that the prefix beam search keeps")
     temperature: float = Field(
-        default=1.0, gt=0, description="the hypotheses' log probabilities are divided by it before they become weights"
+        default=1.0,
+        ge=0.01,
+        le=1000,
+        description="the hypotheses' log probabilities are divided by it before they become weights",
     )
 
     @model_validator(mode="after")
@@ -149,20 +162,27 @@ class SequenceDistillConfig(TermConfig, frozen=True, extra="forbid"):
 class UnitsDistillConfig(TermConfig, frozen=True, extra="forbid"):
     """The student predicts which cluster of states the teacher's state falls into, frame by frame."""
 
-    weight: float = Field(default=0.0, ge=0, description="weight of the cross-entropy; 0 switches it off")
-    count: int = Field(default=100, ge=2, description="clusters")
+    weight: float = Field(default=0.0, ge=0, le=1e6, description="weight of the cross-entropy; 0 switches it off")
+    count: int = Field(default=100, ge=2, le=65_536, description="clusters")
     teacher_layer: int | None = Field(
-        default=None, ge=0, description="layer of the teacher whose states are clustered, from 0; none: its last"
+        default=None,
+        ge=0,
+        le=1000,
+        description="layer of the teacher whose states are clustered, from 0; none: its last",
     )
     layer: int | None = Field(
-        default=None, ge=0, description="layer of the student that predicts them, from 0; none: its last"
+        default=None, ge=0, le=1000, description="layer of the student that predicts them, from 0; none: its last"
     )
     # Makes sense with a teacher that is not masked itself (`input: clean`).
     masked_only: bool = Field(default=False, description="only frames that a time mask hides from the student count")
     # The frames are drawn on the first process while the others wait, within cluster.startup_deadline_s.
-    frames: int = Field(default=20_000, ge=2, description="frames of the teacher that the clusters are made from")
-    steps: int = Field(default=20, ge=1, description="first steps of the stage that these frames are drawn from")
-    iterations: int = Field(default=20, ge=1, description="rounds of k-means")
+    frames: int = Field(
+        default=20_000, ge=2, le=10**8, description="frames of the teacher that the clusters are made from"
+    )
+    steps: int = Field(
+        default=20, ge=1, le=10**6, description="first steps of the stage that these frames are drawn from"
+    )
+    iterations: int = Field(default=20, ge=1, le=10**6, description="rounds of k-means")
 
     @model_validator(mode="after")
     def _enough_frames(self) -> "UnitsDistillConfig":
@@ -193,6 +213,7 @@ class CacheConfig(BaseModel, frozen=True, extra="forbid"):
     top_tokens: int = Field(
         default=32,
         ge=1,
+        le=10**6,
         description="tokens that are kept of each posterior, the likeliest; the others share what is left of 1 equally",
     )
 
@@ -269,7 +290,9 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
         pattern=r"^([a-z][a-z0-9_-]*)?$",
         description="its name in metrics; empty: the stage's, or teacher-N",
     )
-    weight: float = Field(default=1.0, gt=0, description="how much it counts beside the other teachers of a term")
+    weight: float = Field(
+        default=1.0, ge=1e-6, le=1e6, description="how much it counts beside the other teachers of a term"
+    )
     terms: tuple[TermName, ...] | None = Field(
         default=None, description="the terms of distill that it teaches; none: all that weigh something"
     )

@@ -44,7 +44,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     """All that a run is: a corpus, stages in their order, and where they run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder")
-    seed: int = Field(default=1, ge=0, description="the one source of every random number")
+    seed: int = Field(default=1, ge=0, le=2**63 - 1, description="the one source of every random number")
     corpus: Annotated[CorpusConfig | ShardsCorpus, Field(discriminator="name", description="recordings and texts")]
     features: FeaturesConfig = Field(default_factory=FeaturesConfig, description="the log-mel front-end")
     augment: AugmentConfig = Field(

@@ -25,7 +25,7 @@ class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
         default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"
     )
     # 0.2 suits a model of the training transcripts; one of much more text deserves more.
-    weight: float = Field(default=0.2, ge=0, description="weight of its natural-log probabilities")
+    weight: float = Field(default=0.2, ge=0, le=1e6, description="weight of its natural-log probabilities")
 
 
 class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
@@ -34,7 +34,7 @@ class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
     phrases: tuple[str, ...] = Field(default=(), description="as they stand in transcripts")
     path: Path | None = Field(default=None, description="text file with more of them, one a line")
     # What is given while a match goes on is taken back when it breaks.
-    bonus: float = Field(default=1.5, description="natural-log score for each token of a phrase")
+    bonus: float = Field(default=1.5, ge=-1e6, le=1e6, description="natural-log score for each token of a phrase")
 
     @model_validator(mode="after")
     def _not_empty(self) -> "HotwordsConfig":
@@ -46,8 +46,10 @@ class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
 class ChunkConfig(BaseModel, frozen=True, extra="forbid"):
     """How far the encoder's attention sees: a frame's own chunk and some before it, as while audio still arrives."""
 
-    frames: int = Field(ge=1, description="encoder frames of a chunk")
-    left_chunks: int | None = Field(default=None, ge=0, description="chunks before a frame's own; none: all of them")
+    frames: int = Field(ge=1, le=10**6, description="encoder frames of a chunk")
+    left_chunks: int | None = Field(
+        default=None, ge=0, le=10**6, description="chunks before a frame's own; none: all of them"
+    )
 
     @property
     def chunk(self) -> ChunkMask:
@@ -74,17 +76,17 @@ class TransducerSearchConfig(_AnySearch, frozen=True, extra="forbid"):
 
     kind: Literal["transducer"] = Field(description="greedy, with the transducer")
     # Without a limit a model that never gives a blank would not leave a frame.
-    symbols_per_frame: int = Field(default=5, ge=1, description="most tokens of a frame")
+    symbols_per_frame: int = Field(default=5, ge=1, le=1000, description="most tokens of a frame")
 
 
 class BeamConfig(_AnySearch, frozen=True, extra="forbid"):
     """What all beam searches have in common."""
 
-    beam: int = Field(default=10, ge=1, description="hypotheses that are followed at once, per utterance")
-    candidates: int = Field(default=20, ge=1, description="tokens that each hypothesis is tried with next")
-    n_best: int = Field(default=1, ge=1, description="hypotheses that are given, best first; at most `beam`")
+    beam: int = Field(default=10, ge=1, le=10_000, description="hypotheses that are followed at once, per utterance")
+    candidates: int = Field(default=20, ge=1, le=10**6, description="tokens that each hypothesis is tried with next")
+    n_best: int = Field(default=1, ge=1, le=10_000, description="hypotheses that are given, best first; at most `beam`")
     # Every token costs probability: more weight of a language model needs more of it.
-    length_bonus: float = Field(default=0.0, description="natural-log score for every token")
+    length_bonus: float = Field(default=0.0, ge=-1e6, le=1e6, description="natural-log score for every token")
     language_model: LanguageModelConfig | None = Field(default=None, description="n-gram model whose scores are added")
     hotwords: HotwordsConfig | None = Field(default=None, description="phrases that are expected")
 
@@ -107,7 +109,7 @@ class AttentionBeamConfig(BeamConfig, frozen=True, extra="forbid"):
     kind: Literal["attention_beam"] = Field(description="beam search with the decoder alone")
     # A sum of log probabilities falls with every token, so that undivided scores prefer short texts.
     length_power: float = Field(
-        default=0.6, ge=0, description="a score is divided by (tokens + 1) to this power; 0 prefers short texts"
+        default=0.6, ge=0, le=10, description="a score is divided by (tokens + 1) to this power; 0 prefers short texts"
     )
 
 
@@ -115,7 +117,9 @@ class RescoringConfig(BeamConfig, frozen=True, extra="forbid"):
     """The decoder chooses among the `beam` hypotheses of CTC prefix beam search."""
 
     kind: Literal["rescoring"] = Field(description="CTC finds hypotheses, the decoder chooses")
-    ctc_weight: float = Field(default=0.5, ge=0, description="weight of the prefix beam's score; the decoders' is 1")
+    ctc_weight: float = Field(
+        default=0.5, ge=0, le=1e6, description="weight of the prefix beam's score; the decoders' is 1"
+    )
     # U2++ (Wu et al., 2021); the decoder that reads backwards has to be trained, see objective.reverse_weight.
     reverse_weight: float = Field(
         default=0.0, ge=0, le=1, description="share of the decoder that reads backwards in the decoders' score"

@@ -23,9 +23,9 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     """AdamW and its learning-rate schedule."""
 
     peak_learning_rate: float = Field(
-        default=1e-3, gt=0, description="highest learning rate, reached after the warm-up"
+        default=1e-3, ge=1e-12, le=100, description="highest learning rate, reached after the warm-up"
     )
-    warmup_steps: int = Field(default=100, ge=0, description="steps of linear rise from 0 to the peak")
+    warmup_steps: int = Field(default=100, ge=0, le=10**12, description="steps of linear rise from 0 to the peak")
     schedule: Literal["cosine", "tri_stage", "inverse_square_root"] = Field(
         default="cosine",
         description="after the warm-up: cosine decay to the end; tri_stage: held, then exponential decay "
@@ -38,10 +38,10 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
         description="learning rate of the last step over the peak (cosine and tri_stage)",
     )
     weight_decay: float = Field(
-        default=0.01, ge=0, description="decoupled decay of matrices; norms and biases have none"
+        default=0.01, ge=0, le=1000, description="decoupled decay of matrices; norms and biases have none"
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay of the first and second moment")
-    clip_norm: float = Field(default=1.0, gt=0, description="largest global norm of the gradient")
+    clip_norm: float = Field(default=1.0, ge=1e-9, le=1e12, description="largest global norm of the gradient")
 
     @model_validator(mode="after")
     def _betas_and_warmup_fit(self) -> "OptimizerConfig":
@@ -58,17 +58,23 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
     """When a stage saves, and which of its checkpoints stay."""
 
-    every_steps: int = Field(default=200, ge=1, description="steps between checkpoints; there is always one at the end")
-    keep_last: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay on the disk")
+    every_steps: int = Field(
+        default=200, ge=1, le=10**12, description="steps between checkpoints; there is always one at the end"
+    )
+    keep_last: int = Field(default=2, ge=1, le=10**6, description="how many of the newest checkpoints stay on the disk")
     # Of equally good ones the later stays.
     keep_best: int = Field(
         default=1,
         ge=1,
+        le=10**6,
         description="how many of those with the lowest validation/cer stay; counts checkpoints of steps that "
         "validate_every divides, because only their weights were validated",
     )
     keep_every: int | None = Field(
-        default=None, ge=1, description="checkpoints of steps that it divides stay for good; none: not by their step"
+        default=None,
+        ge=1,
+        le=10**12,
+        description="checkpoints of steps that it divides stay for good; none: not by their step",
     )
 
 
@@ -77,12 +83,13 @@ class RecoveryConfig(BaseModel, frozen=True, extra="forbid"):
 
     # More skips in a row than this say that the weights themselves are the cause, not the batches.
     max_skips: int = Field(
-        default=5, ge=0, description="updates that are skipped in a row before the weights are rolled back"
+        default=5, ge=0, le=10**6, description="updates that are skipped in a row before the weights are rolled back"
     )
     # The step count goes on after a rollback, and with it the data and the learning rate.
     max_rollbacks: int = Field(
         default=2,
         ge=0,
+        le=10**6,
         description="times that the weights are rolled back to an earlier checkpoint, and the steps since then passed "
         "over, before the stage ends with exit code 6",
     )
@@ -103,12 +110,15 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
         default=None, description="what the stage is called without its seed; set where seeds made stages of one"
     )
     seed: int | None = Field(
-        default=None, ge=0, description="of weights, order of the data, augmentation, instead of the recipe's"
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="of weights, order of the data, augmentation, instead of the recipe's",
     )
     model: RecognizerConfig | MaskedPredictorConfig = Field(description="what is trained")
     objective: ExpertsObjectiveConfig = Field(description="weights of the terms of the loss")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its learning rate")
-    steps: int = Field(ge=1, description="optimizer updates")
+    steps: int = Field(ge=1, le=10**12, description="optimizer updates")
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="when the stage saves and what it keeps"
     )
@@ -116,9 +126,9 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
         default_factory=RecoveryConfig, description="what becomes of losses and gradients that are not finite"
     )
     validate_every: int = Field(
-        default=200, ge=1, description="steps between validations; there is always one at the end"
+        default=200, ge=1, le=10**12, description="steps between validations; there is always one at the end"
     )
-    log_every: int = Field(default=10, ge=1, description="steps that one row of metrics is the mean of")
+    log_every: int = Field(default=10, ge=1, le=10**12, description="steps that one row of metrics is the mean of")
     batches: BatchesConfig | None = Field(default=None, description="instead of the recipe's")
     augment: AugmentConfig | None = Field(default=None, description="instead of the recipe's")
     deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")
@@ -167,6 +177,7 @@ class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
     initialize_layers: int | None = Field(
         default=None,
         ge=0,
+        le=1000,
         description="how many of that encoder's layers are copied, from the lowest on, beside its front-end; none: all",
     )
 

@@ -13,7 +13,7 @@ from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
 from launcher.recipe import Recipe, ShardsCorpus
 from launcher.run_folder import RunFolder, write_json
-from launcher.stages.corpus_checks import check_splits, no_validation
+from launcher.stages.start_checks import check_splits, no_validation
 
 if TYPE_CHECKING:
     from data.shard_index import ShardIndex

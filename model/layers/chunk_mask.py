@@ -48,6 +48,7 @@ class ChunksConfig(BaseModel, frozen=True, extra="forbid"):
     max_frames: int = Field(
         default=25,
         ge=1,
+        le=10**6,
         description="largest chunk drawn while training, in encoder frames",
     )
     full_context: float = Field(

@@ -21,6 +21,7 @@ class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
     channels: int = Field(
         default=32,
         ge=1,
+        le=4096,
         description="channels of the strided convolutions",
     )
     factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")

@@ -32,6 +32,7 @@ class RouterConfig(BaseModel, frozen=True, extra="forbid"):
     per_frame: int = Field(
         default=1,
         ge=1,
+        le=1024,
         description="experts that a frame is sent to (top-k)",
     )
     jitter: float = Field(
@@ -43,6 +44,7 @@ class RouterConfig(BaseModel, frozen=True, extra="forbid"):
     bias_rate: float = Field(
         default=0.0,
         ge=0,
+        le=1,
         description="step of the loss-free balance bias; 0 leaves it off",
     )
 
@@ -51,6 +53,7 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     count: int = Field(
         default=4,
         ge=2,
+        le=1024,
         description="experts of a block, shared by its layers",
     )
     placement: Literal["second", "first", "both"] = Field(
@@ -63,7 +66,8 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     )
     capacity_factor: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.001,
+        le=1024,
         description="an expert takes at most this many even shares of a lane's choices in training; none: all",
     )
     residual: bool = Field(default=False, description="a dense feed-forward layer beside the experts, mixed per frame")
@@ -73,6 +77,7 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     initial_noise: float = Field(
         default=0.02,
         gt=0,
+        le=100,
         description="noise that sets upcycled experts apart, over the deviation of their weights",
     )
 

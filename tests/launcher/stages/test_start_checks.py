@@ -16,9 +16,9 @@ from launcher.errors import ConfigError
 from launcher.monitoring.progress import PlainDisplay
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
-from launcher.stages.corpus_checks import batches_of_one, check_prepared, check_splits, no_validation
-from launcher.stages.pipeline import Pipeline
+from launcher.stages.pipeline import Pipeline, StageStatus
 from launcher.stages.preparation import prepare_corpus
+from launcher.stages.start_checks import batches_of_one, check_prepared, check_splits, check_start, no_validation
 
 SPLITS = {"train": 6, "dev": 2, "test": 2, "test_noisy": 1}
 
@@ -174,3 +174,24 @@ def test_batches_that_hold_one_utterance_are_said_to(shards, recipe_of, tmp_path
     if alone:
         seconds = yaml.safe_load(batches)["seconds"]
         assert sentence.startswith(f"Every micro-batch holds one utterance: batches.seconds is {seconds}")
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_run_and_plan_refuse_a_learning_rate_of_0_alike(tmp_path, capsys, command):
+    run = tmp_path / "run"
+    change = "stages.student.optimizer={schedule: tri_stage, final_ratio: 0}"
+    assert chorus([command, "mini", "--run-dir", str(run), "--set", change]) == 2
+    assert "stages.student.optimizer.final_ratio is 0, and the schedule tri_stage" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_a_stage_that_was_trained_with_such_an_optimizer_stays_of_use(tmp_path):
+    recipe = load_recipe("mini", ["stages.teacher.optimizer={schedule: tri_stage, final_ratio: 0}"])
+    run = RunFolder(tmp_path)
+    pipeline = Pipeline(recipe, run)
+    node = next(node for node in pipeline.nodes if node.name == "teacher")
+    pipeline.started(node, StageStatus(done=False, reason="", fingerprint="of the stage", inputs={}))
+    with pytest.raises(ConfigError, match="final_ratio is 0"):
+        check_start(recipe, run)
+    pipeline.ended(node, "done")
+    check_start(recipe, run)

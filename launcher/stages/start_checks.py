@@ -1,7 +1,7 @@
-"""What a recipe asks of the shards that are there: splits that it names, and batches that fit the utterances.
+"""What is checked before anything starts: optimizers of stages still to be trained, splits and batches.
 
-Made when the shards have just been written, and before anything starts where they were there already: a misspelt split
-must not come to light after days of training.
+Splits are checked where the shards are there already, else when they have just been written: a misspelt one must not
+come to light after days of training.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,21 @@ from data.sampler import BatchesConfig, change_length
 from data.shard_index import is_url, read_index, read_summary
 from launcher.errors import ConfigError
 from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, ShardsCorpus
+from launcher.recipe.checks import check_optimizer
 from launcher.recipe.yaml_io import nearest
 from launcher.run_folder import RunFolder
 from launcher.stages.pipeline import Pipeline
+
+
+def check_start(recipe: Recipe, run: RunFolder) -> None:
+    """Refuse an optimizer that would not train, of a stage that is not trained yet (ConfigError), and splits that are
+    not there (ConfigError, DataError)."""
+    pipeline = Pipeline(recipe, run)
+    for stage in recipe.training_stages():
+        # Earlier versions trained with any optimizer, and what is trained may be evaluated.
+        if pipeline.record(stage.name).get("status") != "done":
+            check_optimizer(stage)
+    check_prepared(recipe, run)
 
 
 def check_prepared(recipe: Recipe, run: RunFolder) -> None:
