@@ -1,7 +1,7 @@
 """From a split's shards to micro-batches of features on the device."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,6 +60,19 @@ class Inputs:
         if self.masking is not None:
             totals = replace(totals, masked=self.masking.count(self.sampler, step))
         return totals
+
+    def sum_totals(self, steps: Iterable[int]) -> Totals:
+        """The counts of several steps together."""
+        summed = Totals(utterances=0, tokens=0, frames=0, masked=0)
+        for step in steps:
+            totals = self.totals(step)
+            summed = Totals(
+                utterances=summed.utterances + totals.utterances,
+                tokens=summed.tokens + totals.tokens,
+                frames=summed.frames + totals.frames,
+                masked=summed.masked + totals.masked,
+            )
+        return summed
 
     def micro_batch(self, batch: WaveformBatch) -> FeatureBatch:
         """A lane's batch as augmented or masked features on the device."""

@@ -97,18 +97,23 @@ class MaskedAccuracyValidator:
 def validate(
     engine: Engine, stage_loss: Any, inputs: Inputs, validator: Validator, heartbeat: Heartbeat, step: int
 ) -> dict[str, float]:
-    """The mean loss per step and the validator's metrics over a whole split, each process on its lanes. Collective."""
+    """The loss and the validator's metrics over a whole split, each process on its lanes. Collective.
+
+    Every term of the loss is divided by the split's own count (tokens, frames, ...), as a training step divides by
+    the step's.
+    """
     engine.eval()
     num_steps = inputs.sampler.steps_per_epoch
+    # Not the mean over steps: how many utterances the last one holds depends on the number of lanes.
+    totals = inputs.sum_totals(range(num_steps))
     sums = torch.zeros(1 + validator.num_sums, dtype=torch.float64, device=inputs.device)
     for batches in inputs.steps(0, num_steps):
         heartbeat.beat(step, "validate")
-        totals = inputs.totals(batches[0].step)
         for batch in batches:
             # At progress 1 every schedule of the stage has reached its end.
             terms, output = stage_loss(engine, inputs.micro_batch(batch), totals, 1.0)
             loss = sum(float(term) for term in terms.values())
-            sums += sums.new_tensor([loss / num_steps, *validator.sums(batch, output)])
+            sums += sums.new_tensor([loss, *validator.sums(batch, output)])
     dist.all_reduce(sums)
     loss, *validator_sums = sums.tolist()
     return {"validation/loss": loss, **validator.metrics(validator_sums)}
