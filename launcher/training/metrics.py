@@ -108,6 +108,10 @@ class MetricAccumulator:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
+    def add_skipped(self, reduced: ReducedMetrics) -> None:
+        """Count what a step without an update has quarantined. What it measured is not finite and is not added."""
+        self.sums["quarantined"] = self.sums.get("quarantined", 0.0) + reduced.scalars["quarantined"]
+
     def close(self) -> dict[str, Any]:
         """The mean of every metric, loads as one list per routing. The accumulator is empty after that."""
         row: dict[str, Any] = {}

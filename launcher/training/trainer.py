@@ -138,6 +138,7 @@ class Trainer:
                 data_wait=data_wait_s / step_s,
             )
         else:
+            self.accumulator.add_skipped(reduced)
             self._skip_update(batches, lane_losses)
 
         # Log.

@@ -36,3 +36,15 @@ def test_a_row_tells_load_entropy_and_under_a_capacity_the_dropped_share_of_ever
             kept = sum(int(routing.kept_NK.sum()) for routing in routings)
             assert row[f"experts/{name}/dropped"] == pytest.approx(1 - kept / 160)
             assert 0.4 < row[f"experts/{name}/dropped"] < 0.6
+
+
+def test_what_a_skipped_step_quarantined_is_counted_in_the_row_and_nothing_else_of_it_is():
+    accumulator = MetricAccumulator()
+    skipped = ReducedMetrics({"loss": float("nan"), "quarantined": 3.0}, {"experts/a/load": [1.0, 2.0]}, {})
+    accumulator.add_skipped(skipped)
+    accumulator.add(ReducedMetrics({"loss": 2.0, "quarantined": 1.0}, {}, {}))
+    accumulator.add(ReducedMetrics({"loss": 4.0, "quarantined": 0.0}, {}, {}))
+    accumulator.add_skipped(skipped)
+    # Means per update of the row: 7 utterances over 2 updates.
+    assert accumulator.close() == {"loss": 3.0, "quarantined": 3.5}
+    assert accumulator.steps == 0
