@@ -35,6 +35,20 @@ def _lock(file: TextIO) -> bool:
     return False
 
 
+def _lock_among_hosts(file: BinaryIO) -> None:
+    """Take a lock that other hosts respect, if that is possible soon; a record is not worth waiting longer for."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            # Unlike flock, lockf reaches other hosts from every version of NFS.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            time.sleep(LOCK_ATTEMPT_S)
+        except OSError:
+            # This file system has no locks.
+            return
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees either its old content or all of the new one."""
     with replacing(path) as temporary:
@@ -198,11 +212,14 @@ class RunFolder:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **details}, ensure_ascii=False)
         with self.events_file.open("ab+") as file:
+            # Over NFS an append is a look for the end and then a write, between which another host may write; taking a
+            # lock also makes the client look again. Closing the file gives it back.
+            _lock_among_hosts(file)
             num_bytes = file.seek(0, os.SEEK_END)
             if num_bytes > 0 and not _ends_a_line(file):
                 # A kill cut the last line short. It stays a line of its own, which readers skip.
                 line = f"\n{line}"
-            # One write: lines of several processes do not mix.
+            # One write, so that lines of this host's processes do not mix where there are no locks.
             file.write(f"{line}\n".encode())
 
     def events(self) -> list[dict[str, Any]]:

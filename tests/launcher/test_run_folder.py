@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -69,6 +71,47 @@ def test_events_survive_a_line_cut_short_by_a_kill(tmp_path_factory, cut):
     events = [event["event"] for event in run.events()]
     assert events[0] == "stage_started"
     assert events[-1] == "stage_done"
+
+
+APPEND_HELD = """
+import fcntl, sys, time
+from launcher.run_folder import RunFolder
+with RunFolder(sys.argv[1]).events_file.open("ab") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.readline()
+    file.write(b'{"event": "written_under_the_lock", "time": 1}\\n')
+"""
+
+
+def test_an_event_waits_until_a_writer_elsewhere_has_finished_its_line(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_event("stage_started", stage="teacher")
+    command = [sys.executable, "-c", APPEND_HELD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdin is not None
+        assert writer.stdout.readline() == "held\n"
+        appending = threading.Thread(target=run.append_event, args=("stage_done",))
+        appending.start()
+        appending.join(timeout=0.05)
+        assert appending.is_alive()
+        writer.stdin.write("\n")
+        writer.stdin.close()
+        appending.join()
+    assert [event["event"] for event in run.events()] == ["stage_started", "written_under_the_lock", "stage_done"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), OSError(errno.ENOSYS, "none"), BlockingIOError()])
+def test_an_event_is_written_where_a_file_system_has_no_locks_or_never_gives_one(tmp_path, monkeypatch, error):
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("launcher.run_folder.fcntl.lockf", refuse)
+    monkeypatch.setattr("launcher.run_folder.LOCK_ATTEMPT_S", 0)
+    run = RunFolder(tmp_path)
+    run.append_event("stage_started", stage="teacher")
+    assert [event["event"] for event in run.events()] == ["stage_started"]
 
 
 def test_lines_of_other_programs_are_no_events(tmp_path):

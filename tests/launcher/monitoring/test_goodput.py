@@ -39,7 +39,7 @@ class Clock:
         self.step = to_step
 
     def goodput(self) -> dict[str, float]:
-        found = measure_goodput(self.events, self.rows, "teacher")
+        found = measure_goodput(iter(self.events), iter(self.rows), "teacher")
         assert found is not None
         return asdict(found)
 
