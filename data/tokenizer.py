@@ -14,7 +14,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,10 @@ BLANK = 0
 UNKNOWN = 1
 BEGIN = 2
 END = 3
+NUM_FIXED = 4
 
+# Room for the fixed pieces and a few characters.
+MIN_PIECES = 8
 # Transcripts tokenized at once: enough to amortise the call, few enough for a corpus of millions.
 CHUNK = 10_000
 
@@ -44,7 +47,7 @@ class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
     )
     pieces: int = Field(
         default=500,
-        ge=8,
+        ge=MIN_PIECES,
         le=10**6,
         description="size of the vocabulary; characters ignore it, as they take what the text needs",
     )
@@ -123,6 +126,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
     """Trains a tokenizer on the texts and saves it into the folder. DataError when they cannot give it."""
     characters = config.kind == "char"
+    texts = _CountedTexts(texts)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(  # pyright: ignore[reportAttributeAccessIssue]
@@ -148,21 +152,54 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             minloglevel=2,
         )
     except RuntimeError as error:
-        # SentencePiece tells the number of pieces that the texts can give in its message alone.
-        limit = re.search(r"Vocabulary size too high .* value <= (\d+)", str(error))
-        if limit:
-            raise DataError(
-                f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they "
-                f"have at most {limit[1]}. Set tokenizer.pieces to that or less, or tokenizer.kind to char."
-            ) from error
-        raise DataError(
-            f"The training transcripts give no {config.kind} tokenizer: SentencePiece says "
-            f"{str(error).strip()!r}. Look whether they hold text, and whether tokenizer.pieces "
-            f"({config.pieces}) is above their distinct characters."
-        ) from error
+        raise DataError(_why_no_tokenizer(str(error), config, texts)) from error
     tokenizer = Tokenizer(model.getvalue(), config.kind)
     tokenizer.save(folder)
     return tokenizer
+
+
+class _CountedTexts:
+    """Texts, and after they were read their number and their characters: a refusal names both."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = texts
+        self.number = 0
+        self.characters: set[str] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.number += 1
+            self.characters.update(text)
+            yield text
+
+
+def _why_no_tokenizer(message: str, config: TokenizerConfig, texts: _CountedTexts) -> str:
+    """The refusal of SentencePiece in terms of the recipe: its own words name options that a recipe does not have."""
+    # SentencePiece tells the sizes that the texts allow in its message alone.
+    largest = re.search(r"Vocabulary size too high .* value <= (\d+)", message)
+    smallest = re.search(r"Vocabulary size is smaller than required_chars. \d+ vs (\d+)", message)
+    sentences = f"{texts.number} {'sentence' if texts.number == 1 else 'sentences'}"
+    seen = f"{sentences} of {len(texts.characters)} distinct characters"
+    refusal = f"The training transcripts do not give a {config.kind} tokenizer of {config.pieces} pieces: they have"
+    if largest:
+        remedy = "Set tokenizer.kind to char"
+        if int(largest[1]) >= MIN_PIECES:
+            remedy = f"Set tokenizer.pieces to {largest[1]} or less, or tokenizer.kind to char"
+        return f"{refusal} at most {largest[1]}, being {seen}. {remedy}, or give more transcripts."
+    if smallest:
+        return (
+            f"{refusal} {seen}, each of which needs a piece, beside {NUM_FIXED} fixed ones. "
+            f"Set tokenizer.pieces to {smallest[1]} or more, or tokenizer.kind to char."
+        )
+    if not "".join(texts.characters).strip():
+        return (
+            f"The training transcripts hold no character to make a tokenizer of ({sentences}). Look whether the "
+            "rows of the split train hold text."
+        )
+    return (
+        f"The training transcripts, {seen}, give no {config.kind} tokenizer of {config.pieces} pieces. Set "
+        f"tokenizer.kind to char, or another number of tokenizer.pieces. SentencePiece says: {message.strip()!r}."
+    )
 
 
 def token_lengths(

@@ -1,6 +1,7 @@
 """SentencePiece tokenizers."""
 
 import logging
+import re
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,14 +116,36 @@ def test_unknown_characters_are_counted_and_logged(caplog):
 # --- refusals -----------------------------------------------------------------------------------------
 
 
-def test_more_pieces_than_the_texts_give_are_refused_with_the_number_they_give(tmp_path):
-    with pytest.raises(DataError, match=r"bpe tokenizer of 5000 pieces: they have at most \d+"):
-        train_tokenizer(["привет мир"] * 5, TokenizerConfig(kind="bpe", pieces=5000), tmp_path)
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("texts", [["привет мир"] * 5, ["hello world, how are you", "мир"]])
+def test_more_pieces_than_the_texts_give_are_refused_with_the_number_they_give(tmp_path, kind, texts):
+    with pytest.raises(DataError, match=rf"{kind} tokenizer of 5000 pieces: they have at most \d+") as refusal:
+        train_tokenizer(texts, TokenizerConfig(kind=kind, pieces=5000), tmp_path)
+    message = str(refusal.value)
+    assert f"{len(texts)} sentences of {len(set(''.join(texts)))} distinct characters" in message
+    largest = int(re.search(r"Set tokenizer.pieces to (\d+) or less", message)[1])
+    assert train_tokenizer(texts, TokenizerConfig(kind=kind, pieces=largest), tmp_path).vocabulary_size == largest
 
 
-def test_texts_without_a_character_are_refused(tmp_path):
-    with pytest.raises(DataError, match="hold text"):
-        train_tokenizer([], TokenizerConfig(), tmp_path)
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_fewer_pieces_than_characters_are_refused_with_the_number_they_need(tmp_path, kind):
+    texts = ["the quick brown fox jumps over the lazy dog", "съешь ещё этих мягких французских булок"]
+    with pytest.raises(DataError, match=rf"{kind} tokenizer of 20 pieces: they have 2 sentences of 52 dis") as refusal:
+        train_tokenizer(texts, TokenizerConfig(kind=kind, pieces=20), tmp_path)
+    smallest = int(re.search(r"Set tokenizer.pieces to (\d+) or more", str(refusal.value))[1])
+    assert train_tokenizer(texts, TokenizerConfig(kind=kind, pieces=smallest), tmp_path).vocabulary_size == smallest
+
+
+@pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
+@pytest.mark.parametrize("texts", [[], ["", ""], [" "], ["a"], ["ab", "ba"]])
+def test_a_refusal_is_one_paragraph_about_keys_of_a_recipe(tmp_path, kind, texts):
+    if kind == "char" and "".join(texts).strip():
+        assert train_tokenizer(texts, TokenizerConfig(kind=kind), tmp_path).vocabulary_size > 4
+        return
+    with pytest.raises(DataError, match=r"Set tokenizer\.kind to char|hold text") as refusal:
+        train_tokenizer(texts, TokenizerConfig(kind=kind), tmp_path)
+    for word in ("\n", "character_coverage", "vocab_size", "INTERNAL", ".cc"):
+        assert word not in str(refusal.value)
 
 
 def test_a_changed_or_missing_model_is_refused(tmp_path):
