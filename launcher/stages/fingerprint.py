@@ -11,14 +11,17 @@ from data.files import file_sha256
 
 def hash_value(value: Any) -> str:
     """Return the SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_files(paths: list[Path], root: Path) -> str:
     """Return a SHA-256 over the names, relative to `root`, and contents of some files."""
     digest = hashlib.sha256()
+    # Folders list their files in any order.
     for path in sorted(paths):
         stat = path.stat()
+        # A relative name: a run folder may be moved.
         digest.update(f"{path.relative_to(root)}\n".encode())
         digest.update(_file_digest(path, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()
@@ -26,7 +29,8 @@ def hash_files(paths: list[Path], root: Path) -> str:
 
 @functools.cache
 def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> bytes:
-    """Return the SHA-256 of a file as it is at that size and time: a model is an input of several stages."""
+    """Return the SHA-256 of a file; a model, which is an input of several stages, is read once."""
+    # Size and time are part of the cache's key: a file that was written anew is read anew.
     return bytes.fromhex(file_sha256(path))
 
 
@@ -45,5 +49,6 @@ def hash_listing(root: Path) -> str:
     listing = []
     for path in root.rglob("*"):
         if path.is_file():
-            listing.append((str(path.relative_to(root)), path.stat().st_size))
+            name = str(path.relative_to(root))
+            listing.append((name, path.stat().st_size))
     return hash_value(sorted(listing))

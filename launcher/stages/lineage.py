@@ -20,19 +20,23 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
     A teacher from elsewhere and a file of a search go by their fingerprint. DataError when shards are gone.
     """
     pipeline = Pipeline(context.recipe, context.run)
-    inputs = pipeline.record(context.name).get("inputs", {})
-    for name, fingerprint in inputs.items():
+    for name, fingerprint in _recorded_inputs(pipeline, context.name).items():
         if name.startswith("corpus/"):
-            yield _shards_artifact(context, name.removeprefix("corpus/"), fingerprint)
+            split = name.removeprefix("corpus/")
+            yield _shards_artifact(context, split, fingerprint)
         elif name == "tokenizer":
-            place = {"folder": str(context.run.tokenizer)}
-            yield _derived_artifact(pipeline, name, fingerprint, place)
+            note = {"folder": str(context.run.tokenizer)}
+            yield _derived_artifact(pipeline, name, fingerprint, note)
         elif name == "features":
-            place = {"file": str(context.run.statistics_file)}
-            yield _derived_artifact(pipeline, name, fingerprint, place)
+            note = {"file": str(context.run.statistics_file)}
+            yield _derived_artifact(pipeline, name, fingerprint, note)
         elif "/" in name:
-            kind = "search" if Path(name).is_file() else "model"
-            yield Artifact(f"{kind}-{fingerprint[:12]}", kind, fingerprint, {}, {"path": name})
+            kind = "model"
+            if Path(name).is_file():
+                kind = "search"
+            # Two files of one name are not one input: what is in them names the artifact.
+            artifact_name = f"{kind}-{fingerprint[:12]}"
+            yield Artifact(artifact_name, kind, fingerprint, content={}, note={"path": name})
         else:
             yield _model_artifact(pipeline, name, fingerprint)
 
@@ -40,7 +44,7 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
 def made_artifacts(context: StageContext) -> Iterator[Artifact]:
     """What a stage has left: a finished model or an evaluation; nothing before it is there."""
     pipeline = Pipeline(context.recipe, context.run)
-    node = next(node for node in pipeline.nodes if node.name == context.name)
+    node = pipeline.node(context.name)
     fingerprint = pipeline.output_hash(node)
     if fingerprint is None:
         return
@@ -51,34 +55,63 @@ def made_artifacts(context: StageContext) -> Iterator[Artifact]:
     evaluation = read_evaluation(context.folder) or {"models": {}}
     results = {}
     for name, model in evaluation["models"].items():
-        results[name] = {key: value for key, value in model.items() if key != "examples"}
-    content = {"made_from": pipeline.record(context.name).get("inputs", {}), "models": results}
-    name = f"{context.recipe.name}-{context.name}"
-    yield Artifact(name, "evaluation", fingerprint, content, {"folder": str(context.folder.path)})
+        result = dict(model)
+        # They are transcripts; an artifact carries counts.
+        result.pop("examples", None)
+        results[name] = result
+    yield Artifact(
+        name=f"{context.recipe.name}-{context.name}",
+        kind="evaluation",
+        fingerprint=fingerprint,
+        content={"made_from": _recorded_inputs(pipeline, context.name), "models": results},
+        note={"folder": str(context.folder.path)},
+    )
+
+
+def _recorded_inputs(pipeline: Pipeline, stage: str) -> dict[str, str]:
+    """The fingerprints of a stage's inputs by their names; none where it was never started."""
+    return pipeline.record(stage).get("inputs", {})
 
 
 def _shards_artifact(context: StageContext, split: str, fingerprint: str) -> Artifact:
     folder = context.split_folder(split)
     summary = read_summary(folder)
-    shards = summary["shards"]
-    content = {
-        "sample_rate_hz": summary["sample_rate_hz"],
-        "shards": len(shards),
-        "utterances": sum(shard["utterances"] for shard in shards),
-        "seconds": sum(shard["seconds"] for shard in shards),
-    }
-    name = f"{context.recipe.name}-shards-{split}"
-    return Artifact(name, "shards", fingerprint, content, {"folder": str(folder)})
+    num_utterances = 0
+    seconds = 0.0
+    for shard in summary["shards"]:
+        num_utterances += shard["utterances"]
+        seconds += shard["seconds"]
+    return Artifact(
+        name=f"{context.recipe.name}-shards-{split}",
+        kind="shards",
+        fingerprint=fingerprint,
+        content={
+            "sample_rate_hz": summary["sample_rate_hz"],
+            "shards": len(summary["shards"]),
+            "utterances": num_utterances,
+            "seconds": seconds,
+        },
+        note={"folder": str(folder)},
+    )
 
 
-def _derived_artifact(pipeline: Pipeline, kind: str, fingerprint: str, place: dict[str, str]) -> Artifact:
+def _derived_artifact(pipeline: Pipeline, kind: str, fingerprint: str, note: dict[str, str]) -> Artifact:
     """What an implicit stage of that kind, and name, has made of the shards."""
-    content = {"made_from": pipeline.record(kind).get("inputs", {})}
-    return Artifact(f"{pipeline.recipe.name}-{kind}", kind, fingerprint, content, place)
+    return Artifact(
+        name=f"{pipeline.recipe.name}-{kind}",
+        kind=kind,
+        fingerprint=fingerprint,
+        content={"made_from": _recorded_inputs(pipeline, kind)},
+        note=note,
+    )
 
 
 def _model_artifact(pipeline: Pipeline, stage: str, fingerprint: str) -> Artifact:
     folder = pipeline.run.stage(stage).model
-    content = {"made_from": pipeline.record(stage).get("inputs", {})}
-    name = f"{pipeline.recipe.name}-{stage}-model"
-    return Artifact(name, "model", fingerprint, content, {"folder": str(folder)})
+    return Artifact(
+        name=f"{pipeline.recipe.name}-{stage}-model",
+        kind="model",
+        fingerprint=fingerprint,
+        content={"made_from": _recorded_inputs(pipeline, stage)},
+        note={"folder": str(folder)},
+    )

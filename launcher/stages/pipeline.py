@@ -21,12 +21,19 @@ from launcher.run_folder import RunFolder, write_json
 from launcher.stages.fingerprint import hash_files, hash_folder, hash_listing, hash_value
 from launcher.stages.settings import (
     Settings,
+    Values,
     corpus_settings,
     evaluation_settings,
     features_settings,
     tokenizer_settings,
     training_settings,
 )
+
+# What state.json holds of a stage: kind, status, fingerprint, settings, inputs, output, times.
+Record = dict[str, Any]
+# Hashes by the name of an input; or, by the key of a setting or an input, how it changed, in words.
+Hashes = dict[str, str]
+Changes = dict[str, str]
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 
@@ -52,7 +59,7 @@ class StageStatus:
     done: bool
     reason: str
     fingerprint: str | None
-    inputs: dict[str, str]
+    inputs: Hashes
 
 
 def build_pipeline(recipe: Recipe) -> list[StageNode]:
@@ -60,37 +67,63 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
 
     Stages that learn without transcripts need the statistics of the features, and no tokenizer.
     """
-    corpus_inputs = tuple(key for key, _ in recipe.corpus_paths())
-    nodes = [StageNode("prepare", "prepare", Settings.of(corpus_settings, recipe), corpus_inputs)]
+    corpus_inputs = [key for key, _ in recipe.corpus_paths()]
+    prepare = StageNode(
+        name="prepare",
+        kind="prepare",
+        settings=Settings.of(corpus_settings, recipe),
+        inputs=tuple(corpus_inputs),
+    )
+    nodes = [prepare]
 
-    self_supervised = [isinstance(stage, SelfSupervisedStage) for stage in recipe.stages]
-    if any(self_supervised):
-        nodes.append(StageNode("features", "features", Settings.of(features_settings, recipe), ("corpus/train",)))
-    if not all(self_supervised):
-        nodes.append(StageNode("tokenizer", "tokenizer", Settings.of(tokenizer_settings, recipe), ("corpus/train",)))
+    kinds = {stage.kind for stage in recipe.stages}
+    if "self_supervised" in kinds:
+        features = StageNode(
+            name="features",
+            kind="features",
+            settings=Settings.of(features_settings, recipe),
+            inputs=("corpus/train",),
+        )
+        nodes.append(features)
+    if kinds != {"self_supervised"}:
+        tokenizer = StageNode(
+            name="tokenizer",
+            kind="tokenizer",
+            settings=Settings.of(tokenizer_settings, recipe),
+            inputs=("corpus/train",),
+        )
+        nodes.append(tokenizer)
 
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
-            files = [str(path) for _, path in search_files(stage.search)]
-            inputs = (f"corpus/{stage.split}", *stage.models, *files)
-            nodes.append(StageNode(stage.name, "evaluate", Settings.of(evaluation_settings, stage), inputs))
+            settings = Settings.of(evaluation_settings, stage)
+            inputs = [f"corpus/{stage.split}", *stage.models]
+            inputs += [str(path) for _, path in search_files(stage.search)]
         else:
-            inputs = ("corpus/train", *_training_inputs(stage))
-            nodes.append(StageNode(stage.name, stage.kind, Settings.of(training_settings, recipe, stage), inputs))
+            settings = Settings.of(training_settings, recipe, stage)
+            inputs = _training_inputs(stage)
+        nodes.append(StageNode(stage.name, stage.kind, settings, tuple(inputs)))
 
-    every_stage = tuple(stage.name for stage in recipe.stages)
-    nodes.append(StageNode("report", "report", Settings({}, {}), every_stage))
-    return nodes
+    # It shows what every stage left, and has no settings of its own.
+    every_stage = [stage.name for stage in recipe.stages]
+    report = StageNode(
+        name="report",
+        kind="report",
+        settings=Settings(values={}, given={}),
+        inputs=tuple(every_stage),
+    )
+    return [*nodes, report]
 
 
-def _training_inputs(stage: AnyTrainingStage) -> tuple[str, ...]:
+def _training_inputs(stage: AnyTrainingStage) -> list[str]:
     if isinstance(stage, SelfSupervisedStage):
-        return ("features",)
+        return ["corpus/train", "features"]
+    inputs = ["corpus/train", "tokenizer"]
     if isinstance(stage, DistillStage):
-        return ("tokenizer", *(teacher.model for teacher in stage.named_teachers))
-    if stage.initialize_from:
-        return ("tokenizer", stage.initialize_from)
-    return ("tokenizer",)
+        inputs += [teacher.model for teacher in stage.named_teachers]
+    elif stage.initialize_from:
+        inputs.append(stage.initialize_from)
+    return inputs
 
 
 class Pipeline:
@@ -101,9 +134,9 @@ class Pipeline:
         self.run = run
         self.nodes = build_pipeline(recipe)
         state = read_state(run) or {}
-        self._records: dict[str, dict[str, Any]] = state.get("stages", {})
+        self._records: dict[str, Record] = state.get("stages", {})
 
-    def record(self, name: str) -> dict[str, Any]:
+    def record(self, name: str) -> Record:
         """Return what state.json says of a stage; empty when it has never been started."""
         return self._records.get(name, {})
 
@@ -115,8 +148,12 @@ class Pipeline:
         not_done: list[str] = []
         for node in self.nodes:
             status = self.status_of(node)
-            upstream = ["prepare" if name.startswith("corpus/") else name for name in node.inputs]
-            awaited = [name for name in upstream if name in not_done]
+            awaited = []
+            for name in node.inputs:
+                # The shards of a split are what prepare leaves.
+                upstream = "prepare" if name.startswith("corpus/") else name
+                if upstream in not_done:
+                    awaited.append(upstream)
             if status.done and awaited:
                 status = StageStatus(False, f"depends on {', '.join(awaited)}", None, status.inputs)
             if not status.done:
@@ -125,13 +162,20 @@ class Pipeline:
 
     def later_steps(self, name: str) -> int:
         """Return the steps of the trainings after a stage, which is not done, that are to run."""
-        to_run = [node.name for node, status in self.statuses() if not status.done]
+        to_run = []
+        for node, status in self.statuses():
+            if not status.done:
+                to_run.append(node.name)
         later = to_run[to_run.index(name) + 1 :]
-        return sum(stage.steps for stage in self.recipe.training_stages() if stage.name in later)
+        num_steps = 0
+        for stage in self.recipe.training_stages():
+            if stage.name in later:
+                num_steps += stage.steps
+        return num_steps
 
     def status_of(self, node: StageNode) -> StageStatus:
         """Return whether a stage is done, from its record and from what lies on the disk now."""
-        inputs: dict[str, str] = {}
+        inputs: Hashes = {}
         missing: list[str] = []
         for name in node.inputs:
             input_hash = self._input_hash(name)
@@ -140,35 +184,47 @@ class Pipeline:
             else:
                 inputs[name] = input_hash
         if missing:
+            # Without them there is no fingerprint, and a record's cannot be compared.
             return StageStatus(False, f"waits for {', '.join(missing)}", None, inputs)
 
         record = self.record(node.name)
-        settings = node.settings.comparable_to(record["settings"]) if record else node.settings.values
-        fingerprint = hash_value({"settings": settings, "inputs": inputs})
+        settings = self._comparable_settings(node)
+        fingerprint = _fingerprint(settings, inputs)
         if not record:
             reason = "not started yet"
         elif record["fingerprint"] != fingerprint:
             reason = f"changed: {', '.join(self._changes(node, inputs).values())}"
         elif record["status"] != "done":
             reason = "not finished yet"
+        # Last: hashing a model reads all of it.
         elif self.output_hash(node) != record["output"]:
             reason = "its output is gone or was changed"
         else:
             return StageStatus(True, "done", fingerprint, inputs)
         return StageStatus(False, reason, fingerprint, inputs)
 
-    def _changes(self, node: StageNode, inputs: dict[str, str]) -> dict[str, str]:
+    def _comparable_settings(self, node: StageNode) -> Values:
+        """The settings of a stage as far as its record can know them; all of them where it has none."""
+        record = self.record(node.name)
+        if not record:
+            return node.settings.values
+        return node.settings.comparable_to(record["settings"])
+
+    def _changes(self, node: StageNode, inputs: Hashes) -> Changes:
         """Return in words, by key, how settings and inputs differ from those of the record."""
         record = self.record(node.name)
         before = flatten(record["settings"])
-        after = flatten(node.settings.comparable_to(record["settings"]))
+        after = flatten(self._comparable_settings(node))
         changes = {}
         for key in sorted(before.keys() | after.keys()):
             # ... stands for a key that is not there: None is a value.
             if before.get(key, ...) != after.get(key, ...):
                 changes[key] = f"{key} {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
-        for name in sorted(record["inputs"].keys() | inputs.keys()):
-            if record["inputs"].get(name) != inputs.get(name):
+
+        recorded_inputs = record["inputs"]
+        for name in sorted(recorded_inputs.keys() | inputs.keys()):
+            if recorded_inputs.get(name) != inputs.get(name):
+                # Without its two hashes, which would tell a user nothing.
                 changes[f"input {name}"] = f"input {name}"
         return changes
 
@@ -179,15 +235,23 @@ class Pipeline:
         if name.startswith("corpus."):
             path = dict(self.recipe.corpus_paths())[name]
             if path.is_dir():
+                # A folder of recordings may hold terabytes, which are not read again at every start.
                 return hash_listing(path)
             return hash_files([path], path.parent)
+        # Names of stages have no slash.
         if "/" in name:
             path = Path(name)
             if path.is_file():
                 return hash_files([path], path.parent)
             return hash_folder(path)
-        node = next(node for node in self.nodes if node.name == name)
-        return self.output_hash(node)
+        return self.output_hash(self.node(name))
+
+    def node(self, name: str) -> StageNode:
+        """Return the stage of that name, which there is."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
 
     def _split_hash(self, split: str) -> str | None:
         if not self.recipe.has_split(self.run, split):
@@ -199,9 +263,7 @@ class Pipeline:
         """Return a SHA-256 of what a stage has left, None when there is nothing."""
         match node.kind:
             case "prepare":
-                splits = {"train"} | {stage.split for stage in self.recipe.stages if isinstance(stage, EvaluateStage)}
-                hashes = {split: self._split_hash(split) for split in sorted(splits)}
-                return None if None in hashes.values() else hash_value(hashes)
+                return self._corpus_hash()
             case "tokenizer":
                 # Named one by one: the folder may hold what was derived from them since.
                 files = [self.run.tokenizer / name for name in TOKENIZER_FILES]
@@ -217,52 +279,78 @@ class Pipeline:
                 root = self.run.stage(node.name).path
             case _:
                 return hash_folder(self.run.stage(node.name).model)
-        if not all(file.is_file() for file in files):
-            return None
+        for file in files:
+            if not file.is_file():
+                return None
         return hash_files(files, root)
+
+    def _corpus_hash(self) -> str | None:
+        """Return a SHA-256 of the splits that the recipe uses, None when one is missing."""
+        splits = {"train"}
+        for stage in self.recipe.stages:
+            if isinstance(stage, EvaluateStage):
+                splits.add(stage.split)
+        hashes = {}
+        for split in splits:
+            split_hash = self._split_hash(split)
+            if split_hash is None:
+                return None
+            hashes[split] = split_hash
+        return hash_value(hashes)
 
     def started(self, node: StageNode, status: StageStatus) -> None:
         """Record that a stage runs."""
-        record = self.record(node.name)
-        settings = node.settings.comparable_to(record["settings"]) if record else node.settings.values
         self._update_record(
             node,
             status="running",
             fingerprint=status.fingerprint,
-            settings=settings,
+            # What the fingerprint is over, so that a change can be named.
+            settings=self._comparable_settings(node),
             inputs=status.inputs,
             started=round(time.time(), 3),
         )
 
-    def matches(self, node: StageNode, record: dict[str, Any], inputs: dict[str, str]) -> bool:
+    def matches(self, node: StageNode, record: Record, inputs: Hashes) -> bool:
         """Return whether a record is of work under the stage's settings and these inputs."""
         settings = node.settings.comparable_to(record["settings"])
-        return record["fingerprint"] == hash_value({"settings": settings, "inputs": inputs})
+        return record["fingerprint"] == _fingerprint(settings, inputs)
 
-    def changes(self, node: StageNode, inputs: dict[str, str]) -> dict[str, str]:
+    def changes(self, node: StageNode, inputs: Hashes) -> Changes:
         """Return in words, by key, how settings, and those inputs that are there, differ from those of the record."""
         recorded = self.record(node.name)["inputs"]
         # An input that is not there yet cannot be said to differ, unless it is a new one.
         expected = {name: recorded.get(name, "") for name in node.inputs}
         return self._changes(node, expected | inputs)
 
-    def adopt(self, node: StageNode, record: dict[str, Any]) -> None:
+    def adopt(self, node: StageNode, record: Record) -> None:
         """Record a stage as another record has it: that of work which takes the place of the stage's own."""
+        # Not an update: keys of the former record must not survive in it.
         self._records.pop(node.name, None)
         self._update_record(node, **record)
 
     def ended(self, node: StageNode, outcome: str) -> None:
         """Record how a stage ended: done, stopped or failed."""
-        output = self.output_hash(node) if outcome == "done" else None
-        self._update_record(node, status=outcome, output=output, ended=round(time.time(), 3))
+        output = None
+        # Of work that is not whole nothing can be promised.
+        if outcome == "done":
+            output = self.output_hash(node)
+        ended = round(time.time(), 3)
+        self._update_record(node, status=outcome, output=output, ended=ended)
 
     def _update_record(self, node: StageNode, **values: Any) -> None:
-        self._records[node.name] = {"kind": node.kind, **self.record(node.name), **values}
+        record = {"kind": node.kind, **self.record(node.name)}
+        self._records[node.name] = record | values
+        # In the order of the recipe; a stage that left the recipe leaves the file.
         stages = {}
         for other in self.nodes:
             if other.name in self._records:
                 stages[other.name] = self._records[other.name]
-        write_json(self.run.state_file, {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages})
+        state = {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages}
+        write_json(self.run.state_file, state)
+
+
+def _fingerprint(settings: Values, inputs: Hashes) -> str:
+    return hash_value({"settings": settings, "inputs": inputs})
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

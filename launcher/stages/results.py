@@ -21,6 +21,7 @@ def merge_results(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         for name, evaluated in evaluation["models"].items():
             model = models.setdefault(name, {})
             for key, value in evaluated.items():
+                # They stay with their evaluation: results are numbers.
                 if key == "examples":
                     continue
                 if key == stage.split and key in model:

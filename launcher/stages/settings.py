@@ -8,11 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from launcher.recipe import EvaluateStage, Recipe, TrainingStage
 from launcher.recipe.distillation import FORMER_INPUT_KEY
 from launcher.recipe.search import search_files
 
 Values = dict[str, Any]
+
+# Of a training stage: what it is called, and how it is saved, followed and spread.
+NOT_TRAINED = (
+    "name",
+    "about",
+    "repeats",
+    "checkpoint",
+    "recovery",
+    "validate_every",
+    "log_every",
+    "deepspeed",
+)
 
 
 @dataclass(frozen=True)
@@ -25,26 +39,23 @@ class Settings:
     @classmethod
     def of(cls, settings: Callable[..., Values], *arguments: Any) -> "Settings":
         """What one of the functions below makes of its arguments; `sparse` omits what has its default."""
-        return cls(settings(*arguments), settings(*arguments, sparse=True))
+        values = settings(*arguments)
+        given = settings(*arguments, sparse=True)
+        return cls(values, given)
 
     def comparable_to(self, recorded: Values) -> Values:
         """The settings without those that are unknown to a record and have their default."""
         comparable = _comparable(self.values, self.given, recorded)
-        if "teachers" in comparable and "teachers" in recorded:
-            comparable["teachers"] = _with_recorded_keys(comparable["teachers"], recorded["teachers"])
+        if "teachers" not in comparable or "teachers" not in recorded:
+            return comparable
+
+        # A fingerprint is over keys too: a renamed key must not make a finished stage run again.
+        teachers = [dict(teacher) for teacher in comparable["teachers"]]
+        for teacher, recorded_teacher in zip(teachers, recorded["teachers"], strict=False):
+            if FORMER_INPUT_KEY in recorded_teacher:
+                teacher[FORMER_INPUT_KEY] = teacher.pop("input")
+        comparable["teachers"] = teachers
         return comparable
-
-
-def _with_recorded_keys(teachers: list[Values], recorded: list[Values]) -> list[Values]:
-    """The teachers of a stage under the keys of a record, in which `input` has its former name.
-
-    Fingerprints are over keys too: a renamed key must not make a finished stage run again.
-    """
-    renamed = [dict(teacher) for teacher in teachers]
-    for teacher, recorded_teacher in zip(renamed, recorded, strict=False):
-        if FORMER_INPUT_KEY in recorded_teacher:
-            teacher[FORMER_INPUT_KEY] = teacher.pop("input")
-    return renamed
 
 
 def _comparable(values: Values, given: Values, recorded: Values) -> Values:
@@ -52,7 +63,9 @@ def _comparable(values: Values, given: Values, recorded: Values) -> Values:
     for key, value in values.items():
         before = recorded.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            comparable[key] = _comparable(value, given.get(key) or {}, before)
+            # A new setting may stand inside a section that the record has.
+            given_inside = given.get(key) or {}
+            comparable[key] = _comparable(value, given_inside, before)
         elif key in recorded or key in given:
             comparable[key] = value
     return comparable
@@ -60,40 +73,60 @@ def _comparable(values: Values, given: Values, recorded: Values) -> Values:
 
 def corpus_settings(recipe: Recipe, sparse: bool = False) -> Values:
     """Where a corpus lies is no setting: its files count by their content, as inputs."""
-    places = {key.removeprefix("corpus.") for key, _ in recipe.corpus_paths()} | {"shards"}
-    corpus = recipe.corpus.model_dump(mode="json", exclude=places, exclude_defaults=sparse)
-    return {"seed": recipe.seed, "corpus": corpus, "sample_rate_hz": recipe.features.sample_rate_hz}
+    places = {"shards"}
+    for key, _ in recipe.corpus_paths():
+        places.add(key.removeprefix("corpus."))
+    return {
+        "seed": recipe.seed,
+        "corpus": _dump(recipe.corpus, sparse, exclude=places),
+        # Shards hold audio at the rate of the features; what else features are does not change them.
+        "sample_rate_hz": recipe.features.sample_rate_hz,
+    }
 
 
 def features_settings(recipe: Recipe, sparse: bool = False) -> Values:
-    return {"seed": recipe.seed, "features": recipe.features.model_dump(mode="json", exclude_defaults=sparse)}
+    """The seed counts: statistics are measured on a sample of the utterances."""
+    return {"seed": recipe.seed, "features": _dump(recipe.features, sparse)}
 
 
 def tokenizer_settings(recipe: Recipe, sparse: bool = False) -> Values:
-    return {
-        **features_settings(recipe, sparse),
-        "tokenizer": recipe.tokenizer.model_dump(mode="json", exclude_defaults=sparse),
-    }
+    """The features count: the stage measures their statistics too."""
+    settings = features_settings(recipe, sparse)
+    settings["tokenizer"] = _dump(recipe.tokenizer, sparse)
+    return settings
 
 
 def evaluation_settings(stage: EvaluateStage, sparse: bool = False) -> Values:
     """Files of a search count by their content, as inputs."""
-    places = {key.removesuffix(".path"): {"path"} for key, _ in search_files(stage.search)}
-    search = stage.search.model_dump(mode="json", exclude=places, exclude_defaults=sparse)
+    places: dict[str, Any] = {}
+    for key, _ in search_files(stage.search):
+        places[key.removesuffix(".path")] = {"path"}
+    search = _dump(stage.search, sparse, exclude=places)
     return {"kind": stage.kind, "models": list(stage.models), "search": search}
 
 
 def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False) -> Values:
-    """Models that it starts or learns from count by their content, as inputs; what is stored of a teacher is what the
-    teacher gives."""
-    followed = ("checkpoint", "recovery", "validate_every", "log_every", "deepspeed")
-    aside: dict[str, Any] = dict.fromkeys(("name", "about", "repeats", "batches", "augment", *followed), True)
-    aside |= {"distill": {"cache"}, "teacher": True, "teachers": {"__all__": {"model"}}, "initialize_from": True}
-    return {
-        **stage.model_dump(mode="json", exclude=aside, exclude_defaults=sparse),
-        "seed": recipe.seed_of(stage),
-        "features": recipe.features.model_dump(mode="json", exclude_defaults=sparse),
-        "batches": recipe.batches_of(stage).model_dump(mode="json", exclude_defaults=sparse),
-        "augment": recipe.augment_of(stage).model_dump(mode="json", exclude_defaults=sparse),
-        "precision": recipe.cluster.precision,
-    }
+    """Models that it starts or learns from count by their content, as inputs."""
+    exclude: dict[str, Any] = dict.fromkeys(NOT_TRAINED, True)
+    # By their content, as inputs.
+    exclude["initialize_from"] = True
+    exclude["teacher"] = True
+    exclude["teachers"] = {"__all__": {"model"}}
+    # What is stored of a teacher is what the teacher gives.
+    exclude["distill"] = {"cache"}
+    # As they hold for the stage, from the recipe if it has none of its own.
+    exclude["batches"] = True
+    exclude["augment"] = True
+
+    settings = _dump(stage, sparse, exclude=exclude)
+    settings["seed"] = recipe.seed_of(stage)
+    settings["features"] = _dump(recipe.features, sparse)
+    settings["batches"] = _dump(recipe.batches_of(stage), sparse)
+    settings["augment"] = _dump(recipe.augment_of(stage), sparse)
+    # Of all that `cluster` says, only this changes the arithmetic.
+    settings["precision"] = recipe.cluster.precision
+    return settings
+
+
+def _dump(config: BaseModel, sparse: bool, exclude: Any = None) -> Values:
+    return config.model_dump(mode="json", exclude=exclude, exclude_defaults=sparse)

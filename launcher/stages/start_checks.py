@@ -4,7 +4,7 @@ Splits are checked where the shards are there already, else when they have just 
 come to light after days of training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,17 @@ def check_start(recipe: Recipe, run: RunFolder) -> None:
 def check_prepared(recipe: Recipe, run: RunFolder) -> None:
     """Refuse a split that is not there (ConfigError, DataError), unless the shards are still to be written."""
     pipeline = Pipeline(recipe, run)
-    node = pipeline.nodes[0]
+    node = pipeline.node("prepare")
     record = pipeline.record(node.name)
+    if isinstance(recipe.corpus, ShardsCorpus):
+        check_splits(recipe, run)
+        return
+
     # Not whether it is done: a stage whose output lacks a split that is wanted never is.
-    is_current = record.get("status") == "done" and pipeline.matches(node, record, pipeline.status_of(node).inputs)
-    if isinstance(recipe.corpus, ShardsCorpus) or (is_current and recipe.has_split(run, "train")):
+    if record.get("status") != "done" or not recipe.has_split(run, "train"):
+        return
+    inputs = pipeline.status_of(node).inputs
+    if pipeline.matches(node, record, inputs):
         check_splits(recipe, run)
 
 
@@ -49,17 +55,20 @@ def check_splits(recipe: Recipe, run: RunFolder) -> None:
     # A string: Path would make one slash of the two of a URL.
     place = str(recipe.split_folder(run, "train")).rpartition("/")[0]
     if not recipe.has_split(run, "train"):
-        similar = [name for name in names if canonical_split(name) == "train"]
+        similar = _split_like("train", names)
         remedy = "Give rows of the corpus the split train, or none."
-        if similar:
-            remedy = f"Rename {similar[0]} to train."
+        if similar is not None:
+            remedy = f"Rename {similar} to train."
         raise DataError(
             f"The corpus at {place} has no split train, which every training reads. There are: {', '.join(names)}. "
             f"{remedy}"
         )
 
+    # Training needs no other split: without dev it does not validate (no_validation).
     for stage in recipe.stages:
-        if not isinstance(stage, EvaluateStage) or recipe.has_split(run, stage.split):
+        if not isinstance(stage, EvaluateStage):
+            continue
+        if recipe.has_split(run, stage.split):
             continue
         key = f"stages.{stage.name}.split"
         message = f"{key} is {stage.split!r}, and the corpus at {place} has no such split"
@@ -73,10 +82,10 @@ def no_validation(recipe: Recipe, run: RunFolder) -> str:
     """A sentence where no stage can validate, for want of a split; empty where one can."""
     if recipe.has_split(run, "dev") or not recipe.training_stages():
         return ""
-    similar = [name for name in _split_names(recipe, run) if canonical_split(name) == "dev"]
+    similar = _split_like("dev", _split_names(recipe, run))
     remedy = "give some rows the split dev"
-    if similar:
-        remedy = f"rename the split {similar[0]} to dev"
+    if similar is not None:
+        remedy = f"rename the split {similar} to dev"
     return f"The corpus has no split dev: nothing is ever validated, whatever validate_every says; {remedy}."
 
 
@@ -85,20 +94,30 @@ def batches_of_one(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> s
     if not recipe.has_split(run, "train"):
         return ""
     batches = recipe.batches_of(stage)
+    # At the highest speed utterances are shortest: what does not fit then never does.
     fastest = max(recipe.augment_of(stage).speeds)
     folder = recipe.split_folder(run, "train")
     summary = read_summary(folder)
     sample_rate_hz = summary["sample_rate_hz"]
 
     # An index of millions need not be read where two utterances of a shard's mean length fit.
-    means_s = [shard["seconds"] / shard["utterances"] for shard in summary["shards"] if shard["utterances"]]
-    if not means_s or _capacity(batches, min(means_s) * sample_rate_hz, fastest, sample_rate_hz) > 1:
+    means_s = []
+    for shard in summary["shards"]:
+        if shard["utterances"]:
+            means_s.append(shard["seconds"] / shard["utterances"])
+    if not means_s:
         return ""
+    if _capacity(batches, min(means_s) * sample_rate_hz, fastest, sample_rate_hz) > 1:
+        return ""
+
+    # The two shortest that the sampler deals out fit, or no two do.
     samples = read_index(folder).samples
     lowest = batches.min_utterance_s * sample_rate_hz
     highest = batches.max_utterance_s * sample_rate_hz
     samples = samples[(samples >= lowest) & (samples <= highest)]
-    if len(samples) < 2 or _capacity(batches, samples.min(), fastest, sample_rate_hz) > 1:
+    if len(samples) < 2:
+        return ""
+    if _capacity(batches, samples.min(), fastest, sample_rate_hz) > 1:
         return ""
     shortest_s = samples.min() / sample_rate_hz
     return (
@@ -124,12 +143,26 @@ def _split_names(recipe: Recipe, run: RunFolder) -> list[str]:
     """The splits that are there; behind a URL, which cannot be listed, those of the usual names."""
     folder = recipe.split_folder(run, "train")
     names = ["train", "dev", "test"]
+    # A folder may lack all of them, and hold others under the names of its corpus.
     if not is_url(folder):
         parent = Path(folder).parent
-        names = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
+        names = []
+        if parent.is_dir():
+            names = sorted(path.name for path in parent.iterdir())
     return [name for name in names if recipe.has_split(run, name)]
 
 
+def _split_like(split: str, names: Sequence[str]) -> str | None:
+    """The first of the names that means a split, such as `training` or `validation`; None when none does."""
+    for name in names:
+        if canonical_split(name) == split:
+            return name
+    return None
+
+
 def _capacity(batches: BatchesConfig, samples: float, speed: float, sample_rate_hz: int) -> int:
+    """How many utterances of so many samples fit into a micro-batch when all are played at a speed."""
     length = change_length(np.array([int(samples)], np.int64), speed)
-    return int(batches.capacity(np.maximum(length, 1), sample_rate_hz)[0])
+    # A cost of 0 samples could not be divided by.
+    length = np.maximum(length, 1)
+    return int(batches.capacity(length, sample_rate_hz)[0])
