@@ -1,6 +1,5 @@
 """The hosts of a hostfile, examined over the same ssh that a run would use: what is wrong, and what mends it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from launcher.doctor import host_probe
 from launcher.processes import agent_command
+from launcher.processes.remote_answer import read_answer
 from launcher.processes.ssh import remote_line, ssh_command
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Host, Topology
@@ -71,8 +71,9 @@ class HostChecks:
         for host, process in processes.items():
             assert process.stdin
             assert process.stdout
-            line = process.stdout.readline()
-            if not line:
+            try:
+                facts = read_answer(process.stdout)
+            except ValueError:
                 _, errors = process.communicate()
                 reason = " ".join(errors.split())[-ERROR_CHARACTERS:]
                 self.problems.append(
@@ -81,11 +82,10 @@ class HostChecks:
                 )
                 continue
 
-            facts = json.loads(line)
             asked = time.time()
             process.stdin.write("\n")
             process.stdin.flush()
-            clock = float(process.stdout.readline())
+            clock = read_answer(process.stdout)
             answered = time.time()
             process.communicate()
             # Right to half of the time between question and answer.
@@ -168,7 +168,7 @@ class HostChecks:
             )
 
     def _ask(self, arguments: list[str], master: str = "", port: int = 0) -> dict[str, tuple[Any, str]]:
-        """Run one part of the probe on every host at once; return what each printed last, and what went wrong."""
+        """Run one part of the probe on every host at once; return what each answered, and what went wrong."""
         processes = {}
         for rank, host in enumerate(self._topology.hosts):
             processes[host.name] = self._start(
@@ -193,5 +193,5 @@ class HostChecks:
                 reason = " ".join(errors.split())[-ERROR_CHARACTERS:]
                 answers[host] = (None, f" ({reason})")
             else:
-                answers[host] = (json.loads(output.strip().splitlines()[-1]), "")
+                answers[host] = (read_answer(output.splitlines()), "")
         return answers

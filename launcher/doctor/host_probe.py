@@ -1,14 +1,13 @@
 """What `chorus doctor` has each host of a run report: `python -m launcher.doctor.host_probe PART ...`.
 
-facts FOLDER MARK: one line of JSON on this host, and a mark left in the folder; then, for every line read, its clock.
+facts FOLDER MARK: what this host is, and a mark left in the folder; then, for every line read, its clock.
 marks FOLDER: the marks that this host sees. exchange FOLDER MARK: removes the mark and takes part in an all-to-all with
-the other hosts; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are those of a training process. The last line printed is
-JSON.
+the other hosts; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are those of a training process. Each is an answer as in
+processes/remote_answer.py.
 """
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from launcher.processes.remote_answer import print_answer
 
 MARK = ".doctor-"
 LIBRARIES = ("torch", "deepspeed", "torchaudio", "webdataset", "sentencepiece")
@@ -33,22 +34,23 @@ def main(arguments: list[str]) -> int:
     part = arguments[0]
     folder = Path(arguments[1])
     if part == "facts":
-        print(json.dumps(facts(folder, arguments[2])), flush=True)
+        print_answer(facts(folder, arguments[2]))
         # Whoever asks sends a line and compares the clock of the answer with its own.
         for _ in sys.stdin:
-            print(time.time(), flush=True)
+            print_answer(time.time())
     elif part == "marks":
         marks = sorted(path.name for path in folder.glob(f"{MARK}*"))
-        print(json.dumps(marks))
+        print_answer(marks)
     else:
         (folder / arguments[2]).unlink(missing_ok=True)
-        print(json.dumps(exchange()), flush=True)
+        print_answer(exchange())
     return 0
 
 
 def facts(folder: Path, mark: str) -> dict[str, Any]:
     """Return versions, accelerator, free disk in bytes; `folder_error` says why the folder cannot be written."""
-    from launcher.processes.worker_command import accelerator, num_cores
+    from launcher.devices import accelerator
+    from launcher.processes.worker_command import num_cores
 
     facts: dict[str, Any] = {"host": platform.node(), "python": platform.python_version()}
     for library in LIBRARIES:
@@ -96,7 +98,7 @@ def exchange() -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from launcher.processes.worker_command import accelerator
+    from launcher.devices import accelerator
 
     rank = int(os.environ["RANK"])
     world_size = int(os.environ["WORLD_SIZE"])

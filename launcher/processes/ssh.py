@@ -9,10 +9,12 @@ import shlex
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
+from launcher.processes.remote_answer import read_answer
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
 from launcher.run_folder import RunFolder
@@ -72,14 +74,14 @@ class SshLauncher:
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """End what an earlier launcher, or an agent that is gone, left of a stage; return how many processes."""
         answers = self.ask(agent_command.end_command(run, stage, terminate_s))
-        return sum(int(answer or 0) for answer in answers.values())
+        return sum(answers.values())
 
     def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]:
         """Nobody waits elsewhere for the end of the run."""
         return nullcontext()
 
-    def ask(self, command: list[str]) -> dict[str, str]:
-        """Run a short command on every host at once and return what each printed; ConfigError where that fails."""
+    def ask(self, command: list[str]) -> dict[str, Any]:
+        """Run a short command on every host at once and return what each answered; ConfigError where that fails."""
         environment, _ = agent_command.passed_environment(self._cluster, os.environ)
         line = remote_line(command, environment)
         # All are started before the first is waited for: hosts answer side by side.
@@ -108,7 +110,13 @@ class SshLauncher:
                     f"`ssh {host} true`) and have {os.getcwd()} and {sys.executable}; `chorus doctor --hostfile F` "
                     "looks at all hosts."
                 )
-            answers[host] = output.strip()
+            try:
+                answers[host] = read_answer(output.splitlines())
+            except ValueError as error:
+                raise ConfigError(
+                    f"The host {host} ran `{shlex.join(command)}`, but {error}. Run it there by hand and see what its "
+                    "shell's start-up files print or run instead."
+                ) from None
         return answers
 
     def _command(self, host: str, command: list[str], processes: int) -> Command:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from launcher.processes.remote_answer import print_answer
 from launcher.run_folder import RunFolder, StageFolder
 
 # Time for a process to write the stacks of its threads.
@@ -243,7 +244,7 @@ def main(arguments: list[str]) -> int:
     # Last on the command line too, or this process would look like one that works for the stage.
     parser.add_argument("--terminate-s", type=float, default=10.0, help="time between SIGTERM and SIGKILL")
     options = parser.parse_args(arguments)
-    print(end_processes(RunFolder(options.run), options.stage, options.terminate_s))
+    print_answer(end_processes(RunFolder(options.run), options.stage, options.terminate_s))
     return 0
 
 

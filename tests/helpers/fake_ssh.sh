@@ -14,5 +14,7 @@ if [ "$host" = unreachable ] || [ -e "$FAKE_SSH_DOWN/$host" ]; then
     echo "ssh: connect to host $host port 22: No route to host" >&2
     exit 255
 fi
+# What start-up files of a shell print, the last line without an end.
+printf 'Welcome to %s\n3\n{"maintenance": "tonight"}\n$ ' "$host"
 cd /
 exec env -i HOME="$HOME" PATH="$PATH" FAKE_HOST="$host" sh -c "$*"

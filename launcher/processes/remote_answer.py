@@ -1,0 +1,24 @@
+"""One line of JSON that a command on another host prints, told apart from what a login there prints."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+PREFIX = "chorus answers: "
+
+
+def print_answer(value: Any) -> None:
+    """Print a value for the process that asked for it over ssh."""
+    # On a line of its own, also after a prompt or a banner without an end.
+    print(f"\n{PREFIX}{json.dumps(value)}", flush=True)
+
+
+def read_answer(lines: Iterable[str]) -> Any:
+    """Read lines up to the next answer and return its value; ValueError where they end without one.
+
+    A message of the day, a shell's start-up files or a library may print lines of their own before it.
+    """
+    for line in lines:
+        if line.startswith(PREFIX):
+            return json.loads(line.removeprefix(PREFIX))
+    raise ValueError("it printed no answer")
