@@ -11,23 +11,32 @@ import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from data.errors import DataError
 from launcher.commands.search_options import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 
+Command = Callable[[argparse.Namespace], int]
+# Quoted: argparse's class takes no parameter when the program runs.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+# What a user can mend.
 FORESEEN = (ConfigError, DataError, CheckpointError, DistributedError, DivergedError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks is written as \\uXXXX; Python would end with an error.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
-    options = build_parser(arguments).parse_args(arguments, argparse.Namespace(arguments=list(arguments)))
+    # Commands that other hosts or a batch job are to repeat need the arguments as they were given.
+    namespace = argparse.Namespace(arguments=arguments)
+    options = build_parser(arguments).parse_args(arguments, namespace)
     try:
         return options.command(options)
     except Preempted as stopped:
@@ -54,28 +63,47 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
-    _add_plan(commands)
-    _add_prepare(commands, arguments)
-    _add_shards(commands)
+
+    plan = commands.add_parser("plan", help="show what a recipe would run, its sizes and its memory; starts nothing")
+    _add_recipe_options(plan)
+    _add_json(plan)
+    plan.set_defaults(command=_command("plan", "plan"))
+
+    prepare = commands.add_parser("prepare", help="write a corpus as shards")
+    # Corpora take long to import.
+    if arguments and arguments[0] == "prepare":
+        importlib.import_module("launcher.commands.prepare").add_corpora(prepare)
+    prepare.set_defaults(command=_command("prepare", "prepare_shards"))
+
+    shards = commands.add_parser("shards", help="inspect shards")
+    actions = shards.add_subparsers(metavar="ACTION", required=True)
+    _add_shards_action(actions, "verify", "read everything and compare it with its records")
+    stats = _add_shards_action(actions, "stats", "count and measure, and show what a run would make of them")
+    stats.add_argument("--lanes", type=int, metavar="N", help="batches.lanes of the run (default: that of recipes)")
+    stats.add_argument("--seconds", type=float, metavar="S", help="batches.seconds of the run")
+    stats.add_argument("--pool-shards", type=int, metavar="N", help="batches.pool_shards of the run")
+
     _add_recognition(commands)
     _add_inspection(commands)
     return parser
 
 
-def _command(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+def _command(module: str, function: str) -> Command:
     """Return a command that imports its module when it is called."""
 
     def call(options: argparse.Namespace) -> int:
-        return getattr(importlib.import_module(f"launcher.commands.{module}"), function)(options)
+        command = getattr(importlib.import_module(f"launcher.commands.{module}"), function)
+        return command(options)
 
     return call
 
 
-def _stoppable_command(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+def _stoppable_command(module: str, function: str) -> Command:
     """Return a command that takes a signal as a wish to stop from the start, while its module is imported too."""
 
     def call(options: argparse.Namespace) -> int:
         with StopRequest().installed() as stop:
+            # An import of torch takes seconds, in which nothing would look whether a stop was asked for.
             with stop.interrupting():
                 command = getattr(importlib.import_module(f"launcher.commands.{module}"), function)
             return command(options, stop)
@@ -86,6 +114,7 @@ def _stoppable_command(module: str, function: str) -> Callable[[argparse.Namespa
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/NAME)")
+    # No defaults here: what is not given is the recipe's, and only what is given overrides it.
     _add_set(parser, "change a setting, such as stages.teacher.steps=30")
     parser.add_argument("--processes", metavar="N", help="short for --set cluster.processes=N")
     parser.add_argument("--hostfile", metavar="F", help="short for --set cluster.hostfile=F: `NAME slots=N` lines")
@@ -102,7 +131,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="run a recipe, or go on with it: what is done is not repeated")
     _add_recipe_options(parser)
     parser.add_argument(
@@ -133,33 +162,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(command=_stoppable_command("run", "run"))
 
 
-def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("plan", help="show what a recipe would run, its sizes and its memory; starts nothing")
-    _add_recipe_options(parser)
-    _add_json(parser)
-    parser.set_defaults(command=_command("plan", "plan"))
-
-
-def _add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", arguments: Sequence[str]) -> None:
-    parser = commands.add_parser("prepare", help="write a corpus as shards")
-    if arguments and arguments[0] == "prepare":
-        importlib.import_module("launcher.commands.prepare").add_corpora(parser)
-    parser.set_defaults(command=_command("prepare", "prepare_shards"))
-
-
-def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("shards", help="inspect shards")
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    _add_shards_action(actions, "verify", "read everything and compare it with its records")
-    stats = _add_shards_action(actions, "stats", "count and measure, and show what a run would make of them")
-    stats.add_argument("--lanes", type=int, metavar="N", help="batches.lanes of the run (default: that of recipes)")
-    stats.add_argument("--seconds", type=float, metavar="S", help="batches.seconds of the run")
-    stats.add_argument("--pool-shards", type=int, metavar="N", help="batches.pool_shards of the run")
-
-
-def _add_shards_action(
-    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
-) -> argparse.ArgumentParser:
+def _add_shards_action(actions: Commands, name: str, text: str) -> argparse.ArgumentParser:
     action = actions.add_parser(name, help=text)
     action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
     _add_json(action)
@@ -167,7 +170,7 @@ def _add_shards_action(
     return action
 
 
-def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_recognition(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
     parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
     add_search_options(parser)
@@ -196,7 +199,7 @@ def _add_recognition(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.set_defaults(command=_command("language_model", "language_model"))
 
 
-def _add_inspection(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_inspection(commands: Commands) -> None:
     parser = commands.add_parser("status", help="show how far a run is")
     parser.add_argument("run", metavar="RUN")
     _add_json(parser)

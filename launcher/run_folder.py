@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from data.files import replacing
 from launcher.errors import ConfigError
@@ -24,15 +24,6 @@ CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 # Looking whether a folder is held (`RunFolder.holder`) holds it for an instant itself.
 LOCK_ATTEMPTS = 5
 LOCK_ATTEMPT_S = 0.1
-
-
-def _lock(file: TextIO) -> bool:
-    for _ in range(LOCK_ATTEMPTS):
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(LOCK_ATTEMPT_S)
-    return False
 
 
 def _lock_among_hosts(file: BinaryIO) -> None:
@@ -57,12 +48,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_text(path, f"{text}\n")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write a file of JSON lines atomically."""
-    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    lines = []
+    for row in rows:
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def read_json(path: Path) -> Any:
@@ -71,11 +66,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 class StageFolder:
@@ -102,7 +92,7 @@ class StageFolder:
         self.evaluation_file = path / "evaluation.json"
 
     def hypotheses_file(self, model: str) -> Path:
-        """What an evaluation heard of each utterance with one model."""
+        """The reference and one model's hypothesis of each utterance of an evaluation."""
         return self.path / "hypotheses" / f"{model}.jsonl"
 
     def checkpoint(self, step: int) -> Path:
@@ -145,7 +135,10 @@ class StageFolder:
 
     def read_losses(self) -> set[int]:
         """Return the ranks whose hosts say that they are gone."""
-        return {int(path.name.partition("-")[2]) for path in self.heartbeats.glob("lost-*")}
+        ranks = set()
+        for path in self.heartbeats.glob("lost-*"):
+            ranks.add(int(path.name.removeprefix("lost-")))
+        return ranks
 
     def checkpoint_steps(self) -> list[int]:
         """Return the steps of the checkpoints in place, oldest first, whether intact or not."""
@@ -210,15 +203,18 @@ class RunFolder:
 
     def append_event(self, event: str, **details: Any) -> None:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **details}, ensure_ascii=False)
+        record = {"time": round(time.time(), 3), "event": event, **details}
+        line = json.dumps(record, ensure_ascii=False)
         with self.events_file.open("ab+") as file:
             # Over NFS an append is a look for the end and then a write, between which another host may write; taking a
             # lock also makes the client look again. Closing the file gives it back.
             _lock_among_hosts(file)
             num_bytes = file.seek(0, os.SEEK_END)
-            if num_bytes > 0 and not _ends_a_line(file):
+            if num_bytes > 0:
+                file.seek(-1, os.SEEK_END)
                 # A kill cut the last line short. It stays a line of its own, which readers skip.
-                line = f"\n{line}"
+                if file.read(1) != b"\n":
+                    line = f"\n{line}"
             # One write, so that lines of this host's processes do not mix where there are no locks.
             file.write(f"{line}\n".encode())
 
@@ -231,7 +227,10 @@ class RunFolder:
         for line in self.events_file.read_bytes().split(b"\n"):
             with suppress(ValueError):
                 event = json.loads(line)
-                if isinstance(event, dict) and isinstance(event.get("event"), str) and "time" in event:
+                # Lines of other programs are no events.
+                if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                    continue
+                if "time" in event:
                     events.append(event)
         return events
 
@@ -255,12 +254,20 @@ class RunFolder:
         """Hold the run folder for this process; ConfigError naming the process that holds it already."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a+", encoding="utf-8") as file:
-            if not _lock(file):
+            is_locked = False
+            for _ in range(LOCK_ATTEMPTS):
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    is_locked = True
+                    break
+                time.sleep(LOCK_ATTEMPT_S)
+            if not is_locked:
                 file.seek(0)
                 raise ConfigError(
                     f"The run folder {self.path} is in use by process {file.read().strip()}. "
                     f"Wait for it, stop it (kill -TERM), or choose another folder with --run-dir."
                 )
+            # Mode a+ left the number of the process before this one in place, to name it.
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
