@@ -13,10 +13,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.devices import accelerator
 from launcher.errors import ConfigError, Preempted
 from launcher.formatting import duration
 from launcher.monitoring.progress import Display
-from launcher.processes import worker_command
 from launcher.processes.launchers import Launcher, make_launcher
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.supervisor import Job, supervise
@@ -289,7 +289,7 @@ class Executor:
         cluster = self._recipe.cluster
 
         if cluster.kind == "local":
-            place = worker_command.accelerator()
+            place = accelerator()
         else:
             place = str(self.launcher.topology)
         processes = "1 process" if cluster.processes == 1 else f"{cluster.processes} processes"

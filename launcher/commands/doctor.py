@@ -10,10 +10,11 @@ from typing import Any
 
 import psutil
 
+from launcher.devices import ON_PROCESSORS, accelerator
 from launcher.doctor.host_checks import HostChecks
 from launcher.doctor.host_probe import package_version
 from launcher.errors import ConfigError, exit_code
-from launcher.processes.worker_command import accelerator, num_cores
+from launcher.processes.worker_command import num_cores
 from launcher.recipe import ClusterConfig, validate
 from launcher.recipe.hostfile import read_topology
 from launcher.recipe.yaml_io import apply_override
@@ -100,6 +101,10 @@ def examine() -> dict[str, Any]:
         gpus = range(torch.cuda.device_count())
         accelerators = ", ".join(torch.cuda.get_device_name(index) for index in gpus)
         processes = f"up to {len(gpus)}, one per GPU; {num_cores()} cores"
+        if not gpus:
+            # DS_ACCELERATOR asks for what PyTorch does not see.
+            accelerators = "GPUs are asked for, and PyTorch sees none"
+            processes = f"none before there are GPUs; on the processors with {ON_PROCESSORS}"
 
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",

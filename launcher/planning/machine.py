@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from launcher.devices import accelerator
 from launcher.planning.communication import ASSUMED, Rates
-from launcher.processes.worker_command import accelerator, num_cores
+from launcher.processes.worker_command import num_cores
 from launcher.recipe import ClusterConfig
 
 # Python, libraries and the process group: measured on processors; on GPUs CUDA's and NCCL's own memory, assumed.
@@ -50,7 +51,8 @@ def machine_of(cluster: ClusterConfig, hosts: Sequence[int]) -> Machine:
         if device == "cuda":
             # Each process has a GPU to itself; the smallest is what all can count on.
             gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-            available_bytes = min(gpu.total_memory for gpu in gpus)
+            # Without any here, as on a login node, their memory is unknown.
+            available_bytes = min((gpu.total_memory for gpu in gpus), default=None)
         else:
             available_bytes = psutil.virtual_memory().available // cluster.processes
     return Machine(device, available_bytes, FRAMEWORK_BYTES[device], rates)

@@ -22,7 +22,7 @@ import psutil
 from launcher.errors import ConfigError, exit_code
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.watchdog import is_running
-from launcher.processes.worker_command import num_cores
+from launcher.processes.worker_command import inherited_environment, num_cores
 from launcher.run_folder import RunFolder
 
 # The messages on the standard input: still there; write your stacks and end; save and leave. Single bytes, so that a
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
     threads = options.threads or max(1, num_cores() // options.processes)
     environment = {
-        **os.environ,
+        **inherited_environment(os.environ),
         **_read_secrets(sys.stdin.fileno()),
         "OMP_NUM_THREADS": str(threads),
         "CHORUS_LAUNCHER_PID": str(os.getpid()),

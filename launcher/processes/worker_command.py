@@ -1,7 +1,7 @@
 """How a stage's processes are started on this machine: the command line and the environment of each.
 
 Training goes through the `deepspeed` command, evaluation is one plain process. What differs between one host and many
-is in `agent_command.py`. Refused: more processes than there are GPUs.
+is in `agent_command.py`. Refused: more processes than there are GPUs, and a port that is taken.
 """
 
 import os
@@ -9,9 +9,11 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.devices import ON_PROCESSORS, accelerator, describe_gpus, num_gpus
 from launcher.errors import ConfigError
 from launcher.recipe import ClusterConfig
 from launcher.run_folder import RunFolder
@@ -19,33 +21,78 @@ from launcher.run_folder import RunFolder
 # The folder that holds the packages data, launcher and model.
 PACKAGES = Path(__file__).parents[2]
 WORKER_MODULE = "launcher.worker"
-
-
-def accelerator() -> str:
-    """Return "cuda" or "cpu": the variable DS_ACCELERATOR where set, otherwise what PyTorch finds."""
-    chosen = os.environ.get("DS_ACCELERATOR")
-    if chosen:
-        return chosen
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+# What says which process this one is among those of MPI, of torchrun or of another launcher. DeepSpeed compares
+# OMPI_COMM_WORLD_LOCAL_RANK with its own numbers, PyTorch waits for the store of a TORCHELASTIC_ agent, and a RANK from
+# outside is no rank of ours.
+PLACE_PREFIXES = (
+    "OMPI_",
+    "PMI_",
+    "PMIX_",
+    "MPI_",
+    "I_MPI_",
+    "MV2_",
+    "HYDI_",
+    "HYDRA_",
+    "PALS_",
+    "TORCHELASTIC_",
+)
+PLACE_NAMES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "LOCAL_SIZE",
+    "CROSS_RANK",
+    "CROSS_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_NAME",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+# Entries of CUDA_VISIBLE_DEVICES that stand for no GPU.
+HIDES_GPUS = ("-1", "NoDevFiles")
+# Processes that an earlier launcher left behind let go of its port within about a second.
+PORT_WAIT_S = 3.0
+PORT_POLL_S = 0.2
 
 
 def check_machine(cluster: ClusterConfig) -> None:
-    """Refuse more processes than there are GPUs (ConfigError); processors may hold any number."""
-    if cluster.kind != "local" or accelerator() != "cuda":
+    """Refuse more processes than there are GPUs (processors may hold any number), and a port that is taken: both
+    ConfigError."""
+    if cluster.kind != "local":
         # `chorus doctor --hostfile` looks at other hosts.
         return
-    import torch
-
-    gpus = torch.cuda.device_count()
+    if cluster.master_port is not None:
+        _check_port(cluster.master_port)
+    if accelerator() == "cpu":
+        return
+    gpus = num_gpus()
     if cluster.processes > gpus:
-        seen = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         raise ConfigError(
-            f"cluster.processes is {cluster.processes}, but PyTorch sees {seen} here, and every process needs one. "
-            f"Pass --processes {gpus} (with --set cluster.expert_parallel=N, N a divisor of it), or train on the "
-            "processors with DS_ACCELERATOR=cpu in the environment."
+            f"cluster.processes is {cluster.processes}, but PyTorch sees {describe_gpus(gpus)} here, and every process "
+            f"needs one. Pass --processes {gpus} (with --set cluster.expert_parallel=N, N a divisor of it), or train "
+            f"on the processors with {ON_PROCESSORS}."
         )
+
+
+def _check_port(port: int) -> None:
+    """Refuse (ConfigError) a port on which another program listens."""
+    until = time.monotonic() + PORT_WAIT_S
+    while True:
+        try:
+            with socket.create_server(("", port)):
+                return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"cluster.master_port is {port}, and no process can listen on it here: {error.strerror}. Choose "
+                    "another port, or leave cluster.master_port out: a free one is taken then. `ss -ltnp` shows which "
+                    "program has it."
+                ) from None
+        time.sleep(PORT_POLL_S)
 
 
 def free_port() -> int:
@@ -79,8 +126,8 @@ def evaluation_command(run: RunFolder, stage: str) -> list[str]:
 def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dict[str, str]:
     """Return the environment of a stage's processes, derived from this one's."""
     threads = cluster.threads or max(1, num_cores() // processes)
-    environment = {
-        **os.environ,
+    return {
+        **inherited_environment(os.environ),
         **python_environment(os.environ),
         # More threads than cores would make the processes wait for each other.
         "OMP_NUM_THREADS": str(threads),
@@ -88,10 +135,22 @@ def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dic
         "MASTER_PORT": str(port),
         # With which a worker notices that its launcher is gone (heartbeat.py).
         "CHORUS_LAUNCHER_PID": str(os.getpid()),
+        # DeepSpeed would decide for itself, and look for accelerators that Chorus does not know.
+        "DS_ACCELERATOR": accelerator(),
     }
-    if accelerator() == "cpu":
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
+
+
+def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a stage's processes may inherit: all but those of another launcher's processes."""
+    inherited = {}
+    for name, value in environment.items():
+        if name in PLACE_NAMES or name.startswith(PLACE_PREFIXES):
+            continue
+        # Empty, it means the same as no variable to us, and nothing that DeepSpeed knows.
+        if name == "DS_ACCELERATOR" and not value:
+            continue
+        inherited[name] = value
+    return inherited
 
 
 def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -120,9 +179,12 @@ def _device_option(processes: int, environment: Mapping[str, str]) -> str:
     """
     visible = []
     for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(","):
+        if device.strip() in HIDES_GPUS:
+            # CUDA sees those before it alone.
+            break
         if device.strip():
             visible.append(device.strip())
-    if environment.get("DS_ACCELERATOR") == "cpu" or not visible:
+    if accelerator() == "cpu" or not visible:
         return f"--num_gpus={processes}"
     if not all(device.isdigit() for device in visible):
         raise ConfigError(

@@ -11,7 +11,6 @@
 
 import json
 import logging
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 
+from launcher.devices import worker_device
 from launcher.planning.memory import is_matrix
 from launcher.recipe import OptimizerConfig
 from model.masked_prediction import Model
@@ -32,14 +32,13 @@ Engine: TypeAlias = Any
 
 def start_processes(timeout_s: float) -> torch.device:
     """Join the process group described by the environment and return this process's device."""
+    device = worker_device()
     # The shared-memory op only serves inference, and building it costs every first start half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

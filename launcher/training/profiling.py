@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from launcher.devices import accelerator
+
 logger = logging.getLogger(__name__)
 
 # Dense bf16 matrix products per second as the makers state them, by a part of the device's name. Without an entry there
@@ -69,7 +71,7 @@ class StepProfiler:
         # A stage that resumes inside of the range is profiled from there.
         if self._profile is None and step in self._steps:
             activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
+            if accelerator() == "cuda":
                 activities.append(ProfilerActivity.CUDA)
             self._profile = profile(activities=activities, record_shapes=True)
             self._profile.start()

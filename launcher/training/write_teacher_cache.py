@@ -13,13 +13,13 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from data.errors import DataError
 from data.loader import Loader
 from data.sampler import BatchesConfig, BatchSampler, BatchSpec, change_length, cut_batches
 from data.shard_index import ShardIndex
 from data.sidecars import Arrays, SidecarWriter, find_broken, open_sidecars
+from launcher.devices import recognition_device
 from launcher.errors import ConfigError
 from launcher.formatting import duration
 from launcher.monitoring.progress import Display
@@ -114,7 +114,7 @@ def cache_teachers(
         description = describe(context, teacher, spec)
         planned.append(_PlannedCache(teacher, spec, description))
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = recognition_device()
     inputs = open_inputs(context, "train", (), device)
     reports: list[CacheReport] = []
     for cache in planned:
