@@ -1,6 +1,7 @@
 """CTC forced alignment: the most probable path that writes given tokens (Viterbi over blank, token, blank, ...).
 
-Shapes: B batch, R recordings, S encoder frames, V vocabulary, U tokens, L = 2 U + 1 states.
+Shapes: B batch, R recordings, S encoder frames, V vocabulary, U tokens, N hypotheses of all utterances, L = 2 U + 1
+states.
 """
 
 from dataclasses import replace
@@ -9,80 +10,110 @@ import torch
 from torch import Tensor
 
 from model.recognizer import BLANK
-from model.search.hypothesis import Hypothesis, stack_texts
+from model.search.hypothesis import Hypothesis, flatten, stack_texts
 
 NEVER = -torch.inf
 
 
 @torch.no_grad()
 def align(
-    log_probs_RSV: Tensor, lengths_B: Tensor, tokens_BU: Tensor, token_lengths_B: Tensor, row_B: Tensor | None = None
+    log_probs_RSV: Tensor,
+    lengths_B: Tensor,
+    tokens_BU: Tensor,
+    token_lengths_B: Tensor,
+    row_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The number of the token that each frame belongs to, [B, S] with -1 for blanks and padding, and the log
     probability [B] of the path, -inf where the tokens do not fit into the frames. `row_B` says which recording of R
     each text belongs to; None: to its own."""
-    batch = len(tokens_BU)
+    batch, num_tokens = tokens_BU.shape
     num_frames = log_probs_RSV.shape[1]
+    device = tokens_BU.device
     if row_B is None:
-        row_B = torch.arange(batch, device=tokens_BU.device)
+        row_B = torch.arange(batch, device=device)
 
     # The states of a text: blank, token, blank, token, ..., blank.
-    states_BL = tokens_BU.new_full((batch, 2 * tokens_BU.shape[1] + 1), BLANK)
+    num_states = 2 * num_tokens + 1
+    states_BL = tokens_BU.new_full((batch, num_states), BLANK)
     states_BL[:, 1::2] = tokens_BU
-    # A blank may be left out between different tokens.
+    # A blank may be left out between different tokens: without it, equal ones would be merged.
     skips_BL = torch.zeros_like(states_BL, dtype=torch.bool)
     skips_BL[:, 3::2] = tokens_BU[:, 1:] != tokens_BU[:, :-1]
 
+    # The log probability of every state at every frame, gathered at once.
+    row_B11 = row_B[:, None, None]
+    frame_S1 = torch.arange(num_frames, device=device)[:, None]
+    states_B1L = states_BL[:, None]
+    log_probs_BSL = log_probs_RSV[row_B11, frame_S1, states_B1L]
+
     # Forward: the best score of each state after each frame, and from how many states before it was reached.
-    frame_S1 = torch.arange(num_frames, device=tokens_BU.device)[:, None]
-    points_BSL = log_probs_RSV[row_B[:, None, None], frame_S1, states_BL[:, None]]
     scores_BL = log_probs_RSV.new_full(states_BL.shape, NEVER)
     scores_BL[:, 0] = 0.0
-    moves = torch.zeros(num_frames, *states_BL.shape, dtype=torch.int8, device=states_BL.device)
+    moves = []
     for frame in range(num_frames):
-        entered_BL, moves[frame] = _enter_states(scores_BL, skips_BL)
-        after_BL = entered_BL + points_BSL[:, frame]
-        scores_BL = torch.where((frame < lengths_B)[:, None], after_BL, scores_BL)
+        entered_BL, move_BL = enter_states(scores_BL, skips_BL)
+        # A byte each: they are kept for all frames.
+        moves.append(move_BL.to(torch.int8))
+        after_BL = entered_BL + log_probs_BSL[:, frame]
+        active_B1 = (frame < lengths_B)[:, None]
+        scores_BL = torch.where(active_B1, after_BL, scores_BL)
 
     # A path ends in the last token or in the blank after it.
-    last_B = 2 * token_lengths_B
-    ends_B2 = torch.stack((last_B, (last_B - 1).clamp(min=0)), dim=1)
+    last_blank_B = 2 * token_lengths_B
+    last_token_B = (last_blank_B - 1).clamp(min=0)
+    ends_B2 = torch.stack((last_blank_B, last_token_B), dim=1)
     best = scores_BL.gather(1, ends_B2).max(1)
-    state_B = ends_B2.gather(1, best.indices[:, None]).squeeze(1)
+    best_B1 = best.indices[:, None]
+    state_B = ends_B2.gather(1, best_B1).squeeze(1)
 
-    # Backward along the moves.
+    # Backward along the moves. States of odd number are tokens.
     token_BS = tokens_BU.new_full((batch, num_frames), -1)
-    for frame in range(num_frames - 1, -1, -1):
+    for frame in reversed(range(num_frames)):
         active_B = frame < lengths_B
-        token_BS[:, frame] = torch.where(active_B & (state_B % 2 == 1), state_B // 2, -1)
-        state_B = torch.where(active_B, state_B - moves[frame].gather(1, state_B[:, None]).squeeze(1), state_B)
+        is_token_B = state_B % 2 == 1
+        token_BS[:, frame] = torch.where(active_B & is_token_B, state_B // 2, -1)
+        move_B = moves[frame].gather(1, state_B[:, None]).squeeze(1)
+        state_B = torch.where(active_B, state_B - move_B, state_B)
     return token_BS, best.values
 
 
-def _enter_states(scores_BL: Tensor, skips_BL: Tensor) -> tuple[Tensor, Tensor]:
+def enter_states(scores_BL: Tensor, skips_BL: Tensor) -> tuple[Tensor, Tensor]:
     """The best score with which each state is entered, and from how many states before."""
-    stay = scores_BL
-    step = torch.full_like(scores_BL, NEVER)
-    step[:, 1:] = scores_BL[:, :-1]
-    skip = torch.full_like(scores_BL, NEVER)
-    skip[:, 2:] = scores_BL[:, :-2]
-    skip.masked_fill_(~skips_BL, NEVER)
-    best = torch.stack((stay, step, skip)).max(0)
+    stay_BL = scores_BL
+    step_BL = torch.full_like(scores_BL, NEVER)
+    step_BL[:, 1:] = scores_BL[:, :-1]
+    skip_BL = torch.full_like(scores_BL, NEVER)
+    skip_BL[:, 2:] = scores_BL[:, :-2]
+    skip_BL.masked_fill_(~skips_BL, NEVER)
+    # The index of the maximum is the number of states: 0, 1 or 2.
+    best = torch.stack((stay_BL, step_BL, skip_BL)).max(0)
     return best.values, best.indices
 
 
-def with_times(hypotheses: list[list[Hypothesis]], logits_BSV: Tensor, lengths_B: Tensor) -> list[list[Hypothesis]]:
+def with_times(
+    hypotheses: list[list[Hypothesis]],
+    logits_BSV: Tensor,
+    lengths_B: Tensor,
+) -> list[list[Hypothesis]]:
     """The hypotheses of each utterance with the frames that CTC gives their tokens; none where they do not fit."""
-    flat = [hypothesis for of_utterance in hypotheses for hypothesis in of_utterance]
+    flat = flatten(hypotheses)
     if not flat:
         return hypotheses
+
     row_N, tokens_NU, token_lengths_N = stack_texts(hypotheses)
     log_probs_BSV = logits_BSV.float().log_softmax(-1).cpu()
-    token_NS, scores_N = align(log_probs_BSV, lengths_B.cpu()[row_N], tokens_NU, token_lengths_N, row_N)
+    lengths_N = lengths_B.cpu()[row_N]
+    token_NS, scores_N = align(log_probs_BSV, lengths_N, tokens_NU, token_lengths_N, row_N)
+
+    rows = row_N.tolist()
+    paths = token_NS.tolist()
+    scores = scores_N.tolist()
     timed: list[list[Hypothesis]] = [[] for _ in hypotheses]
-    for row, hypothesis, path, score in zip(row_N.tolist(), flat, token_NS.tolist(), scores_N.tolist(), strict=True):
+    for index, hypothesis in enumerate(flat):
         starts = []
-        if score > NEVER:
+        if scores[index] > NEVER:
+            path = paths[index]
             starts = [path.index(token) for token in range(len(hypothesis.tokens))]
-        timed[row].append(replace(hypothesis, frames=starts))
+        with_starts = replace(hypothesis, frames=starts)
+        timed[rows[index]].append(with_starts)
     return timed

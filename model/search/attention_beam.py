@@ -49,14 +49,14 @@ class AttentionOptions:
 @dataclass
 class _Live:
     """Hypotheses that go on: decoder_BJ sum of the decoder's log probabilities, bonus_BJ points of the fusion, row_BJ
-    its states, score_BJ all of it together, tokens_BJU and points_BJU the log probability of each."""
+    its states, score_BJ all of it together, tokens_BJU and log_probs_BJU the log probability of each."""
 
     decoder_BJ: Tensor
     bonus_BJ: Tensor
     score_BJ: Tensor
     row_BJ: Tensor
     tokens_BJU: Tensor
-    points_BJU: Tensor
+    log_probs_BJU: Tensor
 
 
 @dataclass
@@ -68,6 +68,8 @@ class _Ended:
 
 
 class _AttentionBeam:
+    """One search, from the empty hypotheses of a batch to those that have ended."""
+
     def __init__(
         self,
         decoder: Decoder,
@@ -82,107 +84,151 @@ class _AttentionBeam:
         self.prefix_scores = prefix_scores
         self.lengths_B = lengths_B.cpu()
         self.device = frames_BSD.device
-        self.table = FusionTable(fusion) if fusion else None
-        valid_BS = valid_mask(lengths_B, frames_BSD.shape[1])
+        self.table = None
+        if fusion is not None:
+            self.table = FusionTable(fusion)
+
+        batch, num_frames, _ = frames_BSD.shape
+        valid_BS = valid_mask(lengths_B, num_frames)
         self.state: DecoderState = decoder.begin(frames_BSD, valid_BS)
-        self.ended = [_Ended() for _ in range(len(frames_BSD))]
-        zeros_B1 = torch.zeros(len(frames_BSD), 1, dtype=torch.float64)
-        no_tokens_B10 = zeros_B1[..., None][..., :0]
+        self.ended = [_Ended() for _ in range(batch)]
+        # One empty hypothesis per utterance. fp64, as scores are sums over a whole text.
+        zeros_B1 = torch.zeros(batch, 1, dtype=torch.float64)
         self.live = _Live(
             decoder_BJ=zeros_B1,
             bonus_BJ=zeros_B1,
             score_BJ=zeros_B1,
             row_BJ=zeros_B1.long(),
-            tokens_BJU=no_tokens_B10.long(),
-            points_BJU=no_tokens_B10,
+            tokens_BJU=torch.zeros(batch, 1, 0, dtype=torch.int64),
+            log_probs_BJU=torch.zeros(batch, 1, 0, dtype=torch.float64),
         )
 
     def run(self) -> list[list[Hypothesis]]:
-        last_BJ = torch.full((len(self.ended), 1), START)
-        for num_tokens in range(int(self.lengths_B.max()) + 1):
+        """The hypotheses that have ended, of each utterance."""
+        batch = len(self.ended)
+        max_tokens = int(self.lengths_B.max())
+        last_BJ = torch.full((batch, 1), START)
+        for num_tokens in range(max_tokens + 1):
             logits_BJV = self.decoder.step(self.state, last_BJ.to(self.device))
             log_probs_BJV = logits_BJV.float().log_softmax(-1).cpu().double()
             tokens_BJC, grown_BJC, ends_BJ = self._score(log_probs_BJV)
-            self._end(ends_BJ, num_tokens)
-            score_BN = grown_BJC.flatten(1).topk(min(self.options.beam, grown_BJC[0].numel()), -1)
-            self._close(score_BN.values[:, 0], num_tokens)
+
+            # One choice among all candidates of all hypotheses of an utterance.
+            grown_BN = grown_BJC.flatten(1)
+            num_chosen = min(self.options.beam, grown_BN.shape[1])
+            chosen = grown_BN.topk(num_chosen, -1)
+
+            self._end(ends_BJ, chosen.values[:, 0], num_tokens)
             if all(ended.done for ended in self.ended):
                 break
-            last_BJ = self._grow(log_probs_BJV, tokens_BJC, score_BN.values, score_BN.indices)
+            last_BJ = self._grow(log_probs_BJV, tokens_BJC, chosen.values, chosen.indices)
         return [ended.hypotheses for ended in self.ended]
 
     def _score(self, log_probs_BJV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidate tokens [B, J, C], the scores of hypotheses with them, and [B, J] of ending here."""
         live = self.live
-        weight = self.options.ctc_weight
+        ctc_weight = self.options.ctc_weight
+        decoder_weight = 1 - ctc_weight
         decoder_BJV = live.decoder_BJ[..., None] + log_probs_BJV
         bonus_BJV = live.bonus_BJ[..., None].expand_as(decoder_BJV)
         end_bonus_BJ = live.bonus_BJ
         if self.table:
             bonus_BJV = bonus_BJV + self.table.all_scores(live.row_BJ)
             end_bonus_BJ = end_bonus_BJ + self.table.end(live.row_BJ)
-        grown_BJV = (1 - weight) * decoder_BJV + bonus_BJV
-        ends_BJ = (1 - weight) * decoder_BJV[..., END] + end_bonus_BJ
-        # None of these is a token of a text.
-        grown_BJV[..., [BLANK, START, END]] = NEVER
-        grown = grown_BJV.topk(min(self.options.candidates, grown_BJV.shape[-1] - 3), -1)
-        scores_BJC = grown.values
-        if self.prefix_scores:
-            prefixes_BJC, whole_BJ = self.prefix_scores.extend(grown.indices)
-            scores_BJC = scores_BJC + weight * prefixes_BJC
-            ends_BJ = ends_BJ + weight * whole_BJ
-        dead_BJ = live.score_BJ == NEVER
-        return grown.indices, scores_BJC.masked_fill(dead_BJ[..., None], NEVER), ends_BJ.masked_fill(dead_BJ, NEVER)
+        scores_BJV = decoder_weight * decoder_BJV + bonus_BJV
+        ends_BJ = decoder_weight * decoder_BJV[..., END] + end_bonus_BJ
 
-    def _end(self, ends_BJ: Tensor, num_tokens: int) -> None:
-        """Keep what ends here, if it is among the best."""
+        # None of these is a token of a text.
+        not_tokens = [BLANK, START, END]
+        scores_BJV[..., not_tokens] = NEVER
+        num_tokens = scores_BJV.shape[-1] - len(not_tokens)
+        num_candidates = min(self.options.candidates, num_tokens)
+        # CTC scores the decoder's best candidates alone: all tokens would cost a recursion over frames each.
+        scores_BJC, tokens_BJC = scores_BJV.topk(num_candidates, -1)
+        if self.prefix_scores:
+            prefixes_BJC, whole_BJ = self.prefix_scores.extend(tokens_BJC)
+            scores_BJC = scores_BJC + ctc_weight * prefixes_BJC
+            ends_BJ = ends_BJ + ctc_weight * whole_BJ
+
+        dead_BJ = live.score_BJ == NEVER
+        scores_BJC = scores_BJC.masked_fill(dead_BJ[..., None], NEVER)
+        ends_BJ = ends_BJ.masked_fill(dead_BJ, NEVER)
+        return tokens_BJC, scores_BJC, ends_BJ
+
+    def _end(
+        self,
+        ends_BJ: Tensor,
+        best_B: Tensor,
+        num_tokens: int,
+    ) -> None:
+        """Keep what ends here, if it is among the best, and find the utterances that are done.
+
+        `best_B` is the best score of each utterance's hypotheses that go on, with one token more.
+        """
         live = self.live
-        for row, (ended, ends) in enumerate(zip(self.ended, ends_BJ.tolist(), strict=True)):
+        length_power = self.options.length_power
+        # The end counts as a token.
+        length_norm = (num_tokens + 1) ** length_power
+        normalised_best_B = best_B / (num_tokens + 2) ** length_power
+
+        for row, ended in enumerate(self.ended):
             if ended.done:
                 continue
-            for number, score in enumerate(ends):
+            for place, score in enumerate(ends_BJ[row].tolist()):
                 if not score > NEVER:  # NaN too
                     continue
-                tokens = live.tokens_BJU[row, number].tolist()
-                confidences = live.points_BJU[row, number].exp().tolist()
-                score /= (num_tokens + 1) ** self.options.length_power
-                ended.hypotheses.append(Hypothesis(tokens, [], score, confidences))
+                hypothesis = Hypothesis(
+                    tokens=live.tokens_BJU[row, place].tolist(),
+                    frames=[],
+                    score=score / length_norm,
+                    confidences=live.log_probs_BJU[row, place].exp().tolist(),
+                )
+                ended.hypotheses.append(hypothesis)
             ended.hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
             del ended.hypotheses[self.options.beam :]
 
-    def _close(self, best_B: Tensor, num_tokens: int) -> None:
-        """Find the utterances that are done, of which the best hypotheses that go on are `best_B`."""
-        normalised_B = best_B / (num_tokens + 2) ** self.options.length_power
-        for row, ended in enumerate(self.ended):
             none_is_better = False
             if len(ended.hypotheses) == self.options.beam:
-                none_is_better = float(normalised_B[row]) <= ended.hypotheses[-1].score
+                worst = ended.hypotheses[-1]
+                none_is_better = float(normalised_best_B[row]) <= worst.score
             as_long_as_frames = num_tokens >= int(self.lengths_B[row])
             none_goes_on = float(best_B[row]) == NEVER
             if none_is_better or as_long_as_frames or none_goes_on:
                 ended.done = True
 
-    def _grow(self, log_probs_BJV: Tensor, tokens_BJC: Tensor, score_BJ: Tensor, chosen_BJ: Tensor) -> Tensor:
+    def _grow(
+        self,
+        log_probs_BJV: Tensor,
+        tokens_BJC: Tensor,
+        score_BJ: Tensor,
+        chosen_BJ: Tensor,
+    ) -> Tensor:
         """Go on with the chosen ones of [hypotheses, candidates]; returns their last tokens."""
         live = self.live
-        num_candidates = tokens_BJC.shape[-1]
+        batch, _, num_candidates = tokens_BJC.shape
+        rows_B1 = torch.arange(batch)[:, None]
         source_BJ = chosen_BJ // num_candidates
         candidate_BJ = chosen_BJ % num_candidates
-        rows_B1 = torch.arange(len(chosen_BJ))[:, None]
         token_BJ = tokens_BJC[rows_B1, source_BJ, candidate_BJ]
-        point_BJ = log_probs_BJV[rows_B1, source_BJ, token_BJ]
+        log_prob_BJ = log_probs_BJV[rows_B1, source_BJ, token_BJ]
+        decoder_BJ = live.decoder_BJ.gather(1, source_BJ)
+
         row_BJ = live.row_BJ.gather(1, source_BJ)
         bonus_BJ = live.bonus_BJ.gather(1, source_BJ)
         if self.table:
-            bonus_BJ = bonus_BJ + self.table.scores(row_BJ, token_BJ[..., None]).squeeze(-1)
+            token_bonus_BJ1 = self.table.scores(row_BJ, token_BJ[..., None])
+            bonus_BJ = bonus_BJ + token_bonus_BJ1.squeeze(-1)
             row_BJ = self.table.advance(row_BJ, token_BJ, score_BJ > NEVER)
+
+        tokens_BJU = live.tokens_BJU[rows_B1, source_BJ]
+        log_probs_BJU = live.log_probs_BJU[rows_B1, source_BJ]
         self.live = _Live(
-            live.decoder_BJ.gather(1, source_BJ) + point_BJ,
-            bonus_BJ,
-            score_BJ,
-            row_BJ,
-            torch.cat((live.tokens_BJU[rows_B1, source_BJ], token_BJ[..., None]), dim=-1),
-            torch.cat((live.points_BJU[rows_B1, source_BJ], point_BJ[..., None]), dim=-1),
+            decoder_BJ=decoder_BJ + log_prob_BJ,
+            bonus_BJ=bonus_BJ,
+            score_BJ=score_BJ,
+            row_BJ=row_BJ,
+            tokens_BJU=torch.cat((tokens_BJU, token_BJ[..., None]), dim=-1),
+            log_probs_BJU=torch.cat((log_probs_BJU, log_prob_BJ[..., None]), dim=-1),
         )
         self.state.select(source_BJ.to(self.device))
         if self.prefix_scores:
@@ -205,4 +251,7 @@ def attention_beam(
     A token's confidence is its probability in the decoder; the score is normalised by length.
     """
     search = _AttentionBeam(decoder, frames_BSD, lengths_B, options, fusion, prefix_scores)
-    return [ranked(hypotheses)[:n_best] for hypotheses in search.run()]
+    results = []
+    for hypotheses in search.run():
+        results.append(ranked(hypotheses)[:n_best])
+    return results

@@ -3,6 +3,8 @@
 A phrase that the text contains, from the start of a word to the end of one, is worth `bonus` for each of its tokens.
 The bonus is given token by token, while the search can still profit from it, and taken back when the match breaks, so
 that a text ends with bonus x (sum of the lengths of the phrases in it) and nothing else.
+
+Shapes: V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,14 +16,14 @@ from model.search.ngram import WORD_START
 
 
 @dataclass
-class _Node:
-    """A beginning of phrases: its tokens without word boundaries, whether a phrase ends here, and what is pending:
-    tokens since the last phrase that ended on the way."""
+class TrieNode:
+    """A beginning of phrases: its tokens without word boundaries (`depth`), whether a phrase ends here, and what is
+    pending: tokens since the last phrase that ended on the way."""
 
     depth: int = 0
     pending: int = 0
     ends: bool = False
-    next: dict[int, int] = field(default_factory=dict)
+    children: dict[int, int] = field(default_factory=dict)
 
 
 State = tuple[tuple[int, ...], bool]
@@ -32,37 +34,48 @@ class Hotwords:
 
     start: State = ((), True)
 
-    def __init__(self, phrases: Sequence[Sequence[int]], pieces: Sequence[str], bonus: float):
+    def __init__(
+        self,
+        phrases: Sequence[Sequence[int]],
+        pieces: Sequence[str],
+        bonus: float,
+    ):
         """`phrases` as tokens; `pieces` the text of every token id; `bonus` natural-log points per token."""
         self.bonus = bonus
         self._begins_V = np.array([piece.startswith(WORD_START) for piece in pieces])
         self._space_V = np.array([piece == WORD_START for piece in pieces])
-        self._nodes = [_Node()]
+        # A trie of all phrases, whose root is node 0.
+        self._nodes = [TrieNode()]
         for phrase in phrases:
             self._insert(phrase)
         self._count_pending(0, 0)
 
     def _insert(self, phrase: Sequence[int]) -> None:
+        # The space before the first word is no part of the phrase: a text may begin with it, or without.
         tokens = list(phrase)
         while tokens and self._space_V[tokens[0]]:
             tokens.pop(0)
-        node = 0
+        if not tokens:
+            return
+
+        node = self._nodes[0]
         for token in tokens:
-            node = self._child(node, token)
-        self._nodes[node].ends = bool(tokens)
+            if token not in node.children:
+                depth = node.depth
+                if not self._space_V[token]:
+                    depth += 1
+                node.children[token] = len(self._nodes)
+                self._nodes.append(TrieNode(depth))
+            node = self._nodes[node.children[token]]
+        node.ends = True
 
-    def _child(self, node: int, token: int) -> int:
-        parent = self._nodes[node]
-        if token not in parent.next:
-            parent.next[token] = len(self._nodes)
-            self._nodes.append(_Node(parent.depth + (not self._space_V[token])))
-        return parent.next[token]
-
-    def _count_pending(self, node: int, last_end: int) -> None:
-        here = self._nodes[node]
-        here.pending = here.depth - last_end
-        for child in here.next.values():
-            self._count_pending(child, here.depth if here.ends else last_end)
+    def _count_pending(self, index: int, last_end: int) -> None:
+        node = self._nodes[index]
+        node.pending = node.depth - last_end
+        if node.ends:
+            last_end = node.depth
+        for child in node.children.values():
+            self._count_pending(child, last_end)
 
     def scores(self, state: State) -> np.ndarray:
         """The points of each token after the state [V]."""
@@ -70,33 +83,52 @@ class Hotwords:
         # A token that goes on with no match takes back what was given on account; one that begins a word also completes
         # the phrases that end before it.
         withdrawn = -self.bonus * self._pending(active)
-        scores = np.where(self._begins_V, withdrawn + self.bonus * self._ended(active), withdrawn)
+        completed = withdrawn + self.bonus * self._ended(active)
+        scores_V = np.where(self._begins_V, completed, withdrawn)
 
-        tokens = set(self._nodes[0].next)
+        # The tokens that go on with a match, or begin one, are the only others.
+        tokens = set(self._nodes[0].children)
         for node in active:
-            tokens |= self._nodes[node].next.keys()
+            tokens |= self._nodes[node].children.keys()
         for token in tokens:
-            after, _ = self.advance(state, token)
-            scores[token] += self.bonus * self._pending(after)
-        return scores
+            next_active, _ = self.advance(state, token)
+            scores_V[token] += self.bonus * self._pending(next_active)
+        return scores_V
 
     def advance(self, state: State, token: int) -> State:
+        """The state after a token."""
         active, at_start = state
-        reached = {self._nodes[node].next.get(token) for node in active}
-        begins_word = at_start or (self._begins_V[token] and not self._space_V[token])
-        if begins_word:
-            reached.add(self._nodes[0].next.get(token))
-        return tuple(sorted(node for node in reached if node is not None)), bool(self._space_V[token])
+        is_space = bool(self._space_V[token])
+        begins_word = self._begins_V[token] and not is_space
+
+        # Every match that goes on, and one that begins here.
+        sources = list(active)
+        if at_start or begins_word:
+            sources.append(0)
+        reached = set()
+        for node in sources:
+            child = self._nodes[node].children.get(token)
+            if child is not None:
+                reached.add(child)
+        return tuple(sorted(reached)), is_space
 
     def end(self, state: State) -> float:
         """The points of a text that ends here."""
         active, _ = state
-        return self.bonus * (self._ended(active) - self._pending(active))
+        num_tokens = self._ended(active) - self._pending(active)
+        return self.bonus * num_tokens
 
     def _pending(self, active: tuple[int, ...]) -> int:
         """Tokens given on account: of the longest match that may still go on, or end with its word."""
-        return max((self._nodes[node].pending for node in active), default=0)
+        pending = 0
+        for node in active:
+            pending = max(pending, self._nodes[node].pending)
+        return pending
 
     def _ended(self, active: tuple[int, ...]) -> int:
         """Tokens of the phrases that are complete if a word ends here."""
-        return sum(self._nodes[node].depth for node in active if self._nodes[node].ends)
+        num_tokens = 0
+        for node in active:
+            if self._nodes[node].ends:
+                num_tokens += self._nodes[node].depth
+        return num_tokens

@@ -39,25 +39,38 @@ def shares(scores: Sequence[float]) -> list[float]:
 def ranked(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
     """All that a search ended with for one utterance, best first, each with its share as its probability."""
     ordered = sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
-    probabilities = shares([hypothesis.score for hypothesis in ordered])
+    scores = [hypothesis.score for hypothesis in ordered]
     result = []
-    for hypothesis, probability in zip(ordered, probabilities, strict=True):
+    for hypothesis, probability in zip(ordered, shares(scores), strict=True):
         result.append(replace(hypothesis, probability=probability))
     return result
 
 
+def flatten(hypotheses: Sequence[Sequence[Hypothesis]]) -> list[Hypothesis]:
+    """The hypotheses of all utterances, one utterance after the other, as in the rows of `stack_texts`."""
+    flat = []
+    for utterance_hypotheses in hypotheses:
+        flat.extend(utterance_hypotheses)
+    return flat
+
+
 def stack_texts(
-    hypotheses: Sequence[Sequence[Hypothesis]], device: torch.device | str = "cpu"
+    hypotheses: Sequence[Sequence[Hypothesis]],
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The texts of all utterances, one utterance after the other: the utterance [N] of each, its tokens [N, U] padded
     with zeros, and their number [N]. There must be at least one."""
-    rows = []
+    utterances = []
     texts = []
-    for row, of_utterance in enumerate(hypotheses):
-        for hypothesis in of_utterance:
-            rows.append(row)
+    lengths = []
+    for utterance, utterance_hypotheses in enumerate(hypotheses):
+        for hypothesis in utterance_hypotheses:
+            utterances.append(utterance)
             texts.append(torch.tensor(hypothesis.tokens, dtype=torch.int64))
-    row_N = torch.tensor(rows, device=device)
-    tokens_NU = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
-    token_lengths_N = torch.tensor([len(text) for text in texts], device=device)
-    return row_N, tokens_NU, token_lengths_N
+            lengths.append(len(hypothesis.tokens))
+
+    row_N = torch.tensor(utterances, device=device)
+    # Padded on the CPU and moved once, instead of once per text.
+    tokens_NU = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    token_lengths_N = torch.tensor(lengths, device=device)
+    return row_N, tokens_NU.to(device), token_lengths_N

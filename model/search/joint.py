@@ -28,52 +28,87 @@ class CtcPrefixScores:
     """Probabilities of all paths whose text begins with a hypothesis.
 
     in_token_BJS, in_blank_BJS log probability of the paths over the first s + 1 frames that write exactly the
-    hypothesis and end in its last token, or in a blank; before_BJS of either over the first s frames.
+    hypothesis and end in its last token, or in a blank; before_BJCS of either over the first s frames.
     """
 
     def __init__(self, logits_BSV: Tensor, lengths_B: Tensor):
-        log_probs_BSV = logits_BSV.float().log_softmax(-1).cpu().double().clamp(min=LEAST_LOG_PROB)
+        # fp64: differences of cumulative sums over all frames are taken.
+        log_probs_BSV = logits_BSV.float().log_softmax(-1).cpu().double()
+        log_probs_BSV = log_probs_BSV.clamp(min=LEAST_LOG_PROB)
+        num_frames = log_probs_BSV.shape[1]
         self.lengths_B = lengths_B.cpu()
         self.log_probs_BVS = log_probs_BSV.transpose(1, 2)
-        self.valid_BS = valid_mask(self.lengths_B, log_probs_BSV.shape[1])
+        self.valid_BS = valid_mask(self.lengths_B, num_frames)
+
         # The empty hypothesis: blanks alone.
         self.blank_sum_BS = self.log_probs_BVS[:, BLANK].cumsum(-1)
         self.in_blank_BJS = self.blank_sum_BS[:, None]
         self.in_token_BJS = torch.full_like(self.in_blank_BJS, NEVER)
-        self.last_BJ = torch.full(self.in_blank_BJS.shape[:2], BLANK)
+        batch = len(log_probs_BSV)
+        self.last_BJ = torch.full((batch, 1), BLANK)
         self.empty = True
 
     def extend(self, tokens_BJC: Tensor) -> tuple[Tensor, Tensor]:
         """See `PrefixScores`."""
         batch, hypotheses = tokens_BJC.shape[:2]
-        rows = torch.arange(batch)[:, None, None]
-        token_BJCS = self.log_probs_BVS[rows, tokens_BJC]
-        repeats_BJC1 = (tokens_BJC == self.last_BJ[..., None])[..., None]
-        either_BJS = torch.logaddexp(self.in_token_BJS, self.in_blank_BJS)
-        before_BJCS = torch.where(repeats_BJC1, self.in_blank_BJS[:, :, None], either_BJS[:, :, None])
+        rows_B11 = torch.arange(batch)[:, None, None]
+        token_BJCS = self.log_probs_BVS[rows_B11, tokens_BJC]
+        exactly_BJS = torch.logaddexp(self.in_token_BJS, self.in_blank_BJS)
+
+        # The paths that a candidate may follow: a token after itself needs a blank in between.
+        repeats_BJC = tokens_BJC == self.last_BJ[..., None]
+        exactly_BJ1S = exactly_BJS[:, :, None]
+        in_blank_BJ1S = self.in_blank_BJS[:, :, None]
+        before_BJCS = torch.where(repeats_BJC[..., None], in_blank_BJ1S, exactly_BJ1S)
         # Before the first frame the empty hypothesis has probability 1, any other 0.
-        before_BJCS = functional.pad(before_BJCS[..., :-1], (1, 0), value=0.0 if self.empty else NEVER)
-        begins_BJCS = before_BJCS + token_BJCS
-        prefix_BJC = begins_BJCS.masked_fill(~self.valid_BS[:, None, None], NEVER).logsumexp(-1)
-        sum_BJCS = token_BJCS.cumsum(-1)
-        self._in_token_BJCS = sum_BJCS + (begins_BJCS - sum_BJCS).logcumsumexp(-1)
-        blank_sum_B11S = self.blank_sum_BS[:, None, None]
-        after_BJCS = functional.pad((self._in_token_BJCS - blank_sum_B11S)[..., :-1], (1, 0), value=NEVER)
-        self._in_blank_BJCS = blank_sum_B11S + after_BJCS.logcumsumexp(-1)
-        self._tokens_BJC = tokens_BJC
-        last_frame_BJ1 = (self.lengths_B - 1).clamp(min=0)[:, None, None].expand(batch, hypotheses, 1)
-        whole_BJ = either_BJS.gather(2, last_frame_BJ1).squeeze(2)
+        before_first = NEVER
         if self.empty:
-            whole_BJ = torch.where(self.lengths_B[:, None] == 0, 0.0, whole_BJ)
+            before_first = 0.0
+        before_BJCS = _delay(before_BJCS, before_first)
+
+        # The candidate begins at frame s; whatever follows, the text begins with hypothesis and candidate.
+        begins_BJCS = before_BJCS + token_BJCS
+        valid_B11S = self.valid_BS[:, None, None]
+        prefix_BJC = begins_BJCS.masked_fill(~valid_B11S, NEVER).logsumexp(-1)
+
+        # in_token(s) = token(s) x (in_token(s - 1) + before(s)): divided by the products of the token's probabilities
+        # so far, it is a cumulative sum.
+        sum_BJCS = token_BJCS.cumsum(-1)
+        relative_BJCS = begins_BJCS - sum_BJCS
+        in_token_BJCS = sum_BJCS + relative_BJCS.logcumsumexp(-1)
+
+        # in_blank(s) = blank(s) x (in_blank(s - 1) + in_token(s - 1)): in the same way, of blanks.
+        blank_sum_B11S = self.blank_sum_BS[:, None, None]
+        relative_BJCS = in_token_BJCS - blank_sum_B11S
+        after_BJCS = _delay(relative_BJCS, NEVER)
+        in_blank_BJCS = blank_sum_B11S + after_BJCS.logcumsumexp(-1)
+
+        # A text that ends here is what the hypothesis is after the last valid frame.
+        last_frame_B = (self.lengths_B - 1).clamp(min=0)
+        last_frame_BJ1 = last_frame_B[:, None, None].expand(batch, hypotheses, 1)
+        whole_BJ = exactly_BJS.gather(2, last_frame_BJ1).squeeze(2)
+        if self.empty:
+            has_no_frames_B1 = self.lengths_B[:, None] == 0
+            whole_BJ = torch.where(has_no_frames_B1, 0.0, whole_BJ)
+
+        self._tokens_BJC = tokens_BJC
+        self._in_token_BJCS = in_token_BJCS
+        self._in_blank_BJCS = in_blank_BJCS
         return prefix_BJC, whole_BJ
 
     def select(self, source_BJ: Tensor, candidate_BJ: Tensor) -> None:
         """See `PrefixScores`."""
-        rows = torch.arange(len(source_BJ))[:, None]
-        self.in_token_BJS = self._in_token_BJCS[rows, source_BJ, candidate_BJ]
-        self.in_blank_BJS = self._in_blank_BJCS[rows, source_BJ, candidate_BJ]
-        self.last_BJ = self._tokens_BJC[rows, source_BJ, candidate_BJ]
+        rows_B1 = torch.arange(len(source_BJ))[:, None]
+        chosen = (rows_B1, source_BJ, candidate_BJ)
+        self.in_token_BJS = self._in_token_BJCS[chosen]
+        self.in_blank_BJS = self._in_blank_BJCS[chosen]
+        self.last_BJ = self._tokens_BJC[chosen]
         self.empty = False
+
+
+def _delay(x_BJCS: Tensor, first: float) -> Tensor:
+    """Each frame's value at the frame after it; `first` at the first one."""
+    return functional.pad(x_BJCS[..., :-1], (1, 0), value=first)
 
 
 def joint(
@@ -86,6 +121,14 @@ def joint(
     fusion: Fusion | None = None,
 ) -> list[list[Hypothesis]]:
     """The best texts of each utterance by ctc_weight ln p_ctc + (1 - ctc_weight) ln p_decoder, best first."""
-    scores = CtcPrefixScores(logits_BSV, lengths_B)
-    found = attention_beam(decoder, frames_BSD, lengths_B, options, n_best, fusion, scores)
-    return with_times(found, logits_BSV, lengths_B)
+    prefix_scores = CtcPrefixScores(logits_BSV, lengths_B)
+    hypotheses = attention_beam(
+        decoder,
+        frames_BSD,
+        lengths_B,
+        options,
+        n_best,
+        fusion,
+        prefix_scores,
+    )
+    return with_times(hypotheses, logits_BSV, lengths_B)

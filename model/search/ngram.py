@@ -11,7 +11,7 @@ The scorers work with any `LanguageModel`: with an `NgramModel` from an ARPA fil
 import gzip
 import math
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ import numpy as np
 
 from model.recognizer import END, START
 
-SENTENCE_START, SENTENCE_END, UNKNOWN_WORDS = "<s>", "</s>", ("<unk>", "<UNK>")
+SENTENCE_START = "<s>"
+SENTENCE_END = "</s>"
+UNKNOWN_WORDS = ("<unk>", "<UNK>")
 # No model has this word, so that it scores as an unknown one.
 NO_WORD = ""
 # How SentencePiece writes the space before a word.
@@ -61,14 +63,21 @@ class NgramModel:
 
     no_context: Context = ()
 
-    def __init__(self, order: int, entries: dict[Context, float], backoffs: dict[Context, float]):
+    def __init__(
+        self,
+        order: int,
+        entries: dict[Context, float],
+        backoffs: dict[Context, float],
+    ):
         """`entries` hold ln p of each n-gram's last word, `backoffs` the weights of those n-grams that are contexts."""
         self.order = order
         self.entries = entries
         self.backoffs = backoffs
         self.followers: dict[Context, list[str]] = {}
         for ngram in entries:
-            self.followers.setdefault(ngram[:-1], []).append(ngram[-1])
+            context = ngram[:-1]
+            words = self.followers.setdefault(context, [])
+            words.append(ngram[-1])
 
         self.unknown: str | None = None
         for word in UNKNOWN_WORDS:
@@ -78,8 +87,9 @@ class NgramModel:
             self.unknown_score = entries[(self.unknown,)]
         else:
             # The start follows no word: ARPA files give it -99.
-            words = [word for word in self.followers.get((), []) if word != SENTENCE_START]
-            self.unknown_score = min(entries[(word,)] for word in words)
+            possible_words = set(self.followers.get((), []))
+            possible_words.discard(SENTENCE_START)
+            self.unknown_score = min(entries[(word,)] for word in possible_words)
 
     @property
     def start(self) -> Context:
@@ -93,8 +103,11 @@ class NgramModel:
         if not self.knows(word):
             if self.unknown is None:
                 # The score of the empty context, after backing off from every longer one.
-                suffixes = [context[begin:] for begin in range(len(context))]
-                return self.unknown_score + sum(self.backoffs.get(suffix, 0.0) for suffix in suffixes)
+                total_backoff = 0.0
+                while context:
+                    total_backoff += self.backoffs.get(context, 0.0)
+                    context = context[1:]
+                return self.unknown_score + total_backoff
             word = self.unknown
 
         total_backoff = 0.0
@@ -115,23 +128,31 @@ class NgramModel:
         """The end of a context that scores the same: fewer contexts are fewer states in a search."""
         if self.order == 1:
             return ()
-        context = context[-(self.order - 1) :]
-        while context and context not in self.followers and not self.backoffs.get(context):
+        max_words = self.order - 1
+        context = context[-max_words:]
+        while context:
+            # A context with a weight of 0 (ln 1) that nothing follows is passed over by every score.
+            if context in self.followers or self.backoffs.get(context):
+                break
             context = context[1:]
         return context
 
 
 def read_arpa(path: Path) -> NgramModel:
     """Read an ARPA file, gzipped when its name ends in .gz. ValueError when it is none, OSError as from `open`."""
-    is_gzipped = path.suffix == ".gz"
-    with gzip.open(path, "rt", encoding="utf-8-sig") if is_gzipped else path.open(encoding="utf-8-sig") as file:
+    # Some tools write a byte order mark, which is no part of the text.
+    encoding = "utf-8-sig"
+    open_text = open
+    if path.suffix == ".gz":
+        open_text = gzip.open
+    with open_text(path, "rt", encoding=encoding) as file:
         try:
             return _parse(file, path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no ARPA file in UTF-8: {error}") from None
 
 
-def _parse(lines: Iterator[str], path: Path) -> NgramModel:
+def _parse(lines: Iterable[str], path: Path) -> NgramModel:
     announced: dict[int, int] = {}
     entries: dict[Context, float] = {}
     backoffs: dict[Context, float] = {}
@@ -156,40 +177,56 @@ def _parse(lines: Iterator[str], path: Path) -> NgramModel:
             if count:
                 announced[int(count[1])] = int(count[2])
         elif text:
-            _read_entry(text, order, entries, backoffs, f"{path}, line {number}")
+            place = f"{path}, line {number}"
+            _read_entry(text, order, entries, backoffs, place)
             num_read += 1
 
-    lacks_words = bool(entries) and not any(len(ngram) == 1 for ngram in entries)
+    has_words = any(len(ngram) == 1 for ngram in entries)
+    lacks_words = bool(entries) and not has_words
     if not ended or not announced or lacks_words:
         raise ValueError(f"{path} is no whole ARPA file: it lacks its counts, its 1-grams or its \\end\\")
     return NgramModel(max(announced), entries, backoffs)
 
 
 def _read_entry(
-    text: str, order: int, entries: dict[Context, float], backoffs: dict[Context, float], place: str
+    text: str,
+    order: int,
+    entries: dict[Context, float],
+    backoffs: dict[Context, float],
+    place: str,
 ) -> None:
     """Read `score word ... word [back-off]`."""
     # Only spaces and tabs divide: a token may be any other kind of space.
     fields = re.split(r"[ \t]+", text)
-    has_backoff = len(fields) == order + 2
-    if len(fields) != order + 1 and not has_backoff:
-        raise ValueError(f"{place}: {text[:60]!r} is no {order}-gram with its probability and perhaps a back-off")
+    num_fields = len(fields)
+    has_backoff = num_fields == order + 2
+    shown = text[:60]
+    if num_fields != order + 1 and not has_backoff:
+        raise ValueError(f"{place}: {shown!r} is no {order}-gram with its probability and perhaps a back-off")
+
     ngram = tuple(fields[1 : order + 1])
     try:
         entries[ngram] = float(fields[0]) * LN_10
         if has_backoff:
             backoffs[ngram] = float(fields[-1]) * LN_10
     except ValueError:
-        raise ValueError(f"{place}: {text[:60]!r} does not begin (and end) with a number") from None
+        raise ValueError(f"{place}: {shown!r} does not begin (and end) with a number") from None
 
 
-def _check_count(path: Path, announced: dict[int, int], order: int, num_read: int) -> None:
-    if order and order not in announced:
+def _check_count(
+    path: Path,
+    announced: dict[int, int],
+    order: int,
+    num_read: int,
+) -> None:
+    """ValueError where the section that ends here is not as long as the header says; order 0 is before the first."""
+    if order == 0:
+        return
+    if order not in announced:
         raise ValueError(f"{path} holds {order}-grams and has no line `ngram {order}=COUNT` in its header")
-    if order and announced[order] != num_read:
-        raise ValueError(
-            f"{path} announces {announced[order]} {order}-grams and holds {num_read}: it was cut or changed"
-        )
+    num_announced = announced[order]
+    if num_announced != num_read:
+        raise ValueError(f"{path} announces {num_announced} {order}-grams and holds {num_read}: it was cut or changed")
 
 
 class TokenLanguageModel:
@@ -202,49 +239,57 @@ class TokenLanguageModel:
         # A text is begun and ended by the search, not by a token in it: these two score as unknown words.
         self._known_V = np.array([model.knows(piece) for piece in pieces])
         self._known_V[[START, END]] = False
-        self._entries: dict[Context, list[tuple[int, float]]] | None = None
+        # Of each context the tokens that follow it, with their scores.
+        self._followers: dict[Context, list[tuple[int, float]]] = {}
         if isinstance(model, NgramModel):
-            self._entries = self._index_entries(model)
+            self._index_followers(model)
 
-    def _index_entries(self, model: NgramModel) -> dict[Context, list[tuple[int, float]]]:
-        """Of each context the tokens that follow it, with their scores."""
-        ids = {piece: token for token, piece in enumerate(self.pieces) if token not in (START, END)}
-        entries = {}
+    def _index_followers(self, model: NgramModel) -> None:
+        token_of_piece = {}
+        for token, piece in enumerate(self.pieces):
+            if token not in (START, END):
+                token_of_piece[piece] = token
+
         for context, words in model.followers.items():
             followers = []
             for word in words:
-                if word in ids:
-                    followers.append((ids[word], model.entries[(*context, word)]))
-            entries[context] = followers
-        return entries
+                token = token_of_piece.get(word)
+                if token is not None:
+                    score = model.entries[(*context, word)]
+                    followers.append((token, score))
+            self._followers[context] = followers
 
     @property
     def start(self) -> Hashable:
         return self.model.start
 
     def scores(self, state: Any) -> np.ndarray:
-        scores = np.zeros(len(self.pieces))
-        if isinstance(self.model, NgramModel) and self._entries is not None:
+        """The points of each token after the state [V]."""
+        scores_V = np.zeros(len(self.pieces))
+        if isinstance(self.model, NgramModel):
             # From the shortest context to the longest: what a longer one lacks backs off, what it has overwrites.
-            for begin in range(len(state), -1, -1):
+            for begin in reversed(range(len(state) + 1)):
                 context = state[begin:]
                 if context:
-                    scores += self.model.backoffs.get(context, 0.0)
-                for token, score in self._entries.get(context, ()):
-                    scores[token] = score
+                    scores_V += self.model.backoffs.get(context, 0.0)
+                for token, score in self._followers.get(context, ()):
+                    scores_V[token] = score
         else:
             # KenLM tells no list of a context's followers.
             for token in self._known_V.nonzero()[0]:
-                scores[token] = self.model.score(state, self.pieces[token])
-        scores[~self._known_V] = self.model.score(state, NO_WORD)
-        return scores
+                piece = self.pieces[token]
+                scores_V[token] = self.model.score(state, piece)
+        scores_V[~self._known_V] = self.model.score(state, NO_WORD)
+        return scores_V
 
     def advance(self, state: Any, token: int) -> Hashable:
+        """The state after a token."""
         if token in (START, END):
             return self.model.no_context
         return self.model.advance(state, self.pieces[token])
 
     def end(self, state: Any) -> float:
+        """The points of a text that ends here."""
         return self.model.score(state, SENTENCE_END)
 
 
@@ -261,25 +306,31 @@ class WordLanguageModel:
         return self.model.start, ""
 
     def scores(self, state: tuple[Any, str]) -> np.ndarray:
+        """The points of each token after the state [V]."""
         context, word = state
         if not word:
             return np.zeros(len(self.pieces))
         # Only a piece that begins the next word completes this one.
-        return self._begins_V * self.model.score(context, word)
+        word_score = self.model.score(context, word)
+        return self._begins_V * word_score
 
     def advance(self, state: tuple[Any, str], token: int) -> tuple[Hashable, str]:
-        context, word = state
+        """The state after a token."""
         if token in (START, END):
             return state
+        context, word = state
+        piece = self.pieces[token]
         if not self._begins_V[token]:
-            return context, word + self.pieces[token]
+            return context, word + piece
         if word:
             context = self.model.advance(context, word)
-        return context, self.pieces[token].lstrip(WORD_START)
+        return context, piece.lstrip(WORD_START)
 
     def end(self, state: tuple[Any, str]) -> float:
+        """The points of a text that ends here: of its last word, and of the end."""
         context, word = state
         if not word:
             return self.model.score(context, SENTENCE_END)
-        after = self.model.advance(context, word)
-        return self.model.score(context, word) + self.model.score(after, SENTENCE_END)
+        word_score = self.model.score(context, word)
+        next_context = self.model.advance(context, word)
+        return word_score + self.model.score(next_context, SENTENCE_END)

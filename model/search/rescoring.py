@@ -12,7 +12,7 @@ from torch import Tensor
 from model.decoder import Decoder, append_end, reverse, shift_right
 from model.layers.subsampling import valid_mask
 from model.recognizer import END, START, Recognizer
-from model.search.hypothesis import Hypothesis, ranked, stack_texts
+from model.search.hypothesis import Hypothesis, flatten, ranked, stack_texts
 
 
 @torch.no_grad()
@@ -27,32 +27,57 @@ def rescore(
     """The hypotheses of each utterance by ctc_weight x their score + (1 - reverse_weight) ln p_decoder +
     reverse_weight ln p_reverse, best first. Times and confidences stay; a reverse_weight above 0 needs a decoder that
     reads backwards."""
-    flat = [hypothesis for of_utterance in hypotheses for hypothesis in of_utterance]
+    flat = flatten(hypotheses)
     if not flat:
         return hypotheses
+
+    # Each text is a row of the decoder's batch, beside a copy of its utterance's frames.
     row_N, tokens_NU, token_lengths_N = stack_texts(hypotheses, frames_BSD.device)
+    num_frames = frames_BSD.shape[1]
     memory_NSD = frames_BSD[row_N]
-    valid_NS = valid_mask(lengths_B, frames_BSD.shape[1])[row_N]
+    valid_NS = valid_mask(lengths_B, num_frames)[row_N]
+
     assert recognizer.decoder is not None
     scores_N = text_scores(recognizer.decoder, memory_NSD, valid_NS, tokens_NU, token_lengths_N)
     if reverse_weight:
         assert recognizer.reverse_decoder is not None
         backwards_NU = reverse(tokens_NU, token_lengths_N)
-        backwards_N = text_scores(recognizer.reverse_decoder, memory_NSD, valid_NS, backwards_NU, token_lengths_N)
+        backwards_N = text_scores(
+            recognizer.reverse_decoder,
+            memory_NSD,
+            valid_NS,
+            backwards_NU,
+            token_lengths_N,
+        )
         scores_N = (1 - reverse_weight) * scores_N + reverse_weight * backwards_N
+
+    rows = row_N.tolist()
+    decoder_scores = scores_N.tolist()
     rescored: list[list[Hypothesis]] = [[] for _ in hypotheses]
-    for row, hypothesis, score in zip(row_N.tolist(), flat, scores_N.tolist(), strict=True):
-        rescored[row].append(replace(hypothesis, score=ctc_weight * hypothesis.score + score))
-    return [ranked(of_utterance) for of_utterance in rescored]
+    for index, hypothesis in enumerate(flat):
+        score = ctc_weight * hypothesis.score + decoder_scores[index]
+        rescored[rows[index]].append(replace(hypothesis, score=score))
+    return [ranked(utterance_hypotheses) for utterance_hypotheses in rescored]
 
 
 def text_scores(
-    decoder: Decoder, memory_NSD: Tensor, valid_NS: Tensor, tokens_NU: Tensor, token_lengths_N: Tensor
+    decoder: Decoder,
+    memory_NSD: Tensor,
+    valid_NS: Tensor,
+    tokens_NU: Tensor,
+    token_lengths_N: Tensor,
 ) -> Tensor:
     """ln p [N] of each text and its end, in one pass of the decoder."""
-    log_probs_NUV = decoder(memory_NSD, valid_NS, shift_right(tokens_NU, START)).float().log_softmax(-1)
-    target_NU = append_end(tokens_NU, token_lengths_N, END)
+    inputs_NU = shift_right(tokens_NU, START)
+    targets_NU = append_end(tokens_NU, token_lengths_N, END)
+    logits_NUV = decoder(memory_NSD, valid_NS, inputs_NU)
+    log_probs_NUV = logits_NUV.float().log_softmax(-1)
     # fp64: a sum over a long text would round in fp32, and scores are compared.
-    points_NU = log_probs_NUV.gather(2, target_NU[..., None]).squeeze(2).double()
-    counts_NU = torch.arange(target_NU.shape[1], device=target_NU.device) <= token_lengths_N[:, None]
-    return torch.where(counts_NU, points_NU, 0.0).sum(1)
+    log_probs_NU = log_probs_NUV.gather(2, targets_NU[..., None]).squeeze(2)
+    log_probs_NU = log_probs_NU.double()
+
+    # The tokens and the end after them count, padding does not.
+    num_targets = targets_NU.shape[1]
+    positions_U = torch.arange(num_targets, device=targets_NU.device)
+    counts_NU = positions_U <= token_lengths_N[:, None]
+    return torch.where(counts_NU, log_probs_NU, 0.0).sum(1)
