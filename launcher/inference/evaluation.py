@@ -28,6 +28,8 @@ from launcher.stages.context import StageContext
 from model.costs.flops import count_parameters
 from model.search import Hypothesis
 
+# What is shown while a recording is read: the seconds read, and the hypothesis so far.
+OnText = Callable[[float, str], None]
 # Padded audio per batch: enough to keep the cores busy, little enough for any machine.
 BATCH_S = 60.0
 NUM_EXAMPLES = 20
@@ -42,7 +44,8 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
     results = {}
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")
-        model = FinishedModel.load(context.run.stage(name).model, stage.search)
+        folder = context.run.stage(name).model
+        model = FinishedModel.load(folder, stage.search)
         result = evaluate_model(
             model,
             context.split_folder(stage.split),
@@ -53,7 +56,8 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
         write_lines(context.folder.hypotheses_file(name), rows)
         # Spread over the whole split, which is sorted by key.
         stride = max(1, len(rows) // NUM_EXAMPLES)
-        results[name] = {**result, "examples": rows[::stride][:NUM_EXAMPLES]}
+        result["examples"] = rows[::stride][:NUM_EXAMPLES]
+        results[name] = result
     return {"models": results}
 
 
@@ -78,21 +82,28 @@ def evaluate_model(
     audio_s = 0.0
     sample_rate_hz = model.features.config.sample_rate_hz
     for batch in _batches(reader, sample_rate_hz):
-        examples = [reader.read(utterance) for utterance in batch]
-        waveforms = [example.waveform for example in examples]
-        if not keys:
+        waveforms = []
+        num_samples = 0
+        for utterance in batch:
+            example = reader.read(utterance)
+            keys.append(example.key)
+            references.append(example.text)
+            waveforms.append(example.waveform)
+            num_samples += len(example.waveform)
+
+        if not hypotheses:
             # The first call sets up threads and kernels, which is not the model's speed.
             model.recognise(waveforms)
         started = time.perf_counter()
         hypotheses += model.recognise(waveforms)
         busy_s += time.perf_counter() - started
-        audio_s += sum(len(waveform) for waveform in waveforms) / sample_rate_hz
-        keys += [example.key for example in examples]
-        references += [example.text for example in examples]
+        audio_s += num_samples / sample_rate_hz
         on_batch(len(keys))
 
+    # Sorted: batches go by length, and hypotheses of two evaluations are to be compared line by line.
+    utterances = sorted(zip(keys, references, hypotheses, strict=True))
     rows = []
-    for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True)):
+    for key, reference, hypothesis in utterances:
         rows.append({"key": key, "reference": reference, "hypothesis": hypothesis})
     operations = operations_per_second(model.recognizer, model.features.config)
     return {
@@ -117,9 +128,13 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
     transcript are excluded."""
     index = reader.index
     transcribed = np.flatnonzero(index.text_length)
-    order = transcribed[np.argsort(-index.samples[transcribed], kind="stable")]
+    samples = index.samples[transcribed]
+    # Stable, so that equal lengths come in the same order on every machine.
+    longest_first = np.argsort(-samples, kind="stable")
+    order = transcribed[longest_first]
     # The first utterance of a batch is its longest: the others are padded to it.
-    capacities = np.maximum(1, int(BATCH_S * sample_rate_hz) // index.samples[order])
+    batch_samples = int(BATCH_S * sample_rate_hz)
+    capacities = np.maximum(1, batch_samples // samples[longest_first])
     for start, stop in pairwise(cut_batches(capacities)):
         yield order[start:stop].tolist()
 
@@ -131,7 +146,7 @@ class Transcriber:
         """CheckpointError when the model cannot be read, ConfigError or DataError when the search does not suit it."""
         self.model = FinishedModel.load(model_folder, search)
 
-    def transcribe(self, path: Path, on_text: Callable[[float, str], None] | None = None) -> dict[str, Any]:
+    def transcribe(self, path: Path, on_text: OnText | None = None) -> dict[str, Any]:
         """The text of a recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
 
         With `on_text`, the recording is read chunk by chunk, and the seconds read and the hypothesis so far are handed
@@ -140,12 +155,19 @@ class Transcriber:
         """
         check_recording(path)
         # Any name of a file will do here; a key only matters where recordings stand together.
-        utterance = Utterance("recording", (Clip(path),), "", "test")
-        waveform = read_audio(utterance, self.model.features.config.sample_rate_hz)
+        utterance = Utterance(key="recording", clips=(Clip(path),), text="", split="test")
+        sample_rate_hz = self.model.features.config.sample_rate_hz
+        waveform = read_audio(utterance, sample_rate_hz)
         if on_text is None:
             hypotheses = self.model.hypotheses([waveform])[0]
         else:
-            hypotheses = _recognise_in_chunks(self.model, waveform, on_text)
+            stream = StreamingRecognizer(self.model)
+            for start in range(0, len(waveform), stream.chunk_samples):
+                piece = waveform[start : start + stream.chunk_samples]
+                best = stream.push(piece)
+                read_s = (start + len(piece)) / sample_rate_hz
+                on_text(read_s, self.model.tokenizer.decode(best.tokens))
+            hypotheses = stream.finish()
         return {"audio": str(path), **transcript(self.model, hypotheses)}
 
 
@@ -168,46 +190,31 @@ def check_recording(path: Path) -> None:
         raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
 
 
-def _recognise_in_chunks(
-    model: FinishedModel, waveform: np.ndarray, on_text: Callable[[float, str], None]
-) -> list[Hypothesis]:
-    stream = StreamingRecognizer(model)
-    for start in range(0, len(waveform), stream.chunk_samples):
-        piece = waveform[start : start + stream.chunk_samples]
-        best = stream.push(piece)
-        heard_s = (start + len(piece)) / model.features.config.sample_rate_hz
-        on_text(heard_s, model.tokenizer.decode(best.tokens))
-    return stream.finish()
-
-
 def transcript(model: FinishedModel, hypotheses: list[Hypothesis]) -> dict[str, Any]:
     """The best of an utterance's hypotheses as text and tokens, and all of them as `n_best`; docs/search.md has an
     example. Times are in seconds from the start of the recording, None for tokens that do not fit into it."""
-    rows = []
+    pieces = model.tokenizer.pieces
+    n_best = []
     for hypothesis in hypotheses:
+        num_tokens = len(hypothesis.tokens)
+        # Empty where there are more tokens than frames, as a decoder may write.
+        frames = hypothesis.frames or [None] * num_tokens
+        tokens = []
+        for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True):
+            start_s = None
+            if frame is not None:
+                start_s = round(frame * model.frame_s, 3)
+            tokens.append({"token": pieces[token], "start_s": start_s, "confidence": round(confidence, 4)})
+
+        # A search that ends with one hypothesis has nothing to compare it with.
+        probability = hypothesis.probability
+        if probability is not None:
+            probability = round(probability, 4)
         row = {
             "text": model.tokenizer.decode(hypothesis.tokens),
             "score": round(hypothesis.score, 4),
-            "probability": _round_known(hypothesis.probability, 4),
-            "tokens": _token_rows(model, hypothesis),
+            "probability": probability,
+            "tokens": tokens,
         }
-        rows.append(row)
-    return {"text": rows[0]["text"], "n_best": rows}
-
-
-def _token_rows(model: FinishedModel, hypothesis: Hypothesis) -> list[dict[str, Any]]:
-    """Piece, start and confidence of each token of a hypothesis."""
-    pieces = model.tokenizer.pieces
-    frames = hypothesis.frames or [None] * len(hypothesis.tokens)
-    rows = []
-    for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True):
-        start_s = None if frame is None else frame * model.frame_s
-        row = {"token": pieces[token], "start_s": _round_known(start_s, 3), "confidence": round(confidence, 4)}
-        rows.append(row)
-    return rows
-
-
-def _round_known(number: float | None, digits: int) -> float | None:
-    if number is None:
-        return None
-    return round(number, digits)
+        n_best.append(row)
+    return {"text": n_best[0]["text"], "n_best": n_best}

@@ -38,8 +38,10 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
     folder = context.split_folder(context.stage.split)
     for name, model in results["models"].items():
         tracker.summarize(_summary(name, model))
+        table_name = f"examples/{name}"
+        examples = model["examples"]
         # The defaults bind this turn's values: the tracker calls it later, on a thread of its own.
-        tracker.table(lambda name=name, model=model: examples_table(f"examples/{name}", model["examples"], folder))
+        tracker.table(lambda name=table_name, examples=examples: examples_table(name, examples, folder))
     tracker.artifacts(lambda: made_artifacts(context), used=False)
     tracker.close(TIMEOUT_S)
     if tracker.num_dropped:
@@ -66,23 +68,35 @@ def _summary(name: str, model: dict[str, Any]) -> dict[str, float]:
 def examples_table(name: str, examples: list[dict[str, str]], folder: Path | str) -> Table:
     """Examples of one model with their errors, and their audio from a split's shards at the shards' rate."""
     index = read_index(folder)
+    # A table is not worth waiting for: after TIMEOUT_S it is dropped.
     reader = ShardReader(index, attempts=1)
-    example_keys = {example["key"] for example in examples}
+    wanted_keys = {example["key"] for example in examples}
     position_of_key = {}
+    # One pass over the keys, which are stored front to back and may be millions.
     for position, key in enumerate(index.keys()):
-        if key in example_keys:
+        if key in wanted_keys:
             position_of_key[key] = position
 
     rows = []
     for example in examples:
         reference = example["reference"]
         hypothesis = example["hypothesis"]
-        waveform = reader.read(position_of_key[example["key"]]).waveform
+        utterance = reader.read(position_of_key[example["key"]])
         flac = io.BytesIO()
-        soundfile.write(flac, waveform, index.sample_rate_hz, format="FLAC")
+        soundfile.write(flac, utterance.waveform, index.sample_rate_hz, format="FLAC")
         sound = Sound(flac.getvalue(), index.sample_rate_hz)
         word_errors, words = count_errors(jiwer.process_words(reference, hypothesis))
         character_errors, characters = count_errors(jiwer.process_characters(reference, hypothesis))
-        row = [example["key"], sound, reference, hypothesis, word_errors, words, character_errors, characters]
+        # In the order of COLUMNS.
+        row = [
+            example["key"],
+            sound,
+            reference,
+            hypothesis,
+            word_errors,
+            words,
+            character_errors,
+            characters,
+        ]
         rows.append(row)
     return Table(name, COLUMNS, rows)

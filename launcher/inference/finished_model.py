@@ -76,7 +76,10 @@ class FinishedModel:
 
     def recognise(self, waveforms: list[np.ndarray]) -> list[str]:
         """The texts of mono float32 waveforms at the model's sample rate, as one batch."""
-        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.hypotheses(waveforms)]
+        texts = []
+        for hypotheses in self.hypotheses(waveforms):
+            texts.append(self.tokenizer.decode(hypotheses[0].tokens))
+        return texts
 
     @torch.inference_mode()
     def hypotheses(self, waveforms: list[np.ndarray]) -> list[list[Hypothesis]]:
@@ -88,20 +91,25 @@ class FinishedModel:
         """The recogniser's output for the waveforms, as one batch, for a search to read."""
         samples_B = torch.tensor([len(waveform) for waveform in waveforms])
         # At least one window: a shorter recording is padded to one.
-        num_samples = max(int(samples_B.max()), self.features.config.window_samples)
+        longest = int(samples_B.max())
+        num_samples = max(longest, self.features.config.window_samples)
         waveforms_BS = torch.zeros(len(waveforms), num_samples)
         for row, waveform in zip(waveforms_BS, waveforms, strict=True):
             row[: len(waveform)] = torch.from_numpy(waveform)
         features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        chunk_config = self.search.config.chunk
-        chunk = chunk_config.chunk if chunk_config else None
+        chunk = None
+        if self.search.config.chunk:
+            # As while audio arrives, so that both give the same.
+            chunk = self.search.config.chunk.chunk
         return self.recognizer(features_BTF, lengths_B, chunk=chunk)
 
 
 def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:
     """The feature front-end with the `mean` and `std` per mel bin that were measured on the training split."""
     features = LogMel(config)
-    features.set_statistics(torch.tensor(statistics["mean"]), torch.tensor(statistics["std"]))
+    mean_F = torch.tensor(statistics["mean"])
+    std_F = torch.tensor(statistics["std"])
+    features.set_statistics(mean_F, std_F)
     return features
 
 
@@ -128,6 +136,7 @@ def write_finished_model(
 
     Auxiliary heads, which only served the training, are not part of it.
     """
+    # Hidden: what is half written under a final name would count as the stage's model.
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -142,5 +151,7 @@ def write_finished_model(
             shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
         statistics = read_statistics(run.features_file)
     write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
+    # A folder that is not empty cannot be replaced by a rename. A kill in between leaves none, and the stage, which is
+    # not done without it, writes it anew.
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -43,7 +43,8 @@ class StreamingRecognizer:
     @property
     def chunk_samples(self) -> int:
         """The samples of one chunk at the model's rate: after so many more there is something new to read."""
-        feature_frames = self._encoder.chunk.frames * self.model.recognizer.encoder.subsampling.factor
+        factor = self.model.recognizer.encoder.subsampling.factor
+        feature_frames = self._encoder.chunk.frames * factor
         return feature_frames * self.model.features.config.hop_samples
 
     @torch.inference_mode()
@@ -51,19 +52,23 @@ class StreamingRecognizer:
         """The next mono float32 samples at the model's rate, any number of them; the best text so far."""
         samples_S = torch.cat((self._waiting_S, torch.from_numpy(waveform)))
         num_frames = self.model.features.num_frames(len(samples_S))
-        features_BTF, _ = self.model.features(samples_S[None], torch.tensor([len(samples_S)]))
+        lengths_B = torch.tensor([len(samples_S)])
+        features_BTF, _ = self.model.features(samples_S[None], lengths_B)
         # The next window starts one hop after the last; a copy, because a view would keep the samples before it.
-        self._waiting_S = samples_S[num_frames * self.model.features.config.hop_samples :].clone()
+        next_window = num_frames * self.model.features.config.hop_samples
+        self._waiting_S = samples_S[next_window:].clone()
         self._advance(self._encoder.push(features_BTF[0]))
         return self.hypotheses()[0]
 
     @torch.inference_mode()
     def finish(self) -> list[Hypothesis]:
         """The recording has ended: its texts, best first, as many as the search's `n_best`."""
+        # The encoder holds back frames until a chunk is full; the last one may stay short.
         self._advance(self._encoder.finish())
         config = self.model.search.config
-        n_best = config.n_best if isinstance(config, PrefixBeamConfig) else 1
-        return self.hypotheses(n_best)
+        if isinstance(config, PrefixBeamConfig):
+            return self.hypotheses(config.n_best)
+        return self.hypotheses()
 
     def hypotheses(self, n_best: int = 1) -> list[Hypothesis]:
         """The best texts of what has been read so far."""
@@ -72,6 +77,9 @@ class StreamingRecognizer:
         return self._search.finish()
 
     def _advance(self, frames_SD: Tensor) -> None:
-        if len(frames_SD):
-            logits_SV = self.model.recognizer.ctc(frames_SD)
-            self._search.advance(logits_SV[None], torch.tensor([len(frames_SD)]))
+        if len(frames_SD) == 0:
+            return
+        logits_SV = self.model.recognizer.ctc(frames_SD)
+        lengths_B = torch.tensor([len(frames_SD)])
+        # A batch of one utterance.
+        self._search.advance(logits_SV[None], lengths_B)
