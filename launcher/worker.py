@@ -80,7 +80,7 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
     from launcher.recipe import EvaluateStage, load_recipe
     from launcher.stages.context import StageContext
 
-    recipe = load_recipe(run.recipe_file)
+    recipe = load_recipe(run.recipe_file, of_run=True)
     stage = recipe.stage(stage_name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if not isinstance(stage, EvaluateStage):

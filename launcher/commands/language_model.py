@@ -38,7 +38,7 @@ def _texts(source: Path) -> Iterable[str]:
     """The training transcripts of a run, or the lines of a text file."""
     run = RunFolder(source)
     if run.recipe_file.is_file():
-        return read_index(load_recipe(run.recipe_file).split_folder(run, "train")).transcripts()
+        return read_index(load_recipe(run.recipe_file, of_run=True).split_folder(run, "train")).transcripts()
     if not source.is_file():
         raise ConfigError(f"{source} is neither a run folder nor a text file. Name one of them.")
     return _lines(source)

@@ -39,7 +39,7 @@ def load_run_recipe(run: RunFolder, overrides: Sequence[str] = ()) -> "Recipe":
     for section in LAST_SECTIONS:
         if section not in values:
             raise broken_recipe(run, f"lacks its section {section}: it was cut short")
-    return load_recipe(run.recipe_file, overrides)
+    return load_recipe(run.recipe_file, overrides, of_run=True)
 
 
 def last_rows(metrics_file: Path, number: int = PACE_ROWS) -> list[dict[str, Any]]:

@@ -27,9 +27,15 @@ PORTS = range(20000, 32000)
 
 
 def deepspeed_command(
-    topology: Topology, node_rank: int | str, run: RunFolder, stage: str, master: str, port: int
+    topology: Topology, node_rank: int, run: RunFolder, stage: str, master: str, port: int
 ) -> list[str]:
     """Return the command that starts one host's processes of a training stage, on that host."""
+    executable, *arguments = deepspeed_words(topology, run, stage, master, port)
+    return [executable, f"--node_rank={node_rank}", *arguments]
+
+
+def deepspeed_words(topology: Topology, run: RunFolder, stage: str, master: str, port: int) -> list[str]:
+    """Return the command of every host; behind its first word belongs `--node_rank=` with the number of the host."""
     command = [worker_command.deepspeed_executable(), f"--hostfile={run.stage(stage).hostfile}"]
     include = topology.include()
     if include:
@@ -37,7 +43,6 @@ def deepspeed_command(
     return [
         *command,
         "--no_ssh",
-        f"--node_rank={node_rank}",
         f"--master_addr={master}",
         f"--master_port={port}",
         "--no_local_rank",

@@ -15,6 +15,7 @@ from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
 from launcher.recipe import ClusterConfig, Recipe
 from launcher.recipe.hostfile import Host, Topology
+from launcher.recipe.slurm import UNQUOTABLE
 from launcher.run_folder import RunFolder
 
 ANSWER_S = 60.0
@@ -70,12 +71,7 @@ def batch_script(recipe: Recipe, run: RunFolder, arguments: list[str]) -> str:
     }
     sbatch_options = [f"--{name}={value}" for name, value in options.items() if value is not None]
     sbatch_options += ["--requeue", *slurm.options]
-    directives = []
-    for argument in sbatch_options:
-        # sbatch knows double quotes alone.
-        if any(character.isspace() for character in argument):
-            argument = f'"{argument}"'
-        directives.append(f"#SBATCH {argument}")
+    directives = [_directive(option) for option in sbatch_options]
 
     python = worker_command.python_environment(os.environ)
     return SCRIPT.format(
@@ -83,6 +79,19 @@ def batch_script(recipe: Recipe, run: RunFolder, arguments: list[str]) -> str:
         environment=shlex.join([f"{name}={value}" for name, value in python.items()]),
         command=shlex.join([sys.executable, "-m", "launcher.cli", *arguments]),
     )
+
+
+def _directive(option: str) -> str:
+    """Return the line of a batch script that gives sbatch an option; ConfigError where none can."""
+    # Versions of sbatch differ in how quotes and backslashes within a value are undone, so none are written.
+    if UNQUOTABLE.search(option):
+        raise ConfigError(
+            f"{option!r} cannot be written into a batch script: sbatch reads line ends, quotes, backslashes and # in "
+            "its own way. Start from a folder, and give a --run-dir, without such characters."
+        )
+    if any(character.isspace() for character in option):
+        option = f'"{option}"'
+    return f"#SBATCH {option}"
 
 
 def submit(script: str) -> str:
@@ -116,25 +125,19 @@ class SlurmLauncher:
         port = port or agent_command.choose_port(self._cluster)
         master = agent_command.master_address(self._cluster, self.topology)
         per_node = len(self.topology.hosts[0].slots)
-        command = agent_command.deepspeed_command(self.topology, "$SLURM_PROCID", run, stage, master, port)
-        agent = agent_command.agent_command(command, per_node, self._cluster.threads)
-
-        # srun starts the same line everywhere. The shell of each node puts its number in, so no single quotes there.
-        words = []
-        for part in agent:
-            if part.endswith("=$SLURM_PROCID"):
-                words.append(f'"{part}"')
-            else:
-                words.append(shlex.quote(part))
+        executable, *arguments = agent_command.deepspeed_words(self.topology, run, stage, master, port)
+        agent = agent_command.agent_command([executable], per_node, self._cluster.threads)
+        # srun starts the same line everywhere. The shell of each node puts its number in; it reads nothing else of it.
+        line = f'exec {shlex.join(agent)} "--node_rank=$SLURM_PROCID" {shlex.join(arguments)}'
         # --input=all: every agent is held by its standard input, so each gets a copy of ours.
         srun = self._srun("--kill-on-bad-exit=1", "--input=all")
-        arguments = [*srun, "sh", "-c", f"exec {' '.join(words)}"]
+        command = [*srun, "sh", "-c", line]
         names = ",".join(host.name for host in self.topology.hosts)
         return Launch(
             "slurm",
             f"{master}:{port}",
             self.topology.placement(),
-            [Command(names, arguments, self._environment(), secrets={})],
+            [Command(names, command, self._environment(), secrets={})],
             {run.stage(stage).hostfile: self.topology.hostfile()},
         )
 

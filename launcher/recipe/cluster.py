@@ -4,12 +4,17 @@ Apart from `precision` nothing here changes what is computed, so a run may go on
 last bits: other numbers of cores add in another order.
 """
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from launcher.recipe.slurm import SlurmConfig
+
+# A host name, or an address of IPv4 or IPv6; it stands on command lines of every host.
+ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
@@ -59,8 +64,9 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     environment: tuple[str, ...] = Field(
         default=(), description="names of further environment variables that processes on other hosts get"
     )
-    # ssh takes the first value of an option, and these come before Chorus's own.
-    ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-F, ssh_config]")
+    # ssh takes the first value of an option, and these come before Chorus's own. Of a recipe's file only a few are
+    # taken (file_limits.py): most can start programs.
+    ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-p, '2222']")
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="the job of launcher slurm")
 
     profile_steps: tuple[int, int] | None = Field(
@@ -108,6 +114,21 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         if self.profile_steps is None:
             return range(0)
         return range(*self.profile_steps)
+
+    @field_validator("master_address")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not ADDRESS.fullmatch(value):
+            raise ValueError(f"{value!r} is neither a host name nor an address, such as node-a, 10.0.0.1 or fd00::1")
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _are_variables(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a variable; values are taken from the environment here")
+        return names
 
     @model_validator(mode="after")
     def _launcher_and_hosts_fit(self) -> "ClusterConfig":

@@ -12,6 +12,7 @@ from typing import Any
 from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.checks import check_recipe
+from launcher.recipe.file_limits import check_file, check_no_credentials
 from launcher.recipe.hostfile import read_topology
 from launcher.recipe.schema import Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
@@ -37,17 +38,24 @@ def find_recipe(name_or_path: str) -> Path:
     )
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), count_slots: bool = False) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), count_slots: bool = False, of_run: bool = False
+) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides in order, and check it; ConfigError says what is wrong.
 
     Relative paths in the corpus section, of a teacher or a start, a search and the hostfile are taken from the current
     folder and made absolute. With `count_slots` the hostfile is read, and its slots are the number of processes;
-    without, as on the hosts that it names, it need not be there.
+    without, as on the hosts that it names, it need not be there. `of_run`: the file is what a run keeps of its recipe
+    and command line, so that what only a command line may say is allowed in it.
     """
     path = find_recipe(str(name_or_path))
     values = _read(path)
+    if not of_run:
+        check_file(values, path)
     for override in overrides:
         apply_override(values, override)
+    if not of_run:
+        check_no_credentials(values, f"The recipe {path}")
     # After the overrides, so that a setting of a repeated stage reaches all its repetitions.
     repeat_stages(values)
 

@@ -1,6 +1,14 @@
 """What a recipe may say about a SLURM job."""
 
-from pydantic import BaseModel, Field
+import re
+
+from pydantic import BaseModel, Field, field_validator
+
+# Names of accounts and partitions, several partitions joined by commas.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:@+-]*")
+# What sbatch reads in another way than it stands there: the end of a line, quotes, a comment.
+UNQUOTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'\\#]")
+OPTION = re.compile(r"--([a-z][a-z-]*)(?:=(.*))?")
 
 
 class SlurmConfig(BaseModel, frozen=True, extra="forbid"):
@@ -26,3 +34,21 @@ class SlurmConfig(BaseModel, frozen=True, extra="forbid"):
     options: tuple[str, ...] = Field(
         default=(), description="further sbatch options, such as --constraint=a100; not --array"
     )
+
+    @field_validator("partition", "account")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is no name that SLURM has; write letters, digits and _ . , : @ + -")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _fits_on_a_line(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            if not OPTION.fullmatch(option) or UNQUOTABLE.search(option):
+                raise ValueError(
+                    f"{option!r} is no option for a line of a batch script; write --NAME or --NAME=VALUE, without "
+                    "quotes, backslashes, # and line ends"
+                )
+        return options

@@ -298,10 +298,10 @@ def test_the_lines_for_ssh_are_these(run, tmp_path, monkeypatch):
     assert line.startswith(f"cd {shlex.quote(os.getcwd())} && exec env ")
     deepspeed = shlex.split(line.partition(" -- ")[2])
     assert deepspeed[1:] == [
+        "--node_rank=0",
         f"--hostfile={run.stage(STAGE).hostfile}",
         "--include=node-b:1",
         "--no_ssh",
-        "--node_rank=0",
         "--master_addr=10.0.0.1",
         "--master_port=29500",
         "--no_local_rank",

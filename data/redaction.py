@@ -1,0 +1,47 @@
+"""Credentials in texts that go to people: URLs with a password, a token or a signature.
+
+`redact` stands before every sink of text that may hold a URL of a user: logs, events, errors, reports, W&B.
+"""
+
+import re
+from urllib.parse import unquote
+
+HIDDEN = "***"
+# The user's part of a URL. Azure's `container@account` and the user of ssh are names, not secrets; what stands alone
+# before the host of a web server is a token.
+USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/?#\"'<>]*)@")
+WEB_SCHEMES = ("http", "https", "ftp", "ftps", "git", "webdav", "dav")
+# A parameter of a URL or of a connection string.
+PARAMETER = re.compile(r"([?&;#])([^\s=&;?#\"'<>]{1,80})=([^\s&;#\"'<>]+)")
+SECRET_NAME = re.compile(
+    r"signature|token|secret|passw|pwd|credential|api[-_]?key|access[-_]?key|account[-_]?key|auth\b|^(sig|key|pass|code)$",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """Return a text in which the passwords, tokens and signatures of URLs are hidden."""
+    return PARAMETER.sub(_hide_parameter, USER_INFO.sub(_hide_user, text))
+
+
+def has_credentials(text: str) -> bool:
+    """Return whether a text holds a URL with a password, a token or a signature."""
+    return "://" in text and redact(text) != text
+
+
+def _hide_user(match: re.Match[str]) -> str:
+    scheme = match[1]
+    user, colon, password = match[2].partition(":")
+    is_name = not colon and scheme.lower().rpartition("+")[2] not in WEB_SCHEMES
+    if is_name or password == HIDDEN or match[2] == HIDDEN:
+        return match[0]
+    if not colon:
+        return f"{scheme}://{HIDDEN}@"
+    return f"{scheme}://{user}:{HIDDEN}@"
+
+
+def _hide_parameter(match: re.Match[str]) -> str:
+    # Names may be written with escapes: X%2DAmz%2DSignature.
+    if not SECRET_NAME.search(unquote(match[2])):
+        return match[0]
+    return f"{match[1]}{match[2]}={HIDDEN}"
