@@ -12,6 +12,10 @@ from typing import Any
 from launcher.run_folder import RunFolder
 from launcher.tracking import read_metrics
 
+# A line of events.jsonl, and one of metrics.jsonl.
+Event = dict[str, Any]
+Row = dict[str, Any]
+
 # More rows of a stage than these are thinned out.
 MAX_ROWS = 10_000
 ENDS = ("stage_done", "stage_stopped", "stage_failed")
@@ -43,10 +47,14 @@ class Goodput:
 
     def shares(self) -> dict[str, float]:
         """Each part as a fraction of the wall time."""
+        seconds = asdict(self)
         wall_s = self.wall_s
+        # Where processes have only just been started, no time has passed.
+        if wall_s == 0.0:
+            return dict.fromkeys(seconds, 0.0)
         shares = {}
-        for name, seconds in asdict(self).items():
-            shares[name] = seconds / wall_s if wall_s else 0.0
+        for name, part_s in seconds.items():
+            shares[name] = part_s / wall_s
         return shares
 
 
@@ -77,12 +85,13 @@ class _Session:
     attempts: list[_Attempt] = field(default_factory=list)
 
 
-def stage_goodput(run: RunFolder, stage: str, events: Iterable[dict[str, Any]]) -> Goodput | None:
+def stage_goodput(run: RunFolder, stage: str, events: Iterable[Event]) -> Goodput | None:
     """Account for a stage's wall time so far, from its metrics and the events of its run."""
-    return measure_goodput(events, read_metrics(run.stage(stage).metrics_file, thin_to=MAX_ROWS), stage)
+    rows = read_metrics(run.stage(stage).metrics_file, thin_to=MAX_ROWS)
+    return measure_goodput(events, rows, stage)
 
 
-def measure_goodput(events: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]], stage: str) -> Goodput | None:
+def measure_goodput(events: Iterable[Event], rows: Iterable[Row], stage: str) -> Goodput | None:
     """Account for a stage's wall time; None when no processes of it have started.
 
     `events` are those of the run, `rows` those of the stage's metrics.
@@ -90,27 +99,30 @@ def measure_goodput(events: Iterable[dict[str, Any]], rows: Iterable[dict[str, A
     stage_events = [event for event in events if event.get("stage") == stage]
     timed_rows = [row for row in rows if row.get("time") is not None]
     sessions = _read_sessions(stage_events, timed_rows)
-    attempts = [attempt for session in sessions for attempt in session.attempts]
-    if not attempts:
+    if not sessions:
         return None
 
     goodput = Goodput()
     for row in timed_rows:
         goodput.validation += row.get("validation_s") or 0.0
         goodput.save += row.get("save_stall_s") or 0.0
+    wall_s = 0.0
+    last_attempt = sessions[-1].attempts[-1]
     for session in sessions:
+        wall_s += session.ended - session.started
         _add_starts_and_finish(goodput, session)
-    for attempt in attempts:
-        goodput.lost += _lost_s(attempt, timed_rows, is_last=attempt is attempts[-1])
-    _add_steps(goodput, timed_rows, _dropped_steps(stage_events))
+        for attempt in session.attempts:
+            # The last one may be under way: what it did since its last checkpoint is not lost yet.
+            if attempt is not last_attempt or attempt.lost is not None:
+                goodput.lost += _lost_s(attempt, timed_rows)
+    _add_steps(goodput, timed_rows, stage_events)
 
-    wall_s = sum(session.ended - session.started for session in sessions)
     goodput.other = wall_s - goodput.wall_s
     return goodput
 
 
-def _read_sessions(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[_Session]:
-    """The sessions of a stage, each with its attempts, as its events tell them."""
+def _read_sessions(events: list[Event], rows: list[Row]) -> list[_Session]:
+    """The sessions of a stage in which processes were started, each with its attempts, as its events tell them."""
     sessions: list[_Session] = []
     for event in events:
         name = event["event"]
@@ -143,11 +155,13 @@ def _read_sessions(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> 
     return [session for session in sessions if session.attempts]
 
 
-def _extend_unended(session: _Session, next_started: float, events: list[dict], rows: list[dict]) -> None:
+def _extend_unended(session: _Session, next_started: float, events: list[Event], rows: list[Row]) -> None:
     """A session without an end goes on, or its launcher was killed: it lasted at least until its last row."""
-    has_end = any(event["event"] in ENDS and event["time"] == session.ended for event in events)
-    if has_end or not session.attempts:
+    if not session.attempts:
         return
+    for event in events:
+        if event["event"] in ENDS and event["time"] == session.ended:
+            return
     ended = session.ended
     for row in rows:
         if session.started <= row["time"] < next_started:
@@ -164,7 +178,10 @@ def _add_starts_and_finish(goodput: Goodput, session: _Session) -> None:
             goodput.start += attempt.started - before
         else:
             goodput.restart += attempt.started - before
-        first_step = attempt.ended if attempt.training is None else attempt.training
+        # An attempt that reached no step spent all its time on starting.
+        first_step = attempt.ended
+        if attempt.training is not None:
+            first_step = attempt.training
         goodput.start += first_step - attempt.started
         before = attempt.over
     last = session.attempts[-1]
@@ -172,10 +189,9 @@ def _add_starts_and_finish(goodput: Goodput, session: _Session) -> None:
         goodput.finish += session.ended - last.trained
 
 
-def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], is_last: bool) -> float:
+def _lost_s(attempt: _Attempt, rows: list[Row]) -> float:
     """Time of an attempt that nothing came of: from the checkpoint that is gone on from until its loss was noticed."""
-    still_trains = attempt.lost is None and is_last
-    if attempt.training is None or attempt.trained is not None or still_trains:
+    if attempt.training is None or attempt.trained is not None:
         return 0.0
     # Rows after the checkpoint were cut off on resuming, so the last row left is where the work is kept up to.
     kept_until = attempt.training
@@ -185,31 +201,29 @@ def _lost_s(attempt: _Attempt, rows: list[dict[str, Any]], is_last: bool) -> flo
     return attempt.over - kept_until
 
 
-def _dropped_steps(events: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Intervals (after, up to) of steps whose update is not in the weights, though the run went on past them."""
-    intervals = []
+def _add_steps(goodput: Goodput, rows: list[Row], events: list[Event]) -> None:
+    """A row of training speaks for all steps since the one before, less those whose update is not in the weights."""
+    # Intervals (after, up to) of such steps, though the run went on past them.
+    dropped: list[tuple[int, int]] = []
     for event in events:
         # The second names are those of runs of earlier versions.
         if event["event"] in ("update_skipped", "update_left_out"):
-            intervals.append((event["step"] - 1, event["step"]))
+            dropped.append((event["step"] - 1, event["step"]))
         elif event["event"] in ("rolled_back", "weights_taken_back"):
-            intervals.append((event["to_step"], event["step"]))
-    return intervals
+            dropped.append((event["to_step"], event["step"]))
 
-
-def _add_steps(goodput: Goodput, rows: list[dict[str, Any]], dropped: list[tuple[int, int]]) -> None:
-    """A row of training speaks for all steps since the one before."""
     before = 0
     for row in rows:
+        # Rows of validations and saves.
         if row.get("step_s") is None:
             continue
-        steps = range(before, row["step"])
         num_lost = 0
+        # Runs of a million steps mostly have no such interval, and then no step needs a look.
         if dropped:
-            for step in steps:
-                if any(low <= step < high for low, high in dropped):
+            for step in range(before, row["step"]):
+                if any(after <= step < up_to for after, up_to in dropped):
                     num_lost += 1
-        num_useful = len(steps) - num_lost
+        num_useful = max(0, row["step"] - before) - num_lost
         waiting_s = row["step_s"] * (row.get("data_wait") or 0.0)
         goodput.lost += num_lost * row["step_s"]
         goodput.data_wait += num_useful * waiting_s

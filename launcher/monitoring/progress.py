@@ -37,7 +37,9 @@ class MetricsTail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = 0
+        if path.exists():
+            self._offset = path.stat().st_size
 
     def new_rows(self) -> list[dict[str, Any]]:
         try:
@@ -45,6 +47,7 @@ class MetricsTail:
         except FileNotFoundError:
             self._offset = 0
             return []
+        # As long as before: nothing was written since.
         if size <= self._offset:
             self._offset = size
             return []
@@ -123,6 +126,7 @@ class Display(ABC):
         """Take in new rows of metrics.jsonl."""
         for row in rows:
             self._pace.add(row)
+            # Rows of steps, validations and saves hold different keys; the last of each is shown.
             self._row |= row
         self._show()
 
@@ -150,10 +154,13 @@ class Display(ABC):
     def _details(self) -> str:
         parts = []
         for key, template in SHOWN.items():
-            if key in self._row:
-                value = self._row[key]
-                # A number that is not finite is null in metrics.jsonl.
-                parts.append(template.format(math.nan if value is None else value))
+            if key not in self._row:
+                continue
+            value = self._row[key]
+            # A number that is not finite is null in metrics.jsonl.
+            if value is None:
+                value = math.nan
+            parts.append(template.format(value))
 
         step_s = self._pace.step_s()
         steps_left = self._steps - self._row.get("step", 0)
@@ -177,15 +184,19 @@ class PlainDisplay(Display):
 
     def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
         super().begin(stage, steps, later_steps)
-        self._last_line, self._shown_step = time.monotonic(), -1
+        self._last_line = time.monotonic()
+        self._shown_step = -1
 
     def _show(self, at_once: bool = False) -> None:
         step = self._row.get("step")
-        due = time.monotonic() - self._last_line >= self._seconds_between_lines
-        if step is None or step == self._shown_step or not (due or at_once or step == self._steps):
+        # Nothing was reported yet, or nothing new.
+        if step is None or step == self._shown_step:
             return
-        self._last_line, self._shown_step = time.monotonic(), step
-        self.say(self._line())
+        due = time.monotonic() - self._last_line >= self._seconds_between_lines
+        if due or at_once or step == self._steps:
+            self._last_line = time.monotonic()
+            self._shown_step = step
+            self.say(self._line())
 
     def end(self) -> None:
         self._show(at_once=True)
@@ -205,7 +216,7 @@ class TerminalDisplay(Display):
             TextColumn("{task.fields[details]}"),
         )
         self._progress = Progress(*columns, console=console, transient=True)
-        self._task: TaskID | None = None
+        self._task: TaskID | None = None  # between stages
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
@@ -219,9 +230,17 @@ class TerminalDisplay(Display):
     def _show(self) -> None:
         if self._task is None:
             return
-        description = " ".join(filter(None, [self._stage, self._row.get("label")]))
-        step, details = self._row.get("step", 0), self._details()
-        self._progress.update(self._task, total=self._steps, completed=step, description=description, details=details)
+        description = self._stage
+        # Of work in this process, such as "utterances of train".
+        if "label" in self._row:
+            description += f" {self._row['label']}"
+        self._progress.update(
+            self._task,
+            total=self._steps,
+            completed=self._row.get("step", 0),
+            description=description,
+            details=self._details(),
+        )
 
     def end(self) -> None:
         if self._task is None:
@@ -235,4 +254,6 @@ class TerminalDisplay(Display):
 
 def open_display(stream: TextIO) -> Display:
     """Return the display that suits where the output goes."""
-    return TerminalDisplay() if stream.isatty() else PlainDisplay(stream)
+    if stream.isatty():
+        return TerminalDisplay()
+    return PlainDisplay(stream)
