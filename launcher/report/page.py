@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from launcher import formatting
 from launcher.monitoring.goodput import Goodput, measure_goodput
+from launcher.plain_text import printable
 from launcher.report import figures
 from launcher.report.figures import Drawing
 from launcher.report.results import ResultsTable, tabulate
@@ -103,6 +105,7 @@ def write_page(run_dir: Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent),
         # Names and texts come from the run and may hold markup.
         autoescape=True,
+        finalize=_printable_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -113,6 +116,15 @@ def write_page(run_dir: Path) -> Path:
     path = RunFolder(run_dir).report_file
     write_text(path, page)
     return path
+
+
+def _printable_value(value: object) -> object:
+    """What the template shows of a value."""
+    if isinstance(value, Markup):
+        return Markup(printable(value))
+    if isinstance(value, str):
+        return printable(value)
+    return value
 
 
 def _content(run_data: RunData) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from launcher import formatting
+from launcher.plain_text import printable
 
 # The light values of colours.css, by role (a test holds both equal). A colour in a drawing stands for its role,
 # so no two roles may have the same.
@@ -105,7 +106,8 @@ def render(figure: Figure, name: str, description: str) -> Markup:
     # The ids of clip paths and markers are hashes of their content and of this: unique, and the same on every writing.
     with mpl.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(output, metadata=no_metadata)
-    root = ElementTree.fromstring(output.getvalue())
+    # Matplotlib escapes markup in names, and leaves control characters, which are no XML.
+    root = ElementTree.fromstring(printable(output.getvalue()))
 
     for element in root.iter():
         # Matplotlib numbers its groups alike in every figure (axes_1, line2d_3), and nothing refers to them.
@@ -121,7 +123,7 @@ def render(figure: Figure, name: str, description: str) -> Markup:
     del root.attrib["width"]
     del root.attrib["height"]
     root.set("role", "img")
-    root.set("aria-label", description)
+    root.set("aria-label", printable(description))
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

@@ -1,0 +1,82 @@
+"""What other people's files call things, made harmless for where it is shown.
+
+Names, paths, keys, transcripts and reasons come from recipes, shards, models and run folders of others. On a terminal
+an escape sequence in them could move the cursor, set the title or hide a line; in a picture or a page a control
+character is no valid XML. Whatever Chorus prints passes `PrintableStream`; pages and pictures call `printable`.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+# Embeddings, overrides and isolates turn the order of what is read around, beyond the text that they stand in. Marks of
+# direction and joiners of letters are part of Hebrew, Persian and Hindi writing, and stay.
+BIDI_CONTROLS = r"\u202a-\u202e\u2066-\u2069"
+# All but tab and line feed.
+CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"
+# Lone surrogates cannot be encoded, and the last two are in no XML.
+NOT_CHARACTERS = r"\ud800-\udfff\ufffe\uffff"
+ACTING = re.compile(f"[{CONTROLS}{BIDI_CONTROLS}{NOT_CHARACTERS}]")
+
+
+def printable(text: str) -> str:
+    r"""The text with what acts instead of being read as `\u001b`, the escape that JSON uses too."""
+    return ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def cell(value: object) -> "Text":
+    """A value for a table of rich's, which would take `[bold]` in a string as its own markup."""
+    from rich.text import Text
+
+    return Text(printable(str(value)))
+
+
+class PrintableStream:
+    """A text stream that writes what is printable of a text; `raw` is the stream itself, for our own sequences."""
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        return self.raw.write(printable(text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Let all that is printed pass a PrintableStream, on standard output and on standard error."""
+    output = sys.stdout
+    errors = sys.stderr
+    sys.stdout = cast(TextIO, PrintableStream(output))
+    sys.stderr = cast(TextIO, PrintableStream(errors))
+    try:
+        yield
+    finally:
+        sys.stdout = output
+        sys.stderr = errors
+
+
+def raw_stream(stream: TextIO) -> TextIO:
+    """The stream behind a PrintableStream, for sequences of our own that move the cursor or set a colour."""
+    if isinstance(stream, PrintableStream):
+        return stream.raw
+    return stream
+
+
+def make_console(**options: Any) -> "Console":
+    """A console of rich's on standard output for tables whose cells are made by `cell`."""
+    from rich.console import Console
+
+    return Console(file=raw_stream(sys.stdout), **options)
