@@ -224,9 +224,14 @@ def _add_inspection(commands: Commands) -> None:
     _add_json(parser)
     parser.set_defaults(command=_command("report", "report"))
 
-    parser = commands.add_parser("compare", help="write a page that sets the models of finished runs side by side")
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a finished run; seeds of a model are put together")
-    parser.add_argument("--out", metavar="FILE", required=True, help="Markdown file to write; pictures go beside it")
+    parser = commands.add_parser("compare", help="set the models of finished runs side by side, as a page or as records")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a finished run, or a folder of records; a model's seeds are put together"
+    )
+    parser.add_argument("--out", metavar="FILE", help="Markdown file to write; pictures go beside it")
+    parser.add_argument(
+        "--records", metavar="DIR", help="add a record of each training to this folder, from which pages can be written"
+    )
     _add_json(parser)
     parser.set_defaults(command=_command("compare", "compare"))
 

@@ -1,28 +1,45 @@
-"""`chorus compare`: the models of finished runs side by side, with intervals, as a page of Markdown."""
+"""`chorus compare`: the models of finished runs side by side, with intervals, as a page of Markdown, or as records."""
 
 import argparse
 import json
 from pathlib import Path
 
+from launcher.errors import ConfigError
 from launcher.monitoring.status import open_run
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Write the page and its pictures, and print their paths."""
+    """Write the page and its pictures, the records, or both, and print their paths."""
     # These import jiwer and matplotlib, which no other command should wait for.
-    from launcher.comparison.model_results import read_comparison
+    from launcher.comparison.model_results import compare_trainings, read_trainings
     from launcher.comparison.page import write_comparisons
+    from launcher.comparison.records import is_records_folder, read_records, write_records
 
+    if options.out is None and options.records is None:
+        raise ConfigError("Nothing to write: give --out FILE for a page, --records DIR for records, or both.")
     comparisons = []
-    run_dirs = []
-    for path in options.runs:
-        run = open_run(path)
-        comparisons.append(read_comparison(run))
-        run_dirs.append(run.path)
-    out = Path(options.out).expanduser()
-    written = write_comparisons(comparisons, run_dirs, out)
+    sources = []
+    written = []
+    for name in options.runs:
+        path = Path(name).expanduser()
+        if is_records_folder(path):
+            # Absolute, because `docs/results/.` has a name too.
+            path = path.absolute()
+            title = path.name
+            evaluated, trainings = read_records(path)
+        else:
+            run = open_run(name)
+            path = run.path
+            title, evaluated, trainings = read_trainings(run)
+        comparisons.append(compare_trainings(title, evaluated, trainings))
+        sources.append(path)
+        if options.records is not None:
+            written += write_records(Path(options.records).expanduser(), evaluated, trainings)
+    if options.out is not None:
+        written += write_comparisons(comparisons, sources, Path(options.out).expanduser())
 
-    paths = list(map(str, written))
+    # Runs that go into one folder of records write its list of models each.
+    paths = list(dict.fromkeys(map(str, written)))
     if options.json:
         print(json.dumps({"written": paths}))
     else:

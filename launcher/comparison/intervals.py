@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
+from launcher.comparison.bootstrap import Draws, Interval, Numbers, interval, rate, relative_difference
 from launcher.comparison.model_results import Comparison, Errors, ModelResult
 
 # A character error rate above it: a training that did not find the alignment of frames and text.
@@ -14,28 +14,44 @@ class ModelIntervals:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.draws = Draws.sample(comparison.utterances, comparison.models[0].seeds)
+        self._draws: dict[int, Draws] = {}
+
+    def _draws_of(self, num_seeds: int) -> Draws:
+        """The draws for so many seeds: those of utterances are the same for any number."""
+        if num_seeds not in self._draws:
+            draws = Draws.sample(self.comparison.evaluated.utterances, num_seeds)
+            # Drawn before the seeds from the same generator, they are equal: one copy of them is enough.
+            for other in self._draws.values():
+                draws = Draws(other.utterances_RU, draws.seeds_RS)
+            self._draws[num_seeds] = draws
+        return self._draws[num_seeds]
 
     def rate(self, errors: Errors) -> Interval:
         """The error rate of all seeds together."""
         # The estimate is the rate itself; the replicates say only how far it may lie off.
         value = rate(errors.errors_SU, errors.lengths_U)
-        return interval(value, self.draws.rates(errors.errors_SU, errors.lengths_U))
+        draws = self._draws_of(len(errors.errors_SU))
+        return interval(value, draws.rates(errors.errors_SU, errors.lengths_U))
 
-    def difference(self, model: ModelResult, baseline: ModelResult, seeds: Sequence[int] | None = None) -> Interval:
+    def difference(
+        self, model: ModelResult, baseline: ModelResult, seeds: Sequence[int] | None = None
+    ) -> Interval | None:
         """How many more character errors a model makes than a baseline, as a fraction of the baseline's.
 
-        `seeds` are the places of the seeds to compare; None compares all.
+        Both with the same seeds: `seeds`, or else all that both have; None where they have none in common.
         """
-        model_SU = model.characters.errors_SU
-        baseline_SU = baseline.characters.errors_SU
-        lengths_U = model.characters.lengths_U
         if seeds is None:
-            return relative_difference(model_SU, baseline_SU, lengths_U, self.draws)
-        # The draws have a weight for every seed, so fewer seeds need draws of their own.
-        draws = Draws.sample(len(lengths_U), len(seeds))
-        places = list(seeds)
-        return relative_difference(model_SU[places], baseline_SU[places], lengths_U, draws)
+            seeds = common_seeds(model, baseline)
+        if not seeds:
+            return None
+        model_SU = _errors_of_seeds(model, seeds)
+        baseline_SU = _errors_of_seeds(baseline, seeds)
+        return relative_difference(model_SU, baseline_SU, model.characters.lengths_U, self._draws_of(len(seeds)))
+
+
+def _errors_of_seeds(model: ModelResult, seeds: Sequence[int]) -> Numbers:
+    places = [model.seeds.index(seed) for seed in seeds]
+    return model.characters.errors_SU[places]
 
 
 def rates_of_seeds(errors: Errors) -> list[float]:
@@ -43,11 +59,17 @@ def rates_of_seeds(errors: Errors) -> list[float]:
     return (errors.errors_SU.sum(axis=1) / errors.lengths_U.sum()).tolist()
 
 
-def converged_places(one: ModelResult, other: ModelResult) -> list[int]:
-    """The places of the seeds in which both models have converged."""
-    rates = zip(rates_of_seeds(one.characters), rates_of_seeds(other.characters), strict=True)
-    places = []
-    for place, (one_rate, other_rate) in enumerate(rates):
-        if max(one_rate, other_rate) <= UNCONVERGED:
-            places.append(place)
-    return places
+def common_seeds(one: ModelResult, other: ModelResult) -> list[int]:
+    """The seeds that both models have."""
+    return [seed for seed in one.seeds if seed in other.seeds]
+
+
+def converged_seeds(one: ModelResult, other: ModelResult) -> list[int]:
+    """The seeds in which both models have converged."""
+    rates = dict(zip(one.seeds, rates_of_seeds(one.characters), strict=True))
+    other_rates = dict(zip(other.seeds, rates_of_seeds(other.characters), strict=True))
+    seeds = []
+    for seed in common_seeds(one, other):
+        if max(rates[seed], other_rates[seed]) <= UNCONVERGED:
+            seeds.append(seed)
+    return seeds

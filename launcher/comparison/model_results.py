@@ -1,16 +1,15 @@
-"""What a run measured of each model, repetitions under different seeds put together.
+"""What trainings achieved: sizes, the errors of every utterance, and what training cost.
 
-A model is a training stage of the recipe with all its seeds: sizes, errors of every utterance, and what training took.
-It is read from what the run left, so that it can be read again at any time.
+A model is a training stage of a recipe with all its seeds. Trainings are read from finished runs, or from records that
+were made of them (`records`), and put together here.
 
 Shapes: S seeds, U utterances, L layers with experts, E experts.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jiwer
 import numpy as np
@@ -20,12 +19,66 @@ from launcher.errors import ConfigError
 from launcher.inference.error_counts import count_errors
 from launcher.monitoring.goodput import measure_goodput
 from launcher.monitoring.status import load_run_recipe
-from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe
-from launcher.report.run_data import RunData, StageData, average_load, read_run_data
+from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, PretrainStage, Recipe
+from launcher.report.run_data import StageData, average_load, read_run_data
 from launcher.run_files import read_evaluation
 from launcher.run_folder import RunFolder
+from launcher.stages.fingerprint import hash_value
+from launcher.stages.settings import training_settings
 
 Align = Callable[[str, str], jiwer.WordOutput | jiwer.CharacterOutput]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What models were evaluated on, and how.
+
+    sha256: of the keys and references. Lengths are those of each reference. threads are those that the search ran with.
+    """
+
+    split: str
+    search: str
+    threads: int
+    seconds: float
+    sha256: str
+    characters: tuple[int, ...]
+    words: tuple[int, ...]
+
+    @property
+    def utterances(self) -> int:
+        return len(self.characters)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One finished training stage, evaluated.
+
+    model: the stage's name without its seed. teacher: that of the model it learnt from; compare_to: models that it is
+    set against. settings_sha256: of what decides the result, but for the seed. minutes: those of the steps that are in
+    the weights, waiting for data included. operations: floating-point operations of all steps, teachers' included; they
+    do not depend on what else the machine did. whole_operations: with those of the models that it learnt or started
+    from, None where they are not of its run. load_entropy: a fraction of the most it could be, None without experts.
+    """
+
+    stage: str
+    model: str
+    about: str
+    seed: int
+    recipe: str
+    settings_sha256: str
+    steps: int
+    teacher: str | None
+    compare_to: tuple[str, ...]
+    parameters: int
+    encoder_parameters: int
+    real_time_factor: float
+    load_entropy: float | None
+    minutes: float
+    operations: float
+    whole_operations: float | None
+    audio_hours: float
+    character_errors: tuple[int, ...]
+    word_errors: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,16 +91,17 @@ class Errors:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model of the recipe.
+    """A model with all its seeds, in ascending order.
 
-    Parameters are counts, load_entropy a fraction of the most it could be (None without experts), real_time_factor the
-    median over seeds. Means over seeds: minutes, those of the steps that are in the weights, waiting for data included,
-    and audio_hours, the audio of these steps.
+    real_time_factor is the median over seeds; minutes, operations, audio_hours and load_entropy are means.
     """
 
     name: str
     about: str
-    seeds: int
+    seeds: tuple[int, ...]
+    steps: int
+    teacher: str | None
+    compare_to: tuple[str, ...]
     parameters: int
     encoder_parameters: int
     characters: Errors
@@ -55,23 +109,89 @@ class ModelResult:
     real_time_factor: float
     load_entropy: float | None
     minutes: float
+    operations: float
+    whole_operations: float | None
     audio_hours: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The models of an evaluation, in the recipe's order; `threads` are those that it ran with."""
+    """Models that were evaluated on the same utterances, in the order in which they are to be read."""
 
-    recipe: Recipe
-    evaluation: EvaluateStage
-    threads: int
-    utterances: int
-    seconds: float
+    title: str
+    evaluated: EvaluationSet
     models: tuple[ModelResult, ...]
 
 
 def read_comparison(run: RunFolder) -> Comparison:
     """Read the first evaluation of a finished run; ConfigError where it has none yet."""
+    recipe_name, evaluated, trainings = read_trainings(run)
+    return compare_trainings(recipe_name, evaluated, trainings)
+
+
+def compare_trainings(title: str, evaluated: EvaluationSet, trainings: Sequence[Training]) -> Comparison:
+    """Put the seeds of each model together, the models in the order of their first trainings.
+
+    ConfigError where seeds of a model were trained in different ways: they are no repetitions of each other.
+    """
+    repetitions: dict[str, list[Training]] = {}
+    for training in trainings:
+        repetitions.setdefault(training.model, []).append(training)
+    models = []
+    for same_model in repetitions.values():
+        models.append(_put_together(evaluated, sorted(same_model, key=lambda training: training.seed)))
+    return Comparison(title, evaluated, tuple(models))
+
+
+def _put_together(evaluated: EvaluationSet, repetitions: Sequence[Training]) -> ModelResult:
+    first = repetitions[0]
+    for repetition in repetitions:
+        if repetition.settings_sha256 != first.settings_sha256:
+            raise ConfigError(
+                f"{first.stage} and {repetition.stage} are seeds of {first.model}, but were trained under different "
+                "settings, so they cannot be put together. Give one of them another name in its recipe, or leave its "
+                "run or record out."
+            )
+
+    load_entropies = [repetition.load_entropy for repetition in repetitions if repetition.load_entropy is not None]
+    whole_operations = []
+    for repetition in repetitions:
+        if repetition.whole_operations is not None:
+            whole_operations.append(repetition.whole_operations)
+    characters_SU = np.array([repetition.character_errors for repetition in repetitions], dtype=np.float64)
+    words_SU = np.array([repetition.word_errors for repetition in repetitions], dtype=np.float64)
+    return ModelResult(
+        name=first.model,
+        about=first.about,
+        seeds=tuple(repetition.seed for repetition in repetitions),
+        steps=first.steps,
+        teacher=first.teacher,
+        compare_to=first.compare_to,
+        # Seeds differ in weights and not in size.
+        parameters=first.parameters,
+        encoder_parameters=first.encoder_parameters,
+        characters=Errors(characters_SU, np.array(evaluated.characters, dtype=np.float64)),
+        words=Errors(words_SU, np.array(evaluated.words, dtype=np.float64)),
+        real_time_factor=float(np.median([repetition.real_time_factor for repetition in repetitions])),
+        load_entropy=_mean(load_entropies),
+        minutes=float(np.mean([repetition.minutes for repetition in repetitions])),
+        operations=float(np.mean([repetition.operations for repetition in repetitions])),
+        whole_operations=_mean(whole_operations),
+        audio_hours=float(np.mean([repetition.audio_hours for repetition in repetitions])),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    if not values:
+        return None
+    return float(np.mean(values))
+
+
+def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
+    """Read the trainings of a run's first evaluation, in the recipe's order, and the recipe's name.
+
+    ConfigError where the run has no evaluation yet, or one that kept no hypotheses.
+    """
     recipe = load_run_recipe(run)
     evaluation = next((stage for stage in recipe.stages if isinstance(stage, EvaluateStage)), None)
     results = None
@@ -83,76 +203,105 @@ def read_comparison(run: RunFolder) -> Comparison:
             "shows how far it is; run its recipe to the end."
         )
 
-    repetitions: dict[str, list[AnyTrainingStage]] = {}
-    for stage in recipe.training_stages():
-        if stage.name in evaluation.models:
-            repetitions.setdefault(stage.unseeded_name, []).append(stage)
     run_data = read_run_data(run.path)
-    models = []
-    for stages in repetitions.values():
-        models.append(_read_model(run, evaluation, run_data, stages, results["models"]))
-
-    # All models of an evaluation are measured on the same utterances with the same threads.
-    measured = results["models"][evaluation.models[0]][evaluation.split]
-    return Comparison(
-        recipe=recipe,
-        evaluation=evaluation,
-        threads=measured["threads"],
-        utterances=measured["utterances"],
-        seconds=measured["seconds"],
-        models=tuple(models),
-    )
-
-
-def _read_model(
-    run: RunFolder,
-    evaluation: EvaluateStage,
-    run_data: RunData,
-    repetitions: Sequence[AnyTrainingStage],
-    results: dict[str, dict[str, Any]],
-) -> ModelResult:
-    """Put the repetitions of a model together; `results` are the evaluation's, by stage."""
     stage_data = {stage.name: stage for stage in run_data.stages}
-    hypotheses = []
-    real_time_factors = []
-    load_entropies = []
-    minutes = []
-    audio_hours = []
-    for repetition in repetitions:
-        name = repetition.name
-        stage = stage_data[name]
-        hypotheses.append(read_hypotheses(run.stage(evaluation.name).hypotheses_file(name)))
-        real_time_factors.append(results[name][evaluation.split]["rtf"])
-        # Start, validation and saving depend on the machine more than on the model. None: no step was recorded.
-        goodput = measure_goodput(run_data.events, stage.rows, name)
-        if goodput is None:
-            minutes.append(0.0)
-        else:
-            minutes.append((goodput.useful + goodput.data_wait) / 60)
-        audio_hours.append(_audio_hours(stage))
-        load_entropy = _load_entropy(stage)
-        if load_entropy is not None:
-            load_entropies.append(load_entropy)
+    operations = {}
+    for stage in recipe.training_stages():
+        operations[stage.name] = _sum_over_steps(stage_data[stage.name], "flops_per_s")
 
-    # Seeds differ in weights and not in size.
-    first = repetitions[0]
-    sizes = results[first.name]
-    mean_load_entropy = None
-    if load_entropies:
-        mean_load_entropy = float(np.mean(load_entropies))
-    return ModelResult(
-        name=first.unseeded_name,
-        about=first.about,
-        seeds=len(repetitions),
-        parameters=sizes["parameters"],
-        encoder_parameters=sizes["encoder_parameters"],
-        characters=_count_all_errors(hypotheses, jiwer.process_characters),
-        words=_count_all_errors(hypotheses, jiwer.process_words),
-        real_time_factor=float(np.median(real_time_factors)),
-        load_entropy=mean_load_entropy,
-        minutes=float(np.mean(minutes)),
-        audio_hours=float(np.mean(audio_hours)),
-    )
+    evaluated = None
+    trainings = []
+    for stage in recipe.training_stages():
+        if stage.name not in evaluation.models:
+            continue
+        rows = read_hypotheses(run.stage(evaluation.name).hypotheses_file(stage.name))
+        character_errors, character_lengths = _count_all_errors(rows, jiwer.process_characters)
+        word_errors, word_lengths = _count_all_errors(rows, jiwer.process_words)
+        # Start, validation and saving depend on the machine more than on the model. None: no step was recorded.
+        goodput = measure_goodput(run_data.events, stage_data[stage.name].rows, stage.name)
+        minutes = 0.0
+        if goodput is not None:
+            minutes = (goodput.useful + goodput.data_wait) / 60
+        sizes = results["models"][stage.name]
+        measured = sizes[evaluation.split]
+        if evaluated is None:
+            # All models of an evaluation are measured on the same utterances with the same threads.
+            evaluated = EvaluationSet(
+                split=evaluation.split,
+                search=evaluation.search.kind,
+                threads=measured["threads"],
+                seconds=measured["seconds"],
+                sha256=hash_value([[row["key"], row["reference"]] for row in rows]),
+                characters=character_lengths,
+                words=word_lengths,
+            )
+        training = Training(
+            stage=stage.name,
+            model=stage.unseeded_name,
+            about=stage.about,
+            seed=recipe.seed_of(stage),
+            recipe=recipe.name,
+            settings_sha256=_hash_settings(recipe, stage),
+            steps=stage.steps,
+            teacher=_teacher(recipe, stage),
+            compare_to=stage.compare_to,
+            parameters=sizes["parameters"],
+            encoder_parameters=sizes["encoder_parameters"],
+            real_time_factor=measured["rtf"],
+            load_entropy=_load_entropy(stage_data[stage.name]),
+            minutes=minutes,
+            operations=operations[stage.name],
+            whole_operations=_with_sources(recipe, stage, operations),
+            audio_hours=_sum_over_steps(stage_data[stage.name], "audio_s_per_s") / 3600,
+            character_errors=character_errors,
+            word_errors=word_errors,
+        )
+        trainings.append(training)
+    assert evaluated is not None
+    return recipe.name, evaluated, trainings
+
+
+def _hash_settings(recipe: Recipe, stage: AnyTrainingStage) -> str:
+    """A SHA-256 of what decides the result of a stage, but for its seed."""
+    # Without defaults, so that an option which a later version adds does not set its trainings apart.
+    settings = training_settings(recipe, stage, sparse=True)
+    settings.pop("seed")
+    return hash_value(settings)
+
+
+def _sources(stage: AnyTrainingStage) -> list[str]:
+    """The models that a stage learns or starts from: names of stages, or folders."""
+    if isinstance(stage, DistillStage):
+        return [teacher.model for teacher in stage.named_teachers]
+    if isinstance(stage, PretrainStage) and stage.initialize_from:
+        return [stage.initialize_from]
+    return []
+
+
+def _teacher(recipe: Recipe, stage: AnyTrainingStage) -> str | None:
+    """The first teacher of a stage, without its seed; None without one among the recipe's stages."""
+    if not isinstance(stage, DistillStage):
+        return None
+    teacher = stage.named_teachers[0].model
+    for other in recipe.training_stages():
+        if other.name == teacher:
+            return other.unseeded_name
+    return None
+
+
+def _with_sources(recipe: Recipe, stage: AnyTrainingStage, costs: dict[str, float]) -> float | None:
+    """The cost of a stage and of all that it learns or starts from; None where something of it is from elsewhere."""
+    stages = {other.name: other for other in recipe.training_stages()}
+    needed = {stage.name}
+    waiting = [stage]
+    while waiting:
+        for source in _sources(waiting.pop()):
+            if source not in stages:
+                return None
+            if source not in needed:
+                needed.add(source)
+                waiting.append(stages[source])
+    return sum(costs[name] for name in needed)
 
 
 def read_hypotheses(path: Path) -> list[dict[str, str]]:
@@ -168,31 +317,29 @@ def read_hypotheses(path: Path) -> list[dict[str, str]]:
     return sorted(map(json.loads, lines), key=lambda row: row["key"])
 
 
-def _count_all_errors(hypotheses: Sequence[Sequence[dict[str, str]]], align: Align) -> Errors:
-    """Count the errors of each seed's hypotheses; the lengths are those of the references, the same for all."""
-    num_seeds = len(hypotheses)
-    num_utterances = len(hypotheses[0])
-    errors_SU = np.zeros((num_seeds, num_utterances))
-    lengths_U = np.zeros(num_utterances)
-    for seed, rows in enumerate(hypotheses):
-        for utterance, row in enumerate(rows):
-            aligned = align(row["reference"], row["hypothesis"])
-            errors_SU[seed, utterance], lengths_U[utterance] = count_errors(aligned)
-    return Errors(errors_SU, lengths_U)
+def _count_all_errors(rows: Iterable[dict[str, str]], align: Align) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The errors of each hypothesis, and the length of each reference."""
+    errors = []
+    lengths = []
+    for row in rows:
+        num_errors, length = count_errors(align(row["reference"], row["hypothesis"]))
+        errors.append(num_errors)
+        lengths.append(length)
+    return tuple(errors), tuple(lengths)
 
 
-def _audio_hours(stage: StageData) -> float:
-    """The audio of all steps; a row stands for the steps since the row before."""
-    seconds = 0.0
+def _sum_over_steps(stage: StageData, rate: str) -> float:
+    """What a stage did in all its steps, of a rate per second; a row stands for the steps since the row before."""
+    total = 0.0
     previous_step = 0
     for row in stage.rows:
-        # Rows of validations have no throughput.
-        if row.get("audio_s_per_s") is None:
+        # Rows of validations have no rates.
+        if row.get(rate) is None:
             continue
         num_steps = row["step"] - previous_step
-        seconds += row["audio_s_per_s"] * row["step_s"] * num_steps
+        total += row[rate] * row["step_s"] * num_steps
         previous_step = row["step"]
-    return seconds / 3600
+    return total
 
 
 def _load_entropy(stage: StageData) -> float | None:

@@ -1,6 +1,7 @@
 """A comparison as a page of Markdown, with its picture beside it.
 
-Everything on the page follows from what the runs left: writing it again gives the same page.
+Everything on the page follows from what the runs left, or from the records made of it: writing it again gives the same
+page.
 """
 
 import itertools
@@ -10,25 +11,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.comparison.bootstrap import Interval
-from launcher.comparison.intervals import UNCONVERGED, ModelIntervals, converged_places, rates_of_seeds
+from launcher.comparison.intervals import (
+    UNCONVERGED,
+    ModelIntervals,
+    common_seeds,
+    converged_seeds,
+    rates_of_seeds,
+)
 from launcher.comparison.model_results import Comparison, ModelResult
 from launcher.comparison.picture import Point, draw_comparison
 from launcher.formatting import MISSING, count, duration, percent
-from launcher.recipe import DistillStage
 from launcher.report.svg import standalone
 from launcher.run_folder import write_text
 
 HEAD = """# Results
 
-Written by `{command}` from what the runs left behind; run it again to write this page anew.
+Written by `{command}`; run it again to write this page anew.
 
 Brackets hold 95 % bootstrap intervals (Bisani and Ney, 2004) over utterances and, where there are several, over seeds;
 an interval of a difference compares both models on the same draws, so it can be narrower than theirs. Rates are those
 of all seeds together; spaces count as characters. *Real-time factor*: of the evaluation, median over seeds.
-*Training*: minutes of the stage's steps, without start, validation and saving, and without its teacher's. *Load
-entropy*: of the experts' load at the end of training, mean over layers; 1 is an even load. A dagger (†) marks a
-training that has not converged: more than half of its characters are wrong. Differences to the model before are then
-given once more, for the seeds in which both have converged.
+*Training*: minutes of the stage's steps, without start, validation and saving; they depend on what else the machine
+did. *Operations*: 10^12 floating-point operations of training, a teacher's forward passes included; *with its sources*:
+and those of the models that it learnt or started from. *Load entropy*: of the experts' load at the end of training,
+mean over layers; 1 is an even load. A dagger (†) marks a training that has not converged: more than half of its
+characters are wrong. Differences are then given once more, for the seeds in which both have converged. *Detects*: half
+the width of an interval, about the smallest difference that the comparison could have shown.
 """
 HEADINGS = (
     "model",
@@ -41,24 +49,29 @@ HEADINGS = (
     "CER of each seed",
     "real-time factor",
     "training, min",
+    "operations, 10^12",
+    "with its sources",
     "load entropy",
 )
 
 
-def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], out: Path) -> list[Path]:
-    """Write the page at `out` and a picture for each run beside it; returns all paths written."""
+def write_comparisons(comparisons: Sequence[Comparison], sources: Sequence[Path], out: Path) -> list[Path]:
+    """Write the page at `out` and a picture for each comparison beside it; returns all paths written.
+
+    `sources` are the runs or folders of records that the comparisons come from.
+    """
     # Relative, so that the page is the same on every machine.
-    run_paths = map(os.path.relpath, runs)
-    command = shlex.join(["chorus", "compare", *run_paths, "--out", os.path.relpath(out)])
+    source_paths = map(os.path.relpath, sources)
+    command = shlex.join(["chorus", "compare", *source_paths, "--out", os.path.relpath(out)])
     sections = [HEAD.format(command=command)]
     written = [out]
-    for comparison, run in zip(comparisons, runs, strict=True):
+    for comparison, source in zip(comparisons, sources, strict=True):
         intervals = ModelIntervals(comparison)
         points = []
         for model in comparison.models:
             points.append(Point(model.name, model.encoder_parameters, intervals.rate(model.characters)))
-        picture = out.with_name(f"{out.stem}-{run.name}.svg")
-        write_text(picture, standalone(draw_comparison(points, comparison.recipe.name)))
+        picture = out.with_name(f"{out.stem}-{source.name}.svg")
+        write_text(picture, standalone(draw_comparison(points, comparison.title)))
         written.append(picture)
         sections.append(_section(intervals, picture))
     # The page comes last: it refers to pictures that are there.
@@ -68,15 +81,14 @@ def write_comparisons(comparisons: Sequence[Comparison], runs: Sequence[Path], o
 
 def _section(intervals: ModelIntervals, picture: Path) -> str:
     comparison = intervals.comparison
-    evaluation = comparison.evaluation
-    search = evaluation.search.kind.replace("_", " ")
-    seeds = _name_seeds(_seeds(comparison)).capitalize()
+    evaluated = comparison.evaluated
+    search = evaluated.search.replace("_", " ")
     lines = [
-        f"## {comparison.recipe.name}",
+        f"## {comparison.title}",
         "",
-        f"{comparison.utterances} utterances ({duration(comparison.seconds)}) of `{evaluation.split}`, "
-        f"{search} search on {comparison.threads} threads. "
-        f"{seeds}; {_training_lengths(comparison)}.",
+        f"{evaluated.utterances} utterances ({duration(evaluated.seconds)}) of `{evaluated.split}`, "
+        f"{search} search on {evaluated.threads} threads. "
+        f"{_all_seeds(comparison)}; {_training_lengths(comparison)}.",
         "",
         *_table(HEADINGS, [_row(intervals, model) for model in comparison.models]),
         "",
@@ -93,14 +105,12 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
     return "\n".join(lines)
 
 
-def _seeds(comparison: Comparison) -> list[int]:
-    """The seeds of each model, in the order of its repetitions; the recipe's own where nothing is repeated."""
-    first = comparison.models[0].name
-    seeds = []
-    for stage in comparison.recipe.training_stages():
-        if stage.repeats == first and stage.seed is not None:
-            seeds.append(stage.seed)
-    return seeds or [comparison.recipe.seed]
+def _all_seeds(comparison: Comparison) -> str:
+    """The seeds of all models; said once where they are the same for all."""
+    seeds = {model.seeds for model in comparison.models}
+    if len(seeds) == 1:
+        return _name_seeds(comparison.models[0].seeds).capitalize()
+    return "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
 
 
 def _name_seeds(seeds: Sequence[int]) -> str:
@@ -111,11 +121,10 @@ def _name_seeds(seeds: Sequence[int]) -> str:
 
 def _training_lengths(comparison: Comparison) -> str:
     """How long each model was trained; said once where that is the same for all."""
-    steps = {stage.unseeded_name: stage.steps for stage in comparison.recipe.training_stages()}
     lengths = []
     lengths_with_names = []
     for model in comparison.models:
-        length = f"{steps[model.name]:,} steps, {model.audio_hours:.1f} h of audio"
+        length = f"{model.steps:,} steps, {model.audio_hours:.1f} h of audio"
         lengths.append(length)
         lengths_with_names.append(f"`{model.name}` {length}")
     if len(set(lengths)) == 1:
@@ -135,6 +144,9 @@ def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:
     load_entropy = MISSING
     if model.load_entropy is not None:
         load_entropy = f"{model.load_entropy:.2f}"
+    whole_operations = MISSING
+    if model.whole_operations is not None:
+        whole_operations = f"{model.whole_operations / 1e12:.1f}"
     return (
         f"`{model.name}`",
         model.about,
@@ -146,6 +158,8 @@ def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:
         ", ".join(seed_rates),
         f"{model.real_time_factor:.4f}",
         f"{model.minutes:.1f}",
+        f"{model.operations / 1e12:.1f}",
+        whole_operations,
         load_entropy,
     )
 
@@ -154,69 +168,70 @@ def _format_rate(rate: Interval) -> str:
     return f"{percent(rate.value, 2)} [{100 * rate.low:.2f}, {100 * rate.high:.2f}]"
 
 
-def _format_difference(difference: Interval) -> str:
+def _format_difference(difference: Interval | None) -> str:
     """A relative difference with its interval, in percent."""
+    if difference is None:
+        return MISSING
     return f"{100 * difference.value:+.1f} % [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def _format_verdict(difference: Interval) -> str:
-    """A relative difference, and whether its interval excludes that there is none."""
+def _format_verdict(difference: Interval | None) -> str:
+    """A relative difference, whether its interval excludes that there is none, and what it could have shown."""
+    if difference is None:
+        return "no seed in common"
     verdict = "no difference shown"
     if difference.low > 0:
         verdict = "more errors"
     elif difference.high < 0:
         verdict = "fewer errors"
-    return f"{_format_difference(difference)}, {verdict}"
+    detects = 100 * (difference.high - difference.low) / 2
+    return f"{_format_difference(difference)}, {verdict} (detects {detects:.0f} %)"
 
 
 def _findings(intervals: ModelIntervals) -> list[str]:
     """Each student beside its teacher, in a sentence."""
     models = {model.name: model for model in intervals.comparison.models}
-    stages = intervals.comparison.recipe.training_stages()
-    # The names under which a student refers to its teacher hold a seed.
-    unseeded_names = {stage.name: stage.unseeded_name for stage in stages}
-
-    findings = {}
-    for stage in stages:
-        if not isinstance(stage, DistillStage):
-            continue
-        teacher_name = stage.named_teachers[0].model
-        student = models.get(stage.unseeded_name)
-        teacher = models.get(unseeded_names.get(teacher_name, teacher_name))
-        # A student of several seeds has a stage for each, and one finding.
-        if student is None or teacher is None or student.name in findings:
+    findings = []
+    for student in models.values():
+        teacher = None
+        if student.teacher is not None:
+            teacher = models.get(student.teacher)
+        if teacher is None:
             continue
         share = student.encoder_parameters / teacher.encoder_parameters
-        difference = intervals.difference(student, teacher)
-        findings[student.name] = (
+        findings.append(
             f"- `{student.name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
-            f"{_format_difference(difference)} errors in characters against it."
+            f"{_format_difference(intervals.difference(student, teacher))} errors in characters against it."
         )
-    return list(findings.values())
+    return findings
 
 
 def _differences(intervals: ModelIntervals) -> list[str]:
-    """Errors in characters against the first, the one before and the last."""
+    """Errors in characters against the first, against those that a model is to be compared with, and the last."""
     models = intervals.comparison.models
-    seeds = _seeds(intervals.comparison)
     first = models[0]
     last = models[-1]
     rows = []
     for previous, model in itertools.pairwise(models):
         against_first = _format_difference(intervals.difference(model, first))
-        against_previous = f"`{previous.name}`: {_format_verdict(intervals.difference(model, previous))}"
-        # Once more without the seeds in which one of both has not converged: such a seed outweighs all others.
-        converged = converged_places(previous, model)
-        if 0 < len(converged) < len(seeds):
-            converged_seeds = _name_seeds([seeds[place] for place in converged])
-            verdict = _format_verdict(intervals.difference(model, previous, seeds=converged))
-            against_previous += f"; {converged_seeds}: {verdict}"
+        baselines = [baseline for baseline in models if baseline.name in model.compare_to] or [previous]
+        against_baselines = "; ".join(_describe_difference(intervals, model, baseline) for baseline in baselines)
         against_last = MISSING
         if model is not last:
             against_last = _format_difference(intervals.difference(model, last))
-        rows.append((f"`{model.name}`", against_first, against_previous, against_last))
-    headings = ("errors in characters", f"against `{first.name}`", "against the one before", f"against `{last.name}`")
+        rows.append((f"`{model.name}`", against_first, against_baselines, against_last))
+    headings = ("errors in characters", f"against `{first.name}`", "against its baseline", f"against `{last.name}`")
     return _table(headings, rows)
+
+
+def _describe_difference(intervals: ModelIntervals, model: ModelResult, baseline: ModelResult) -> str:
+    text = f"`{baseline.name}`: {_format_verdict(intervals.difference(model, baseline))}"
+    # Once more without the seeds in which one of both has not converged: such a seed outweighs all others.
+    converged = converged_seeds(baseline, model)
+    if 0 < len(converged) < len(common_seeds(baseline, model)):
+        verdict = _format_verdict(intervals.difference(model, baseline, seeds=converged))
+        text += f"; {_name_seeds(converged)}: {verdict}"
+    return text
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

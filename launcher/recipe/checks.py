@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe) -> None:
             check_evaluated_models(recipe, stage, earlier)
             continue
 
+        check_compared_stages(recipe, stage)
         if isinstance(stage, DistillStage):
             check_teachers(recipe, stage, earlier)
         if isinstance(stage, PretrainStage) and stage.initialize_from:
@@ -95,6 +96,17 @@ def check_model_folders(recipe: Recipe) -> None:
                 )
             check_start(stage, read_description(Path(stage.initialize_from)).encoder)
             check_same_features(recipe, stage)
+
+
+def check_compared_stages(recipe: Recipe, stage: TrainingStage) -> None:
+    """Refuse to compare a stage with what the recipe does not train (ConfigError)."""
+    names = {other.unseeded_name for other in recipe.training_stages()} - {stage.unseeded_name}
+    for name in stage.compare_to:
+        if name not in names:
+            raise ConfigError(
+                f"Stage {stage.name} is to be compared with {name!r} (compare_to), which is no other training stage of "
+                f"recipe {recipe.name}; without their seeds they are {', '.join(sorted(names)) or 'none'}."
+            )
 
 
 def check_start(stage: PretrainStage, source: EncoderConfig) -> None:

@@ -104,8 +104,11 @@ class Stage(BaseModel, frozen=True, extra="forbid"):
 class TrainingStage(Stage, frozen=True, extra="forbid"):
     """What all stages that train have in common."""
 
-    # Neither of these two nor the name is part of what a stage is: a change reruns nothing.
+    # None of these three nor the name is part of what a stage is: a change reruns nothing.
     about: str = Field(default="", description="what the stage is, in a line, for comparisons")
+    compare_to: tuple[str, ...] = Field(
+        default=(), description="training stages that comparisons set it against; none: the one before it"
+    )
     repeats: str | None = Field(
         default=None, description="what the stage is called without its seed; set where seeds made stages of one"
     )

@@ -20,6 +20,7 @@ Values = dict[str, Any]
 NOT_TRAINED = (
     "name",
     "about",
+    "compare_to",
     "repeats",
     "checkpoint",
     "recovery",

@@ -44,7 +44,15 @@ def build_run(path):
         sizes = {"parameters": 900, "encoder_parameters": 600 if name.startswith("teacher") else 200}
         measured = {"rtf": 0.01, "threads": 2, "utterances": len(TEXTS), "seconds": 60.0, "search": {"kind": "greedy"}}
         models[name] = {**sizes, "test": measured}
-        row = {"step": 10, "loss": 1.0, "step_s": 0.5, "data_wait": 0.0, "audio_s_per_s": 36.0, "time": 5.0}
+        row = {
+            "step": 10,
+            "loss": 1.0,
+            "step_s": 0.5,
+            "data_wait": 0.0,
+            "audio_s_per_s": 36.0,
+            "flops_per_s": 2e14,
+            "time": 5.0,
+        }
         if name.startswith("student"):
             row |= {"experts/layer-00/load": [0.5, 0.5], "experts/layer-01/load": [1.0, 0.0]}
         write_lines(run.stage(name).metrics_file, [row])
@@ -67,7 +75,7 @@ def errors_of(run, *names):
 
 def test_the_seeds_of_a_model_are_one_model_whose_rate_is_that_of_all_of_them(run):
     comparison = read_comparison(run)
-    assert [(model.name, model.seeds) for model in comparison.models] == [("teacher", 2), ("student", 2)]
+    assert [(model.name, model.seeds) for model in comparison.models] == [("teacher", (1, 2)), ("student", (1, 2))]
     for model in comparison.models:
         error_rate = rate(model.characters.errors_SU, model.characters.lengths_U)
         assert error_rate == pytest.approx(errors_of(run, f"{model.name}-1", f"{model.name}-2"))
@@ -75,6 +83,38 @@ def test_the_seeds_of_a_model_are_one_model_whose_rate_is_that_of_all_of_them(ru
     assert student.about == "the small one"
     assert student.load_entropy == pytest.approx(0.5)  # an even layer and a layer of one expert
     assert student.audio_hours == pytest.approx(10 * 0.5 * 36 / 3600)
+
+
+def test_a_student_costs_its_own_training_and_that_of_its_teacher(run):
+    teacher, student = read_comparison(run).models
+    assert teacher.operations == pytest.approx(10 * 0.5 * 2e14)
+    assert teacher.whole_operations == pytest.approx(teacher.operations)
+    assert student.whole_operations == pytest.approx(student.operations + teacher.operations)
+
+
+def test_the_cost_of_a_student_is_not_told_where_its_teacher_is_of_another_run(run, tmp_path):
+    recipe = load_recipe("mini", ["seeds=[1, 2]", f"stages.student.teacher={tmp_path}/elsewhere/model"])
+    run.recipe_file.write_text(dump_recipe(recipe))
+    _, student = read_comparison(run).models
+    assert student.whole_operations is None
+    assert student.teacher is None
+
+
+def test_a_model_is_set_against_the_models_that_its_recipe_names(run, tmp_path):
+    recipe = load_recipe("mini", ["seeds=[1, 2]", "stages.student.compare_to=[teacher]"])
+    run.recipe_file.write_text(dump_recipe(recipe))
+    page = tmp_path / "results.md"
+    assert main(["compare", str(run.path), "--out", str(page)]) == 0
+    row = next(line for line in page.read_text().splitlines() if line.startswith("| `student` | +"))
+    assert row.count("`teacher`: ") == 1
+    assert "(detects " in row
+
+
+def test_a_comparison_with_a_stage_that_the_recipe_does_not_train_is_refused_before_anything_starts():
+    with pytest.raises(ConfigError, match=r"student.*'techer' \(compare_to\).*teacher"):
+        load_recipe("mini", ["stages.student.compare_to=[techer]"])
+    with pytest.raises(ConfigError, match="compare_to"):
+        load_recipe("mini", ["stages.student.compare_to=[student]"])
 
 
 def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, tmp_path, capsys):

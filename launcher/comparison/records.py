@@ -1,0 +1,152 @@
+"""Records of trainings: small files that outlast the runs, from which a comparison is written again or extended.
+
+A folder of records is one table. `evaluated.json` says on what its models were evaluated and in which order they are
+to be read; STAGE.json holds one training: sizes, cost, and the errors of each utterance. Records of another evaluation
+set are refused; a training that is there already is replaced.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from launcher.comparison.model_results import EvaluationSet, Training
+from launcher.errors import ConfigError
+from launcher.run_folder import write_text
+
+RECORDS_FORMAT = 1
+HEADER_NAME = "evaluated.json"
+
+
+def is_records_folder(folder: Path) -> bool:
+    return (folder / HEADER_NAME).is_file()
+
+
+def write_records(folder: Path, evaluated: EvaluationSet, trainings: Sequence[Training]) -> list[Path]:
+    """Add trainings to a folder of records, which need not exist; returns the paths written.
+
+    ConfigError where those that are there were evaluated on something else.
+    """
+    models: list[str] = []
+    if is_records_folder(folder):
+        recorded, models = _read_header(folder)
+        _check_same_set(folder, recorded, evaluated)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} is no folder of records: it holds files and no {HEADER_NAME}. Name a new or empty folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+    header = {"format": RECORDS_FORMAT, **asdict(evaluated), "models": _merge_order(models, trainings)}
+    written = [folder / HEADER_NAME]
+    _write(folder / HEADER_NAME, header)
+    for training in trainings:
+        path = folder / f"{training.stage}.json"
+        record = {"format": RECORDS_FORMAT, **asdict(training)}
+        for key in ("character_errors", "word_errors"):
+            record[key] = _sparse(record[key])
+        _write(path, record)
+        written.append(path)
+    return written
+
+
+def read_records(folder: Path) -> tuple[EvaluationSet, list[Training]]:
+    """Read a folder of records, in the order in which its models are to be read; DataError where one is torn."""
+    evaluated, models = _read_header(folder)
+    trainings = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name != HEADER_NAME:
+            trainings.append(_read_training(path, evaluated.utterances))
+    places = {model: place for place, model in enumerate(models)}
+    trainings.sort(key=lambda training: (places.get(training.model, len(models)), training.model, training.seed))
+    return evaluated, trainings
+
+
+def _merge_order(models: Sequence[str], trainings: Sequence[Training]) -> list[str]:
+    """The order of models with those of new trainings: each after the one that it follows in its own recipe."""
+    merged = list(models)
+    previous = None
+    for training in trainings:
+        if training.model not in merged:
+            place = len(merged)
+            if previous is not None:
+                place = merged.index(previous) + 1
+            merged.insert(place, training.model)
+        previous = training.model
+    return merged
+
+
+def _check_same_set(folder: Path, recorded: EvaluationSet, evaluated: EvaluationSet) -> None:
+    for field in ("split", "search", "sha256"):
+        before = getattr(recorded, field)
+        now = getattr(evaluated, field)
+        if before != now:
+            raise ConfigError(
+                f"The records in {folder} are of another evaluation: its {field} is {before}, that of the run is "
+                f"{now}. Models can be compared on the same utterances alone; write these records to another folder."
+            )
+
+
+def _sparse(errors: Sequence[int]) -> dict[str, int]:
+    """The utterances with errors by their place: of a good model these are few."""
+    return {str(place): count for place, count in enumerate(errors) if count}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    # A line per key: records are kept under version control, and a difference should show what changed.
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in record.items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _read_header(folder: Path) -> tuple[EvaluationSet, list[str]]:
+    path = folder / HEADER_NAME
+    record = _read(path)
+    models = record.pop("models", [])
+    try:
+        record["characters"] = tuple(record["characters"])
+        record["words"] = tuple(record["words"])
+        return EvaluationSet(**record), models
+    except (KeyError, TypeError):
+        raise _torn(path, "does not have the keys of a folder's records") from None
+
+
+def _read_training(path: Path, num_utterances: int) -> Training:
+    record = _read(path)
+    missing = [field.name for field in fields(Training) if field.name not in record]
+    if missing:
+        raise _torn(path, f"lacks {', '.join(missing)}")
+    try:
+        for key in ("character_errors", "word_errors"):
+            errors = [0] * num_utterances
+            for place, count in record[key].items():
+                errors[int(place)] = count
+            record[key] = tuple(errors)
+        record["compare_to"] = tuple(record["compare_to"])
+        return Training(**record)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise _torn(path, f"holds something else than a training ({error})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _torn(path, f"cannot be read as JSON ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise _torn(path, "is not a record of a training")
+    if record["format"] > RECORDS_FORMAT:
+        raise ConfigError(
+            f"{path} has format {record['format']}; this version reads formats up to {RECORDS_FORMAT}. Read it with "
+            "the version of Chorus that wrote it."
+        )
+    del record["format"]
+    return record
+
+
+def _torn(path: Path, problem: str) -> DataError:
+    return DataError(
+        f"{path} {problem}. Put it back from version control, or write it again from its run with `chorus compare RUN "
+        "--records DIR`."
+    )
