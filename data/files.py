@@ -1,25 +1,46 @@
-"""Files that a reader sees whole or not at all, and their digests.
+"""Files that a reader sees whole or not at all, their digests, and bounds for those that others wrote.
 
-Every write that replaces a file in place goes through `replacing`, every SHA-256 of a file through `file_sha256`.
+Every write that replaces a file in place goes through `replacing`, every SHA-256 of a file through `file_sha256`. A
+name that stands in a file of ours and leads to another file is one that `is_file_name` allows. JSON that somebody else
+may have written is read by `read_json` or `parse_json`, whose errors are OSError and ValueError whatever the bytes are.
 """
 
 import hashlib
+import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
+
+# The largest file of JSON that is read. Parsed, JSON takes up to twenty times its bytes.
+MAX_JSON_BYTES = 128 * 2**20
+# A name in the same folder: no separator, no leading dot (hidden files are half written), nothing that a shell, a URL
+# or a terminal takes for more than a letter.
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether a name that was read from a file may be joined to a folder: it leads to a file in there, and no other."""
+    return isinstance(name, str) and FILE_NAME.fullmatch(name) is not None
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write to; when the block ends well, that file takes the place of `path` in one step.
 
-    The yielded path is hidden, lies in the same folder and carries the process id, so that two writers never share it.
-    After an error it is removed and `path` stays as it was. With `durable` the content and the rename survive a power
-    cut; without, they are only safe from a kill of this process.
+    The yielded path is hidden, lies in the same folder and has a name that nobody else has: two writers never share it,
+    and it is no link that leads elsewhere. After an error it is removed and `path` stays as it was. With `durable` the
+    content and the rename survive a power cut; without, they are only safe from a kill of this process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # Made here, not by whoever writes: O_EXCL refuses what is there already, be it a link to a file of somebody else.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    os.close(descriptor)
     try:
         yield temporary
         if durable:
@@ -50,3 +71,39 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, as lower-case hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read bytes. ValueError when it is none, OSError as from `open`."""
+    # Without O_NONBLOCK a named pipe in a folder from elsewhere would be waited for without end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path.name} is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file. ValueError when it is none, or has more than `max_bytes`; OSError from `open`."""
+    with open_regular(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes > max_bytes:
+            raise ValueError(f"{path.name} has {num_bytes} bytes, more than {max_bytes}")
+        return file.read(num_bytes)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. ValueError when it is none, nested too deep, or has a number of thousands of digits."""
+    # Outside of the handler, so that what failed is freed before the error is raised.
+    problem = "it is nested too deep"
+    with suppress(RecursionError):
+        try:
+            return json.loads(text)
+        except MemoryError:
+            problem = "there is no memory for its values"
+    raise ValueError(problem)
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """The value in a JSON file in UTF-8. OSError when it cannot be read, ValueError when it holds no JSON that is."""
+    return parse_json(read_bounded(path, max_bytes))

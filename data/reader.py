@@ -2,19 +2,19 @@
 
 Shards lie in a local folder or behind a URL that fsspec opens (http, s3, ...). A read that fails is tried
 again with growing pauses; an utterance that stays unreadable, or whose bytes are not what the index says,
-is an `UtteranceError` that names shard, key and offset.
+is an `UtteranceError` that names shard, key and offset. So is one that is larger than an utterance can be: nothing is
+decoded before its header has been compared with the index.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import tarfile
+import threading
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,14 @@ import numpy.typing as npt
 import soundfile
 
 from data.errors import DataError
-from data.shard_index import ShardIndex, is_url
+from data.shard_index import TRANSCRIPTS, ShardIndex, check_url, is_url, parse_row, parse_texts
 
+# Bounds of one utterance: its bytes in a tar, and its samples (1 GB as float32; four hours at 16 kHz).
+MAX_UTTERANCE_BYTES = 2**29
+MAX_SAMPLES = 2**28
+# KEY.flac and KEY.json, and what the latter says.
+NUM_MEMBERS = 2
+LABELS = ("text", "speaker", "language")
 # Each pause is this many times the one before: a storage that restarts is given seconds, not milliseconds.
 PAUSE_GROWTH = 4
 
@@ -52,7 +58,7 @@ class Example:
 
 
 class RangeError(Exception):
-    """A range of bytes that cannot be read; the message says why, and not where."""
+    """A range of bytes that cannot be read, or is not that of its index; the message says why, and not where."""
 
 
 class RangeReader:
@@ -67,6 +73,7 @@ class RangeReader:
         self._first_pause_s = first_pause_s
         self._filesystem: Any = None
         if is_url(folder):
+            check_url(str(folder))
             self._filesystem, _ = fsspec.url_to_fs(str(folder))
 
     def location(self, name: str) -> str:
@@ -74,7 +81,9 @@ class RangeReader:
         return f"{self.folder}/{name}"
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes of a file, from `offset` on. RangeError when they cannot be read."""
+        """Exactly `size` bytes of a file, from `offset` on. RangeError when they cannot be read, or are too many."""
+        if size > MAX_UTTERANCE_BYTES:
+            raise RangeError(f"it has {size} bytes, and an utterance has at most {MAX_UTTERANCE_BYTES}")
         location = self.location(name)
         pause_s = self._first_pause_s
         for attempt in range(1, self._attempts + 1):
@@ -111,6 +120,10 @@ class ShardReader:
     def __init__(self, index: ShardIndex, **retries: Any):
         self.index = index
         self.ranges = RangeReader(index.folder, **retries)
+        # For messages alone, which are not to wait as long as the audio.
+        self._transcripts = RangeReader(index.folder, attempts=1)
+        self._line_starts: npt.NDArray[np.int64] | None = None
+        self._line_starts_lock = threading.Lock()
 
     def shard(self, utterance: int) -> str:
         """Path or URL of the shard that holds an utterance."""
@@ -123,52 +136,83 @@ class ShardReader:
         size = int(index.size[utterance])
         try:
             content = self.ranges.read(index.shard_name(utterance), offset, size)
-        except RangeError as error:
-            raise self._broken(utterance, str(error)) from error
-
-        try:
-            members = read_members(content)
+            members = read_members(content, NUM_MEMBERS)
             # The index has no keys: the one of the utterance is that of its members.
             (flac_name,) = [name for name in members if name.endswith(".flac")]
             key = flac_name.removesuffix(".flac")
-            label = json.loads(members[f"{key}.json"])
-            audio, sample_rate_hz = soundfile.read(io.BytesIO(members[flac_name]), dtype="float32")
-            waveform = np.asarray(audio, dtype=np.float32)
-            example = Example(
-                key=key,
-                waveform=waveform,
-                text=label["text"],
-                speaker=label["speaker"],
-                language=label["language"],
-            )
-        except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError, soundfile.SoundFileError) as error:
+            label = parse_texts(members[f"{key}.json"], LABELS)
+            waveform = self._decode(members[flac_name], utterance)
+        except RangeError as error:
+            raise self._broken(utterance, str(error)) from error
+        except (tarfile.TarError, EOFError, KeyError, ValueError, soundfile.SoundFileError) as error:
             raise self._broken(utterance, f"its bytes are not readable ({error!r})") from error
+        return Example(
+            key=key,
+            waveform=waveform,
+            text=label["text"],
+            speaker=label["speaker"],
+            language=label["language"],
+        )
 
-        # Whole and readable, but of another writing than the index.
-        expected_shape = (int(index.samples[utterance]),)
-        if waveform.shape != expected_shape or sample_rate_hz != index.sample_rate_hz:
-            raise self._broken(
-                utterance,
-                f"it holds {waveform.shape} samples at {sample_rate_hz} Hz, "
-                f"the index promises {expected_shape} at {index.sample_rate_hz} Hz",
-            )
-        return example
+    def _decode(self, flac: bytes, utterance: int) -> npt.NDArray[np.float32]:
+        """The samples of a FLAC. RangeError when it is not the recording that the index promises."""
+        expected_rate_hz = self.index.sample_rate_hz
+        expected_samples = int(self.index.samples[utterance])
+        if expected_samples > MAX_SAMPLES:
+            raise RangeError(f"it has {expected_samples} samples, and an utterance has at most {MAX_SAMPLES}")
+        with soundfile.SoundFile(io.BytesIO(flac)) as file:
+            # Before anything is decoded: an hour of silence takes few bytes, and a header may promise any length.
+            if (file.frames, file.channels, file.samplerate) != (expected_samples, 1, expected_rate_hz):
+                raise RangeError(
+                    f"it holds {file.frames} samples of {file.channels} channels at {file.samplerate} Hz, "
+                    f"the index promises {expected_samples} of one at {expected_rate_hz} Hz"
+                )
+            waveform = file.read(expected_samples, dtype="float32")
+        if len(waveform) != expected_samples:
+            raise RangeError(f"it ends after {len(waveform)} of {expected_samples} samples")
+        return np.asarray(waveform, dtype=np.float32)
 
     def _broken(self, utterance: int, reason: str) -> UtteranceError:
-        # The index in memory has no keys: they are looked up in transcripts.jsonl for the message alone.
-        key = next(islice(self.index.keys(), utterance, None))
+        key = self._key(utterance)
         return UtteranceError(
             key,
             f"Utterance {key} at offset {self.index.offset[utterance]} of {self.shard(utterance)} is broken: "
             f"{reason}. Look at the split with `chorus shards verify`, then write or fetch this shard again.",
         )
 
+    def _key(self, utterance: int) -> str:
+        """The key of an utterance whose tar cannot be read, from its line in the transcripts.
 
-def read_members(content: bytes) -> dict[str, bytes]:
-    """The members in a range of a tar, by name. Raises what tarfile raises for bytes that are no members."""
+        The lines are counted once, whatever the number of broken utterances: a lost shard has thousands.
+        """
+        try:
+            with self._line_starts_lock:
+                if self._line_starts is None:
+                    self._line_starts = self.index.line_starts()
+            start, stop = self._line_starts[utterance : utterance + 2].tolist()
+            return parse_row(self._transcripts.read(TRANSCRIPTS, start, stop - start))["key"]
+        # The transcripts are broken too: the others of the split may still be sound.
+        except (DataError, RangeError, ValueError):
+            return f"number {utterance}"
+
+
+def read_members(content: bytes, num_members: int) -> dict[str, bytes]:
+    """The members in a range of a tar, by name.
+
+    Raises what tarfile raises for bytes that are no members, and ValueError when there are not so many, or one is no
+    plain file that lies in the range as it is: what is compressed or sparse may have any size.
+    """
     members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+    # "r:" is a tar and nothing else, "r" also a gzip of one.
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         for member in tar:
-            file = tar.extractfile(member)
-            members[member.name] = file.read() if file else b""
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+                raise ValueError(f"member {member.name[:80]!r} is no plain file")
+            if len(members) == num_members:
+                raise ValueError(f"there are more than {num_members} members")
+            if not 0 <= member.size <= len(content) - member.offset_data:
+                raise ValueError(f"member {member.name[:80]!r} is said to have {member.size} bytes")
+            members[member.name] = content[member.offset_data : member.offset_data + member.size]
+    if len(members) != num_members:
+        raise ValueError(f"there are {len(members)} members where {num_members} belong")
     return members

@@ -1,27 +1,31 @@
 """The index of a split: where each utterance lies in its tars, and what shards.json says of them.
 
-Reads from a folder or from a URL that fsspec knows. Refuses (`DataError`) a split that is missing,
-incomplete or of another format.
+Reads from a folder or from a URL of one of `PROTOCOLS`. Refuses (`DataError`) a split that is missing, incomplete or of
+another format. A split may come from anywhere: names in it lead to files of its own folder, and no count, size or shape
+in it makes a reader allocate more than the files hold.
 """
 
 import hashlib
 import io
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from data.audio import RejectedRow
 from data.errors import DataError
-from data.npz import UNREADABLE
+from data.files import MAX_JSON_BYTES, is_file_name, open_regular, parse_json, read_bounded
+from data.npz import load_arrays
 
 FORMAT = 1
 SUMMARY = "shards.json"
+INDEX = "index.npz"
+TRANSCRIPTS = "transcripts.jsonl"
 
 INDEX_COLUMNS = {
     "shard": np.int32,
@@ -30,6 +34,70 @@ INDEX_COLUMNS = {
     "samples": np.int64,
     "text_length": np.int32,
 }
+ROW_KEYS = ("key", "text", "speaker", "language")
+
+# Where shards may be read from. Others of fsspec, and chains of them with `::`, open what the content of a remote file
+# names, files of this machine among it (`reference`).
+PROTOCOLS = (
+    *("http", "https", "ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs", "hf"),
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "obs", "cos"),
+    # Local files by another name, and files in this process, which tests use.
+    *("file", "memory"),
+)
+URL = re.compile(r"([a-z0-9]+)://")
+
+# Bounds of one split, far above any corpus: a hundred million utterances are a hundred thousand hours of speech.
+MAX_UTTERANCES = 10**8
+MAX_SHARD_BYTES = 2**50
+# The line of an utterance in transcripts.jsonl.
+MAX_ROW_BYTES = 2**20
+# The columns' bytes per utterance, and the headers of the archive.
+INDEX_ROW_BYTES = sum(np.dtype(kind).itemsize for kind in INDEX_COLUMNS.values())
+INDEX_HEADER_BYTES = 2**16
+# Read at once of a file behind a URL.
+PIECE_BYTES = 2**20
+
+
+class _Shard(BaseModel, strict=True):
+    """What shards.json says of one tar."""
+
+    name: str
+    utterances: int = Field(ge=0, le=MAX_UTTERANCES)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    sha256: str = Field(max_length=64)
+    bytes: int = Field(ge=0, le=MAX_SHARD_BYTES)
+
+    @field_validator("name")
+    @classmethod
+    def is_in_the_folder(cls, name: str) -> str:
+        """Whoever reads a shard joins its name to a folder, that of the split or of a cache beside it."""
+        if not is_file_name(name):
+            raise ValueError(f"{name[:80]!r} is no file name of a shard")
+        return name
+
+
+class _Rejected(BaseModel, strict=True):
+    """What shards.json says of an utterance that could not be written."""
+
+    line: int
+    reason: str
+    key: str = ""
+
+
+class _Summary(BaseModel, strict=True):
+    """The content of shards.json, as far as it is read; what it was made from is compared by whoever made it."""
+
+    format: int
+    sample_rate_hz: int = Field(ge=1, le=10**6)
+    shards: list[_Shard]
+    rejected: list[_Rejected]
+
+    @field_validator("shards")
+    @classmethod
+    def is_bounded(cls, shards: list[_Shard]) -> list[_Shard]:
+        if sum(shard.utterances for shard in shards) > MAX_UTTERANCES:
+            raise ValueError(f"together they have more than {MAX_UTTERANCES} utterances")
+        return shards
 
 
 @dataclass(frozen=True)
@@ -75,12 +143,46 @@ class ShardIndex:
     def rows(self) -> Iterator[dict[str, str]]:
         """key, text, speaker and language of each utterance, read from transcripts.jsonl one by one."""
         num_rows = 0
-        with _open(self.folder, "transcripts.jsonl") as file:
-            for line in file:
-                num_rows += 1
-                yield json.loads(line)
+        try:
+            with _open(self.folder, TRANSCRIPTS) as file:
+                while num_rows <= len(self):
+                    # A line without an end would be read to the end of the file.
+                    line = file.readline(MAX_ROW_BYTES)
+                    if not line:
+                        break
+                    yield parse_row(line)
+                    num_rows += 1
+        except (OSError, ValueError) as error:
+            raise _torn(self.folder, f"line {num_rows + 1} of {TRANSCRIPTS} cannot be read ({error})") from error
         if num_rows != len(self):
-            raise _torn(self.folder, f"transcripts.jsonl has {num_rows} lines for {len(self)} utterances")
+            # One line too many ends the reading: how many there are is not counted.
+            number = "more" if num_rows > len(self) else str(num_rows)
+            raise _torn(self.folder, f"{TRANSCRIPTS} has {number} lines for {len(self)} utterances")
+
+    def line_starts(self) -> np.ndarray:
+        """Where the line of each utterance begins in transcripts.jsonl, and the end: int64 [N + 1] in bytes.
+
+        DataError when there are not as many lines.
+        """
+        positions = [np.zeros(1, np.int64)]
+        num_bytes = 0
+        num_lines = 0
+        try:
+            with _open(self.folder, TRANSCRIPTS) as file:
+                # Of a file without lines no more is kept than a piece.
+                while num_lines <= len(self):
+                    piece = file.read(PIECE_BYTES)
+                    if not piece:
+                        break
+                    ends = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n"))
+                    positions.append(num_bytes + ends + 1)
+                    num_bytes += len(piece)
+                    num_lines += len(ends)
+        except (OSError, ValueError) as error:
+            raise _torn(self.folder, f"{TRANSCRIPTS} cannot be read ({error})") from error
+        if num_lines != len(self):
+            raise _torn(self.folder, f"{TRANSCRIPTS} has not the lines of {len(self)} utterances")
+        return np.concatenate(positions)
 
     def keys(self) -> Iterator[str]:
         for row in self.rows():
@@ -91,51 +193,62 @@ class ShardIndex:
             yield row["text"]
 
 
+def parse_row(line: bytes) -> dict[str, str]:
+    """A line of transcripts.jsonl: key, text, speaker and language. ValueError when it is none."""
+    return parse_texts(line, ROW_KEYS)
+
+
+def parse_texts(content: bytes, names: Sequence[str]) -> dict[str, str]:
+    """A JSON mapping that has a text under each of the names. ValueError when it has not."""
+    values = parse_json(content)
+    if not isinstance(values, dict):
+        raise ValueError("it is no mapping")
+    for name in names:
+        if not isinstance(values.get(name), str):
+            raise ValueError(f"it has no {name}")
+    return values
+
+
 def read_index(folder: Path | str) -> ShardIndex:
-    """Read a split's index from a folder or a URL that fsspec knows. Raises DataError when the split is
-    missing, of another format, or when its parts do not agree: the counts of shards.json and index.npz, the
-    byte ranges and, in a local folder, the presence and size of every shard.
+    """Read a split's index from a folder or a URL. Raises DataError when the split is missing, of another format, or
+    when its parts do not agree: the counts of shards.json and index.npz, the byte ranges and, in a local folder, the
+    presence and size of every shard.
     """
     summary = read_summary(folder)
     names: list[str] = []
     counts: list[int] = []
     sizes: list[int] = []
     digest = hashlib.sha256()
-    columns: dict[str, np.ndarray] = {}
+    for shard in summary["shards"]:
+        names.append(shard["name"])
+        counts.append(shard["utterances"])
+        sizes.append(shard["bytes"])
+        digest.update(shard["sha256"].encode())
+
+    num_utterances = sum(counts)
     try:
-        for shard in summary["shards"]:
-            names.append(shard["name"])
-            counts.append(shard["utterances"])
-            sizes.append(shard["bytes"])
-            digest.update(shard["sha256"].encode())
+        content = _read(folder, INDEX, INDEX_HEADER_BYTES + INDEX_ROW_BYTES * num_utterances)
+        columns = _index_columns(load_arrays(io.BytesIO(content)), num_utterances)
+    except (OSError, ValueError) as error:
+        raise _torn(folder, f"its index cannot be read ({error})") from error
 
-        with (
-            _open(folder, "index.npz") as file,
-            # numpy seeks in the archive, and a file behind a URL may not be seekable.
-            np.load(io.BytesIO(file.read()), allow_pickle=False) as stored,
-        ):
-            for name, kind in INDEX_COLUMNS.items():
-                columns[name] = stored[name].astype(kind, copy=False)
+    index = ShardIndex(
+        folder=folder,
+        sample_rate_hz=summary["sample_rate_hz"],
+        names=tuple(names),
+        fingerprint=digest.hexdigest(),
+        **columns,
+    )
+    if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), counts)):
+        raise _torn(folder, "index.npz has its utterances in other shards than shards.json")
 
-        index = ShardIndex(
-            folder=folder,
-            sample_rate_hz=int(summary["sample_rate_hz"]),
-            names=tuple(names),
-            fingerprint=digest.hexdigest(),
-            **columns,
-        )
-        shard_bytes = np.array(sizes, np.int64)
-        num_utterances = np.array(counts, np.int64)
-    except (OSError, TypeError, AttributeError, *UNREADABLE) as error:
-        raise _torn(folder, f"its index cannot be read ({error!r})") from error
-
-    if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), num_utterances)):
-        raise _torn(folder, f"index.npz has {len(index)} utterances, shards.json {sum(counts)}, or in other shards")
-
-    ends = index.offset + index.size
-    outside = (index.offset < 0) | (index.size <= 0) | (ends > shard_bytes[index.shard])
+    shard_bytes = np.array(sizes, np.int64)[index.shard]
+    # Not offset + size, which may be beyond 64 bits.
+    outside = (index.offset < 0) | (index.size <= 0) | (index.size > shard_bytes - index.offset)
     if outside.any():
         raise _torn(folder, "index.npz points outside of the shards")
+    if (index.samples < 0).any() or (index.text_length < 0).any():
+        raise _torn(folder, "index.npz has utterances of less than nothing")
 
     # Behind a URL each size would be a request; a shard that is missing there is noticed when it is read.
     if not is_url(folder):
@@ -147,16 +260,34 @@ def read_index(folder: Path | str) -> ShardIndex:
     return index
 
 
+def _index_columns(stored: dict[str, np.ndarray], num_utterances: int) -> dict[str, np.ndarray]:
+    """The columns of an index, each of its type. ValueError when one is missing or of other numbers."""
+    columns: dict[str, np.ndarray] = {}
+    for name, kind in INDEX_COLUMNS.items():
+        if name not in stored:
+            raise ValueError(f"{INDEX} has no column {name}")
+        column = stored[name]
+        if not np.can_cast(column.dtype, kind, "safe") or column.ndim != 1:
+            raise ValueError(f"column {name} of {INDEX} is {column.dtype} of shape {column.shape}")
+        if len(column) != num_utterances:
+            raise ValueError(f"index.npz has {len(column)} utterances, shards.json {num_utterances}")
+        columns[name] = column.astype(kind, copy=False)
+    return columns
+
+
 def read_report(folder: Path) -> SplitReport:
     """What shards.json says of a split; DataError when it is missing or of another format."""
     summary = read_summary(folder)
     shards = summary["shards"]
+    rejected: list[RejectedRow] = []
+    for row in summary["rejected"]:
+        rejected.append(RejectedRow(row["line"], row["reason"], row.get("key", "")))
     return SplitReport(
         utterances=sum(shard["utterances"] for shard in shards),
         seconds=sum(shard["seconds"] for shard in shards),
         shards=len(shards),
         bytes=sum(shard["bytes"] for shard in shards),
-        rejected=tuple(RejectedRow(**row) for row in summary["rejected"]),
+        rejected=tuple(rejected),
     )
 
 
@@ -173,27 +304,24 @@ def find_splits(folder: Path) -> dict[str, Path]:
 
 
 def read_summary(folder: Path | str) -> dict[str, Any]:
-    """The content of shards.json. DataError when it is missing, unreadable or of another format."""
+    """The content of shards.json, checked. DataError when it is missing, unreadable or of another format."""
     try:
-        with _open(folder, SUMMARY) as file:
-            summary = json.load(file)
+        summary = parse_json(_read(folder, SUMMARY, MAX_JSON_BYTES))
         version = summary["format"]
     except FileNotFoundError as error:
         raise DataError(f"There are no shards at {folder}: it has no shards.json; prepare the corpus first.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
     if version != FORMAT:
-        raise DataError(f"{folder} has shards of format {version!r}, this version reads {FORMAT}; prepare them again.")
-    shards = summary.get("shards")
-    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
-        raise _torn(folder, "shards.json lists no shards")
-    if not all(isinstance(shard.get("sha256"), str) for shard in shards):
-        raise _torn(folder, "shards.json has a shard without its SHA-256")
-    for shard in shards:
-        name = shard.get("name", "")
-        # Whoever reads a shard joins its name to the folder, which must not lead out of it.
-        if not isinstance(name, str) or name in (".", "..") or re.search(r"[/\\\0]", name):
-            raise _torn(folder, f"shards.json names a shard {name!r}, which is no file name")
+        raise DataError(
+            f"{folder} has shards of format {str(version)[:20]}, this version reads {FORMAT}; prepare them again."
+        )
+    try:
+        _Summary.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _torn(folder, f"shards.json has, at {place}: {first['msg']}") from error
     return summary
 
 
@@ -201,8 +329,35 @@ def _torn(folder: Path | str, reason: str) -> DataError:
     return DataError(f"The shards at {folder} are not whole: {reason}; remove the folder and prepare the corpus again.")
 
 
+def check_url(url: str) -> None:
+    """Refuse (DataError) a URL of a protocol that is not one of `PROTOCOLS`, or of several."""
+    match = URL.match(url)
+    if match is None or match[1] not in PROTOCOLS or "::" in url:
+        raise DataError(
+            f"Shards are not read from {url}: its protocol may open other files than it names. Give one URL, without "
+            f"`::`, of {', '.join(PROTOCOLS)}."
+        )
+
+
+def _read(folder: Path | str, name: str, max_bytes: int) -> bytes:
+    """A whole file of a split. ValueError when it has more than `max_bytes`, OSError when it cannot be read."""
+    if not is_url(folder):
+        return read_bounded(Path(folder) / name, max_bytes)
+    content = bytearray()
+    with _open(folder, name) as file:
+        # Piece by piece: a whole read would allocate what the file may have at most.
+        while len(content) <= max_bytes:
+            piece = file.read(PIECE_BYTES)
+            if not piece:
+                return bytes(content)
+            content += piece
+    raise ValueError(f"{name} has more than {max_bytes} bytes")
+
+
 def _open(folder: Path | str, name: str) -> BinaryIO:
     if is_url(folder):
+        check_url(str(folder))
         file_system, path = fsspec.url_to_fs(f"{str(folder).rstrip('/')}/{name}")
-        return file_system.open(path, "rb")
-    return (Path(folder) / name).open("rb")
+        # fsspec's own files do not bound the length of a line.
+        return io.BufferedReader(file_system.open(path, "rb"))
+    return open_regular(Path(folder) / name)

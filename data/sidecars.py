@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.files import replacing
-from data.npz import UNREADABLE, Arrays, read_npz, write_npz
+from data.npz import Arrays, load_arrays, read_npz, write_npz
 from data.reader import RangeError, RangeReader, UtteranceError, read_members
 from data.shard_index import ShardIndex
 from data.shards import open_tar
@@ -70,16 +70,13 @@ class SidecarReader:
             # The recording could not be read when the sidecars were computed.
             if size == 0:
                 raise RangeError("it was skipped when the others were written")
-            members = read_members(self.ranges.read(name, offset, size))
-            if len(members) != 1:
-                raise ValueError(f"there are {len(members)} members")
+            members = read_members(self.ranges.read(name, offset, size), 1)
             ((member, content),) = members.items()
             # Tars of another split may be as long, and their members as sound.
             if member.partition(".speed-")[0] != key:
                 raise ValueError(f"they are those of {member}")
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                return dict(stored)
-        except (RangeError, OSError, tarfile.TarError, *UNREADABLE) as error:
+            return load_arrays(io.BytesIO(content))
+        except (RangeError, OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
             reason = f"its bytes are not readable ({error!r})"
             if isinstance(error, RangeError):
                 reason = str(error)

@@ -96,7 +96,7 @@ def _finished_splits(out_dir: Path, made_from: dict[str, str], replace: bool) ->
         problem = ""
         try:
             read_index(folder)
-            if read_summary(folder)["made_from"] != made_from.get(folder.name):
+            if read_summary(folder).get("made_from") != made_from.get(folder.name):
                 problem = "it was made from something else"
         except DataError as error:
             problem = str(error)

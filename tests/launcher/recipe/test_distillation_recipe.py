@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from splits import summary_of
 
 from launcher.errors import ConfigError
 from launcher.recipe import DistillConfig, dump, load_recipe
@@ -147,7 +148,7 @@ def test_a_teacher_with_both_names_of_its_input_is_refused():
 def student_of(tmp_path):
     """Return a function from a teacher's keys to the pipeline and the student of a run whose inputs are there."""
     run = RunFolder(tmp_path / "run")
-    write_json(tmp_path / "shards" / "train" / "shards.json", {"format": 1, "shards": [{"sha256": "0"}]})
+    write_json(tmp_path / "shards" / "train" / "shards.json", summary_of("0"))
     write_json(tmp_path / "teacher" / "model.safetensors", "weights of the teacher")
     for name in ("tokenizer.model", "tokenizer.json", "features.json"):
         write_json(run.tokenizer / name, {})

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import yaml
+from splits import summary_of
 
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
@@ -37,8 +38,8 @@ class Run:
         stage = self.folder.stage(node.name)
         if node.kind == "prepare":
             for split in ("train", "test"):
-                shards = {"format": 1, "shards": [{"sha256": f"{split}{mark}"}]}
-                write(self.folder.corpus / split / "shards.json", json.dumps(shards))
+                summary = summary_of(f"{split}{mark}")
+                write(self.folder.corpus / split / "shards.json", json.dumps(summary))
         elif node.kind == "tokenizer":
             for name in ("tokenizer.model", "tokenizer.json", "features.json"):
                 write(self.folder.tokenizer / name, f"{name}{mark}")
