@@ -21,7 +21,9 @@ from model.masked_prediction import MaskedPredictor, Model
 from model.moe.experts import ExpertStack
 from model.recognizer import Recognizer
 
-FP32, INT64 = 4, 8
+# Bytes of a value.
+FP32 = 4
+INT64 = 8
 # A norm saves the mean and the inverse deviation of each frame, both fp32.
 NORM_STATISTICS = 2
 
@@ -57,12 +59,15 @@ class _Shape:
     @property
     def silu(self) -> int:
         """How many values SiluLinear saves for each of its inputs: under autocast its output too."""
-        return 2 if self.value_bytes < FP32 else 1
+        if self.value_bytes < FP32:
+            return 2
+        return 1
 
     @property
     def decoder_positions(self) -> int:
         """Of all utterances: their tokens, with one start or end each."""
-        return self.batch.utterances * (self.batch.tokens + 1)
+        per_utterance = self.batch.tokens + 1
+        return self.batch.utterances * per_utterance
 
 
 def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes: int = FP32) -> int:
@@ -80,17 +85,30 @@ def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes:
         subsampling_factor=config.encoder.subsampling.factor,
     )
 
-    total = _subsampling_bytes(config.encoder, shape)
-    total += _encoder_layers_bytes(config.encoder, shape)
+    encoder = config.encoder
+    # What all layers keep; under checkpointing L T D of inputs alone, and one layer at a time that runs again.
+    one_layer = _encoder_layer_bytes(encoder, shape)
+    if encoder.activation_checkpointing:
+        inputs = encoder.layers * shape.encoder_frames * encoder.width * value_bytes
+        total = inputs + one_layer
+    else:
+        total = encoder.layers * one_layer
+    total += _subsampling_bytes(encoder, shape)
     # T D, once: the last layer's output, which all heads read.
-    total += shape.encoder_frames * config.encoder.width * value_bytes
+    total += shape.encoder_frames * encoder.width * value_bytes
 
+    # Of each CTC loss T V of log probabilities and T (2 U + 1) of forward variables: the sums over alignments that end
+    # at each frame and place between tokens.
+    num_states = 2 * batch.tokens + 1
+    ctc = FP32 * shape.encoder_frames * (shape.vocabulary + num_states)
     num_ctc_losses = 1 + len(config.intermediate_ctc)
-    total += num_ctc_losses * _ctc_bytes(shape)
-    if config.decoder:
-        total += _decoder_bytes(config.decoder, config.encoder.width, shape, config.decoder.layers)
-        if config.decoder.right_to_left_layers:
-            total += _decoder_bytes(config.decoder, config.encoder.width, shape, config.decoder.right_to_left_layers)
+    total += num_ctc_losses * ctc
+
+    decoder = config.decoder
+    if decoder:
+        total += _decoder_bytes(decoder, encoder.width, shape, decoder.layers)
+        if decoder.right_to_left_layers:
+            total += _decoder_bytes(decoder, encoder.width, shape, decoder.right_to_left_layers)
     if config.transducer:
         total += _transducer_bytes(config.transducer.width, shape)
 
@@ -102,30 +120,25 @@ def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes:
 def _subsampling_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
     """The features, the frames of the first convolution (twice: its activation keeps them too) and of the last."""
     channels = encoder.subsampling.channels
+    utterances = shape.batch.utterances
+    features = utterances * shape.batch.frames * shape.mel_bins
     # The first convolution has a stride of 2 in both directions, rounded up.
     halved_frames = -(-shape.batch.frames // 2)
     halved_bins = -(-shape.mel_bins // 2)
-    features = shape.batch.utterances * shape.batch.frames * shape.mel_bins
-    first = shape.batch.utterances * halved_frames * halved_bins * channels
+    first = utterances * halved_frames * halved_bins * channels
 
     last_bins = output_length(shape.mel_bins, shape.subsampling_factor)
     last = shape.encoder_frames * last_bins * channels
     # [B, C, T, bins] and, for the projection, [B, T, C bins]; a separable one keeps its depthwise output beside them.
-    copies = 3 if encoder.subsampling.convolutions == "separable" else 2
+    copies = 2
+    if encoder.subsampling.convolutions == "separable":
+        copies = 3
 
-    dropout = 0
+    values = features + 2 * first + copies * last
     if encoder.dropout:
-        dropout = shape.encoder_frames * encoder.width
-    return shape.value_bytes * (features + 2 * first + copies * last + dropout)
-
-
-def _encoder_layers_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
-    one_layer = _encoder_layer_bytes(encoder, shape)
-    if not encoder.activation_checkpointing:
-        return encoder.layers * one_layer
-    # L T D of inputs, and one layer at a time that runs again.
-    inputs = encoder.layers * shape.encoder_frames * encoder.width * shape.value_bytes
-    return inputs + one_layer
+        # T D of its mask.
+        values += shape.encoder_frames * encoder.width
+    return shape.value_bytes * values
 
 
 def _encoder_layer_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
@@ -151,7 +164,8 @@ def _encoder_layer_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
         second_bytes = _experts_bytes_per_frame(encoder, shape)
     else:
         second_bytes = feedforward * shape.value_bytes
-    return shape.encoder_frames * (values * shape.value_bytes + statistics_bytes + second_bytes)
+    frame_bytes = values * shape.value_bytes + statistics_bytes + second_bytes
+    return shape.encoder_frames * frame_bytes
 
 
 def _experts_bytes_per_frame(encoder: EncoderConfig, shape: _Shape) -> int:
@@ -159,27 +173,28 @@ def _experts_bytes_per_frame(encoder: EncoderConfig, shape: _Shape) -> int:
     assert encoder.experts is not None
     width = encoder.width
     count = encoder.experts.count
-    per_frame = encoder.experts.router.per_frame
+    router = encoder.experts.router
+    per_frame = router.per_frame
     # fp32: D of the router's input, 2 E + K + 2 of logits and probabilities.
-    routing_bytes = FP32 * (width + 2 * count + per_frame + 2)
+    routing_values = width + 2 * count + per_frame + 2
+    routing_bytes = FP32 * routing_values
     # 2 K indices: from frames to the order of experts and back.
     routing_bytes += INT64 * 2 * per_frame
-    if encoder.experts.router.jitter:
+    if router.jitter:
         # D: the router's input before its jitter.
         routing_bytes += FP32 * width
     # D of the norm's output; 3 D + F for each of the K experts that a frame passes.
-    values = width + per_frame * (3 * width + encoder.feedforward_width)
+    expert_values = 3 * width + encoder.feedforward_width
+    values = width + per_frame * expert_values
     return routing_bytes + shape.value_bytes * values
 
 
-def _ctc_bytes(shape: _Shape) -> int:
-    """Log probabilities, and the sums over alignments that end at each frame and place between tokens."""
-    # T V of log probabilities, T (2 U + 1) of forward variables.
-    num_states = 2 * shape.batch.tokens + 1
-    return FP32 * shape.encoder_frames * (shape.vocabulary + num_states)
-
-
-def _decoder_bytes(decoder: DecoderConfig, width: int, shape: _Shape, num_layers: int) -> int:
+def _decoder_bytes(
+    decoder: DecoderConfig,
+    width: int,
+    shape: _Shape,
+    num_layers: int,
+) -> int:
     """The layers of a Transformer decoder and its output with the loss."""
     # 3 D: the inputs of three norms.
     values = 3 * width
@@ -196,22 +211,28 @@ def _decoder_bytes(decoder: DecoderConfig, width: int, shape: _Shape, num_layers
     by_position = shape.value_bytes * values + statistics_bytes
     # 2 D per encoder frame: keys and values of cross-attention.
     by_frame = shape.value_bytes * 2 * width
-    layers = num_layers * (shape.decoder_positions * by_position + shape.encoder_frames * by_frame)
+    one_layer = shape.decoder_positions * by_position
+    one_layer += shape.encoder_frames * by_frame
 
     # Last norm's input and output; log probabilities and the norm's statistics; targets.
-    output_by_position = 2 * width * shape.value_bytes + FP32 * (shape.vocabulary + NORM_STATISTICS) + INT64
-    return layers + shape.decoder_positions * output_by_position
+    output_by_position = 2 * width * shape.value_bytes
+    output_by_position += FP32 * (shape.vocabulary + NORM_STATISTICS)
+    output_by_position += INT64
+    output = shape.decoder_positions * output_by_position
+    return num_layers * one_layer + output
 
 
 def _transducer_bytes(width: int, shape: _Shape) -> int:
     """The projected frames and the prediction network's values, and the joint tensors of one utterance."""
     # T W of frames; 3 (U + 1) W of the prediction network.
-    values = width * (shape.encoder_frames + 3 * shape.decoder_positions)
+    num_vectors = shape.encoder_frames + 3 * shape.decoder_positions
+    values_bytes = shape.value_bytes * width * num_vectors
     # The loss takes one utterance after the other, so that the joint tensors of one exist at a time.
     pairs = shape.frames_per_utterance * (shape.batch.tokens + 1)
     # Per pair 2 W of sums and their tanh, V logits and the loss's V gradients.
-    by_pair = shape.value_bytes * 2 * width + FP32 * 2 * shape.vocabulary
-    return shape.value_bytes * values + pairs * by_pair
+    by_pair = shape.value_bytes * 2 * width
+    by_pair += FP32 * 2 * shape.vocabulary
+    return values_bytes + pairs * by_pair
 
 
 def _autocast_weight_bytes(recognizer: Recognizer, value_bytes: int) -> int:
@@ -227,7 +248,8 @@ def _autocast_weight_bytes(recognizer: Recognizer, value_bytes: int) -> int:
     numel = 0
     for parameter in recognizer.parameters():
         # Biases and norms have one dimension and are not converted.
-        if parameter.ndim > 1 and id(parameter) not in expert_weights:
+        is_matrix = parameter.ndim > 1
+        if is_matrix and id(parameter) not in expert_weights:
             numel += parameter.numel()
     return value_bytes * numel
 

@@ -13,9 +13,9 @@ torch's FlopCounterMode. Operations follow from shapes: a model on the meta devi
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.block import LayerParameters
 from model.decoder import CrossAttention, Decoder
@@ -32,7 +32,16 @@ from model.transducer import JointNetwork, Transducer
 # Parts that the children of a block belong to, where that is not their own name.
 PART_OF_CHILD = {"feedforward1": "feedforward", "feedforward2": "feedforward"}
 # Modules that only look up, normalise or rotate: at most a factor per element, which is not counted.
-WITHOUT_PRODUCTS = (nn.LayerNorm, FrameBatchNorm, nn.Embedding, nn.Dropout, RotaryPositions, RelativePositions)
+WITHOUT_PRODUCTS = (
+    nn.LayerNorm,
+    FrameBatchNorm,
+    nn.Embedding,
+    nn.Dropout,
+    RotaryPositions,
+    RelativePositions,
+)
+# Modules whose one matrix, or convolution kernel, each frame or token passes.
+ONE_PRODUCT = (nn.Linear, nn.Conv1d, nn.Conv2d, Router)
 # A multiplication and its addition.
 MULTIPLY_ADD = 2
 
@@ -66,13 +75,24 @@ class ParameterCounts:
         return asdict(self)
 
 
+class ModuleUse(NamedTuple):
+    """A module, the part of the model that it belongs to, and how often a forward pass uses it."""
+
+    part: str
+    module: nn.Module
+    uses: int
+
+
 # --- parameters ----------------------------------------------------------------------------------------------------
 
 
 def count_parameters(recognizer: Model) -> ParameterCounts:
     """Count a model, which may live on the meta device."""
-    counts = _count_by_part(_encoder_parts(recognizer.encoder), _experts_per_frame(recognizer))
-    encoder = sum(counts.values(), start=PartCounts(0, 0, 0))
+    parts = _encoder_parts(recognizer.encoder)
+    counts = _count_by_part(parts, _experts_per_frame(recognizer))
+    encoder = PartCounts(0, 0, 0)
+    for part_counts in counts.values():
+        encoder = encoder + part_counts
     return ParameterCounts(
         parameters=_num_parameters(recognizer),
         encoder_parameters=encoder.unique,
@@ -86,23 +106,25 @@ def count_parts(recognizer: Model) -> dict[str, PartCounts]:
     return _count_by_part(_parts(recognizer), _experts_per_frame(recognizer))
 
 
-def _parts(recognizer: Model) -> Iterator[tuple[str, nn.Module, int]]:
-    """Each part's modules with the number of times that a forward pass uses them."""
+def _parts(recognizer: Model) -> Iterator[ModuleUse]:
+    """The encoder's parts, and the heads over it."""
     for name, child in recognizer.named_children():
         if isinstance(child, Encoder):
             yield from _encoder_parts(child)
         else:
-            yield name, child, 1
+            yield ModuleUse(name, child, 1)
 
 
-def _encoder_parts(encoder: Encoder) -> Iterator[tuple[str, nn.Module, int]]:
+def _encoder_parts(encoder: Encoder) -> Iterator[ModuleUse]:
     """The encoder's modules: a shared block, norm or router once, with as many uses as layers have it."""
     layers_of_block = Counter(encoder.config.block_of_layer)
     for index, block in enumerate(encoder.blocks):
         for name, child in block.named_children():
-            has_experts = any(isinstance(module, MixtureOfExperts) for module in child.modules())
-            part = "experts" if has_experts else PART_OF_CHILD.get(name, name)
-            yield part, child, layers_of_block[index]
+            part = PART_OF_CHILD.get(name, name)
+            # Experts may stand in place of a feed-forward layer, or in a mixture with one.
+            if any(isinstance(module, MixtureOfExperts) for module in child.modules()):
+                part = "experts"
+            yield ModuleUse(part, child, layers_of_block[index])
 
     norms: Counter[nn.Module] = Counter()
     routers: Counter[nn.Module] = Counter()
@@ -111,31 +133,33 @@ def _encoder_parts(encoder: Encoder) -> Iterator[tuple[str, nn.Module, int]]:
         norms.update(parameters.norms().values())
         routers.update(parameters.routers())
     for norm, uses in norms.items():
-        yield "norms", norm, uses
+        yield ModuleUse("norms", norm, uses)
     for router, uses in routers.items():
-        yield "routers", router, uses
+        yield ModuleUse("routers", router, uses)
 
     # Blocks, and the holders of norms and routers, have been visited above.
     visited = (encoder.blocks, encoder.layers, encoder.groups, encoder.common)
     for name, child in encoder.named_children():
         if child not in visited:
-            yield name, child, 1
+            yield ModuleUse(name, child, 1)
 
 
-def _count_by_part(parts: Iterable[tuple[str, nn.Module, int]], experts_per_frame: int) -> dict[str, PartCounts]:
+def _count_by_part(parts: Iterable[ModuleUse], experts_per_frame: int) -> dict[str, PartCounts]:
     counts: dict[str, PartCounts] = {}
     for part, module, uses in parts:
         unique = _num_parameters(module)
         if unique == 0:
             continue
+        activated = _num_activated(module, experts_per_frame)
         # A shared router holds an embedding row per layer, and each layer reads its own: sharing does not repeat them.
         per_layer = 0
         if isinstance(module, Router) and module.embedding is not None:
             per_layer = module.embedding.numel()
+
         module_counts = PartCounts(
             unique=unique,
             effective=uses * (unique - per_layer) + per_layer,
-            activated=uses * (_num_activated(module, experts_per_frame) - per_layer) + per_layer,
+            activated=uses * (activated - per_layer) + per_layer,
         )
         if part in counts:
             module_counts = counts[part] + module_counts
@@ -161,75 +185,95 @@ def _num_activated(module: nn.Module, experts_per_frame: int) -> int:
     for inner in module.modules():
         if isinstance(inner, MixtureOfExperts):
             all_experts = _num_parameters(inner)
-            total -= all_experts - all_experts // inner.num_experts * experts_per_frame
+            one_expert = all_experts // inner.num_experts
+            total -= all_experts - one_expert * experts_per_frame
         if isinstance(inner, nn.Embedding):
-            total -= inner.weight.numel() - inner.embedding_dim
+            one_row = inner.embedding_dim
+            total -= inner.weight.numel() - one_row
     return total
 
 
 # --- operations ----------------------------------------------------------------------------------------------------
 
 
-def forward_operations(recognizer: Model, num_frames: int, num_tokens: int) -> dict[str, int]:
+def forward_operations(
+    recognizer: Model,
+    num_frames: int,
+    num_tokens: int,
+) -> dict[str, int]:
     """Floating-point operations of one utterance's forward pass, by part.
 
     `num_frames` are frames of features, all of them valid. With `num_tokens` 0 what reads tokens (decoder, transducer)
     does not run.
     """
-    sizes = _utterance_sizes(recognizer, num_frames, num_tokens)
+    utterance = _Utterance.of_model(recognizer, num_frames, num_tokens)
     operations: Counter[str] = Counter()
     for part, module, uses in _parts(recognizer):
-        operations[part] += uses * _operations(module, sizes.encoder_frames, sizes)
+        operations[part] += uses * utterance.operations(module, utterance.encoder_frames)
     return dict(operations)
 
 
 def encoder_operations(recognizer: Model, num_frames: int) -> int:
     """Floating-point operations of the encoder's forward pass over one utterance."""
-    sizes = _utterance_sizes(recognizer, num_frames, 0)
+    utterance = _Utterance.of_model(recognizer, num_frames, 0)
     total = 0
     for _, module, uses in _encoder_parts(recognizer.encoder):
-        total += uses * _operations(module, sizes.encoder_frames, sizes)
+        total += uses * utterance.operations(module, utterance.encoder_frames)
     return total
 
 
 def training_operations(
-    recognizer: Recognizer, num_frames: int, num_tokens: int, teachers: Sequence[Recognizer] = ()
+    recognizer: Recognizer,
+    num_frames: int,
+    num_tokens: int,
+    teachers: Sequence[Recognizer] = (),
 ) -> int:
     """Floating-point operations of one utterance in a training step, with the forward passes of its teachers.
 
     A backward pass costs two forward passes: the gradients of inputs and of weights. What is recomputed in it (layers
     under activation checkpointing, the joint network always) costs one more.
     """
-    forward = Counter(forward_operations(recognizer, num_frames, num_tokens))
+    forward = forward_operations(recognizer, num_frames, num_tokens)
     # Every intermediate CTC loss applies the CTC head once more.
-    forward["ctc"] *= 1 + len(recognizer.config.intermediate_ctc)
-    total = 3 * forward.total()
+    num_ctc_losses = 1 + len(recognizer.config.intermediate_ctc)
+    forward["ctc"] *= num_ctc_losses
+    total = 3 * sum(forward.values())
 
     total += _recomputed_operations(recognizer, num_frames)
     if recognizer.transducer is not None:
-        sizes = _utterance_sizes(recognizer, num_frames, num_tokens)
-        total += _joint_network(recognizer.transducer.joint, sizes)
+        utterance = _Utterance.of_model(recognizer, num_frames, num_tokens)
+        total += utterance.joint_network(recognizer.transducer.joint)
 
     for teacher in teachers:
-        total += sum(forward_operations(teacher, num_frames, num_tokens).values())
+        teacher_forward = forward_operations(teacher, num_frames, num_tokens)
+        total += sum(teacher_forward.values())
     return total
 
 
-def masked_operations(model: MaskedPredictor, num_frames: int, masked_share: float) -> tuple[dict[str, float], float]:
+def masked_operations(
+    model: MaskedPredictor,
+    num_frames: int,
+    masked_share: float,
+) -> tuple[dict[str, float], float]:
     """Floating-point operations of one utterance by part, in a forward pass, and all of them in a training step.
 
     Heads and quantizer work at the share of the frames that is masked.
     """
+    utterance = _Utterance.of_model(model, num_frames, 0)
+    masked_frames = masked_share * utterance.encoder_frames
     parts: dict[str, float] = dict(forward_operations(model, num_frames, 0))
-    masked_frames = masked_share * _utterance_sizes(model, num_frames, 0).encoder_frames
     parts["heads"] = masked_share * parts["heads"]
 
     # Per frame a projection, and a distance to every code of every codebook.
-    quantizer = model.quantizer.projections_QIP.numel() + model.quantizer.codes_QCP.numel()
+    projections = model.quantizer.projections_QIP.numel()
+    distances = model.quantizer.codes_QCP.numel()
+    quantizer = projections + distances
     parts["quantizer"] = MULTIPLY_ADD * quantizer * masked_frames
 
     # The quantizer is fixed: it has no backward pass, which is 2 of the 3.
-    training = 3 * sum(parts.values()) - 2 * parts["quantizer"] + _recomputed_operations(model, num_frames)
+    training = 3 * sum(parts.values())
+    training = training - 2 * parts["quantizer"]
+    training = training + _recomputed_operations(model, num_frames)
     return parts, training
 
 
@@ -238,14 +282,14 @@ def _recomputed_operations(recognizer: Model, num_frames: int) -> int:
     if not recognizer.config.encoder.activation_checkpointing:
         return 0
     # Layers are checkpointed, the subsampling before them is not.
-    sizes = _utterance_sizes(recognizer, num_frames, 0)
-    subsampling = _operations(recognizer.encoder.subsampling, sizes.encoder_frames, sizes)
+    utterance = _Utterance.of_model(recognizer, num_frames, 0)
+    subsampling = utterance.subsampling(recognizer.encoder.subsampling)
     return encoder_operations(recognizer, num_frames) - subsampling
 
 
 @dataclass(frozen=True)
-class _UtteranceSizes:
-    """What the operations of one utterance depend on; with `tokens` 0 what reads tokens does not run."""
+class _Utterance:
+    """The sizes that the operations of one utterance depend on; with `tokens` 0 what reads tokens does not run."""
 
     feature_frames: int
     encoder_frames: int
@@ -253,60 +297,120 @@ class _UtteranceSizes:
     tokens: int
     experts_per_frame: int
 
+    @classmethod
+    def of_model(
+        cls,
+        recognizer: Model,
+        num_frames: int,
+        num_tokens: int,
+    ) -> "_Utterance":
+        """An utterance of so many feature frames and tokens, as the model cuts it into encoder frames."""
+        factor = recognizer.encoder.subsampling.factor
+        return cls(
+            feature_frames=num_frames,
+            encoder_frames=output_length(num_frames, factor),
+            mel_bins=recognizer.mel_bins,
+            tokens=num_tokens,
+            experts_per_frame=_experts_per_frame(recognizer),
+        )
+
     @property
     def decoder_positions(self) -> int:
         """The tokens and the start (in targets: the end) of the text."""
         return self.tokens + 1
 
+    def operations(self, module: nn.Module, positions: int) -> int:
+        """Operations of one use of a module over so many frames or tokens.
 
-def _utterance_sizes(recognizer: Model, num_frames: int, num_tokens: int) -> _UtteranceSizes:
-    return _UtteranceSizes(
-        feature_frames=num_frames,
-        encoder_frames=output_length(num_frames, recognizer.encoder.subsampling.factor),
-        mel_bins=recognizer.mel_bins,
-        tokens=num_tokens,
-        experts_per_frame=_experts_per_frame(recognizer),
-    )
+        Raises TypeError for a module with parameters of its own that is not known here: guessing would be worse.
+        """
+        if isinstance(module, WITHOUT_PRODUCTS):
+            return 0
+        if isinstance(module, ONE_PRODUCT):
+            return _product(positions, module.weight)
+        if isinstance(module, MixtureOfExperts):
+            # K x (2 D F + 2 F D) per frame: of each stack one expert's matrices.
+            stacks = module.experts
+            one_expert = _product(positions, stacks.w1[0], stacks.w2[0])
+            return self.experts_per_frame * one_expert
+        if isinstance(module, JointNetwork):
+            return self.joint_network(module)
+        if isinstance(module, RelativeSelfAttention):
+            return _relative_self_attention(module, positions)
+
+        # All known modules with parameters of their own stand above; those below hold them in children.
+        own_parameters = list(module.parameters(recurse=False))
+        if own_parameters:
+            name = type(module).__name__
+            raise TypeError(f"the operations of {name} are not known: add it to model/costs/flops.py")
+
+        if isinstance(module, ConvolutionSubsampling):
+            return self.subsampling(module)
+        if isinstance(module, (Decoder, Transducer)):
+            return self.token_reader(module)
+        if isinstance(module, SelfAttention):
+            width = module.output.in_features
+            projections = self.children(module, positions)
+            return projections + _attention(positions, positions, width)
+        if isinstance(module, CrossAttention):
+            # 2 U x 2 D^2 by token: queries and output. 2 S x 2 D^2 by encoder frame: keys and values.
+            width = module.output.in_features
+            by_token = _product(positions, module.query.weight, module.output.weight)
+            by_frame = _product(self.encoder_frames, module.key_value.weight)
+            mixing = _attention(positions, self.encoder_frames, width)
+            return by_token + by_frame + mixing
+        return self.children(module, positions)
+
+    def children(self, module: nn.Module, positions: int) -> int:
+        """Operations of all that a module holds, each used once."""
+        total = 0
+        for child in module.children():
+            total += self.operations(child, positions)
+        return total
+
+    def subsampling(self, module: ConvolutionSubsampling) -> int:
+        """The convolutions, in the order in which features pass them, and the projection to the encoder's width."""
+        frames = self.feature_frames
+        bins = self.mel_bins
+        total = 0
+        for convolution in module.modules():
+            if not isinstance(convolution, nn.Conv2d):
+                continue
+            # A stride divides frames and bins, rounded up; pointwise convolutions have a stride of 1.
+            stride = convolution.stride[0]
+            frames = -(-frames // stride)
+            bins = -(-bins // stride)
+            # 2 x kernel^2 x in / groups x out at each place of the output.
+            total += _product(frames * bins, convolution.weight)
+        return total + _product(frames, module.projection.weight)
+
+    def token_reader(self, module: Decoder | Transducer) -> int:
+        """A decoder, or a transducer: the prediction network over the text, the projection of frames, and the joint
+        network over all pairs."""
+        if self.tokens == 0:
+            return 0
+        if isinstance(module, Decoder):
+            return self.children(module, self.decoder_positions)
+        predictions = self.children(module.prediction, self.decoder_positions)
+        frames = self.operations(module.frames, self.encoder_frames)
+        return predictions + frames + self.joint_network(module.joint)
+
+    def joint_network(self, module: JointNetwork) -> int:
+        """The logits of all pairs of frame and token."""
+        if self.tokens == 0:
+            return 0
+        # 2 W V for each pair of S frames and U + 1 positions; tanh and the sum before it do not count.
+        pairs = self.encoder_frames * self.decoder_positions
+        return _product(pairs, module.weight)
 
 
-def _operations(module: nn.Module, positions: int, sizes: _UtteranceSizes) -> int:
-    """Operations of one use of a module over so many frames or tokens.
-
-    Raises TypeError for a module with parameters of its own that is not known here: guessing would be worse.
-    """
-    if isinstance(module, WITHOUT_PRODUCTS):
-        return 0
-    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, Router)):
-        # 2 x in x out per position; of a convolution kernel x in / groups x out, which its weight holds.
-        return MULTIPLY_ADD * module.weight.numel() * positions
-    if isinstance(module, MixtureOfExperts):
-        return _experts(module, positions, sizes)
-    if isinstance(module, JointNetwork):
-        return _joint_network(module, sizes)
-    if isinstance(module, RelativeSelfAttention):
-        return _relative_self_attention(module, positions)
-
-    # All known modules with parameters of their own stand above; those below hold them in children.
-    has_own_parameters = next(module.parameters(recurse=False), None) is not None
-    if has_own_parameters:
-        raise TypeError(f"the operations of {type(module).__name__} are not known: add it to model/costs/flops.py")
-
-    if isinstance(module, ConvolutionSubsampling):
-        return _subsampling(module, sizes)
-    if isinstance(module, Decoder):
-        return _decoder(module, sizes)
-    if isinstance(module, Transducer):
-        return _transducer(module, sizes)
-    if isinstance(module, SelfAttention):
-        projections = _children(module, positions, sizes)
-        return projections + _attention(positions, positions, module.output.in_features)
-    if isinstance(module, CrossAttention):
-        return _cross_attention(module, positions, sizes)
-    return _children(module, positions, sizes)
-
-
-def _children(module: nn.Module, positions: int, sizes: _UtteranceSizes) -> int:
-    return sum(_operations(child, positions, sizes) for child in module.children())
+def _product(positions: int, *weights: Tensor) -> int:
+    """So many positions through matrices: 2 x in x out each. Of a convolution's kernel it is kernel x in / groups x
+    out, which its weight holds."""
+    num_weights = 0
+    for weight in weights:
+        num_weights += weight.numel()
+    return MULTIPLY_ADD * num_weights * positions
 
 
 def _attention(queries: int, keys: int, width: int) -> int:
@@ -323,63 +427,9 @@ def _relative_self_attention(module: RelativeSelfAttention, frames: int) -> int:
     # Offsets from -(T - 1) to T - 1.
     offsets = 2 * frames - 1
     # 2 T x 4 D^2: queries, keys and values in one matrix, and the output.
-    num_weights = module.query_key_value.weight.numel() + module.output.weight.numel()
-    projections = MULTIPLY_ADD * frames * num_weights
+    projections = _product(frames, module.query_key_value.weight, module.output.weight)
     # 2 (2 T - 1) D^2 for the encodings, and 2 T (2 T - 1) D for a score per query and offset.
-    offset_encodings = MULTIPLY_ADD * offsets * module.position.weight.numel()
+    offset_encodings = _product(offsets, module.position.weight)
     offset_scores = MULTIPLY_ADD * offsets * frames * width
-    return projections + offset_encodings + offset_scores + _attention(frames, frames, width)
-
-
-def _cross_attention(module: CrossAttention, positions: int, sizes: _UtteranceSizes) -> int:
-    """Queries and output per token, keys and values per encoder frame."""
-    # 2 U x 2 D^2 by token, 2 S x 2 D^2 by frame.
-    by_token = MULTIPLY_ADD * (module.query.weight.numel() + module.output.weight.numel()) * positions
-    by_frame = MULTIPLY_ADD * module.key_value.weight.numel() * sizes.encoder_frames
-    return by_token + by_frame + _attention(positions, sizes.encoder_frames, module.output.in_features)
-
-
-def _experts(module: MixtureOfExperts, positions: int, sizes: _UtteranceSizes) -> int:
-    # K x (2 D F + 2 F D) per frame: of each stack one expert's matrices.
-    one_expert = MULTIPLY_ADD * (module.experts.w1[0].numel() + module.experts.w2[0].numel())
-    return sizes.experts_per_frame * one_expert * positions
-
-
-def _subsampling(module: ConvolutionSubsampling, sizes: _UtteranceSizes) -> int:
-    """The convolutions, in the order in which features pass them, and the projection to the encoder's width."""
-    frames = sizes.feature_frames
-    bins = sizes.mel_bins
-    total = 0
-    for convolution in module.modules():
-        if isinstance(convolution, nn.Conv2d):
-            # A stride divides frames and bins, rounded up; pointwise convolutions have a stride of 1.
-            stride = convolution.stride[0]
-            frames = -(-frames // stride)
-            bins = -(-bins // stride)
-            # 2 x kernel^2 x in / groups x out at each place of the output.
-            total += MULTIPLY_ADD * convolution.weight.numel() * frames * bins
-    projection = MULTIPLY_ADD * module.projection.weight.numel() * frames
-    return total + projection
-
-
-def _decoder(module: Decoder, sizes: _UtteranceSizes) -> int:
-    if sizes.tokens == 0:
-        return 0
-    return _children(module, sizes.decoder_positions, sizes)
-
-
-def _transducer(module: Transducer, sizes: _UtteranceSizes) -> int:
-    """The prediction network over the text, the projection of frames, and the joint network over all pairs."""
-    if sizes.tokens == 0:
-        return 0
-    predictions = _children(module.prediction, sizes.decoder_positions, sizes)
-    frames = _operations(module.frames, sizes.encoder_frames, sizes)
-    return predictions + frames + _joint_network(module.joint, sizes)
-
-
-def _joint_network(module: JointNetwork, sizes: _UtteranceSizes) -> int:
-    if sizes.tokens == 0:
-        return 0
-    # 2 W V for each pair of S frames and U + 1 positions; tanh and the sum before it do not count.
-    pairs = sizes.encoder_frames * sizes.decoder_positions
-    return MULTIPLY_ADD * module.weight.numel() * pairs
+    plain = _attention(frames, frames, width)
+    return projections + offset_encodings + offset_scores + plain
