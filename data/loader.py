@@ -38,8 +38,9 @@ from data.sampler import BatchSampler, BatchSpec
 from data.sidecars import Arrays, SidecarReader
 from data.tokenizer import Tokenizer
 
-# A waiting consumer says so this often.
+# A waiting consumer says so this often in the log, and this often to whoever asked to know.
 WAITING_LOG_S = 10.0
+WAITING_POLL_S = 1.0
 # One bad recording at the start of a run must not stop it: the ratio counts from this many broken ones on.
 MIN_BROKEN = 10
 # Broken utterances that are logged one by one; later ones only when their number doubles.
@@ -102,7 +103,8 @@ class Loader:
     An utterance whose `sidecars` are broken is treated as one that is broken itself.
 
     `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
-    utterances above which the run stops, `patience_s` how many seconds one utterance may take.
+    utterances above which the run stops, `patience_s` how many seconds one utterance may take. While the caller waits
+    for an utterance, `on_wait` is called about once a second.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Loader:
         sidecars: Mapping[str, SidecarSource] | None = None,
         max_broken_ratio: float = 0.01,
         patience_s: float = 600.0,
+        on_wait: Callable[[], None] | None = None,
     ):
         self.sampler = sampler
         self.reader = reader
@@ -125,6 +128,7 @@ class Loader:
         self.sidecars = dict(sidecars or {})
         self.max_broken_ratio = max_broken_ratio
         self.patience_s = patience_s
+        self.on_wait = on_wait
         self.utterances_seen = 0
         self.utterances_broken = 0
 
@@ -220,6 +224,7 @@ class Loader:
     def _wait(self, utterance: int, future: Future[_Prepared]) -> _Prepared:
         """The result of a read, with a line in the log from time to time while it is not there."""
         began = time.monotonic()
+        logged = began
         while not future.done():
             if time.monotonic() - began > self.patience_s:
                 raise DataError(
@@ -227,10 +232,15 @@ class Loader:
                     f"{self.patience_s:.0f} s. Look whether the storage answers, then start the run again: "
                     "it goes on from its last checkpoint."
                 )
-            futures.wait([future], timeout=min(WAITING_LOG_S, self.patience_s))
-            if not future.done():
-                waited_s = time.monotonic() - began
-                logger.warning("Waiting for shard %s, %.0f s.", self.reader.shard(utterance), waited_s)
+            futures.wait([future], timeout=min(WAITING_POLL_S, WAITING_LOG_S, self.patience_s))
+            if future.done():
+                break
+            if self.on_wait is not None:
+                self.on_wait()
+            now = time.monotonic()
+            if now - logged >= WAITING_LOG_S:
+                logged = now
+                logger.warning("Waiting for shard %s, %.0f s.", self.reader.shard(utterance), now - began)
         return future.result()
 
     def _count_broken(self, error: UtteranceError) -> None:

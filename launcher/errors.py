@@ -23,11 +23,14 @@ class DivergedError(Exception):
     """Losses or gradients stayed infinite or undefined: the data, the settings or the model are at fault."""
 
 
-class Preempted(Exception):  # noqa: N818  a request, not an error
-    """The run was asked to stop; running the same command again goes on from here."""
+class Preempted(BaseException):
+    """The run was asked to stop; running the same command again goes on from here.
+
+    A request and no error: whoever catches every Exception, to try again or to write it to a log, lets it pass.
+    """
 
 
-EXIT_CODES: dict[type[Exception], int] = {
+EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
     DataError: 3,
     CheckpointError: 4,

@@ -387,6 +387,7 @@ def _deadlines(cluster: ClusterConfig) -> Deadlines:
         stall_s=cluster.stall_deadline_s,
         validation_s=cluster.validation_deadline_s,
         save_s=cluster.save_deadline_s,
+        evaluation_s=cluster.evaluation_deadline_s,
         stop_s=cluster.stop_deadline_s,
     )
 

@@ -46,6 +46,10 @@ def main(arguments: list[str]) -> int:
         heartbeat.beat(0, "start")
         try:
             _work(run, stage_name, heartbeat, stop)
+        except Preempted as stopped:
+            logger.info("%s", stopped)
+            heartbeat.leave(exit_code(stopped))
+            return exit_code(stopped)
         except Exception as error:
             code = exit_code(error)
             if code == 1:
@@ -54,9 +58,8 @@ def main(arguments: list[str]) -> int:
                 logger.error("%s", error)
             # Before the heartbeat says that this process leaves: the supervisor then looks for the error file.
             # A full disk must not change the exit code.
-            if not isinstance(error, Preempted):
-                with suppress(OSError):
-                    record_error(folder, rank, error)
+            with suppress(OSError):
+                record_error(folder, rank, error)
             heartbeat.leave(code)
             return code
     return 0
@@ -106,7 +109,10 @@ def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", st
     from launcher.training import parallel
     from launcher.training.setup import build_trainer, write_model
 
-    device = parallel.start_processes(context.recipe.cluster.longest_deadline_s)
+    # Importing all of this takes long where the disk is slow.
+    heartbeat.tick()
+    device = parallel.start_processes()
+    heartbeat.tick()
     trainer = build_trainer(context, heartbeat, device, stop)
     try:
         status = trainer.run()
@@ -117,7 +123,9 @@ def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", st
 
     if dist.get_rank() == 0:
         if status == "done":
+            heartbeat.beat(trainer.step, "save")
             write_model(context)
+            heartbeat.tick()
             if trainer.log.tracker:
                 trainer.log.tracker.artifacts(lambda: made_artifacts(context), used=False)
         trainer.log.close(timeout_s=FLUSH_S)

@@ -42,6 +42,8 @@ class StopRequest:
             # A signal that came before this block counts as one inside it.
             self.check()
             yield
+            # What a signal raised may have been lost: in a callback from C it is printed and forgotten.
+            self.check()
         finally:
             self._raises = False
 

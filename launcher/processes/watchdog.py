@@ -1,7 +1,9 @@
 """The processes that work for a run: finding them, telling the hung and the lost from the slow, ending them.
 
-Every process keeps a heartbeat file with its rank, step and section. Silence is judged here and nowhere else. Whether a
-process of another host is gone, only the agent there can tell, by a note beside the heartbeats.
+Every process keeps a heartbeat file with its rank, step and section. Silence is judged here and nowhere else, so that
+collectives themselves wait longer than any of these deadlines. A silent process that may be waiting for a slower one
+is not to blame as long as that one reports. Whether a process of another host is gone, only the agent there can tell,
+by a note beside the heartbeats.
 `python -m launcher.processes.watchdog end RUN_DIR STAGE` ends a stage's processes on the host that it is called on.
 """
 
@@ -28,6 +30,8 @@ KILL_S = 10.0
 LINGER_S = 3.0
 # Between two looks at whether processes have ended.
 POLL_S = 0.05
+# The sections of a process, in the order in which it comes to those of the same step.
+SECTIONS = (("start", "units"), ("restore",), ("validate",), ("save",), ("data",), ("train",), ("evaluate",))
 # Agents note losses each in its own time: of two that are seen so close together, it is not known which came first.
 TOGETHER_S = 0.5
 
@@ -40,17 +44,20 @@ class Deadlines:
     stall_s: float = 120.0
     validation_s: float = 300.0
     save_s: float = 600.0
+    evaluation_s: float = 600.0
     stop_s: float = 30.0
     terminate_s: float = 10.0
 
     def silence_s(self, section: str) -> float:
         """How long a process may be silent in a section."""
-        if section == "start":
+        if section in ("start", "units"):
             return self.startup_s
         if section == "validate":
             return self.validation_s
-        if section == "save":
+        if section in ("save", "restore"):
             return self.save_s
+        if section == "evaluate":
+            return self.evaluation_s
         return self.stall_s
 
 
@@ -193,16 +200,31 @@ class Watchdog:
 
     def _find_silent(self, now: float) -> Failure | None:
         silent = []
+        reporting = []
         for rank, heartbeat in self._heartbeats.items():
             deadline_s = self._deadlines.silence_s(heartbeat["section"])
-            if rank not in self.lost and now - self._seen_at[rank] > deadline_s:
-                # The one that hangs stopped before those that wait for it: frozen first, then by step, then by time.
-                order = (not _is_stopped(heartbeat), heartbeat["step"], self._seen_at[rank])
-                silent.append((order, rank))
-        if not silent:
+            if rank in self.lost:
+                continue
+            if now - self._seen_at[rank] > deadline_s:
+                silent.append(rank)
+            else:
+                reporting.append(_position(heartbeat))
+
+        suspects = []
+        for rank in silent:
+            heartbeat = self._heartbeats[rank]
+            position = _position(heartbeat)
+            is_stopped = _is_stopped(heartbeat)
+            # Of processes that meet in collectives, one that is ahead, or as far, waits for those that still work.
+            may_wait = any(other <= position for other in reporting)
+            if is_stopped or not may_wait:
+                # The one that hangs stopped before those that wait for it: frozen first, then by place, then by time.
+                order = (not is_stopped, position, self._seen_at[rank])
+                suspects.append((order, rank))
+        if not suspects:
             return None
 
-        _, rank = min(silent)
+        _, rank = min(suspects)
         heartbeat = self._heartbeats[rank]
         deadline_s = self._deadlines.silence_s(heartbeat["section"])
         return Failure(
@@ -210,6 +232,14 @@ class Watchdog:
             f"{heartbeat['step']}, in {heartbeat['section']} (process {heartbeat['pid']}; deadline {deadline_s:g} s)",
             rank,
         )
+
+
+def _position(heartbeat: dict[str, Any]) -> tuple[int, int]:
+    """How far a process has come: its step, and the place of its section within a step."""
+    for place, sections in enumerate(SECTIONS):
+        if heartbeat["section"] in sections:
+            return heartbeat["step"], place
+    raise AssertionError(f"{heartbeat['section']} is no section")
 
 
 def _is_here(heartbeat: dict[str, Any]) -> bool:

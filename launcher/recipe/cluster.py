@@ -78,16 +78,19 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     max_restarts: int = Field(
         default=3, ge=0, le=10**6, description="restarts of a stage within an hour, after a lost or hung process"
     )
-    # Units are clustered within it: the first process does that while the others wait for their first step.
+    # A start reports each of its parts; units are made in it, and report every batch.
     startup_deadline_s: float = Field(
         default=300,
         gt=0,
         le=1e7,
-        description="longest time until every process reports itself and its first step, in s",
+        description="longest time until every process reports itself, and longest silence before its first step, in s",
     )
     # NFS remembers for up to a minute that a file was not there: stay well above that.
     stall_deadline_s: float = Field(
-        default=120, gt=0, le=1e7, description="longest silence of a process in a step before the restart, in s"
+        default=120,
+        gt=0,
+        le=1e7,
+        description="longest silence of a process in a step before the restart, in s; it reports every lane",
     )
     validation_deadline_s: float = Field(
         default=300,
@@ -96,7 +99,16 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         description="longest silence of a process that validates, in s; it reports every batch",
     )
     save_deadline_s: float = Field(
-        default=600, gt=0, le=1e7, description="longest silence of a process that saves a checkpoint or the model, in s"
+        default=600,
+        gt=0,
+        le=1e7,
+        description="longest silence of a process that saves or restores a checkpoint or saves the model, in s",
+    )
+    evaluation_deadline_s: float = Field(
+        default=600,
+        gt=0,
+        le=1e7,
+        description="longest silence of a process that evaluates, in s; it reports every recording and every search",
     )
     stop_deadline_s: float = Field(
         default=30, gt=0, le=1e7, description="time to save and leave when the run is stopped, in s"
@@ -165,8 +177,3 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         if self.hostfile:
             return "ssh"
         return "local"
-
-    @property
-    def longest_deadline_s(self) -> float:
-        """Return how long a process may wait for another at most."""
-        return max(self.startup_deadline_s, self.stall_deadline_s, self.validation_deadline_s, self.save_deadline_s)

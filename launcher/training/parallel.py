@@ -11,6 +11,8 @@
 
 import json
 import logging
+import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,8 +22,10 @@ import deepspeed.ops
 import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
+from torch.distributed import DistNetworkError
 
 from launcher.devices import worker_device
+from launcher.errors import DistributedError
 from launcher.planning.memory import is_matrix
 from launcher.recipe import OptimizerConfig
 from model.masked_prediction import Model
@@ -29,14 +33,30 @@ from model.masked_prediction import Model
 # A DeepSpeedEngine; its own annotations allow for every optimizer it has, and for none.
 Engine: TypeAlias = Any
 
+# Collectives wait for slow processes as long as these report: which one is silent for too long, the watchdog of the
+# launcher says, and without a launcher there are no processes. This only has to be longer than any of its deadlines.
+LONGEST_WAIT_S = 30 * 86_400.0
 
-def start_processes(timeout_s: float) -> torch.device:
-    """Join the process group described by the environment and return this process's device."""
+
+def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
+    """Join the process group described by the environment and return this process's device.
+
+    ConfigError for a device that is not there, DistributedError where the port of the first process is taken.
+    """
     device = worker_device()
     # The shared-memory op only serves inference, and building it costs every first start half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+    try:
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise DistributedError(
+            f"Port {os.environ['MASTER_PORT']} is taken on {socket.gethostname()}, where the first process has to "
+            "listen on it. Set cluster.master_port to another one, or leave it out: another is drawn at every start "
+            "then. `ss -ltnp` shows which program has it."
+        ) from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -47,22 +47,29 @@ logger = logging.getLogger(__name__)
 def build_trainer(
     context: StageContext[AnyTrainingStage], heartbeat: Heartbeat, device: torch.device, stop: StopRequest
 ) -> Trainer:
-    """This process's trainer, resumed from the newest intact checkpoint when there is one. Collective."""
+    """This process's trainer, resumed from the newest intact checkpoint when there is one. Collective.
+
+    Each part may take long with a large corpus, model or checkpoint, so each is reported.
+    """
     rank = dist.get_rank()
     lanes = context.batches.lanes_of(rank, dist.get_world_size())
     inputs = open_inputs(context, "train", lanes, device, context.augment)
+    heartbeat.tick()
     validation_inputs = None
     if context.has_split("dev"):
         validation_inputs = open_inputs(context, "dev", lanes, device)
+        heartbeat.tick()
 
-    model, stage_loss, validator = _build_model_and_loss(context, device)
+    model, stage_loss, validator = _build_model_and_loss(context, device, heartbeat)
+    heartbeat.tick()
     if isinstance(stage_loss, DistillationLoss):
         inputs.keeps_source = needs_source(stage_loss)
         read_caches(stage_loss, inputs, context.stage.steps)
-        make_cluster_targets(stage_loss, context.folder, inputs, context.seed)
+        make_cluster_targets(stage_loss, context.folder, inputs, context.seed, heartbeat)
 
     flops_per_audio_s = _training_flops_per_audio_s(context, model, stage_loss)
     spread_experts(model, context.expert_parallel, rank)
+    heartbeat.tick()
     engine = parallel.build_engine(
         model.to(device),
         context.stage.optimizer,
@@ -71,16 +78,18 @@ def build_trainer(
         precision=context.recipe.cluster.precision,
     )
 
+    heartbeat.tick()
     step = 0
     accumulator = MetricAccumulator()
     nonfinite = NonfiniteSteps()
-    saved = agreed_checkpoint(context.folder)
+    saved = agreed_checkpoint(context.folder, on_progress=heartbeat.tick)
     if saved:
         step = saved.step
-        accumulator, nonfinite = restore_state(engine, saved)
+        accumulator, nonfinite = restore_state(engine, saved, heartbeat.tick)
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, step)
 
     tracker = _open_tracker(context, resume_step=step) if rank == 0 else None
+    heartbeat.tick()
     return Trainer(
         context=context,
         engine=engine,
@@ -113,7 +122,7 @@ def _open_tracker(context: StageContext[AnyTrainingStage], resume_step: int) -> 
 
 
 def _build_model_and_loss(
-    context: StageContext[AnyTrainingStage], device: torch.device
+    context: StageContext[AnyTrainingStage], device: torch.device, heartbeat: Heartbeat
 ) -> tuple[Model, StageLoss, Validator]:
     """The whole model of a stage, what it is trained on, and what validates it."""
     stage = context.stage
@@ -138,7 +147,7 @@ def _build_model_and_loss(
 
     distill_context = StageContext[DistillStage](context.recipe, context.run, stage)
     caches = agree_on_caches(distill_context)
-    teachers, heads = load_teachers(distill_context, tokenizer.pieces, device, caches)
+    teachers, heads = load_teachers(distill_context, tokenizer.pieces, device, caches, heartbeat.tick)
     if heads or any("sequence" in teacher.terms for teacher in teachers):
         # Drawn again from the same seed: the student's own weights are the same with and without auxiliary heads, and
         # so is what is drawn after them.

@@ -70,6 +70,9 @@ class Trainer:
         self.saver = checkpoint.Saver(self.context.folder, self.stage.checkpoint, self.inputs.device)
         profile_range = self.context.recipe.cluster.profile_range
         self.profiler = StepProfiler(profile_range, self.context.folder.profile, dist.get_rank())
+        self.inputs.loader.on_wait = self._report_wait
+        if self.validation_inputs is not None:
+            self.validation_inputs.loader.on_wait = self.heartbeat.tick
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
@@ -102,6 +105,10 @@ class Trainer:
                 return
             wait_started = time.perf_counter()
 
+    def _report_wait(self) -> None:
+        # How long one utterance may take is the loader's to judge: it knows the shard.
+        self.heartbeat.beat(self.step, "data")
+
     def train_step(self, batches: list[WaveformBatch], data_wait_s: float) -> bool:
         """One update from this process's lanes. True when the processes agreed to stop after it."""
         self.heartbeat.beat(self.step, "train")
@@ -115,13 +122,16 @@ class Trainer:
         metrics: StepMetrics = {}
         lane_losses = []
         for index, batch in enumerate(batches):
+            self.heartbeat.tick()
             loss = self.forward_backward(batch, totals, metrics)
             lane_losses.append(loss)
             if index < len(batches) - 1:
                 self.engine.step()  # counts the micro-batch; the one after the last lane is the update
 
         # Agreement: the step's one collective of our own.
+        self.heartbeat.tick()
         reduced = self.agree(metrics, batches)
+        self.heartbeat.tick()
 
         # Update, the same on every process: applied by all or by none.
         applied = parallel.update(self.engine)
@@ -154,6 +164,7 @@ class Trainer:
         terms, output = self.stage_loss(self.engine, feature_batch, totals, self.step / self.stage.steps)
         loss = torch.stack(list(terms.values())).sum()
         value = loss.detach()
+        self.heartbeat.tick()
 
         # Backward can make finite gradients of an infinite loss (CTC's does). Multiplied by NaN they are seen as what
         # they are by the gradient norm, which decides about the update.
@@ -221,10 +232,13 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """Load the weights of a checkpoint from before the bad steps; the step goes on. DivergedError at the limit."""
+        self.heartbeat.beat(self.step, "restore")
         self.saver.finish()
         saved = None
         if self.nonfinite.rollbacks < self.stage.recovery.max_rollbacks:
-            saved = checkpoint.agreed_checkpoint(self.context.folder, up_to=self.nonfinite.newest_good(self.step))
+            saved = checkpoint.agreed_checkpoint(
+                self.context.folder, up_to=self.nonfinite.newest_good(self.step), on_progress=self.heartbeat.tick
+            )
         if saved is None:
             raise DivergedError(
                 f"The loss or the gradient was not finite in {self.nonfinite.in_a_row} steps up to step {self.step} of "
@@ -233,7 +247,7 @@ class Trainer:
                 f"{self.stage.recovery.max_rollbacks}), and there is none left to try. events.jsonl names the "
                 "utterances: listen to them, or lower optimizer.peak_learning_rate, and run the same command again."
             )
-        _, nonfinite_then = restore_state(self.engine, saved)
+        _, nonfinite_then = restore_state(self.engine, saved, self.heartbeat.tick)
         self.nonfinite.rolled_back(self.step, saved.step, nonfinite_then.skipped)
         logger.warning("step %d: weights rolled back to those of step %d", self.step, saved.step)
         self.log.event("rolled_back", self.step, to_step=saved.step)
@@ -268,6 +282,7 @@ class Trainer:
         if self.validation_inputs is None:
             return None
         started = time.perf_counter()
+        self.heartbeat.beat(self.step, "validate")
         metrics = validate(
             self.engine, self.stage_loss, self.validation_inputs, self.validator, self.heartbeat, self.step
         )
@@ -283,6 +298,7 @@ class Trainer:
         started = time.perf_counter()
         state = capture_state(self.engine, self.step, self.accumulator, self.nonfinite, validation_cer)
         saved = self.saver.start(state)
+        self.heartbeat.tick()
         if saved and last:
             saved = self.saver.finish()
         self.log.row(self.step, save_stall_s=time.perf_counter() - started)

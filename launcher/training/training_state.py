@@ -1,6 +1,6 @@
 """What a checkpoint holds of a training, taken from the engine and put back into it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import torch
@@ -36,13 +36,20 @@ def capture_state(
     )
 
 
-def restore_state(engine: Engine, saved: checkpoint.Checkpoint) -> tuple[MetricAccumulator, NonfiniteSteps]:
-    """Copy weights, moments and buffers of a checkpoint into the engine; returns what else it holds of the training."""
+def restore_state(
+    engine: Engine, saved: checkpoint.Checkpoint, on_progress: Callable[[], None] = lambda: None
+) -> tuple[MetricAccumulator, NonfiniteSteps]:
+    """Copy weights, moments and buffers of a checkpoint into the engine; returns what else it holds of the training.
+
+    `on_progress` is called before each fragment that is read.
+    """
     # Replicas are what the process computes with, fragments the fp32 weights and moments that it owns; under ZeRO 0
     # both are the same memory.
     for replica in replica_fragments(engine):
+        on_progress()
         saved.fill(replica)
     for fragment in owned_fragments(engine):
+        on_progress()
         saved.fill(fragment)
     for name, buffer in _state_buffers(engine.module):
         buffer.copy_(saved.whole(checkpoint.BUFFER, name))

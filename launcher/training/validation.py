@@ -110,9 +110,11 @@ def validate(
     for batches in inputs.steps(0, num_steps):
         heartbeat.beat(step, "validate")
         for batch in batches:
+            heartbeat.tick()
             # At progress 1 every schedule of the stage has reached its end.
             terms, output = stage_loss(engine, inputs.micro_batch(batch), totals, 1.0)
             loss = sum(float(term) for term in terms.values())
+            heartbeat.tick()
             sums += sums.new_tensor([loss, *validator.sums(batch, output)])
     dist.all_reduce(sums)
     loss, *validator_sums = sums.tolist()

@@ -89,5 +89,5 @@ def test_a_training_process_on_the_processors_of_a_host_with_gpus_takes_no_gpu(t
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(torch.cuda, "set_device", refuse)
     monkeypatch.setattr(parallel.deepspeed, "init_distributed", lambda **options: None)
-    assert parallel.start_processes(60.0) == torch.device("cpu")
+    assert parallel.start_processes() == torch.device("cpu")
     assert os.environ["DS_ACCELERATOR"] == "cpu"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 class Checkpoint:
     """A checkpoint on disk, checked against its manifest on opening unless another process has done that.
 
-    Raises CheckpointError when a file is missing, shorter than it was, or not what was written.
+    Reading all of a large one takes minutes: `on_progress` is called before each file. Raises CheckpointError when a
+    file is missing, shorter than it was, or not what was written.
     """
 
-    def __init__(self, folder: Path, verify: bool = True):
+    def __init__(self, folder: Path, verify: bool = True, on_progress: Callable[[], None] = lambda: None):
         self.folder = folder
         manifest = read_manifest(folder)
         self.step: int = manifest["step"]
@@ -54,11 +56,12 @@ class Checkpoint:
             self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
         self._open_files: dict[str, Any] = {}
         if verify:
-            self._verify(manifest["files"])
+            self._verify(manifest["files"], on_progress)
 
-    def _verify(self, files: list[dict[str, Any]]) -> None:
+    def _verify(self, files: list[dict[str, Any]], on_progress: Callable[[], None]) -> None:
         """Compare every file with its record, sizes first: a file that was cut short is told from a changed one."""
         for file in files:
+            on_progress()
             path = self.folder / file["name"]
             if not path.exists():
                 raise CheckpointError(f"The checkpoint {self.folder} lacks its part {file['name']}.")
@@ -121,16 +124,18 @@ class Checkpoint:
         return self._open_files[name]
 
 
-def newest_intact(stage: StageFolder, up_to: int | None = None) -> Checkpoint | None:
+def newest_intact(
+    stage: StageFolder, up_to: int | None = None, on_progress: Callable[[], None] = lambda: None
+) -> Checkpoint | None:
     """The newest checkpoint that is what was written, of all or of steps `up_to` one; None when there is none.
 
-    Damaged ones are logged and passed over.
+    Damaged ones are logged and passed over. `on_progress` is that of `Checkpoint`.
     """
     for step in reversed(stage.checkpoint_steps()):
         if up_to is not None and step > up_to:
             continue
         try:
-            return Checkpoint(stage.checkpoint(step))
+            return Checkpoint(stage.checkpoint(step), on_progress=on_progress)
         except CheckpointError as error:
             logger.warning("%s The next older checkpoint is tried.", error)
     return None

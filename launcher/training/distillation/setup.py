@@ -3,7 +3,8 @@ student, the student's auxiliary heads, and the units that k-means makes."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from data.loader import Loader, SidecarSource
 from data.sampler import derive_seed
 from data.sidecars import open_sidecars
 from launcher.errors import ConfigError
+from launcher.processes.heartbeat import Heartbeat
 from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import (
     TOKEN_TERMS,
@@ -25,7 +27,13 @@ from launcher.recipe.teachers import (
 )
 from launcher.run_folder import StageFolder
 from launcher.stages.context import StageContext
-from launcher.training.distillation.cluster_targets import k_means, read_units, sample_states, write_units
+from launcher.training.distillation.cluster_targets import (
+    StateSample,
+    k_means,
+    read_units,
+    sample_file,
+    write_units,
+)
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.distillation.terms import TeacherTerms
 from launcher.training.inputs import Inputs
@@ -44,15 +52,18 @@ def load_teachers(
     pieces: list[str],
     device: torch.device,
     caches: Mapping[str, CacheChoice] | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> tuple[list[TeacherTerms], dict[str, AuxiliaryHead]]:
     """The teachers of a stage with what they teach, and the auxiliary heads that the student needs for it.
 
     `pieces` are the student's tokens. A teacher whose outputs are in one of `caches`, by its name, is not loaded.
+    `on_progress` is called before each teacher.
     """
     stage = context.stage
     teachers: list[TeacherTerms] = []
     auxiliary_heads: dict[str, AuxiliaryHead] = {}
     for config in stage.named_teachers:
+        on_progress()
         spec = spec_of(context, config)
         check_teacher(context.recipe, stage, config, spec)
 
@@ -169,37 +180,60 @@ def needs_source(stage_loss: DistillationLoss) -> bool:
     return False
 
 
-def make_cluster_targets(stage_loss: DistillationLoss, folder: StageFolder, train: Inputs, seed: int) -> None:
+def make_cluster_targets(
+    stage_loss: DistillationLoss, folder: StageFolder, train: Inputs, seed: int, heartbeat: Heartbeat
+) -> None:
     """Give the terms of every teacher that needs them its units: those in the stage's folder, else new ones.
     Collective."""
-    config = stage_loss.config.units
     for teacher_terms in stage_loss.teachers:
         if "units" not in teacher_terms.terms:
             continue
-        path = folder.units_file(teacher_terms.name)
         broadcast: list[Tensor | None] = [None]
         if dist.get_rank() == 0:
+            path = folder.units_file(teacher_terms.name)
             if not path.is_file():
-                teacher = f"The teacher {teacher_terms.name} of stage {folder.name}"
                 units_seed = derive_seed(seed, "units", folder.name, teacher_terms.name)
-                states = _states_of_first_steps(stage_loss, teacher_terms, train)
-                states_ND = sample_states(states, config, units_seed, teacher)
-                centroids_CD = k_means(states_ND, config.count, config.iterations, units_seed)
-                write_units(path, centroids_CD)
-                logger.info("%s: %d units from %d frames", teacher, config.count, len(states_ND))
+                _write_new_units(path, stage_loss, teacher_terms, train, units_seed, heartbeat)
             # New ones too are read from the file: a stage that resumes gets the same.
-            broadcast = [read_units(path, config.count)]
+            broadcast = [read_units(path, stage_loss.config.units.count)]
         dist.broadcast_object_list(broadcast, 0)
         centroids_CD = broadcast[0]
         assert centroids_CD is not None
         teacher_terms.centroids_CD = centroids_CD.to(train.device)
 
 
+def _write_new_units(
+    path: Path,
+    stage_loss: DistillationLoss,
+    teacher_terms: TeacherTerms,
+    train: Inputs,
+    seed: int,
+    heartbeat: Heartbeat,
+) -> None:
+    """Make the units of a teacher, which may take long: reports every batch, and keeps what is drawn on the disk."""
+    config = stage_loss.config.units
+    teacher = f"The teacher {teacher_terms.name} of stage {path.parent.parent.name}"
+    heartbeat.beat(heartbeat.step, "units")
+    sample = StateSample(config, seed, sample_file(path))
+    _draw_states(sample, stage_loss, teacher_terms, train, heartbeat)
+    states_ND = sample.states(teacher)
+    centroids_CD = k_means(states_ND, config.count, config.iterations, seed, heartbeat.tick)
+    write_units(path, centroids_CD)
+    sample_file(path).unlink(missing_ok=True)
+    logger.info("%s: %d units from %d frames", teacher, config.count, len(states_ND))
+    heartbeat.beat(heartbeat.step, "start")
+
+
 @torch.no_grad()
-def _states_of_first_steps(
-    stage_loss: DistillationLoss, teacher_terms: TeacherTerms, train: Inputs
-) -> Iterator[Tensor]:
-    """The teacher's states [N, D] at the valid frames of every lane in the first steps."""
+def _draw_states(
+    sample: StateSample,
+    stage_loss: DistillationLoss,
+    teacher_terms: TeacherTerms,
+    train: Inputs,
+    heartbeat: Heartbeat,
+) -> None:
+    """Draw from the teacher's states at the valid frames of every lane, in those of the first steps that are not in
+    the sample."""
     # All lanes in this process, so that the units do not depend on the number of processes.
     lanes = range(train.loader.sampler.batches.lanes)
     # The stored outputs of this teacher are read at these steps even where none of its terms counts yet.
@@ -214,12 +248,15 @@ def _states_of_first_steps(
         lanes,
         train.loader.workers,
         sidecars=sidecars,
+        on_wait=heartbeat.tick,
     )
     inputs = dataclasses.replace(train, loader=loader)
-    for batches in inputs.steps(0, stage_loss.config.units.steps):
+    for batches in inputs.steps(sample.next_step, stage_loss.config.units.steps):
         for batch in batches:
+            heartbeat.tick()
             feature_batch = inputs.micro_batch(batch)
             output = run_teacher(teacher_terms.teacher, feature_batch, stage_loss.autocast)
             states_BSD = output.layers[teacher_terms.units_layer]
             valid_BS = valid_mask(output.lengths_B, states_BSD.shape[1])
-            yield states_BSD[valid_BS]
+            sample.add(batch.step, batch.lane, states_BSD[valid_BS])
+        sample.close_step(batches[0].step)
