@@ -1,24 +1,24 @@
-"""Recordings: what an utterance is, and its samples read from any file that libsndfile knows."""
+"""Utterances: what they are, and their samples read from any file that libsndfile knows."""
 
-import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
+from data.containers import AudioError
 from data.errors import DataError
+from data.recordings import MAX_UTTERANCE_S, Recording, read_recording
 
 # Manifests round times to hundredths of a second; a clip may pass the end of its file by this much.
 END_TOLERANCE_S = 0.02
 # Lossy codecs overshoot full scale a little; floats beyond this were never scaled to [-1, 1].
 PEAK_LIMIT = 2.0
-
-
-class AudioError(Exception):
-    """The reason why one clip, or one row of a manifest, cannot be used; without a full stop, to be quoted."""
+# The window of the features: what is shorter gives no frame.
+MIN_SPEECH_S = 0.025
+# One step of 16 bits: shards hold nothing finer.
+STEP = 1 / 2**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,87 +94,96 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_audio(utterance: Utterance, sample_rate_hz: int) -> np.ndarray:
+def read_audio(utterance: Utterance, sample_rate_hz: int, *, max_s: float = MAX_UTTERANCE_S) -> np.ndarray:
     """Decode an utterance: float32 [samples] in about [-1, 1], channels averaged, at the given rate.
 
     Each clip is reached by seeking in a freshly opened file, so the result does not depend on what was read
-    before. Raises DataError when a file is missing, unreadable, shorter than the clip, or holds no usable
-    samples.
+    before. Raises DataError when a file is missing, unreadable, shorter than its header says or than the clip, when the
+    clips together are longer than `max_s`, or when one holds no usable samples or is silent throughout.
     """
     pieces: list[np.ndarray] = []
+    num_samples = 0
     # No silence follows the last clip.
     gaps_s = (*utterance.gaps_s, 0.0)
     for clip, gap_s in zip(utterance.clips, gaps_s, strict=True):
         try:
-            pieces.append(_read_clip(clip, sample_rate_hz))
+            pieces.append(_read_clip(clip, sample_rate_hz, max_s))
         except AudioError as error:
             raise DataError(f"Utterance {utterance.key} cannot be read: {error}.") from error
         pieces.append(np.zeros(round(gap_s * sample_rate_hz), np.float32))
+        num_samples += len(pieces[-2]) + len(pieces[-1])
+        if num_samples > max_s * sample_rate_hz:
+            raise DataError(f"Utterance {utterance.key} cannot be read: its clips last more than {max_s:g} s.")
     return np.concatenate(pieces)
 
 
-def _read_clip(clip: Clip, sample_rate_hz: int) -> np.ndarray:
-    check_exists(clip.path)
-    try:
-        # As bytes: a name may be no UTF-8.
-        with soundfile.SoundFile(os.fsencode(clip.path)) as audio:  # pyright: ignore[reportArgumentType]
-            source_rate_hz = audio.samplerate
-            check_times(clip, audio.frames / source_rate_hz)
-            start = round(clip.start_s * source_rate_hz)
-            num_samples = audio.frames - start
-            if clip.seconds is not None:
-                num_samples = min(num_samples, round(clip.seconds * source_rate_hz))
-            if start:
-                audio.seek(start)
-            samples = audio.read(num_samples, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{clip.path} is damaged or no audio ({error})") from error
-    if len(samples) < num_samples:
-        raise AudioError(f"{clip.path} breaks off: {len(samples)} of {num_samples} samples could be decoded")
+def check_speech(utterance: Utterance, waveform: np.ndarray, sample_rate_hz: int) -> None:
+    """Refuse (DataError) a waveform [samples] that gives no frame of features."""
+    if len(waveform) < MIN_SPEECH_S * sample_rate_hz:
+        files = ", ".join(str(clip.path) for clip in utterance.clips)
+        raise DataError(
+            f"Utterance {utterance.key} ({files}) lasts {len(waveform)} samples at {sample_rate_hz} Hz, less than one "
+            f"frame of {MIN_SPEECH_S} s; it can hold no speech."
+        )
 
-    if clip.channel is None:
-        mono = samples.mean(axis=1)
-    elif clip.channel < samples.shape[1]:
-        mono = samples[:, clip.channel]
-    else:
-        raise AudioError(f"{clip.path} has {samples.shape[1]} channels, and none of number {clip.channel}")
-    peak = np.abs(mono).max(initial=0.0)
-    loudest = np.abs(samples).max(initial=0.0)
+
+def _read_clip(clip: Clip, sample_rate_hz: int, max_s: float) -> np.ndarray:
+    recording = open_recording(clip.path)
+    check_clip(clip, recording, max_s)
+    source_rate_hz = recording.sample_rate_hz
+    start = round(clip.start_s * source_rate_hz)
+    num_samples = recording.num_samples - start
+    if clip.seconds is not None:
+        num_samples = min(num_samples, round(clip.seconds * source_rate_hz))
+
+    # One block after the other is mixed and resampled, so that channels and rate cost no memory. A stream of soxr
+    # gives the samples that it gives for the whole at once.
+    resampler = None
+    if source_rate_hz != sample_rate_hz:
+        resampler = soxr.ResampleStream(source_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+    pieces: list[np.ndarray] = []
+    lowest = np.float32(np.inf)
+    highest = np.float32(-np.inf)
+    loudest = np.float32(0)
+    for samples in recording.read(start, num_samples):
+        mono = samples.mean(axis=1) if clip.channel is None else samples[:, clip.channel]
+        # numpy's, unlike Python's, keep a NaN.
+        lowest = np.minimum(lowest, mono.min())
+        highest = np.maximum(highest, mono.max())
+        loudest = np.maximum(loudest, np.abs(samples).max())
+        if resampler is not None:
+            mono = resampler.resample_chunk(mono)
+        pieces.append(mono)
+    if resampler is not None:
+        pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    peak = np.maximum(-lowest, highest)
     # Two channels of opposite sign, as a balanced line wired wrongly gives them. A loss of 40 dB is no stereo image.
-    if loudest > 0 and peak < 0.01 * loudest and clip.channel is None:
+    if loudest >= STEP and peak < 0.01 * loudest and clip.channel is None:
         raise AudioError(f"the channels of {clip.path} cancel each other out; name one of them in the column channel")
     # `not peak <= limit` is also true of a NaN, `peak > limit` is not.
-    if len(mono) == 0 or not peak <= PEAK_LIMIT:
-        raise AudioError(f"{clip.path} gives {len(mono)} samples with a peak of {peak}, expected some up to 1")
-    if source_rate_hz != sample_rate_hz:
-        mono = soxr.resample(mono, source_rate_hz, sample_rate_hz, quality="HQ")
-    return mono
+    if num_samples == 0 or not peak <= PEAK_LIMIT:
+        raise AudioError(f"{clip.path} gives {num_samples} samples with a peak of {peak}, expected some up to 1")
+    # So few samples are refused for their number, by `check_speech`.
+    if highest - lowest < STEP and num_samples >= MIN_SPEECH_S * source_rate_hz:
+        source = str(clip.path) if clip.channel is None else f"channel {clip.channel} of {clip.path}"
+        level = round(float(highest), 4)
+        raise AudioError(f"{source} is digital silence: all of its {num_samples} samples are {level:g}")
+    return np.concatenate(pieces)
 
 
 def audio_seconds(path: Path) -> float:
-    """The length of an audio file, from its header. Raises DataError when it is missing or no audio."""
+    """The length of an audio file. Raises DataError when it is missing, no audio, or breaks off."""
     try:
-        return read_header(path).seconds
+        return open_recording(path).seconds
     except AudioError as error:
         raise DataError(f"{error}; put a readable recording there or take it out of the corpus.") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What an audio file's header says."""
-
-    seconds: float
-    channels: int
-
-
-def read_header(path: Path) -> Header:
-    """Length and channels of an audio file, from its header. Raises AudioError when it is missing or no audio."""
+def open_recording(path: Path) -> Recording:
+    """Length, rate and channels of an audio file, as it decodes. Raises AudioError when it cannot be used."""
     check_exists(path)
-    try:
-        header = soundfile.info(os.fsencode(path))  # pyright: ignore[reportArgumentType]
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{path} is not readable as audio ({error})") from error
-    return Header(header.frames / header.samplerate, header.channels)
+    return read_recording(path)
 
 
 def check_exists(path: Path) -> None:
@@ -183,16 +192,26 @@ def check_exists(path: Path) -> None:
         raise AudioError(f"there is no audio file {str(path)[:200]}")
 
 
-def check_times(clip: Clip, duration_s: float) -> None:
-    """AudioError when a clip does not lie within a file of `duration_s` seconds."""
+def check_clip(clip: Clip, recording: Recording, max_s: float = MAX_UTTERANCE_S) -> None:
+    """AudioError when a clip does not lie within its recording, names no channel of it, or is longer than `max_s`."""
+    duration_s = recording.seconds
     if duration_s == 0:
         raise AudioError(f"{clip.path} holds no samples; its recorder may have stopped before it wrote the header")
     if not 0 <= clip.start_s < duration_s:
         raise AudioError(f"start {clip.start_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
-    if clip.seconds is None:
-        return
-    if clip.seconds <= 0:
-        raise AudioError(f"a duration of {clip.seconds:g} s is not positive")
-    end_s = clip.start_s + clip.seconds
-    if end_s > duration_s + END_TOLERANCE_S:
-        raise AudioError(f"end {end_s:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
+    if clip.channel is not None and clip.channel >= recording.channels:
+        raise AudioError(
+            f"channel {clip.channel} is not in {clip.path}, which has {recording.channels} (the first channel is 0)"
+        )
+    seconds = clip.seconds
+    if seconds is None:
+        seconds = duration_s - clip.start_s
+    elif seconds <= 0:
+        raise AudioError(f"a duration of {seconds:g} s is not positive")
+    elif clip.start_s + seconds > duration_s + END_TOLERANCE_S:
+        raise AudioError(f"end {clip.start_s + seconds:g} s lies outside of {clip.path} ({duration_s:.3f} s)")
+    if seconds > max_s:
+        raise AudioError(
+            f"{seconds:.0f} s of {clip.path} are more than the {max_s:g} s that can be read at once; divide it, in a "
+            "manifest by the columns start and end"
+        )

@@ -6,7 +6,6 @@ manifest that cannot be read as a table at all.
 """
 
 import csv
-import functools
 import hashlib
 import json
 import logging
@@ -17,7 +16,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.audio import AudioError, Clip, RejectedRow, Utterance, check_times, find_file, is_key_character, read_header
+from data.audio import (
+    AudioError,
+    Clip,
+    RejectedRow,
+    Utterance,
+    check_clip,
+    find_file,
+    is_key_character,
+    open_recording,
+)
 from data.errors import DataError
 
 # Among the aliases are the columns of NeMo's manifests (audio_filepath, offset, duration), of Common Voice's tables
@@ -180,7 +188,7 @@ def _fields(lines: list[str], is_tsv: bool) -> list[str] | None:
 
 
 class _RowReader:
-    """Turns the rows of one manifest into utterances; remembers keys and the headers of packed files."""
+    """Turns the rows of one manifest into utterances; remembers their keys."""
 
     def __init__(self, folder: Path, required: Sequence[str]) -> None:
         self._folder = folder
@@ -189,8 +197,6 @@ class _RowReader:
         self._keys: set[str] = set()
         self.unknown_columns: set[str] = set()
         self._known_columns = {alias for aliases in COLUMNS.values() for alias in aliases}
-        # Many rows may lie in one long file, whose header is then read once.
-        self._header = functools.cache(read_header)
 
     def utterance(self, line: int, row: Row) -> Utterance:
         """The utterance of a row. AudioError when the row cannot be used."""
@@ -248,12 +254,7 @@ class _RowReader:
         if channel is not None and (channel < 0 or channel != int(channel)):
             raise AudioError(f"channel {channel:g} is not 0, 1, ... (the first channel is 0)")
         clip = Clip(find_file(self._folder, audio), start_s, seconds, None if channel is None else int(channel))
-        header = self._header(clip.path)
-        check_times(clip, header.seconds)
-        if clip.channel is not None and clip.channel >= header.channels:
-            raise AudioError(
-                f"channel {clip.channel} is not in {clip.path}, which has {header.channels} (the first channel is 0)"
-            )
+        check_clip(clip, open_recording(clip.path))
         return clip
 
     def _unique_key(self, name: str, identity: tuple[Any, ...], line: int) -> str:

@@ -11,6 +11,7 @@ another format.
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import socket
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from data.audio import RejectedRow, Utterance, read_audio
+from data.audio import RejectedRow, Utterance, check_speech, read_audio
 from data.errors import DataError
 from data.sampler import derive_seed
 from data.shard_index import (
@@ -55,8 +56,8 @@ __all__ = [
 
 # Utterances decoded ahead of the writer, per worker: hides uneven lengths and bounds memory to megabytes.
 AHEAD_PER_WORKER = 4
-# The window of the features: what is shorter gives no frame.
-MIN_S = 0.025
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, utterances done, utterances in all) after each utterance."""
@@ -89,6 +90,8 @@ def write_split(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
     rejected: list[RejectedRow] = []
+    # Samples above full scale of each utterance that has some.
+    clipped: dict[str, int] = {}
     try:
         with _partial_folder(folder) as partial:
             with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
@@ -96,6 +99,8 @@ def write_split(
                 for done, (utterance, flac) in enumerate(encoded, 1):
                     if isinstance(flac, Flac):
                         writer.add(utterance, flac)
+                        if flac.clipped:
+                            clipped[utterance.key] = flac.clipped
                     else:
                         rejected.append(flac)
                     if on_progress is not None:
@@ -105,6 +110,7 @@ def write_split(
                 raise DataError(f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}")
             made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
             writer.write_summary(made_from, rejected)
+            _warn_of_clipping(folder, clipped)
     except OSError as error:
         raise DataError(
             f"Writing {folder} failed ({error}); make room or choose another place, then repeat."
@@ -173,27 +179,40 @@ def _is_running(process_id: str) -> bool:
 
 @dataclass(frozen=True)
 class Flac:
-    """The encoded audio of one utterance and its number of samples."""
+    """The encoded audio of one utterance, its number of samples, and how many of them were clipped at full scale."""
 
     content: bytes
     samples: int
+    clipped: int = 0
 
 
 def _encode(utterance: Utterance, sample_rate_hz: int) -> Flac | RejectedRow:
     try:
         waveform = read_audio(utterance, sample_rate_hz)
+        check_speech(utterance, waveform, sample_rate_hz)
     except DataError as error:
         return RejectedRow(utterance.line, str(error), utterance.key)
-    if len(waveform) < MIN_S * sample_rate_hz:
-        reason = f"Utterance {utterance.key} lasts {len(waveform)} samples, less than one frame of {MIN_S} s"
-        return RejectedRow(utterance.line, f"{reason}; it can hold no speech.", utterance.key)
-    if not waveform.any():
-        reason = f"Utterance {utterance.key} is digital silence: all of its {len(waveform)} samples are 0."
-        return RejectedRow(utterance.line, reason, utterance.key)
     # Lossless, so that a corpus is coded once and loses nothing beyond 16 bits.
     stream = io.BytesIO()
     soundfile.write(stream, waveform, sample_rate_hz, format="FLAC", subtype="PCM_16")
-    return Flac(stream.getvalue(), len(waveform))
+    # Not scaled down: segments of one recording would come apart in loudness, and decoders of lossy files overshoot.
+    num_clipped = int(np.count_nonzero(np.abs(waveform) > 1))
+    return Flac(stream.getvalue(), len(waveform), num_clipped)
+
+
+def _warn_of_clipping(folder: Path, clipped: dict[str, int]) -> None:
+    if not clipped:
+        return
+    worst = max(clipped, key=lambda key: clipped[key])
+    logger.warning(
+        "%d utterances of %s have samples above full scale, %d in all, which were clipped; %s has most, %d. "
+        "A few are usual in lossy files. Of many, lower the gain of the recording and prepare again.",
+        len(clipped),
+        folder.name,
+        sum(clipped.values()),
+        worst,
+        clipped[worst],
+    )
 
 
 def _encode_ahead(

@@ -1,0 +1,209 @@
+"""MPEG audio (MP3): a row of frames, each of which says its own size (ISO/IEC 11172-3, 13818-3).
+
+A file has no header. Encoders put a frame in front that holds the number of frames instead of sound (Xing, Info or
+VBRI); where there is none, decoders guess the length from the file's size and the first frames, and stop there. So the
+frames are counted, and a frame that says their number goes in front of those that have none, or a wrong one.
+"""
+
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from data.containers.stream import AudioError, Stream, read_at
+
+# By layer (1, 2, 3): kbit/s of bitrate codes 1 to 14, of MPEG 1 and of MPEG 2 and 2.5.
+BITRATES_1 = {
+    1: (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    2: (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+}
+BITRATES_2 = {
+    1: (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    3: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+RATES_HZ = (44100, 48000, 32000)
+# By the two bits of the version; 1 is reserved.
+RATE_DIVISORS = {3: 1, 2: 2, 0: 4}
+# Version, layer and sample rate: equal in all frames of a stream.
+SAME_IN_STREAM = 0xFFFE0C00
+# The head of a frame, up to and with the counts of a Xing or VBRI frame.
+HEAD_BYTES = 56
+# Encoders disagree on whether the frame that holds the number is counted in it.
+COUNT_TOLERANCE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the head of a frame says."""
+
+    word: int
+    num_bytes: int
+    layer: int
+    num_samples: int
+    is_mpeg1: bool
+    is_mono: bool
+
+    @property
+    def side_information_bytes(self) -> int:
+        if self.is_mpeg1:
+            return 17 if self.is_mono else 32
+        return 9 if self.is_mono else 17
+
+
+@dataclass(slots=True)
+class _Run:
+    """Frames of one stream, and what the frame in front of them, if there is one, says about their number."""
+
+    start: int
+    first_sound: int
+    first: Frame
+    is_tagged: bool
+    promised: int | None
+    stop: int = 0
+    num_frames: int = 0
+    sizes: set[int] = field(default_factory=set)
+
+
+def is_mpeg(magic: bytes) -> bool:
+    """Whether a file that begins so, behind its tags, begins with a frame."""
+    return _parse(magic) is not None or _has_free_bitrate(magic)
+
+
+def mpeg_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
+    """The streams of a file, each of which decodes to all of its frames."""
+    runs: list[_Run] = []
+    position = start
+    while position < size:
+        head = read_at(file, position, HEAD_BYTES)
+        frame = _parse(head)
+        if _has_free_bitrate(head):
+            raise AudioError("is MPEG audio of a free bitrate, whose frames do not say their size")
+        if frame is None:
+            length = _tag_length(file, position, size)
+            if length == 0 and not any(head) and _only_zeros(file, position, size):
+                break
+            if length == 0:
+                raise AudioError(f"is damaged: no MPEG frame begins at byte {position}")
+            position += length
+            continue
+        if position + frame.num_bytes > size:
+            raise AudioError("breaks off within an MPEG frame")
+        is_tag, promised = _promised_frames(head, frame)
+        if is_tag or not runs or (frame.word ^ runs[-1].first.word) & SAME_IN_STREAM:
+            first_sound = position + frame.num_bytes if is_tag else position
+            runs.append(_Run(position, first_sound, frame, is_tag, promised))
+        if not is_tag:
+            runs[-1].num_frames += 1
+            runs[-1].sizes.add(frame.num_bytes)
+        position += frame.num_bytes
+        runs[-1].stop = position
+    return tuple(_stream(run, size, is_only=len(runs) == 1) for run in runs)
+
+
+def _stream(run: _Run, size: int, *, is_only: bool) -> Stream:
+    if run.promised is not None:
+        if run.num_frames < run.promised - COUNT_TOLERANCE:
+            raise AudioError(f"breaks off: {run.num_frames} of {run.promised} MPEG frames are there")
+        if run.num_frames <= run.promised + COUNT_TOLERANCE:
+            return Stream(0, size) if is_only else Stream(run.start, run.stop)
+    # Frames of one size: what a decoder guesses from the file's size is right.
+    if not run.is_tagged and len(run.sizes) == 1:
+        return Stream(run.first_sound, run.stop)
+    if run.first.layer != 3:
+        raise AudioError("is MPEG audio of layer 1 or 2 whose frames differ in size: its length is unknown")
+    return Stream(run.first_sound, run.stop, _info_frame(run.first, run.num_frames))
+
+
+def _parse(head: bytes) -> Frame | None:
+    """The frame that begins with these 4 or more bytes; None when it is none, or one of a free bitrate."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    word = int.from_bytes(head[:4], "big")
+    version = word >> 19 & 3
+    layer = 4 - (word >> 17 & 3)
+    bitrate_code = word >> 12 & 15
+    rate_code = word >> 10 & 3
+    if version == 1 or layer == 4 or bitrate_code in (0, 15) or rate_code == 3:
+        return None
+    is_mpeg1 = version == 3
+    bitrates = BITRATES_1 if is_mpeg1 else BITRATES_2
+    bits_per_s = 1000 * bitrates[layer][bitrate_code - 1]
+    rate_hz = RATES_HZ[rate_code] // RATE_DIVISORS[version]
+    padding = word >> 9 & 1
+    if layer == 1:
+        num_samples = 384
+        # Layer 1 counts in slots of 4 bytes.
+        num_bytes = 4 * (12 * bits_per_s // rate_hz + padding)
+    else:
+        num_samples = 1152
+        if layer == 3 and not is_mpeg1:
+            num_samples = 576
+        num_bytes = num_samples // 8 * bits_per_s // rate_hz + padding
+    return Frame(word, num_bytes, layer, num_samples, is_mpeg1, is_mono=word >> 6 & 3 == 3)
+
+
+def _has_free_bitrate(head: bytes) -> bool:
+    # The frame that it would be under another bitrate.
+    return len(head) >= 4 and head[2] >> 4 == 0 and _parse(bytes((*head[:2], head[2] | 0x10, head[3]))) is not None
+
+
+def _promised_frames(head: bytes, frame: Frame) -> tuple[bool, int | None]:
+    """Whether a frame holds the number of frames instead of sound, and the number if it is given."""
+    if frame.layer != 3:
+        return False, None
+    # With a checksum of two bytes or without.
+    for begin in (4 + frame.side_information_bytes, 6 + frame.side_information_bytes):
+        if head[begin : begin + 4] in (b"Xing", b"Info"):
+            flags = int.from_bytes(head[begin + 4 : begin + 8], "big")
+            if flags & 1:
+                return True, int.from_bytes(head[begin + 8 : begin + 12], "big")
+            return True, None
+    # Decoders do not read the number in VBRI.
+    return head[36:40] == b"VBRI", None
+
+
+def _info_frame(like: Frame, num_frames: int) -> bytes:
+    """A frame that holds the number of those that follow it."""
+    # No checksum, bitrate code 9 (room enough at every rate), no padding.
+    word = like.word & ~0xF200 | 0x19000
+    frame = _parse(word.to_bytes(4, "big"))
+    assert frame is not None
+    number = b"Info" + (1).to_bytes(4, "big") + num_frames.to_bytes(4, "big")
+    content = word.to_bytes(4, "big") + bytes(frame.side_information_bytes) + number
+    return content.ljust(frame.num_bytes, b"\0")
+
+
+def id3_length(head: bytes) -> int:
+    """The bytes of an ID3v2 tag that begins so; 0 when none does."""
+    if not head.startswith(b"ID3") or len(head) < 10:
+        return 0
+    # Seven bits of each byte count.
+    length = 0
+    for byte in head[6:10]:
+        length = length << 7 | byte & 0x7F
+    footer = 10 if head[5] & 0x10 else 0
+    return 10 + length + footer
+
+
+def _tag_length(file: BinaryIO, position: int, size: int) -> int:
+    """The bytes of a tag between frames or behind them (ID3v1, ID3v2, APE, Lyrics3); 0 when there is none."""
+    head = read_at(file, position, 32)
+    if head.startswith(b"TAG"):
+        return min(128, size - position)
+    if head.startswith(b"APETAGEX"):
+        # The size is that of items and footer; the header has 32 bytes of its own.
+        return 32 + int.from_bytes(head[12:16], "little")
+    if head.startswith(b"LYRICSBEGIN"):
+        content = read_at(file, position, 1 << 20)
+        end = content.find(b"LYRICS200")
+        return end + 9 if end >= 0 else size - position
+    return id3_length(head)
+
+
+def _only_zeros(file: BinaryIO, position: int, size: int) -> bool:
+    while position < size:
+        piece = read_at(file, position, 1 << 16)
+        if piece.strip(b"\0"):
+            return False
+        position += len(piece)
+    return True

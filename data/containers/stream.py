@@ -1,0 +1,67 @@
+"""A stretch of a file that is one stream of audio, and that stretch as a file of its own."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class AudioError(Exception):
+    """The reason why one clip, or one row of a manifest, cannot be used; without a full stop, to be quoted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The bytes of one stream; `header` goes in front of them, where the file's own header is wrong or lacks a
+    length."""
+
+    start: int
+    stop: int
+    header: bytes = b""
+
+
+class StreamFile(io.RawIOBase):
+    """One stream of a file, to be read as if it were a file."""
+
+    def __init__(self, path: Path, stream: Stream) -> None:
+        super().__init__()
+        self._file = path.open("rb")
+        self._stream = stream
+        self._size = len(stream.header) + stream.stop - stream.start
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        header = self._stream.header
+        if self._position < len(header):
+            content = header[self._position : self._position + len(view)]
+        else:
+            self._file.seek(self._stream.start + self._position - len(header))
+            content = self._file.read(min(len(view), max(0, self._size - self._position)))
+        view[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    """Up to `size` bytes of a file from `start` on."""
+    file.seek(start)
+    return file.read(size)

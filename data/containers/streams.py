@@ -1,0 +1,54 @@
+"""Which streams of audio a file holds, by its first bytes.
+
+Concatenated files, such as chained Ogg, are several streams. Refused (`AudioError`) is a file that ends before its own
+header, pages or frames say so. Containers that are not named here (VOC, PVF, MATLAB and others that libsndfile reads)
+are one stream, of which nothing is checked.
+"""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from data.containers.chunks import chunk_streams, is_chunked
+from data.containers.flac import flac_streams
+from data.containers.mpeg import id3_length, is_mpeg, mpeg_streams
+from data.containers.ogg import ogg_streams
+from data.containers.sized_headers import au_streams, nist_streams
+from data.containers.stream import AudioError, Stream, read_at
+
+
+def read_streams(path: Path) -> tuple[Stream, ...]:
+    """The streams of a file in order. AudioError when it cannot be read, is empty, or breaks off."""
+    try:
+        # With a buffer of this size, a walk from frame to frame reads a file once and in large pieces.
+        with path.open("rb", buffering=1 << 18) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise AudioError("is an empty file")
+            return _streams(file, size)
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read ({error.strerror})") from error
+    except AudioError as error:
+        raise AudioError(f"{path} {error}") from error
+
+
+def _streams(file: BinaryIO, size: int) -> tuple[Stream, ...]:
+    start = 0
+    tag_length = id3_length(read_at(file, start, 10))
+    while tag_length > 0 and start < size:
+        start += tag_length
+        tag_length = id3_length(read_at(file, start, 10))
+    magic = read_at(file, start, 16)
+    if magic.startswith(b"OggS"):
+        return ogg_streams(file, size, start)
+    if magic.startswith(b"fLaC"):
+        return flac_streams(file, size)
+    if magic.startswith(b".snd"):
+        return au_streams(file, size, start)
+    if magic.startswith(b"NIST_1A"):
+        return nist_streams(file, size)
+    if is_chunked(magic):
+        return chunk_streams(file, size, start)
+    if is_mpeg(magic):
+        return mpeg_streams(file, size, start)
+    return (Stream(0, size),)
