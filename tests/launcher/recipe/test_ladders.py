@@ -1,0 +1,95 @@
+"""The ladders: rungs that are compared differ in what they are compared for, and in nothing else."""
+
+import pytest
+
+from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, load_recipe
+from model.encoder import Encoder
+
+LADDERS = ("ladder", "ladder-routing", "ladder-taught", "ladder-aelita", "ladder-prompts")
+TAUGHT = {"taught-plain": "experts", "taught-norms": "norms", "taught": "routers"}
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    """The rungs of a ladder under its first seed, by name."""
+    folder = tmp_path_factory.mktemp("corpus")
+    keys = {"ladder-aelita": [], "ladder-prompts": [f"corpus.manifest={folder}"]}
+    recipes = {}
+    for name in LADDERS:
+        recipes[name] = load_recipe(name, keys.get(name, [f"corpus.root={folder}"]))
+
+    def rungs(name):
+        stages = {}
+        for stage in recipes[name].training_stages():
+            stages.setdefault(stage.unseeded_name, stage)
+        return stages
+
+    rungs.recipes = recipes
+    return rungs
+
+
+def encoder_parameters(stage):
+    return sum(parameter.numel() for parameter in Encoder(stage.model.encoder, 80).parameters())
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_rungs_differ_in_their_model_and_in_how_they_learn_alone(name, ladder):
+    rungs = ladder(name)
+    first = next(iter(rungs.values()))
+    for rung in rungs.values():
+        assert (rung.objective, rung.optimizer, rung.augment, rung.batches) == (
+            first.objective,
+            first.optimizer,
+            None,
+            None,
+        )
+        if rung.unseeded_name != "full-longer":
+            assert rung.steps == first.steps
+
+
+@pytest.mark.parametrize("name", ["ladder", "ladder-aelita", "ladder-prompts"])
+def test_the_longer_teacher_has_the_steps_of_teacher_and_student_together(name, ladder):
+    rungs = ladder(name)
+    assert rungs["full-longer"].steps == rungs["full"].steps + rungs["distilled"].steps
+    assert rungs["full-longer"].model == rungs["full"].model
+
+
+@pytest.mark.parametrize("name", ["ladder", "ladder-taught", "ladder-aelita", "ladder-prompts"])
+def test_a_taught_rung_is_one_without_a_teacher_and_the_default_distillation(name, ladder):
+    rungs = ladder(name)
+    for taught, untaught in TAUGHT.items():
+        assert isinstance(rungs[taught], DistillStage)
+        assert isinstance(rungs[untaught], PretrainStage)
+        assert rungs[taught].model == rungs[untaught].model
+        assert untaught in rungs[taught].compare_to
+        # It starts from nothing: what it gains is what it is taught.
+        assert not rungs[taught].initialize_from_teacher
+        assert rungs[taught].teacher.startswith("full-")
+    for other in ("taught-norms", "taught-routers-only", "taught"):
+        assert rungs[other].distill == rungs["taught-plain"].distill
+
+
+def test_the_taught_rungs_are_all_four_combinations_of_norms_and_routers(ladder):
+    def owners(stage):
+        return stage.model.encoder.norms, stage.model.encoder.experts.router.scope
+
+    rungs = ladder("ladder-taught")
+    assert owners(rungs["taught-plain"]) == ("group", "group")
+    assert owners(rungs["taught-norms"]) == ("layer", "group")
+    assert owners(rungs["taught-routers-only"]) == ("group", "layer")
+    assert owners(rungs["taught"]) == ("layer", "layer")
+
+
+@pytest.mark.parametrize("name", ["ladder", "ladder-aelita", "ladder-prompts"])
+def test_taught_and_started_students_have_a_third_of_their_teachers_encoder(name, ladder):
+    rungs = ladder(name)
+    assert rungs["taught"].model == rungs["started"].model == rungs["distilled"].model
+    assert encoder_parameters(rungs["distilled"]) <= 0.34 * encoder_parameters(rungs["full"])
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_every_training_of_a_ladder_is_evaluated(name, ladder):
+    recipe = ladder.recipes[name]
+    evaluation = recipe.stages[-1]
+    assert isinstance(evaluation, EvaluateStage)
+    assert sorted(evaluation.models) == sorted(stage.name for stage in recipe.training_stages())
