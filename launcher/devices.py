@@ -6,6 +6,7 @@ turn the answer into the device of one process. Refused: other accelerators than
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -66,11 +67,13 @@ def worker_device() -> "torch.device":
 
 def recognition_device(choice: str | None = None) -> "torch.device":
     """Return where a finished model computes: the device that was chosen ("cpu", "cuda", "cuda:1"), by default the
-    first GPU where `accelerator` says so. ConfigError for a GPU that is not there."""
+    first GPU where `accelerator` says so. ConfigError for a GPU that is not there, and for what is no device."""
     import torch
 
     if choice is None:
         choice = accelerator()
+    if not re.fullmatch(DEVICE_PATTERN, choice):
+        raise ConfigError(f"The device is {choice!r}; give cpu, cuda (the first GPU) or cuda:N, counted from 0.")
     if choice == "cpu":
         return torch.device("cpu")
     _, _, index = choice.partition(":")

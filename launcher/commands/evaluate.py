@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from launcher.commands.search_options import search_values
+from launcher.devices import recognition_device
 from launcher.errors import ConfigError
 from launcher.executor import Executor
 from launcher.monitoring.progress import Display, PlainDisplay, open_display
@@ -81,6 +82,11 @@ def _changed_recipe(
 ) -> Recipe | None:
     """Return the recipe with the options' settings of its evaluations, None without any; ConfigError for others."""
     overrides = list(options.set)
+    if options.device is not None:
+        # Before anything is started.
+        recognition_device(options.device)
+        for name in sorted(evaluations):
+            overrides.append(f"stages.{name}.device={options.device}")
     search = search_values(options)
     if search:
         for name in sorted(evaluations):

@@ -13,7 +13,7 @@ from launcher.monitoring.progress import Display, open_display
 from launcher.processes import shared_folder, slurm
 from launcher.processes.launchers import make_launcher
 from launcher.processes.stop_request import StopRequest
-from launcher.processes.worker_command import check_machine
+from launcher.processes.worker_command import check_evaluation_devices, check_machine
 from launcher.recipe import Recipe, check_inputs, load_recipe
 from launcher.report import results_table
 from launcher.run_folder import RunFolder, write_text
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         check_start(recipe, folder)
         if recipe.cluster.kind == "slurm" and not slurm.inside_job():
             return _queue(recipe, folder, options)
+        check_evaluation_devices(recipe)
         _check_options(recipe, options)
     display = open_display(sys.stdout)
     if recipe.cluster.kind == "no_ssh" and options.node_rank != 0:

@@ -1,4 +1,4 @@
-"""The search options of `chorus evaluate` and `chorus transcribe`."""
+"""The options of `chorus evaluate` and `chorus transcribe` about the search, and about where it runs."""
 
 import argparse
 from typing import Any
@@ -23,6 +23,9 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hotwords", metavar="FILE", help="phrases to expect, one a line")
     parser.add_argument(
         "--chunk", type=int, metavar="N", help="encoder frames that attention sees at once, as while audio arrives"
+    )
+    parser.add_argument(
+        "--device", metavar="D", help="where to compute: cpu, cuda or cuda:N (default: a GPU where there is one)"
     )
     parser.add_argument("--left-chunks", type=int, metavar="N", help="chunks that it sees before those (default: all)")
 

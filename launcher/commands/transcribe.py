@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.errors import DataError
 from launcher.commands.search_options import search_values
+from launcher.devices import recognition_device
 from launcher.errors import CheckpointError, exit_code
 from launcher.recipe.search import check_search_files, read_search
 from launcher.recipe.yaml_io import apply_override
@@ -23,7 +24,7 @@ def transcribe(options: argparse.Namespace) -> int:
     # Imports torch; what is wrong with the options is said before that.
     from launcher.inference.evaluation import Transcriber
 
-    transcriber = Transcriber(model, search)
+    transcriber = Transcriber(model, search, recognition_device(options.device))
     on_text = _show_growing if options.stream else None
     rows = []
     num_failed = 0

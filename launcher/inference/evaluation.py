@@ -3,6 +3,7 @@
 Character error rates count spaces, as jiwer does; rates are sums over the corpus, not means over utterances.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -13,12 +14,15 @@ import jiwer
 import numpy as np
 import torch
 
-from data.audio import Clip, Utterance, read_audio
+from data.audio import AudioError, Clip, check_speech, read_clip
 from data.errors import DataError
-from data.reader import ShardReader
+from data.loader import MIN_BROKEN
+from data.reader import Example, ShardReader, UtteranceError
+from data.recordings import MAX_RECORDING_S
 from data.sampler import cut_batches
 from data.shards import read_index
-from launcher.inference.finished_model import FinishedModel
+from launcher.devices import recognition_device
+from launcher.inference.finished_model import PROCESSORS, FinishedModel
 from launcher.inference.streaming import StreamingRecognizer
 from launcher.planning.operations import operations_per_second
 from launcher.processes.heartbeat import Heartbeat
@@ -33,26 +37,35 @@ OnText = Callable[[float, str], None]
 # Padded audio per batch: enough to keep the cores busy, little enough for any machine.
 BATCH_S = 60.0
 NUM_EXAMPLES = 20
+# Broken utterances above this share, as in trainings: error rates of the others would not be those of the split.
+MAX_BROKEN_RATIO = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict[str, Any]:
-    """The evaluation of every model of a stage on its split; see `evaluate_model`.
+    """The evaluation of every model of a stage on its split, on the stage's device; see `evaluate_model`.
 
     The hypotheses of all utterances go into files of the stage, and some of them, as examples, into what is returned.
     """
     stage = context.stage
+    device = recognition_device(stage.device)
     results = {}
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")
         folder = context.run.stage(name).model
-        model = FinishedModel.load(folder, stage.search)
+        model = FinishedModel.load(folder, stage.search, device)
+        # A long batch, or a wide beam, may take minutes.
+        model.report_to(heartbeat.tick)
         result = evaluate_model(
             model,
             context.split_folder(stage.split),
             stage.split,
             on_batch=lambda num_done: heartbeat.beat(num_done, "evaluate"),
+            on_read=heartbeat.tick,
         )
         rows = result.pop("hypotheses")
+        heartbeat.tick()
         write_lines(context.folder.hypotheses_file(name), rows)
         # Spread over the whole split, which is sorted by key.
         stride = max(1, len(rows) // NUM_EXAMPLES)
@@ -62,11 +75,18 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
 
 
 def evaluate_model(
-    model: FinishedModel, folder: Path | str, split: str, on_batch: Callable[[int], None]
+    model: FinishedModel,
+    folder: Path | str,
+    split: str,
+    on_batch: Callable[[int], None],
+    on_read: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder.
 
-    `on_batch` is told the number of utterances done. DataError when the split has no transcripts.
+    `on_batch` is told the number of utterances done, `on_read` is called for each recording that is read. DataError
+    when the split has no transcripts.
+    An utterance that cannot be read is named in the log, counted as `quarantined`, and not scored; too many of them are
+    a DataError.
     """
     reader = ShardReader(read_index(folder))
     if not reader.index.text_length.any():
@@ -75,6 +95,7 @@ def evaluate_model(
             "Name a split with transcripts."
         )
 
+    split_reader = _SplitReader(reader)
     keys: list[str] = []
     references: list[str] = []
     hypotheses: list[str] = []
@@ -85,21 +106,29 @@ def evaluate_model(
         waveforms = []
         num_samples = 0
         for utterance in batch:
-            example = reader.read(utterance)
+            on_read()
+            example = split_reader.read(utterance)
+            if example is None:
+                continue
             keys.append(example.key)
             references.append(example.text)
             waveforms.append(example.waveform)
             num_samples += len(example.waveform)
 
+        if not waveforms:
+            continue
         if not hypotheses:
             # The first call sets up threads and kernels, which is not the model's speed.
             model.recognise(waveforms)
+            on_batch(0)
         started = time.perf_counter()
         hypotheses += model.recognise(waveforms)
         busy_s += time.perf_counter() - started
         audio_s += num_samples / sample_rate_hz
         on_batch(len(keys))
 
+    if not keys:
+        raise DataError(f"None of the utterances at {folder} could be read. The last one: {split_reader.last_error}")
     # Sorted: batches go by length, and hypotheses of two evaluations are to be compared line by line.
     utterances = sorted(zip(keys, references, hypotheses, strict=True))
     rows = []
@@ -114,13 +143,40 @@ def evaluate_model(
             "cer": jiwer.cer(references, hypotheses),
             "wer": jiwer.wer(references, hypotheses),
             "utterances": len(keys),
+            "quarantined": split_reader.num_broken,
             "seconds": round(audio_s, 3),
             "rtf": busy_s / audio_s,
             "threads": torch.get_num_threads(),
+            "device": model.device.type,
             "search": model.search.config.model_dump(mode="json"),
         },
         "hypotheses": rows,
     }
+
+
+class _SplitReader:
+    """Reads the utterances of a split; counts and names those that are broken."""
+
+    def __init__(self, reader: ShardReader):
+        self._reader = reader
+        self._num_transcribed = int(np.count_nonzero(reader.index.text_length))
+        self.num_broken = 0
+        self.last_error = ""
+
+    def read(self, utterance: int) -> Example | None:
+        """The utterance, None when it is broken. DataError when too many of the split are."""
+        try:
+            return self._reader.read(utterance)
+        except UtteranceError as error:
+            self.num_broken += 1
+            self.last_error = str(error)
+            logger.warning("Skipped broken utterance %d of %d: %s", self.num_broken, self._num_transcribed, error)
+        if self.num_broken >= MIN_BROKEN and self.num_broken > MAX_BROKEN_RATIO * self._num_transcribed:
+            raise DataError(
+                f"{self.num_broken} of the {self._num_transcribed} utterances with a transcript could not be read, "
+                f"more than the {MAX_BROKEN_RATIO:.0%} that an evaluation may skip. The last one: {self.last_error}"
+            )
+        return None
 
 
 def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
@@ -142,22 +198,24 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
 class Transcriber:
     """Recognises recordings, one after the other, with a finished model."""
 
-    def __init__(self, model_folder: Path, search: SearchConfig | None = None):
+    def __init__(self, model_folder: Path, search: SearchConfig | None = None, device: torch.device = PROCESSORS):
         """CheckpointError when the model cannot be read, ConfigError or DataError when the search does not suit it."""
-        self.model = FinishedModel.load(model_folder, search)
+        self.model = FinishedModel.load(model_folder, search, device)
 
     def transcribe(self, path: Path, on_text: OnText | None = None) -> dict[str, Any]:
         """The text of a recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
 
         With `on_text`, the recording is read chunk by chunk, and the seconds read and the hypothesis so far are handed
-        over after each. DataError when there is no such recording or it cannot be decoded, ConfigError for a search
-        that cannot read chunk by chunk.
+        over after each. DataError when there is no such recording, it cannot be decoded, or it holds no sound;
+        ConfigError for a search that cannot read chunk by chunk.
         """
         check_recording(path)
-        # Any name of a file will do here; a key only matters where recordings stand together.
-        utterance = Utterance(key="recording", clips=(Clip(path),), text="", split="test")
         sample_rate_hz = self.model.features.config.sample_rate_hz
-        waveform = read_audio(utterance, sample_rate_hz)
+        try:
+            waveform = read_clip(Clip(path), sample_rate_hz, MAX_RECORDING_S)
+            check_speech(waveform, sample_rate_hz)
+        except AudioError as error:
+            raise DataError(f"{path} cannot be recognised: {error}.") from error
         if on_text is None:
             hypotheses = self.model.hypotheses([waveform])[0]
         else:

@@ -8,13 +8,14 @@ A stage that learns without transcripts leaves an encoder alone, and no tokenize
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
@@ -31,10 +32,11 @@ from model.search import Hypothesis
 from model.student import without_auxiliary_heads
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+PROCESSORS = torch.device("cpu")
 
 
 class FinishedModel:
-    """A recogniser with its front-end and tokenizer, on the CPU, and a way to search."""
+    """A recogniser with its front-end and tokenizer, on a device, and a way to search."""
 
     def __init__(self, recognizer: Recognizer, features: LogMel, tokenizer: Tokenizer, search: Search):
         self.recognizer = recognizer
@@ -43,7 +45,9 @@ class FinishedModel:
         self.search = search
 
     @classmethod
-    def load(cls, folder: Path, search: SearchConfig | None = None) -> "FinishedModel":
+    def load(
+        cls, folder: Path, search: SearchConfig | None = None, device: torch.device = PROCESSORS
+    ) -> "FinishedModel":
         """Open a model folder, to be searched greedily unless another search is given.
 
         CheckpointError when a part is missing or cannot be read; ConfigError or DataError when the search does not go
@@ -66,7 +70,26 @@ class FinishedModel:
                 "remove the folder and run the recipe again: the stage's last checkpoint makes it anew."
             ) from None
         searcher = Search(search or GreedyConfig(), recognizer, tokenizer, f"the model in {folder}")
-        return cls(recognizer, features, tokenizer, searcher)
+        return cls(recognizer.to(device), features.to(device), tokenizer, searcher)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.recognizer.parameters()).device
+
+    def report_to(self, on_progress: Callable[[], None]) -> None:
+        """Call `on_progress` from now on as recognition gets on: at each block of the encoder, each token of a decoder
+        or a transducer, and every few frames of a prefix beam search."""
+        recognizer = self.recognizer
+        modules: list[nn.Module] = [*recognizer.encoder.blocks]
+        for decoder in (recognizer.decoder, recognizer.reverse_decoder):
+            if decoder is not None:
+                # Each step of a decoder begins with it, in training's form and in the search's.
+                modules.append(decoder.embedding)
+        if recognizer.transducer is not None:
+            modules.append(recognizer.transducer.prediction)
+        for module in modules:
+            module.register_forward_pre_hook(lambda module, inputs: on_progress())
+        self.search.on_progress = on_progress
 
     @property
     def frame_s(self) -> float:
@@ -96,7 +119,7 @@ class FinishedModel:
         waveforms_BS = torch.zeros(len(waveforms), num_samples)
         for row, waveform in zip(waveforms_BS, waveforms, strict=True):
             row[: len(waveform)] = torch.from_numpy(waveform)
-        features_BTF, lengths_B = self.features(waveforms_BS, samples_B)
+        features_BTF, lengths_B = self.features(waveforms_BS.to(self.device), samples_B.to(self.device))
         chunk = None
         if self.search.config.chunk:
             # As while audio arrives, so that both give the same.

@@ -1,8 +1,10 @@
 """A search as a recipe describes it, applied to what a recogniser gives: its files read, its scorers built."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.errors import DataError
 from data.tokenizer import UNKNOWN, Tokenizer
@@ -25,17 +27,19 @@ from model.search import (
     Fusion,
     Hotwords,
     Hypothesis,
+    PrefixBeamSearch,
     TokenLanguageModel,
     WordLanguageModel,
     attention_beam,
     greedy,
     joint,
-    prefix_beam,
     read_language_model,
     rescore,
     transducer_greedy,
     with_times,
 )
+
+FRAMES_AT_ONCE = 100
 
 
 class Search:
@@ -47,6 +51,8 @@ class Search:
         check_search_model(config, recognizer.config, name)
         check_search_files(config, "search")
         self.config, self.recognizer = config, recognizer
+        # A prefix beam search calls it every few frames.
+        self.on_progress: Callable[[], None] = lambda: None
         unaided = isinstance(config, GreedyConfig | TransducerSearchConfig)
         self.fusion = None if unaided else _fusion(config, tokenizer)
 
@@ -59,11 +65,11 @@ class Search:
         if isinstance(config, TransducerSearchConfig):
             return self._transducer(output, config.symbols_per_frame)
         if isinstance(config, PrefixBeamConfig):
-            return prefix_beam(logits_BSV, lengths_B, config.beam, config.candidates, config.n_best, self.fusion)
+            return self._prefix_beam(logits_BSV, lengths_B, config, config.n_best)
         frames_BSD, decoder = output.encoder.frames_BSD, self.recognizer.decoder
         assert decoder is not None
         if isinstance(config, RescoringConfig):
-            found = prefix_beam(logits_BSV, lengths_B, config.beam, config.candidates, config.beam, self.fusion)
+            found = self._prefix_beam(logits_BSV, lengths_B, config, config.beam)
             weights = config.ctc_weight, config.reverse_weight
             found = rescore(self.recognizer, frames_BSD, lengths_B, found, *weights)
             return [texts[: config.n_best] for texts in found]
@@ -72,6 +78,17 @@ class Search:
             return joint(decoder, frames_BSD, logits_BSV, lengths_B, options, config.n_best, self.fusion)
         found = attention_beam(decoder, frames_BSD, lengths_B, options, config.n_best, self.fusion)
         return with_times(found, logits_BSV, lengths_B)
+
+    def _prefix_beam(
+        self, logits_BSV: Tensor, lengths_B: Tensor, config: PrefixBeamConfig | RescoringConfig, n_best: int
+    ) -> list[list[Hypothesis]]:
+        # In pieces, which change nothing, so that a long search is seen to get on.
+        search = PrefixBeamSearch(len(logits_BSV), config.beam, config.candidates, self.fusion)
+        for start in range(0, logits_BSV.shape[1], FRAMES_AT_ONCE):
+            self.on_progress()
+            piece_BSV = logits_BSV[:, start : start + FRAMES_AT_ONCE]
+            search.advance(piece_BSV, (lengths_B - start).clamp(0, piece_BSV.shape[1]))
+        return search.finish(n_best)
 
     def _transducer(self, output: RecognizerOutput, symbols_per_frame: int) -> list[list[Hypothesis]]:
         transducer, encoder = self.recognizer.transducer, output.encoder

@@ -38,7 +38,7 @@ class StreamingRecognizer:
             )
         self.model = model
         self._encoder = StreamingEncoder(model.recognizer.encoder, config.chunk.chunk)
-        self._waiting_S = torch.zeros(0)
+        self._waiting_S = torch.zeros(0, device=model.device)
 
     @property
     def chunk_samples(self) -> int:
@@ -50,9 +50,9 @@ class StreamingRecognizer:
     @torch.inference_mode()
     def push(self, waveform: np.ndarray) -> Hypothesis:
         """The next mono float32 samples at the model's rate, any number of them; the best text so far."""
-        samples_S = torch.cat((self._waiting_S, torch.from_numpy(waveform)))
+        samples_S = torch.cat((self._waiting_S, torch.from_numpy(waveform).to(self.model.device)))
         num_frames = self.model.features.num_frames(len(samples_S))
-        lengths_B = torch.tensor([len(samples_S)])
+        lengths_B = torch.tensor([len(samples_S)], device=self.model.device)
         features_BTF, _ = self.model.features(samples_S[None], lengths_B)
         # The next window starts one hop after the last; a copy, because a view would keep the samples before it.
         next_window = num_frames * self.model.features.config.hop_samples
@@ -80,6 +80,6 @@ class StreamingRecognizer:
         if len(frames_SD) == 0:
             return
         logits_SV = self.model.recognizer.ctc(frames_SD)
-        lengths_B = torch.tensor([len(frames_SD)])
+        lengths_B = torch.tensor([len(frames_SD)], device=self.model.device)
         # A batch of one utterance.
         self._search.advance(logits_SV[None], lengths_B)

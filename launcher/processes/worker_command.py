@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.devices import ON_PROCESSORS, accelerator, describe_gpus, num_gpus
+from launcher.devices import ON_PROCESSORS, accelerator, describe_gpus, num_gpus, recognition_device
 from launcher.errors import ConfigError
-from launcher.recipe import ClusterConfig
+from launcher.recipe import ClusterConfig, EvaluateStage, Recipe
 from launcher.run_folder import RunFolder
 
 # The folder that holds the packages data, launcher and model.
@@ -76,6 +76,13 @@ def check_machine(cluster: ClusterConfig) -> None:
             f"needs one. Pass --processes {gpus} (with --set cluster.expert_parallel=N, N a divisor of it), or train "
             f"on the processors with {ON_PROCESSORS}."
         )
+
+
+def check_evaluation_devices(recipe: Recipe) -> None:
+    """Refuse (ConfigError) an evaluation on a GPU that this machine, where all evaluations run, does not have."""
+    for stage in recipe.stages:
+        if isinstance(stage, EvaluateStage):
+            recognition_device(stage.device)
 
 
 def _check_port(port: int) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from data.augment import AugmentConfig
 from data.masking import MaskingConfig
 from data.sampler import BatchesConfig
+from launcher.devices import DEVICE_PATTERN
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from model.losses import ExpertsObjectiveConfig, ObjectiveConfig
@@ -252,6 +253,11 @@ class EvaluateStage(Stage, frozen=True, extra="forbid"):
     models: tuple[str, ...] = Field(min_length=1, description="training stages whose models are compared")
     split: str = Field(default="test", description="split of the corpus to recognise")
     search: SearchConfig = Field(default_factory=GreedyConfig, description="how texts are found in a model's outputs")
+    device: str | None = Field(
+        default=None,
+        pattern=f"^({DEVICE_PATTERN})$",
+        description="where models compute: cpu, cuda or cuda:N; none: a GPU where DS_ACCELERATOR or PyTorch says so",
+    )
 
 
 AnyTrainingStage: TypeAlias = SelfSupervisedStage | PretrainStage | DistillStage
