@@ -3,7 +3,9 @@
 `redact` stands before every sink of text that may hold a URL of a user: logs, events, errors, reports, W&B.
 """
 
+import logging
 import re
+from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "***"
@@ -22,6 +24,24 @@ SECRET_NAME = re.compile(
 def redact(text: str) -> str:
     """Return a text in which the passwords, tokens and signatures of URLs are hidden."""
     return PARAMETER.sub(_hide_parameter, USER_INFO.sub(_hide_user, text))
+
+
+def redact_values(values: Any) -> Any:
+    """Return plain values (mappings, lists, texts, numbers) in whose texts secrets are hidden."""
+    if isinstance(values, str):
+        return redact(values)
+    if isinstance(values, dict):
+        return {key: redact_values(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [redact_values(value) for value in values]
+    return values
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats log records, tracebacks included, without the secrets of URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def has_credentials(text: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from data.errors import DataError
+from data.redaction import redact
 from launcher.commands.search_options import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"chorus: {stopped} Run the same command again to go on: {command}", file=sys.stderr)
         return exit_code(stopped)
     except FORESEEN as error:
-        print(f"chorus: {error}", file=sys.stderr)
+        print(redact(f"chorus: {error}"), file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
         return 130

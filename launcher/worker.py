@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.redaction import RedactingFormatter
 from launcher.errors import Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 from launcher.run_folder import RunFolder, StageFolder, write_json
@@ -69,7 +70,8 @@ def _log_to(folder: StageFolder, rank: int) -> None:
     path = folder.rank_log(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s", force=True)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], force=True)
     for package in ("data", "model", "launcher"):
         logging.getLogger(package).setLevel(logging.INFO)
     # A hang is answered with SIGABRT: what every thread was doing then goes into the same log.

@@ -1,10 +1,12 @@
 """The hosts of a hostfile, examined over the same ssh that a run would use: what is wrong, and what mends it."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,21 @@ class HostChecks:
         return {"run_folder": str(self._folder), "hosts": self.hosts, "problems": self.problems}
 
     def _start(self, host: str, arguments: list[str], **variables: str) -> "subprocess.Popen[str]":
-        environment, _ = agent_command.passed_environment(self._cluster, os.environ)
+        environment, secrets = agent_command.passed_environment(self._cluster, os.environ)
         command = [sys.executable, "-m", "launcher.doctor.host_probe", *arguments]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ssh_command(self._cluster, host, remote_line(command, environment | variables)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert process.stdin
+        # A host that is out of reach reads nothing, which its answer will say.
+        with suppress(OSError):
+            process.stdin.write(f"{json.dumps(secrets)}\n")
+            process.stdin.flush()
+        return process
 
     def _ask_facts(self) -> None:
         # All are started before the first is waited for: hosts answer side by side.

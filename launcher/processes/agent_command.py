@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 
+from data.redaction import has_credentials
 from launcher.errors import ConfigError
 from launcher.processes import worker_command
 from launcher.processes.process_group import Command, Launch
@@ -18,10 +19,11 @@ from launcher.run_folder import RunFolder
 
 AGENT_MODULE = "launcher.processes.agent"
 WATCHDOG_MODULE = "launcher.processes.watchdog"
-PASSED = ("DS_ACCELERATOR", "LD_LIBRARY_PATH")
-PASSED_PREFIXES = ("GLOO_", "NCCL_", "TORCH_NCCL_", "WANDB_")
-# These are seen by every user of a host when they stand on a command line.
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+# These stand on command lines, where every user of a host sees them: they say which device and network are used.
+SHOWN = ("DS_ACCELERATOR", "LD_LIBRARY_PATH")
+SHOWN_PREFIXES = ("GLOO_", "NCCL_", "TORCH_NCCL_")
+SECRET_PREFIXES = ("WANDB_",)
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH", re.IGNORECASE)
 # Below the range that systems hand out by themselves.
 PORTS = range(20000, 32000)
 
@@ -77,24 +79,30 @@ def evaluation_here(kind: str, cluster: ClusterConfig, topology: Topology, run: 
 
 
 def passed_environment(cluster: ClusterConfig, environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what processes on other hosts get of this one's environment: to be shown, and secret."""
-    names = set(cluster.environment)
+    """Return what processes on other hosts get of this one's environment: to be shown, and secret.
+
+    Secret is all that a user named, whatever it is called: a proxy or a database is named by a URL with a password.
+    """
+    shown = worker_command.python_environment(environment)
+    secrets = {}
+    for name, value in environment.items():
+        if name.startswith(SECRET_PREFIXES):
+            secrets[name] = value
+        elif name in SHOWN or name.startswith(SHOWN_PREFIXES):
+            if SECRET_NAME.search(name) or has_credentials(value):
+                secrets[name] = value
+            else:
+                shown[name] = value
+
     for name in cluster.environment:
         if name not in environment:
             raise ConfigError(
                 f"cluster.environment names {name}, which is not set here. Set it, or take it out of the recipe."
             )
-    for name in environment:
-        if name in PASSED or name.startswith(PASSED_PREFIXES):
-            names.add(name)
-
-    shown = worker_command.python_environment(environment)
-    secrets = {}
-    for name in sorted(names):
-        if SECRET.search(name):
+        # Python needs these before the agent can read what is secret.
+        if name not in ("PYTHONPATH", "LD_LIBRARY_PATH"):
+            shown.pop(name, None)
             secrets[name] = environment[name]
-        else:
-            shown[name] = environment[name]
     return shown, secrets
 
 

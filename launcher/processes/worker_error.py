@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.files import replacing
+from data.redaction import redact
 from launcher.errors import exit_code
 from launcher.run_folder import StageFolder
 
@@ -73,9 +74,9 @@ def record_error(stage: StageFolder, rank: int, error: Exception) -> None:
         time=time.time(),
         exit_code=exit_code(error),
         kind=type(error).__name__,
-        message=str(error),
+        message=redact(str(error)),
         frame=innermost_frame,
-        traceback="".join(traceback.format_exception(error)),
+        traceback=redact("".join(traceback.format_exception(error))),
     )
     with replacing(stage.error_file(rank), durable=False) as temporary:
         temporary.write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")

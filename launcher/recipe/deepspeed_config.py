@@ -1,7 +1,8 @@
 """The JSON files that tell DeepSpeed how to spread a training.
 
-They decide about ZeRO and communication and nothing else. What the recipe decides is refused in them, because
-the recipe would win without a word; so is what DeepSpeed computes wrongly, or Chorus does not support, here.
+They decide about ZeRO and communication and nothing else: only these keys are taken. What the recipe decides is refused
+in them, because the recipe would win without a word; so is what DeepSpeed computes wrongly, or Chorus does not support,
+here, and what writes files, starts monitors or commands, or names code.
 """
 
 import json
@@ -28,6 +29,67 @@ DECIDED_BY_RECIPE = {
     "torch_autocast": "cluster.precision decides it",
     "steps_per_print": "log_every of the stage decides how often progress is written",
 }
+# What a file may hold. Everything else that DeepSpeed 0.19 knows writes files (flops_profiler, checkpoint, nebula),
+# opens connections (wandb, comet, tensorboard), starts commands (autotuning, elasticity), or trains something else.
+ALLOWED = {
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "disable_allgather",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "comms_logger",
+    "use_data_before_expert_parallelism",
+}
+# Of the section zero_optimization. Not: what names classes or loads weights.
+ALLOWED_ZERO = {
+    "stage",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "reduce_bucket_size",
+    "use_multi_rank_bucket_allreduce",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "overlap_comm",
+    "sub_group_size",
+    "prefetch_bucket_size",
+    "param_persistence_threshold",
+    "model_persistence_threshold",
+    "max_live_parameters",
+    "max_reuse_distance",
+    "gather_16bit_weights_on_model_save",
+    "module_granularity_threshold",
+    "use_all_reduce_for_fetch_params",
+    "allgather_sequential",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_gather_16bit_weights_on_model_save",
+    "stage3_gather_fp16_weights_on_model_save",
+    "stage3_module_granularity_threshold",
+    "stage3_use_all_reduce_for_fetch_params",
+    "stage3_allgather_sequential",
+    "ignore_unused_parameters",
+    "legacy_stage1",
+    "round_robin_gradients",
+    "parameter_alignment",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+    "memory_efficient_linear",
+    "log_trace_cache_warnings",
+    "enable_sanity_checks",
+}
+# Those of ds_configs/ have a few hundred bytes.
+MAX_BYTES = 1 << 20
 # All spellings of DeepSpeed, the old ones included.
 OFFLOADING = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param")
 
@@ -50,11 +112,27 @@ def find_deepspeed_config(name: str) -> Path:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON file; ConfigError with line and column when it is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"The DeepSpeed configuration {path} has more than {MAX_BYTES:,} bytes: it is none.")
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except OSError as error:
+        raise ConfigError(f"The DeepSpeed configuration {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise ConfigError(f"The DeepSpeed configuration {path} is not readable as JSON: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"The DeepSpeed configuration {path} is not readable as JSON: nested too deep.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"The DeepSpeed configuration {path} holds no JSON object.")
+    return values
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. DeepSpeed refuses one that gives a key twice, once the processes have started."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} is given twice")
+        values[key] = value
     return values
 
 
@@ -93,6 +171,13 @@ def refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
             "has expert_parallel, which gives every layer its own copy of shared experts without a word. "
             "Remove it; cluster.expert_parallel does it"
         )
+    refused = [key for key in values if key not in ALLOWED]
+    if refused:
+        return (
+            f"has {', '.join(map(repr, refused))}, and such a file says how ZeRO communicates, nothing else: other "
+            "keys of DeepSpeed write files, start monitors or commands, or change the training. Remove what is "
+            f"not among {', '.join(sorted(ALLOWED))}"
+        )
     return _zero_refusal(values, expert_parallel)
 
 
@@ -112,6 +197,13 @@ def _zero_refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
                 f"has {key}, which no test of Chorus covers: its checkpoints read weights and moments "
                 "where ZeRO without offloading keeps them. Remove it, or use zero1 or zero2"
             )
+
+    refused = [key for key in zero if key not in ALLOWED_ZERO]
+    if refused:
+        return (
+            f"has {', '.join(map(repr, refused))} in zero_optimization, which changes the training, loads weights, "
+            "names code or is no key of DeepSpeed. Remove it"
+        )
 
     # The fallback that reduces without a contiguous buffer sums over all processes, also those with other experts.
     if level == 1 and zero.get("contiguous_gradients", True) is False:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from data.redaction import redact
 from launcher.tracking.backend import Backend
 from launcher.tracking.router_maps import RouterMaps
 
@@ -134,7 +135,7 @@ class BackgroundWriter:
     def _note(self, message: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         # Messages of libraries have several lines; the log has one for each note.
-        line = " ".join(message.split())
+        line = redact(" ".join(message.split()))
         # A full disk must not reach training through this log.
         with contextlib.suppress(OSError):
             self._log_file.parent.mkdir(parents=True, exist_ok=True)

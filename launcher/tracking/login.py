@@ -59,7 +59,8 @@ def find_login(environment: Mapping[str, str]) -> str | None:
 
 def _host(environment: Mapping[str, str]) -> str:
     url = environment.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    return urlsplit(url).netloc
+    # Without what stands before the @: the host is shown in logs and by `chorus doctor`.
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _netrc_files(environment: Mapping[str, str]) -> list[Path]:

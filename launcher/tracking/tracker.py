@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.redaction import redact, redact_values
 from launcher.run_folder import StageFolder
 from launcher.tracking.alerts import Event, make_alert, unreported_restarts
-from launcher.tracking.backend import Artifact, Backend, Table
+from launcher.tracking.backend import Alert, Artifact, Backend, Table
 from launcher.tracking.background_writer import BackgroundWriter, Record
 from launcher.tracking.config import TrackingConfig
 from launcher.tracking.login import choose_mode
@@ -46,7 +48,7 @@ class Tracker:
             backends.append(TensorboardBackend(stage.tensorboard, resume_step or 0))
         mode, reason = choose_mode(config.wandb.mode, os.environ)
         if mode != "disabled":
-            backends.append(WandbBackend(stage_folder, config.wandb, mode, reason, run_name, recipe))
+            backends.append(WandbBackend(stage_folder, config.wandb, mode, reason, run_name, redact_values(recipe)))
 
         def read_past_rows() -> Iterator[dict[str, Any]]:
             # This attempt may have written rows of its own before the thread gets here.
@@ -71,7 +73,9 @@ class Tracker:
         """Raises an alert about an event of the run if it is worth one."""
         alert = make_alert(event)
         if alert is not None:
-            self._offer(lambda backend: backend.alert(alert))
+            # Reasons repeat what libraries say of URLs.
+            shown = Alert(redact(alert.title), redact(alert.text), alert.level)
+            self._offer(lambda backend: backend.alert(shown))
 
     def alert_restarts(self, events: Iterable[Event], stage: str) -> None:
         """Raises the alerts about restarts of a stage since it last trained."""
@@ -87,7 +91,8 @@ class Tracker:
 
         def declare(backend: Backend) -> None:
             for artifact in build():
-                backend.artifact(artifact, used)
+                shown = replace(artifact, content=redact_values(artifact.content), note=redact_values(artifact.note))
+                backend.artifact(shown, used)
 
         self._offer(declare)
 

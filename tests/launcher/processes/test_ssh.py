@@ -284,7 +284,12 @@ def test_the_environment_arrives_whole_and_secrets_are_on_no_command_line(run, t
     told = (tmp_path / "ssh.log").read_text() + json.dumps(launched.record())
     assert "s3cret" not in told
     assert "t0ken" not in told
-    assert launched.record()["commands"][0]["secret_variables"] == ["MY_TOKEN", "WANDB_API_KEY"]
+    assert launched.record()["commands"][0]["secret_variables"] == [
+        "FAKE_BEHAVIOUR",
+        "MY_PATH",
+        "MY_TOKEN",
+        "WANDB_API_KEY",
+    ]
 
 
 def test_the_lines_for_ssh_are_these(run, tmp_path, monkeypatch):
