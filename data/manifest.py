@@ -1,18 +1,18 @@
-"""A user's manifest: a JSONL, CSV or TSV file with one utterance per row.
+"""A user's manifest: a JSONL, JSON, CSV or TSV file with one utterance per row, or one of lhotse or Kaldi.
 
 Nothing is decoded here. A row that cannot be used is never dropped: it comes back as a `RejectedRow` with its line and
-the reason. Columns that have no meaning here are named once in the log. What is refused outright (`DataError`) is a
-manifest that cannot be read as a table at all.
+the reason, so that rows in = used + rejected. Columns that have no meaning here are named once in the log. What is
+refused outright (`DataError`) is a manifest that cannot be read as a table at all.
 """
 
-import csv
 import hashlib
-import json
+import itertools
 import logging
 import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,164 +27,112 @@ from data.audio import (
     open_recording,
 )
 from data.errors import DataError
+from data.kaldi import kaldi_directories, kaldi_files, read_kaldi
+from data.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
+from data.manifest_rows import NOT_UTF8, Columns, Row, read_rows
 
 # Among the aliases are the columns of NeMo's manifests (audio_filepath, offset, duration), of Common Voice's tables
-# (path, sentence), and those in use for Kaldi's segments and lhotse's supervisions (start, end, utterance_id).
+# (path, sentence), of WeNet's lists (wav, txt), of SpeechBrain's tables (ID, wav, wrd), and those in use for Kaldi's
+# segments and lhotse's supervisions (start, end, utterance_id).
 COLUMNS: dict[str, tuple[str, ...]] = {
     "audio": ("audio", "path", "audio_filepath", "audio_path", "file", "filename", "wav"),
-    "text": ("text", "transcript", "transcription", "sentence"),
+    "text": ("text", "transcript", "transcription", "sentence", "txt", "wrd"),
     "key": ("key", "id", "utt", "utt_id", "utterance_id"),
     "speaker": ("speaker", "speaker_id"),
     "language": ("language", "lang"),
     "split": ("split",),
-    "start_s": ("start_s", "start", "offset", "offset_s", "start_time"),
+    "start_s": ("start_s", "start", "offset", "offset_s", "start_time", "begin", "begin_s", "begin_time"),
     "seconds": ("seconds", "duration", "duration_s"),
-    "end_s": ("end_s", "end", "end_time"),
+    "end_s": ("end_s", "end", "end_time", "stop"),
     "channel": ("channel", "channel_id"),
 }
 """What a manifest may say, and the column names under which it may say it. Other columns are not read."""
 
-Row = dict[str, Any] | str
-"""The columns of a row, or the reason why it has none."""
-
-# Bytes that are not UTF-8, as the error handler "surrogateescape" lets them pass.
-UNDECODED = re.compile("[\udc80-\udcff]")
-NOT_UTF8 = "it is not UTF-8"
+# Places in a recording in other units than seconds: a row that gives them would be read whole without them.
+OTHER_UNITS = re.compile(r"(start|begin|offset|end|stop)_(ms|milliseconds|samples?|frames?)|(sample|frame)_offset")
+# Unknown columns that one line of the log names.
+MAX_NAMED = 20
+# Characters of a cell that a reason quotes.
+MAX_QUOTED = 80
 
 logger = logging.getLogger(__name__)
 
 
 def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
-    """Read a manifest (.jsonl, .csv or .tsv, UTF-8): its usable rows in order, and the others with their
-    reasons. Columns and their aliases are those of `COLUMNS`; audio is required, and text unless rows without one
-    are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every audio file's
-    header is read, none is decoded. A row without a key gets one from its path, start and channel; characters that a
-    key cannot hold become `_`, and a key that another row has by this gets a few digits of a hash. `split` stays empty
-    where the row names none. Texts are stripped of outer white space and otherwise as written.
+    """Read a manifest: its usable rows in order, and the others with their reasons. It is a .jsonl, .json, .csv or .tsv
+    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.lhotse`), or a folder of Kaldi's (see
+    `data.kaldi`).
+
+    Columns and their aliases are those of `COLUMNS`, in any case; audio is required, and text unless rows without one
+    are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every recording's
+    length is measured, none is decoded. A row without a key gets one from its path, start and channel; characters that
+    a key cannot hold become `_`, and a key that another row has by this gets a few digits of a hash. `split` stays
+    empty where the row names none. Texts are stripped of outer white space and otherwise as written.
 
     Raises DataError when the file is missing, not UTF-8, of another kind, or lacks a required column.
     """
     required = ("audio",) if untranscribed else ("audio", "text")
-    suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".csv", ".tsv"):
-        raise DataError(f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .csv or .tsv.")
-
-    try:
-        # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first column's name.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = list(file)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
-    except OSError as error:
-        raise DataError(f"The manifest {path} cannot be read ({error}); check the path and its permissions.") from error
-
-    reader = _RowReader(path.parent, required)
+    folder = path if path.is_dir() else path.parent
+    reader = _RowReader(folder, required)
     utterances: list[Utterance] = []
     rejected: list[RejectedRow] = []
-    rows = _json_rows(lines) if suffix == ".jsonl" else _table_rows(lines, path, required)
-    for line, row in rows:
+    for row in _rows(path, required):
         try:
-            utterances.append(reader.utterance(line, row))
+            utterances.append(reader.utterance(row))
         # One bad row among thousands must not hide what is wrong with the others.
         except AudioError as error:
             # The reason is written as UTF-8, which has no lone surrogates.
             reason = str(error).encode("utf-8", "backslashreplace").decode()
-            rejected.append(RejectedRow(line, reason))
+            if row.place:
+                reason = f"{row.place}: {reason}"
+            rejected.append(RejectedRow(row.line, reason))
     if not utterances and any(row.reason == NOT_UTF8 for row in rejected):
         raise DataError(f"{path} is not UTF-8; convert it, for instance with iconv.")
     if reader.unknown_columns:
+        names = sorted(reader.unknown_columns)[:MAX_NAMED]
+        if len(reader.unknown_columns) > MAX_NAMED:
+            names.append(f"and {len(reader.unknown_columns) - MAX_NAMED} others")
         logger.warning(
             "%s: these columns are not read: %s. Known are %s.",
             path,
-            ", ".join(sorted(reader.unknown_columns)),
+            ", ".join(names),
             ", ".join(alias for aliases in COLUMNS.values() for alias in aliases),
         )
     return utterances, rejected
 
 
-def _json_rows(lines: list[str]) -> Iterator[tuple[int, Row]]:
-    for line, content in enumerate(lines, 1):
-        if not content.strip():
-            continue
-        if UNDECODED.search(content):
-            yield line, NOT_UTF8
-            continue
-        try:
-            row = json.loads(content, object_pairs_hook=_distinct)
-        # A number of thousands of digits is a ValueError, thousands of brackets are a RecursionError.
-        except (ValueError, RecursionError) as error:
-            yield line, f"not JSON ({error})"
-            continue
-        if isinstance(row, dict):
-            yield line, row
-        else:
-            yield line, f"a JSON {type(row).__name__}, expected an object"
+def manifest_files(path: Path) -> list[Path]:
+    """The files that `read_manifest` reads besides recordings: what a manifest says depends on the content of these."""
+    if path.is_dir():
+        return kaldi_files(path)
+    files = [path]
+    if SUPERVISIONS in path.name:
+        # Whoever reads the manifest says that it is missing.
+        with suppress(DataError):
+            files.append(recordings_beside(path))
+    return files
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    # Python would take the last of two values and lose the other.
-    if len(row) < len(pairs):
-        raise ValueError("a name occurs twice in one object")
-    return row
-
-
-def _table_rows(lines: list[str], path: Path, required: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    is_tsv = path.suffix.lower() == ".tsv"
-    header = _fields(lines[:1], is_tsv) or []
-    for column in required:
-        if not set(COLUMNS[column]) & set(header):
+def _rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
+    if path.is_dir():
+        directories = kaldi_directories(path)
+        if not directories:
             raise DataError(
-                f"{path} has no {column} column: its first line names {', '.join(header) or 'nothing'}; "
-                f"name one of its columns {' or '.join(COLUMNS[column])}."
+                f"{path} is no manifest: it is a folder, and neither it nor a folder in it has Kaldi's wav.scp. Name a "
+                "file that lists the recordings and their texts."
             )
-    twice = {name for name in header if name and header.count(name) > 1}
-    if twice:
-        raise DataError(
-            f"{path} names the column {' and '.join(sorted(twice))} twice; rename one, as only one could be read."
-        )
-
-    start = 1
-    while start < len(lines):
-        stop = start + 1
-        fields = _fields(lines[start:stop], is_tsv)
-        # A quoted field may hold line ends. It may not hold whole rows: then its closing quote was forgotten, and the
-        # rows behind it would become part of this one's text.
-        while fields is None and stop < len(lines) and not is_tsv:
-            if lines[stop].count(",") + 1 >= len(header):
-                break
-            stop += 1
-            fields = _fields(lines[start:stop], is_tsv)
-        line = start + 1
-        content = "".join(lines[start:stop])
-        if fields is None:
-            # What follows is tried as rows of their own.
-            yield line, "a quotation mark in it is not closed, or is followed by more text"
-            start += 1
-            continue
-        start = stop
-        if not content.strip():
-            continue
-        if UNDECODED.search(content):
-            yield line, NOT_UTF8
-        elif len(fields) != len(header):
-            yield line, f"the row has {len(fields)} fields, not the {len(header)} fields of the first line"
-        else:
-            yield line, dict(zip(header, fields, strict=True))
-
-
-def _fields(lines: list[str], is_tsv: bool) -> list[str] | None:
-    """The fields of one row; None when a quotation mark is not closed at its end, or closed before it."""
-    try:
-        if is_tsv:
-            # Quotes are ordinary characters in the TSV files of speech corpora.
-            rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        else:
-            # Strict: without it, an open quote ends with the file and "a"b is ab.
-            rows = list(csv.reader(lines, strict=True))
-    except csv.Error:
-        return None
-    return rows[0] if rows else []
+        for split, directory in directories.items():
+            yield from read_kaldi(directory, split)
+        return
+    rows = read_rows(path, [COLUMNS[column] for column in required])
+    first = list(itertools.islice(rows, 1))
+    rows = itertools.chain(first, rows)
+    kind = ""
+    if first and isinstance(first[0].content, dict):
+        kind = kind_of(first[0].content)
+    if kind:
+        rows = read_lhotse(path, rows, kind)
+    yield from rows
 
 
 class _RowReader:
@@ -198,12 +146,22 @@ class _RowReader:
         self.unknown_columns: set[str] = set()
         self._known_columns = {alias for aliases in COLUMNS.values() for alias in aliases}
 
-    def utterance(self, line: int, row: Row) -> Utterance:
+    def utterance(self, given: Row) -> Utterance:
         """The utterance of a row. AudioError when the row cannot be used."""
-        if isinstance(row, str):
-            raise AudioError(row)
-        for column in row.keys() - self._known_columns:
-            self.unknown_columns.add(column.encode("utf-8", "backslashreplace").decode())
+        if isinstance(given.content, str):
+            raise AudioError(given.content)
+        line = given.line
+        row: Columns = {}
+        for name, value in given.content.items():
+            column = name.strip().lower()
+            if column in row:
+                raise AudioError(f"it has the column {column!r} twice, in different case")
+            row[column] = value
+            if column in self._known_columns or value in ("", None):
+                continue
+            if OTHER_UNITS.fullmatch(column):
+                raise AudioError(f"column {column} is not in seconds; give start_s and end_s, or start_s and seconds")
+            self.unknown_columns.add(column.encode("utf-8", "backslashreplace").decode()[:MAX_QUOTED])
         audio = _text_cell(row, "audio", is_path=True)
         text = _text_cell(row, "text", numbers=False)
         if not audio:
@@ -237,7 +195,7 @@ class _RowReader:
             line=line,
         )
 
-    def _clip(self, audio: str, row: dict[str, Any]) -> Clip:
+    def _clip(self, audio: str, row: Columns) -> Clip:
         start_s = _number_cell(row, "start_s") or 0.0
         seconds = _number_cell(row, "seconds")
         end_s = _number_cell(row, "end_s")
@@ -285,15 +243,19 @@ class _RowReader:
         return key
 
 
-def _cell(row: dict[str, Any], column: str) -> tuple[str, Any]:
+def _cell(row: Columns, column: str) -> tuple[str, Any]:
     """The name and value under which a row gives a column; None where it is absent or blank."""
     names: list[str] = []
     values: list[Any] = []
     for name in COLUMNS[column]:
         value = row.get(name)
-        if value is not None and value != "":
-            names.append(name)
-            values.append(value)
+        if value is None or value == "":
+            continue
+        # Their text may be without end, or nested deeper than Python can write it.
+        if isinstance(value, (list, dict)):
+            raise AudioError(f"column {name} holds a {type(value).__name__}, expected a text or number")
+        names.append(name)
+        values.append(value)
     if not names:
         return column, None
     if len(set(map(str, values))) > 1:
@@ -301,7 +263,7 @@ def _cell(row: dict[str, Any], column: str) -> tuple[str, Any]:
     return names[0], values[0]
 
 
-def _text_cell(row: dict[str, Any], column: str, *, numbers: bool = True, is_path: bool = False) -> str:
+def _text_cell(row: Columns, column: str, *, numbers: bool = True, is_path: bool = False) -> str:
     name, value = _cell(row, column)
     if value is None:
         return ""
@@ -309,22 +271,35 @@ def _text_cell(row: dict[str, Any], column: str, *, numbers: bool = True, is_pat
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise AudioError(f"column {name} holds {value!r} ({type(value).__name__}), expected a text")
+        raise AudioError(f"column {name} holds {_quoted(value)} ({type(value).__name__}), expected a text")
     # Half of a character of UTF-16, left by a program that cut a text. Paths that are not UTF-8 hold some rightly.
     if not is_path and re.search("[\ud800-\udfff]", value):
-        raise AudioError(f"column {name} holds half of a character (a lone surrogate): {ascii(value)[:80]}")
+        raise AudioError(f"column {name} holds half of a character (a lone surrogate): {ascii(value)[:MAX_QUOTED]}")
+    if not is_path and "\ufffd" in value:
+        raise AudioError(
+            f"column {name} holds U+FFFD, which stands for a character that was lost: {_quoted(value)}; "
+            "write it again from its source"
+        )
     return value.strip()
 
 
-def _number_cell(row: dict[str, Any], column: str) -> float | None:
+def _number_cell(row: Columns, column: str) -> float | None:
     name, value = _cell(row, column)
     if value is None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    # Overflow: an integer of hundreds of digits.
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     # float(True) is 1.0.
     if isinstance(value, bool) or not math.isfinite(number):
-        raise AudioError(f"column {name} holds {value!r}, expected a number")
+        raise AudioError(f"column {name} holds {_quoted(value)}, expected a number")
     return number
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    if len(text) > MAX_QUOTED:
+        text = f"{text[:MAX_QUOTED]}..."
+    return text

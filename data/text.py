@@ -1,0 +1,107 @@
+"""The rules applied to transcripts, one version of them at a time; a split records under which it was written.
+
+What no reader sees is removed, so that one sentence is one text however it was typed; events and annotations such as
+[noise] are no words; lower case and the removal of punctuation are choices. Nothing here depends on the locale.
+"""
+
+import re
+import unicodedata
+
+RULES_VERSION = 2
+"""Counts the changes of the rules below; splits that record none were written under the first."""
+
+# Events and annotations: <unk>, <|en|>, [noise], {um}, <COMMA>. In round brackets, which writers use too, known ones
+# alone. What begins with a digit is text: [2019], 1 <2 and 3> 2.
+TAGS = re.compile(
+    r"<\|[^<>]*\|>|<+/?[^\W\d][^<>]*>+|\[+[^\W\d][^\[\]]*\]+|\{+[^\W\d][^{}]*\}+"
+    r"|\((?:laughter|laughs|noise|cough|breath|music|applause|silence|inaudible|unintelligible|crosstalk)\)",
+    re.IGNORECASE,
+)
+# What Unicode calls default ignorable without the category Cf: the joiner of graphemes, fillers of Hangul syllables,
+# inherent vowels of Khmer, and variation selectors.
+IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# The blank of Braille and the fillers of Hangul show as a space and are none for Python.
+BLANKS = re.compile("[\u2800\u3164\uffa0]")
+JOINERS = "\u200c\u200d"
+ZERO_WIDTH_SPACE = "\u200b"
+# Thai, Lao, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet: class SA of Unicode's line breaking (UAX 14). They
+# put no space between words, and a zero-width space may stand there.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
+# Languages with a dotless i; i and ı are two letters there.
+DOTLESS = ("tr", "tur", "turkish", "az", "aze", "azj", "azb", "azerbaijani", "crh", "gag")
+
+
+def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str = "") -> str:
+    """NFC, single spaces, no invisible characters and no tags; optionally lower case, of Turkish and its relatives by
+    `language` (a tag such as tr-TR); without `punctuation`, characters of Unicode's categories P and S become spaces.
+
+    A zero-width space becomes a space beside a letter of a script that writes none, and vanishes elsewhere. Joiners
+    stay between letters, where Persian and Indic scripts spell with them. The typographic apostrophe counts as the
+    plain one, and an apostrophe between two letters is a letter.
+    """
+    text = unicodedata.normalize("NFC", _visible(text))
+    text = re.sub(rf"(?<!\w)[{JOINERS}]+|[{JOINERS}]+(?!\w)", _joiner_of_letters, text)
+    # Removing one tag may close another around it.
+    num_tags = 1
+    while num_tags:
+        text, num_tags = TAGS.subn(" ", text)
+    if lower:
+        text = _lower(text, language)
+    if not punctuation:
+        text = _without_symbols(text)
+    # Lowering and the removals can take a composed character apart or bring two parts together.
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def split_key(text: str) -> str:
+    """What makes two transcripts one sentence, whatever their case, punctuation and optional spaces: a sentence must
+    not stand in two splits."""
+    words = normalize_text(text, lower=True, punctuation=False) or text
+    return re.sub(rf"(?<=[{UNSPACED}]) (?=[{UNSPACED}])", "", words)
+
+
+def _visible(text: str) -> str:
+    characters: list[str] = []
+    for character in BLANKS.sub(" ", IGNORABLE.sub("", text)):
+        category = unicodedata.category(character)
+        if category == "Cc":
+            characters.append(" ")
+        # Cf: marks of direction, byte order marks, soft hyphens, word joiners, tags of flags.
+        elif category != "Cf" or character in JOINERS or character == ZERO_WIDTH_SPACE:
+            characters.append(character)
+    text = "".join(characters)
+    text = re.sub(rf"(?<=[{UNSPACED}]){ZERO_WIDTH_SPACE}+|{ZERO_WIDTH_SPACE}+(?=[{UNSPACED}])", " ", text)
+    return text.replace(ZERO_WIDTH_SPACE, "")
+
+
+def _joiner_of_letters(match: re.Match[str]) -> str:
+    """The joiner where the characters around it are letters or their marks, else nothing."""
+    around = match.string[match.start() - 1 : match.start()] + match.string[match.end() : match.end() + 1]
+    if len(around) == 2 and all(unicodedata.category(character)[0] in "LM" for character in around):
+        return match[0][0]
+    return ""
+
+
+def _lower(text: str, language: str) -> str:
+    if re.split("[-_]", language.lower())[0] in DOTLESS:
+        text = text.replace("I", "ı")
+    # Python's lower case of İ is an i with a second dot above.
+    text = text.replace("İ", "i").lower()
+    # Tools that lower İ so leave that dot, and Lithuanian may write it below another accent: one letter, two spellings.
+    return re.sub("(?<=[ijį])\u0307+", "", text)
+
+
+def _without_symbols(text: str) -> str:
+    # Only between letters: the other apostrophes are quotation marks.
+    text = text.replace("’", "'")
+    apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
+    characters: list[str] = []
+    for position, character in enumerate(text):
+        category = unicodedata.category(character)
+        # Me: what encloses a character, such as the key around a digit.
+        is_symbol = category[0] in "PS" or category == "Me"
+        if is_symbol and position not in apostrophes:
+            characters.append(" ")
+        else:
+            characters.append(character)
+    return "".join(characters)
