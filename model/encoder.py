@@ -187,13 +187,14 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 class EncoderOutput:
     """The encoder's output on a batch.
 
-    frames_BSD: of the last layer. lengths_B: the valid ones of each utterance. layers: the output of every layer, S
-    frames each. routings: one per layer and place of experts, in the order in which frames pass them. moments: one per
-    layer with BatchNorm, in training.
+    frames_BSD: of the last layer. lengths_B: the valid ones of each utterance. input_ND: what enters the first layer,
+    packed. layers: the output of every layer, S frames each. routings: one per layer and place of experts, in the order
+    in which frames pass them. moments: one per layer with BatchNorm, in training.
     """
 
     frames_BSD: Tensor
     lengths_B: Tensor
+    input_ND: Tensor
     layers: "PaddedLayers"
     routings: list[Routing]
     moments: list[Tensor]
@@ -308,7 +309,8 @@ class Encoder(nn.Module):
         valid_BS = valid_mask(lengths_B, num_frames)
         frames = Frames.from_valid(valid_BS, self.encode_positions(num_frames), chunk)
         # From here on layers see valid frames alone: padding reaches no router, no expert and no balance loss.
-        outputs = self.run_layers(frames.packing.pack(x_BSD), frames)
+        input_ND = frames.packing.pack(x_BSD)
+        outputs = self.run_layers(input_ND, frames)
 
         # All outputs are handed out, packed as they are: what reads one of them pays for its padding.
         layers = PaddedLayers(outputs, frames.packing)
@@ -318,7 +320,7 @@ class Encoder(nn.Module):
             routings.extend(output.routings)
             if output.moments is not None:
                 moments.append(output.moments)
-        return EncoderOutput(layers[-1], lengths_B, layers, routings, moments)
+        return EncoderOutput(layers[-1], lengths_B, input_ND, layers, routings, moments)
 
     def encode_positions(self, num_frames: int) -> Positions:
         """The positions of so many keys, for all layers."""
@@ -393,6 +395,10 @@ class PaddedLayers:
 
     def __len__(self) -> int:
         return len(self._outputs)
+
+    def packed(self, layer: int) -> Tensor:
+        """The output of a layer without padding, [N, D]."""
+        return self._outputs[layer].frames_ND
 
     def __getitem__(self, layer: int) -> Tensor:
         return self._packing.pad(self._outputs[layer].frames_ND)

@@ -133,6 +133,11 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
         default=200, ge=1, le=10**12, description="steps between validations; there is always one at the end"
     )
     log_every: int = Field(default=10, ge=1, le=10**12, description="steps that one row of metrics is the mean of")
+    log_layers: bool = Field(
+        default=False,
+        description="rows tell what each layer did in their last step: the cosine between its input and output, the "
+        "norm of the gradient at its output, and the effective rank of the encoder's output",
+    )
     batches: BatchesConfig | None = Field(default=None, description="instead of the recipe's")
     augment: AugmentConfig | None = Field(default=None, description="instead of the recipe's")
     deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")

@@ -26,6 +26,7 @@ NOT_TRAINED = (
     "recovery",
     "validate_every",
     "log_every",
+    "log_layers",
     "deepspeed",
 )
 

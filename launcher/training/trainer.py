@@ -25,6 +25,7 @@ from launcher.training import checkpoint, parallel
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.inputs import Inputs
+from launcher.training.layer_metrics import LayerProbe, layer_row
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
 from launcher.training.metrics import (
     MetricAccumulator,
@@ -131,6 +132,7 @@ class Trainer:
         # Agreement: the step's one collective of our own.
         self.heartbeat.tick()
         reduced = self.agree(metrics, batches)
+        layers = layer_row(reduced.scalars, dist.get_world_size())
         self.heartbeat.tick()
 
         # Update, the same on every process: applied by all or by none.
@@ -152,10 +154,13 @@ class Trainer:
             self._skip_update(batches, lane_losses)
 
         # Log.
-        row_due = self.step % self.stage.log_every == 0 or self.step == self.stage.steps
-        if row_due and self.accumulator.steps:
-            self._write_row()
+        if self._row_due(self.step) and self.accumulator.steps:
+            self._write_row(layers)
         return reduced.scalars["stop"] > 0
+
+    def _row_due(self, step: int) -> bool:
+        """Whether a row is written after so many steps."""
+        return step % self.stage.log_every == 0 or step == self.stage.steps
 
     def forward_backward(self, batch: WaveformBatch, totals: Totals, metrics: StepMetrics) -> Tensor:
         """Forward and backward of one lane; adds its metrics to `metrics` and returns its loss."""
@@ -164,6 +169,10 @@ class Trainer:
         terms, output = self.stage_loss(self.engine, feature_batch, totals, self.step / self.stage.steps)
         loss = torch.stack(list(terms.values())).sum()
         value = loss.detach()
+        # Only at steps that are logged: it would cost a decomposition of the encoder's output at every one.
+        probe = None
+        if self.stage.log_layers and self._row_due(self.step + 1):
+            probe = LayerProbe(output.encoder, totals.frames)
         self.heartbeat.tick()
 
         # Backward can make finite gradients of an infinite loss (CTC's does). Multiplied by NaN they are seen as what
@@ -179,6 +188,8 @@ class Trainer:
         add_metrics(metrics, {"loss": value})
         add_metrics(metrics, routing_metrics(output.encoder.routings, self.stage.model.encoder.routing_names))
         add_metrics(metrics, norm_metrics(output.encoder.moments))
+        if probe is not None:
+            add_metrics(metrics, probe.metrics)
         return value
 
     def agree(self, metrics: StepMetrics, batches: list[WaveformBatch]) -> ReducedMetrics:
@@ -252,8 +263,8 @@ class Trainer:
         logger.warning("step %d: weights rolled back to those of step %d", self.step, saved.step)
         self.log.event("rolled_back", self.step, to_step=saved.step)
 
-    def _write_row(self) -> None:
-        """One row of metrics: the means over the steps since the last one."""
+    def _write_row(self, layers: dict[str, float]) -> None:
+        """One row of metrics: the means over the steps since the last one, and what layers did in the last of them."""
         row: dict[str, Any] = self.accumulator.close()
         del row["stop"]
         audio_s = row.pop("samples") / self.inputs.sampler.sample_rate_hz
@@ -271,6 +282,7 @@ class Trainer:
             self.step,
             epoch=epoch,
             **row,
+            **layers,
             audio_s_per_s=audio_s_per_s,
             time=time.time(),
             skipped=self.nonfinite.skipped,

@@ -29,7 +29,7 @@ ENCODER = {
     "subsampling.factor": 8,
     "activation_checkpointing": "true",
 }
-STEPS = {"steps": 10, "log_every": 2, "validate_every": 10}
+STEPS = {"steps": 10, "log_every": 2, "log_layers": "true", "validate_every": 10}
 CHANGES = (
     *(f"stages.{STAGE}.model.encoder.{key}={value}" for key, value in ENCODER.items()),
     *(f"stages.{STAGE}.{key}={value}" for key, value in STEPS.items()),
@@ -90,6 +90,17 @@ def test_running_statistics_are_of_all_lanes_on_any_processes_and_survive_a_move
     for name in STATISTICS:
         torch.testing.assert_close(model[name], expected[name], rtol=1e-3, atol=1e-4)
         assert not torch.allclose(model[name], torch.full_like(model[name], float("var" in name)), atol=0.05)
+
+
+def test_what_layers_do_is_told_alike_on_any_processes(alone, make_run):
+    two = make_run("two-processes", CHANGES)
+    finish(two, start(two, 2))
+    rows = [[row for row in read_metrics(run.stage(STAGE).metrics_file) if "loss" in row] for run in (alone, two)]
+    assert len(rows[0]) == STEPS["steps"] / STEPS["log_every"]
+    for expected, row in zip(*rows, strict=True):
+        names = [name for name in expected if name.startswith("layers/")]
+        assert len(names) == 5  # two layers' cosine and gradient, and the rank
+        assert {name: row[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=1e-3)
 
 
 def test_batch_norms_moments_are_no_metrics(alone):
