@@ -94,40 +94,32 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_audio(utterance: Utterance, sample_rate_hz: int, *, max_s: float = MAX_UTTERANCE_S) -> np.ndarray:
+def read_audio(utterance: Utterance, sample_rate_hz: int) -> np.ndarray:
     """Decode an utterance: float32 [samples] in about [-1, 1], channels averaged, at the given rate.
 
     Each clip is reached by seeking in a freshly opened file, so the result does not depend on what was read
-    before. Raises DataError when a file is missing, unreadable, shorter than its header says or than the clip, when the
-    clips together are longer than `max_s`, or when one holds no usable samples or is silent throughout.
+    before. Raises DataError when a file is missing, unreadable, shorter than its header says or than the clip, when
+    one is silent throughout or holds no usable samples, or when together they are longer than an utterance may be.
     """
     pieces: list[np.ndarray] = []
-    num_samples = 0
+    seconds = 0.0
     # No silence follows the last clip.
     gaps_s = (*utterance.gaps_s, 0.0)
-    for clip, gap_s in zip(utterance.clips, gaps_s, strict=True):
-        try:
-            pieces.append(_read_clip(clip, sample_rate_hz, max_s))
-        except AudioError as error:
-            raise DataError(f"Utterance {utterance.key} cannot be read: {error}.") from error
-        pieces.append(np.zeros(round(gap_s * sample_rate_hz), np.float32))
-        num_samples += len(pieces[-2]) + len(pieces[-1])
-        if num_samples > max_s * sample_rate_hz:
-            raise DataError(f"Utterance {utterance.key} cannot be read: its clips last more than {max_s:g} s.")
+    try:
+        for clip, gap_s in zip(utterance.clips, gaps_s, strict=True):
+            piece = read_clip(clip, sample_rate_hz)
+            silence = np.zeros(round(gap_s * sample_rate_hz), np.float32)
+            pieces += [piece, silence]
+            seconds += len(piece) / sample_rate_hz + gap_s
+            if seconds > MAX_UTTERANCE_S:
+                raise AudioError(f"its clips last more than the {MAX_UTTERANCE_S:g} s that an utterance may")
+    except AudioError as error:
+        raise DataError(f"Utterance {utterance.key} cannot be read: {error}.") from error
     return np.concatenate(pieces)
 
 
-def check_speech(utterance: Utterance, waveform: np.ndarray, sample_rate_hz: int) -> None:
-    """Refuse (DataError) a waveform [samples] that gives no frame of features."""
-    if len(waveform) < MIN_SPEECH_S * sample_rate_hz:
-        files = ", ".join(str(clip.path) for clip in utterance.clips)
-        raise DataError(
-            f"Utterance {utterance.key} ({files}) lasts {len(waveform)} samples at {sample_rate_hz} Hz, less than one "
-            f"frame of {MIN_SPEECH_S} s; it can hold no speech."
-        )
-
-
-def _read_clip(clip: Clip, sample_rate_hz: int, max_s: float) -> np.ndarray:
+def read_clip(clip: Clip, sample_rate_hz: int, max_s: float = MAX_UTTERANCE_S) -> np.ndarray:
+    """Decode one clip of at most `max_s` seconds, as `read_audio` does. Raises AudioError."""
     recording = open_recording(clip.path)
     check_clip(clip, recording, max_s)
     source_rate_hz = recording.sample_rate_hz
@@ -164,7 +156,7 @@ def _read_clip(clip: Clip, sample_rate_hz: int, max_s: float) -> np.ndarray:
     # `not peak <= limit` is also true of a NaN, `peak > limit` is not.
     if num_samples == 0 or not peak <= PEAK_LIMIT:
         raise AudioError(f"{clip.path} gives {num_samples} samples with a peak of {peak}, expected some up to 1")
-    # So few samples are refused for their number, by `check_speech`.
+    # Fewer samples are refused for their number, where shards are written.
     if highest - lowest < STEP and num_samples >= MIN_SPEECH_S * source_rate_hz:
         source = str(clip.path) if clip.channel is None else f"channel {clip.channel} of {clip.path}"
         level = round(float(highest), 4)

@@ -160,6 +160,8 @@ class ShardReader:
         expected_samples = int(self.index.samples[utterance])
         if expected_samples > MAX_SAMPLES:
             raise RangeError(f"it has {expected_samples} samples, and an utterance has at most {MAX_SAMPLES}")
+        if expected_samples == 0:
+            raise RangeError("it holds no samples; preparing the corpus again leaves such recordings out")
         with soundfile.SoundFile(io.BytesIO(flac)) as file:
             # Before anything is decoded: an hour of silence takes few bytes, and a header may promise any length.
             if (file.frames, file.channels, file.samplerate) != (expected_samples, 1, expected_rate_hz):

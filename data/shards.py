@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from data.audio import RejectedRow, Utterance, check_speech, read_audio
+from data.audio import MIN_SPEECH_S, RejectedRow, Utterance, read_audio
 from data.errors import DataError
 from data.sampler import derive_seed
 from data.shard_index import (
@@ -189,9 +189,11 @@ class Flac:
 def _encode(utterance: Utterance, sample_rate_hz: int) -> Flac | RejectedRow:
     try:
         waveform = read_audio(utterance, sample_rate_hz)
-        check_speech(utterance, waveform, sample_rate_hz)
     except DataError as error:
         return RejectedRow(utterance.line, str(error), utterance.key)
+    if len(waveform) < MIN_SPEECH_S * sample_rate_hz:
+        reason = f"Utterance {utterance.key} lasts {len(waveform)} samples, less than one frame of {MIN_SPEECH_S} s"
+        return RejectedRow(utterance.line, f"{reason}; it can hold no speech.", utterance.key)
     # Lossless, so that a corpus is coded once and loses nothing beyond 16 bits.
     stream = io.BytesIO()
     soundfile.write(stream, waveform, sample_rate_hz, format="FLAC", subtype="PCM_16")

@@ -356,7 +356,14 @@ class Executor:
             end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
         supervise(job, self._run, self._stop, self._display)
-        merge_results(self._recipe, self._run)
+        results = merge_results(self._recipe, self._run)
+        for model in stage.models:
+            num_broken = results["models"].get(model, {}).get(stage.split, {}).get("quarantined", 0)
+            if num_broken:
+                self._display.say(
+                    f"{name}: {num_broken} utterances of {stage.split} could not be read and are not in the error "
+                    f"rates of {model}; {folder.logs} and the report name them"
+                )
 
     def _report(self) -> None:
         from launcher.report import write_report

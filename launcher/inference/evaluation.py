@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 import torch
 
-from data.audio import AudioError, Clip, check_speech, read_clip
+from data.audio import MIN_SPEECH_S, AudioError, Clip, read_clip
 from data.errors import DataError
 from data.loader import MIN_BROKEN
 from data.reader import Example, ShardReader, UtteranceError
@@ -213,9 +213,12 @@ class Transcriber:
         sample_rate_hz = self.model.features.config.sample_rate_hz
         try:
             waveform = read_clip(Clip(path), sample_rate_hz, MAX_RECORDING_S)
-            check_speech(waveform, sample_rate_hz)
         except AudioError as error:
             raise DataError(f"{path} cannot be recognised: {error}.") from error
+        if len(waveform) == 0:
+            raise DataError(f"{path} cannot be recognised: it holds no sample at {sample_rate_hz} Hz.")
+        if len(waveform) < MIN_SPEECH_S * sample_rate_hz:
+            logger.warning("%s has no text: it is shorter than %g s.", path, MIN_SPEECH_S)
         if on_text is None:
             hypotheses = self.model.hypotheses([waveform])[0]
         else:
