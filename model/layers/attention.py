@@ -28,12 +28,14 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_width: int, base: float = 10_000.0):
         super().__init__()
+        inverse_frequency = _inverse_frequency(head_width, base)
         # Not persistent: it follows from the configuration, and files hold only what was learnt.
-        self.register_buffer("inverse_frequency", _inverse_frequency(head_width, base), persistent=False)
+        self.register_buffer("inverse_frequency", inverse_frequency, persistent=False)
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [num_frames, head_width / 2], fp32."""
         device = self.inverse_frequency.device
+        # fp32: bf16 holds no odd number above 256.
         positions = torch.arange(num_frames, device=device, dtype=torch.float32)
         angles = torch.outer(positions, self.inverse_frequency)
         return angles.cos(), angles.sin()
@@ -46,14 +48,18 @@ class RelativePositions(nn.Module):
 
     def __init__(self, width: int, base: float = 10_000.0):
         super().__init__()
-        self.register_buffer("inverse_frequency", _inverse_frequency(width, base), persistent=False)
+        inverse_frequency = _inverse_frequency(width, base)
+        self.register_buffer("inverse_frequency", inverse_frequency, persistent=False)
 
     def forward(self, num_frames: int) -> Tensor:
         """[2 num_frames - 1, width] fp32, of the offsets num_frames - 1 down to 1 - num_frames."""
         device = self.inverse_frequency.device
-        offsets = torch.arange(num_frames - 1, -num_frames, -1, device=device)
+        largest = num_frames - 1
+        offsets = torch.arange(largest, -num_frames, -1, device=device)
         angles = torch.outer(offsets.float(), self.inverse_frequency)
-        in_turns = torch.stack((angles.sin(), angles.cos()), dim=-1)
+        sines = angles.sin()
+        cosines = angles.cos()
+        in_turns = torch.stack((sines, cosines), dim=-1)
         return in_turns.flatten(1)
 
 
@@ -93,7 +99,8 @@ class _Rotation(torch.autograd.Function):
     def backward(context, gradient: Tensor):  # pyright: ignore
         cos, sin = context.saved_tensors
         # The gradient of a rotation is the rotation back.
-        return _turn(gradient, cos, -sin), None, None
+        grad_x = _turn(gradient, cos, -sin)
+        return grad_x, None, None
 
 
 def _turn(
@@ -105,8 +112,12 @@ def _turn(
     first, second = x.chunk(2, dim=-1)
     turned_first, turned_second = output.chunk(2, dim=-1)
     # Written to the halves of the output: no parts are made that would have to be joined.
-    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
+    # first' = first cos - second sin
+    torch.mul(first, cos, out=turned_first)
+    turned_first.addcmul_(second, sin, value=-1)
+    # second' = second cos + first sin
+    torch.mul(second, cos, out=turned_second)
+    turned_second.addcmul_(first, sin)
     return output
 
 
@@ -132,18 +143,20 @@ class _SplitHeads(torch.autograd.Function):
     def forward(context, packed: Tensor, heads: int):  # pyright: ignore
         batch, frames, width = packed.shape
         head_width = width // (3 * heads)
-        parts = packed.view(batch, frames, 3, heads, head_width)
-        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+        packed_BT3HK = packed.view(batch, frames, 3, heads, head_width)
+        parts_3BHTK = packed_BT3HK.permute(2, 0, 3, 1, 4)
+        return parts_3BHTK.unbind(0)
 
     @staticmethod
     @once_differentiable
     def backward(context, *gradients: Tensor):  # pyright: ignore
         batch, heads, frames, head_width = gradients[0].shape
-        packed = gradients[0].new_empty(batch, frames, 3, heads, head_width)
-        parts = packed.permute(2, 0, 3, 1, 4)
-        for part, gradient in zip(parts, gradients, strict=True):
+        packed_BT3HK = gradients[0].new_empty(batch, frames, 3, heads, head_width)
+        parts_3BHTK = packed_BT3HK.permute(2, 0, 3, 1, 4)
+        for part, gradient in zip(parts_3BHTK, gradients, strict=True):
             part.copy_(gradient)
-        return packed.view(batch, frames, -1), None
+        grad_packed = packed_BT3HK.view(batch, frames, -1)
+        return grad_packed, None
 
 
 class SelfAttention(nn.Module):
@@ -160,6 +173,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.causal = causal
+        # One matrix for all three: one product, and one pass over the frames.
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
@@ -180,7 +194,8 @@ class SelfAttention(nn.Module):
         # Projections are of single frames, so they work on packed ones.
         packed = self.query_key_value(x)
         if packing and self._goes_by_utterance(packing, attention_mask, cache, x.device):
-            return self.output(self._mix_by_utterance(packed, positions, packing))
+            mixed_ND = self._mix_by_utterance(packed, positions, packing)
+            return self.output(mixed_ND)
 
         if packing:
             packed = packing.pad(packed)
@@ -205,10 +220,13 @@ class SelfAttention(nn.Module):
         That compares fewer pairs of frames where padding is much, in as many calls as there are utterances, which GPUs
         would wait for. It needs attention to be limited by padding alone.
         """
-        only_padding = attention_mask is not None and attention_mask.shape[2] == 1
         if not self.splits_utterances or device.type != "cpu":
             return False
-        return only_padding and cache is None and packing.uneven
+        if attention_mask is None or cache is not None:
+            return False
+        # One row for all queries of an utterance.
+        only_padding = attention_mask.shape[2] == 1
+        return only_padding and packing.uneven
 
     def _mix_by_utterance(
         self,
@@ -217,7 +235,9 @@ class SelfAttention(nn.Module):
         packing: Packing,
     ) -> Tensor:
         """[N, 3 D] to the mixed values [N, D]."""
-        query, key, value = split_heads(packed_NC[None], self.heads)
+        # All utterances are one row of a batch here.
+        packed_1NC = packed_NC[None]
+        query, key, value = split_heads(packed_1NC, self.heads)
         if positions is not None:
             cos_SJ, sin_SJ = positions
             cos_NJ = cos_SJ[packing.columns]
@@ -242,9 +262,17 @@ class SelfAttention(nn.Module):
             cos_SJ, sin_SJ = positions
             # Queries are the last of the frames that are attended to.
             num_queries = query.shape[2]
-            query = rotate(query, cos_SJ[-num_queries:], sin_SJ[-num_queries:])
+            cos_TJ = cos_SJ[-num_queries:]
+            sin_TJ = sin_SJ[-num_queries:]
+            query = rotate(query, cos_TJ, sin_TJ)
             key = rotate(key, cos_SJ, sin_SJ)
-        return functional.scaled_dot_product_attention(query, key, value, attention_mask, is_causal=self.causal)
+        return functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attention_mask,
+            is_causal=self.causal,
+        )
 
 
 class RelativeSelfAttention(SelfAttention):
@@ -271,18 +299,22 @@ class RelativeSelfAttention(SelfAttention):
         num_keys = key.shape[2]
 
         # Offsets below 1 - T are beyond the last key of every query.
-        offsets_PD = positions[: num_keys + frames - 1].to(self.position.weight.dtype)
+        num_offsets = num_keys + frames - 1
+        offsets_PD = positions[:num_offsets].to(self.position.weight.dtype)
         position_PHK = self.position(offsets_PD).view(-1, heads, head_width)
         position_HKP = position_PHK.permute(1, 2, 0)
 
-        content_bias_H1K = self.content_bias.view(heads, 1, head_width).to(query.dtype)
-        position_bias_H1K = self.position_bias.view(heads, 1, head_width).to(query.dtype)
-        content_query = query + content_bias_H1K
-        position_query = query + position_bias_H1K
+        # The biases are parameters in fp32: under autocast the query has another dtype.
+        content_bias_H1K = self.content_bias.view(heads, 1, head_width)
+        content_query = query + content_bias_H1K.to(query.dtype)
+        position_bias_H1K = self.position_bias.view(heads, 1, head_width)
+        position_query = query + position_bias_H1K.to(query.dtype)
 
         # Scores of positions go in as the mask that the fused call adds to the scaled scores of contents: so they are
         # scaled here.
-        scores = _shift(position_query @ position_HKP, num_keys) / math.sqrt(head_width)
+        scores = position_query @ position_HKP
+        scores = _shift(scores, num_keys)
+        scores = scores / math.sqrt(head_width)
         if attention_mask is not None:
             scores = scores.masked_fill(~attention_mask, -math.inf)
         return functional.scaled_dot_product_attention(content_query, key, value, scores)
@@ -294,5 +326,7 @@ def _shift(scores_BHTP: Tensor, num_keys: int) -> Tensor:
     With one more column in front, a row is one longer than it is read, so each row is read one column further left.
     """
     batch, heads, frames, width = scores_BHTP.shape
-    padded = functional.pad(scores_BHTP, (1, 0)).view(batch, heads, -1)
-    return padded[..., frames:].view(batch, heads, frames, width)[..., :num_keys]
+    padded_BHTP = functional.pad(scores_BHTP, (1, 0))
+    flat = padded_BHTP.view(batch, heads, -1)
+    shifted_BHTP = flat[..., frames:].view(batch, heads, frames, width)
+    return shifted_BHTP[..., :num_keys]

@@ -29,32 +29,27 @@ class FrameBatchNorm(nn.Module):
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Packed valid frames to normalised ones and, in training, the moments [2 D + 1] that `update` takes."""
+        num_frames = len(x_ND)
+        mean_D = self.running_mean
+        variance_D = self.running_var
+        moments = None
+
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.float()
-            if not self.training:
-                return self._normalize(x_ND, self.running_mean, self.running_var), None
-
-            # No frames have no variance: the lane adds nothing to the step, and its output stays finite.
-            if not len(x_ND):
+            if self.training and num_frames:
+                # Biased, as torch normalises while training; the running variance is the unbiased one.
+                variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
+                moments = _moments(mean_D, variance_D, num_frames)
+            elif self.training:
+                # No frames have no variance: the lane adds nothing to the step, and its output stays finite.
                 num_moments = 2 * len(self.weight) + 1
                 moments = torch.zeros(num_moments, dtype=torch.float64, device=x_ND.device)
-                return self._normalize(x_ND, self.running_mean, self.running_var), moments
 
-            # Biased, as torch normalises while training; the running variance is the unbiased one.
-            variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
-            moments = _moments(mean_D, variance_D, len(x_ND))
-            return self._normalize(x_ND, mean_D, variance_D), moments
-
-    def _normalize(
-        self,
-        x_ND: Tensor,
-        mean_D: Tensor,
-        variance_D: Tensor,
-    ) -> Tensor:
-        # One scale and one shift per channel, so that the frames are passed over once.
-        scale_D = self.weight * (variance_D + self.eps).rsqrt()
-        shift_D = self.bias - mean_D * scale_D
-        return torch.addcmul(shift_D, x_ND, scale_D)
+            # One scale and one shift per channel, so that the frames are passed over once.
+            inverse_deviation_D = (variance_D + self.eps).rsqrt()
+            scale_D = self.weight * inverse_deviation_D
+            shift_D = self.bias - mean_D * scale_D
+            return torch.addcmul(shift_D, x_ND, scale_D), moments
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
@@ -67,11 +62,19 @@ class FrameBatchNorm(nn.Module):
         if not count:
             return
         mean_D = sum_D / count
+        mean_of_squares_D = sum_of_squares_D / count
+        variance_D = mean_of_squares_D - mean_D.square()
         # A difference of two sums may round to less than 0.
-        variance_D = (sum_of_squares_D / count - mean_D.square()).clamp(min=0)
-        unbiased_D = variance_D * (count / max(count - 1, 1))
-        self.running_mean.lerp_(mean_D.to(self.running_mean), MOMENTUM)
-        self.running_var.lerp_(unbiased_D.to(self.running_var), MOMENTUM)
+        variance_D = variance_D.clamp(min=0)
+        # Of one frame the unbiased variance is undefined, and the biased one 0.
+        correction = count / max(count - 1, 1)
+        unbiased_D = variance_D * correction
+
+        # The moments are fp64, the statistics fp32.
+        mean_D = mean_D.to(self.running_mean)
+        unbiased_D = unbiased_D.to(self.running_var)
+        self.running_mean.lerp_(mean_D, MOMENTUM)
+        self.running_var.lerp_(unbiased_D, MOMENTUM)
 
 
 def _moments(
@@ -83,6 +86,7 @@ def _moments(
     mean_D = mean_D.detach().double()
     variance_D = variance_D.detach().double()
     sum_D = mean_D * count
-    sum_of_squares_D = (variance_D + mean_D.square()) * count
+    mean_of_squares_D = variance_D + mean_D.square()
+    sum_of_squares_D = mean_of_squares_D * count
     count_1 = mean_D.new_full((1,), count)
     return torch.cat((sum_D, sum_of_squares_D, count_1))

@@ -64,13 +64,16 @@ class ConvolutionModule(nn.Module):
         x_ND = functional.glu(self.gated(x_ND), dim=-1)
         if cache is not None:
             # A stream is one utterance: nothing lies between rows.
-            x_BTD = cache.prepend_context(packing.pad(x_ND), self.left_frames)
-            x_ND = packing.pack(self._convolve(x_BTD))
+            x_BTD = packing.pad(x_ND)
+            x_BTD = cache.prepend_context(x_BTD, self.left_frames)
+            x_BTD = self._convolve(x_BTD)
+            x_ND = packing.pack(x_BTD)
         else:
             x_BTD = packing.pad_between(x_ND, self.gap)
             if self.left_frames:
                 x_BTD = functional.pad(x_BTD, (0, 0, self.left_frames, 0))
-            x_ND = packing.unpad_between(self._convolve(x_BTD), self.gap)
+            x_BTD = self._convolve(x_BTD)
+            x_ND = packing.unpad_between(x_BTD, self.gap)
 
         moments = None
         if isinstance(norm, FrameBatchNorm):
@@ -83,7 +86,8 @@ class ConvolutionModule(nn.Module):
         """The depthwise convolution over time."""
         # The function below is for the gradient on CPUs alone.
         if x_BTD.device.type != "cpu" or not torch.is_grad_enabled():
-            return _as_frames(self.depthwise(_as_image(x_BTD)))
+            image = self.depthwise(_as_image(x_BTD))
+            return _as_frames(image)
         # As autocast converts the weights of a module; here it would not see them.
         weight = self.depthwise.weight.to(x_BTD.dtype)
         bias = self.depthwise.bias
@@ -143,7 +147,8 @@ class _Depthwise(torch.autograd.Function):
         taps = []
         for tap in range(weight.shape[-1]):
             inputs_BTD = padded_BTD[:, tap : tap + out_frames]
-            taps.append((inputs_BTD * gradient_BTD).sum((0, 1)))
+            products_BTD = inputs_BTD * gradient_BTD
+            taps.append(products_BTD.sum((0, 1)))
         grad_weight = torch.stack(taps, dim=-1).view_as(weight)
 
         grad_bias = None

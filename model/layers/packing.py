@@ -23,9 +23,10 @@ class Packing:
 
     def __init__(self, valid_BT: Tensor):
         self.shape = valid_BT.shape
+        valid_M = valid_BT.flatten()
         # The host waits here for the device to tell how many frames there are: once per batch, not once per layer.
-        self.index_N = valid_BT.flatten().nonzero().squeeze(1)
-        self.padded = len(self.index_N) < valid_BT.numel()
+        self.index_N = valid_M.nonzero().squeeze(1)
+        self.padded = len(self.index_N) < len(valid_M)
         self._valid_BT = valid_BT
         self._padded_index: dict[int, Tensor] = {}
 
@@ -49,7 +50,8 @@ class Packing:
         """Whether a fifth or more of the pairs of frames, which attention compares, are padding."""
         batch, frames = self.shape
         valid_pairs = sum(length**2 for length in self.lengths)
-        return 0 < valid_pairs < UNEVEN_SHARE * batch * frames**2
+        most_pairs = UNEVEN_SHARE * batch * frames**2
+        return 0 < valid_pairs < most_pairs
 
     def pack(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [N, D]; a view where nothing is padded."""
@@ -73,19 +75,23 @@ class Packing:
         """
         if not self.padded:
             return self.pad(x_ND)
-        num_rows = len(x_ND) + gap * self.shape[0]
-        return scatter_unique(x_ND, self._index_between(gap), num_rows)[None]
+        batch, _ = self.shape
+        num_rows = len(x_ND) + gap * batch
+        x_MD = scatter_unique(x_ND, self._index_between(gap), num_rows)
+        return x_MD[None]
 
     def unpad_between(self, x: Tensor, gap: int) -> Tensor:
         """Undo `pad_between`: to [N, D]."""
         if not self.padded:
             return self.pack(x)
-        return gather_unique(x[0], self._index_between(gap))
+        x_MD = x[0]
+        return gather_unique(x_MD, self._index_between(gap))
 
     def _index_between(self, gap: int) -> Tensor:
         """[N]: the row where `pad_between` puts each packed frame, computed once for all layers."""
         if gap not in self._padded_index:
+            num_frames = len(self.rows)
+            packed_N = torch.arange(num_frames, device=self.rows.device)
             # Before a frame of row b of the batch lie the gaps after b rows.
-            places_N = torch.arange(len(self.rows), device=self.rows.device)
-            self._padded_index[gap] = places_N + gap * self.rows
+            self._padded_index[gap] = packed_N + gap * self.rows
         return self._padded_index[gap]

@@ -34,11 +34,12 @@ def _scatter(
 ) -> Tensor:
     # A gather too: every place of the output takes its row, or a row of zeros behind the last one. Writing by index
     # takes a CPU several times as long.
-    places_N = torch.arange(len(x_ND), device=x_ND.device)
-    zero_row = len(x_ND)
+    num_rows = len(x_ND)
+    zero_row = num_rows
+    places_N = torch.arange(num_rows, device=x_ND.device)
     source_M = index_N.new_full((rows,), zero_row)
     source_M.scatter_(0, index_N, places_N)
-    if len(x_ND) < rows:
+    if num_rows < rows:
         x_ND = functional.pad(x_ND, (0, 0, 0, 1))
     return x_ND.index_select(0, source_M)
 

@@ -16,9 +16,11 @@ class SiluLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         # On a CPU bf16 values are half as long to move, and SiLU takes longer than that: computing it again would cost
         # a twenty-fifth of a step. So there both tensors are kept.
-        bf16_on_cpu = input.device.type == "cpu" and input.element_size() < torch.float32.itemsize
+        is_half = input.element_size() < torch.float32.itemsize
+        bf16_on_cpu = input.device.type == "cpu" and is_half
         if bf16_on_cpu or not torch.is_grad_enabled():
-            return functional.linear(functional.silu(input), self.weight, self.bias)
+            active = functional.silu(input)
+            return functional.linear(active, self.weight, self.bias)
         return _SiluLinear.apply(input, self.weight, self.bias)
 
 
@@ -31,7 +33,8 @@ class _SiluLinear(torch.autograd.Function):
         bias: Tensor,
     ) -> Tensor:  # pyright: ignore
         context.save_for_backward(x, weight)
-        return functional.linear(functional.silu(x), weight, bias)
+        active = functional.silu(x)
+        return functional.linear(active, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -40,10 +43,11 @@ class _SiluLinear(torch.autograd.Function):
         # Under autocast the gradient has the precision of the products, and x may be more precise.
         dtype = gradient.dtype
         rows = gradient.flatten(0, -2)
-        active = functional.silu(x).flatten(0, -2)
-        active = active.to(dtype)
+        active = functional.silu(x)
+        active = active.flatten(0, -2).to(dtype)
 
-        grad_active = (gradient @ weight.to(dtype)).to(x.dtype)
+        grad_active = gradient @ weight.to(dtype)
+        grad_active = grad_active.to(x.dtype)
         # Written over its argument, which is as wide as x and not needed again.
         grad_x = torch.ops.aten.silu_backward.grad_input(grad_active, x, grad_input=grad_active)
         grad_weight = rows.t() @ active

@@ -27,7 +27,11 @@ class LayerCache:
             return 0
         return self._key.shape[2]
 
-    def append_kv(self, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+    def append_kv(
+        self,
+        key_BHTK: Tensor,
+        value_BHTK: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """The cached keys and values followed by a chunk's own; the newest of them are cached for the next chunk."""
         if self._key is not None and self._value is not None:
             key_BHTK = torch.cat((self._key, key_BHTK), dim=2)
@@ -35,7 +39,8 @@ class LayerCache:
 
         first = 0
         if self.max_frames is not None:
-            first = max(0, key_BHTK.shape[2] - self.max_frames)
+            num_frames = key_BHTK.shape[2]
+            first = max(0, num_frames - self.max_frames)
         # Copies: a view would keep the memory of the frames before it.
         self._key = key_BHTK[:, :, first:].clone()
         self._value = value_BHTK[:, :, first:].clone()
@@ -43,11 +48,11 @@ class LayerCache:
 
     def prepend_context(self, x_BTD: Tensor, num_frames: int) -> Tensor:
         """A chunk's frames with the `num_frames` before them in front, zeros where the utterance has none."""
-        if self._inputs is None:
-            batch, _, width = x_BTD.shape
-            self._inputs = x_BTD.new_zeros(batch, num_frames, width)
-        x_BTD = torch.cat((self._inputs, x_BTD), dim=1)
-        # Counted from the front: `-num_frames` would keep everything where it is 0.
-        first = x_BTD.shape[1] - num_frames
-        self._inputs = x_BTD[:, first:].clone()
+        batch, chunk_frames, width = x_BTD.shape
+        context_BTD = self._inputs
+        if context_BTD is None:
+            context_BTD = x_BTD.new_zeros(batch, num_frames, width)
+        x_BTD = torch.cat((context_BTD, x_BTD), dim=1)
+        # The last `num_frames`, counted from the front: `-num_frames` would keep everything where it is 0.
+        self._inputs = x_BTD[:, chunk_frames:].clone()
         return x_BTD

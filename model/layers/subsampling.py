@@ -24,7 +24,10 @@ class SubsamplingConfig(BaseModel, frozen=True, extra="forbid"):
         le=4096,
         description="channels of the strided convolutions",
     )
-    factor: Literal[4, 6, 8] = Field(default=4, description="feature frames that become one encoder frame")
+    factor: Literal[4, 6, 8] = Field(
+        default=4,
+        description="feature frames that become one encoder frame",
+    )
     convolutions: Literal["separable", "full"] = Field(
         default="full",
         description="full: every convolution sees all channels, as in most conformers; separable: after the first, "
@@ -47,28 +50,39 @@ class ConvolutionSubsampling(nn.Module):
         width: int,
     ):
         super().__init__()
+        channels = config.channels
         self.factor = config.factor
         self.strides = STRIDES[config.factor]
-        self.first = _strided(1, config.channels, self.strides[0])
+        first_stride, *further_strides = self.strides
+        # Features are an image of one channel.
+        self.first = _strided(1, channels, first_stride)
         self.further = nn.ModuleList()
-        for stride in self.strides[1:]:
+        for stride in further_strides:
             if config.convolutions == "full":
-                self.further.append(_strided(config.channels, config.channels, stride))
+                convolution = _strided(channels, channels, stride)
             else:
-                depthwise = _strided(config.channels, config.channels, stride, groups=config.channels)
-                pointwise = nn.Conv2d(config.channels, config.channels, kernel_size=1)
-                self.further.append(nn.Sequential(depthwise, pointwise))
+                depthwise = _strided(channels, channels, stride, groups=channels)
+                pointwise = nn.Conv2d(channels, channels, kernel_size=1)
+                convolution = nn.Sequential(depthwise, pointwise)
+            self.further.append(convolution)
         remaining_bins = output_length(mel_bins, self.factor)
-        self.projection = nn.Linear(config.channels * remaining_bins, width)
+        self.projection = nn.Linear(channels * remaining_bins, width)
 
-    def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Features and their valid lengths to (frames [B, S, D], valid lengths [B])."""
-        lengths_B = output_length(lengths_B, self.strides[0])
-        x_BCSF = torch.relu(self.first(features_BTF.unsqueeze(1)))
+        first_stride, *further_strides = self.strides
+        features_B1TF = features_BTF.unsqueeze(1)
+        lengths_B = output_length(lengths_B, first_stride)
+        x_BCSF = torch.relu(self.first(features_B1TF))
 
-        for convolution, stride in zip(self.further, self.strides[1:], strict=True):
+        for convolution, stride in zip(self.further, further_strides, strict=True):
             # Biases made padded frames other than zero; the next convolution would carry them into valid ones.
-            valid_BS = valid_mask(lengths_B, x_BCSF.shape[2])
+            num_frames = x_BCSF.shape[2]
+            valid_BS = valid_mask(lengths_B, num_frames)
             x_BCSF = x_BCSF * valid_BS[:, None, :, None]
             lengths_B = output_length(lengths_B, stride)
             x_BCSF = torch.relu(convolution(x_BCSF))
@@ -84,7 +98,8 @@ def output_length(length, factor: int):
 
 def valid_mask(lengths_B: Tensor, num_frames: int) -> Tensor:
     """[B, num_frames] bool, True where a frame is valid."""
-    return torch.arange(num_frames, device=lengths_B.device) < lengths_B[:, None]
+    frames_S = torch.arange(num_frames, device=lengths_B.device)
+    return frames_S < lengths_B[:, None]
 
 
 def _strided(
@@ -94,6 +109,14 @@ def _strided(
     groups: int = 1,
 ) -> nn.Conv2d:
     """A convolution whose neighbouring outputs overlap by all but one input, and which keeps ceil(length / stride)."""
-    # With padding on the left as wide as the overlap, frame s ends with the last of its own features: no look-ahead.
     kernel_size = 2 * stride - 1
-    return nn.Conv2d(inputs, outputs, kernel_size, stride, padding=stride - 1, groups=groups)
+    # With padding on the left as wide as the overlap, frame s ends with the last of its own features: no look-ahead.
+    overlap = stride - 1
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        kernel_size,
+        stride,
+        padding=overlap,
+        groups=groups,
+    )

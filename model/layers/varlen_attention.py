@@ -28,8 +28,11 @@ def attend_within(
     queries = query_HNK.split(lengths, dim=1)
     keys = key_HNK.split(lengths, dim=1)
     values = value_HNK.split(lengths, dim=1)
-    outputs = map(functional.scaled_dot_product_attention, queries, keys, values)
-    return torch.cat(list(outputs), dim=1)
+    outputs = []
+    for utterance in zip(queries, keys, values, strict=True):
+        mixed_HTK = functional.scaled_dot_product_attention(*utterance)
+        outputs.append(mixed_HTK)
+    return torch.cat(outputs, dim=1)
 
 
 class _AttendWithin(torch.autograd.Function):
@@ -51,17 +54,20 @@ class _AttendWithin(torch.autograd.Function):
             precise = torch.promote_types(query.dtype, torch.float32)
             # Queries are scaled, and not the scores, of which there are more.
             scaled_query = query.to(precise) * context.scale
+            precise_key = key.to(precise)
             scaled_queries = scaled_query.split(lengths, dim=1)
-            keys = key.to(precise).split(lengths, dim=1)
+            keys = precise_key.split(lengths, dim=1)
             values = value.split(lengths, dim=1)
 
             probabilities = []
             outputs = []
             for q_HTK, k_HTK, v_HTK in zip(scaled_queries, keys, values, strict=True):
-                p_HTT = torch.bmm(q_HTK, k_HTK.transpose(1, 2)).softmax(-1)
+                k_HKT = k_HTK.transpose(1, 2)
+                p_HTT = torch.bmm(q_HTK, k_HKT).softmax(-1)
                 p_HTT = p_HTT.to(value.dtype)
                 probabilities.append(p_HTT)
-                outputs.append(torch.bmm(p_HTT, v_HTK))
+                mixed_HTK = torch.bmm(p_HTT, v_HTK)
+                outputs.append(mixed_HTK)
             output = torch.cat(outputs, dim=1)
 
         # The output is kept for delta, which the backward pass needs.
@@ -90,17 +96,24 @@ class _AttendWithin(torch.autograd.Function):
             grad_queries = []
             grad_keys = []
             grad_values = []
-            for p_HTT, q_HTK, k_HTK, v_HTK, g_HTK, delta_HT1 in zip(
-                probabilities, queries, keys, values, gradients, deltas, strict=True
-            ):
-                grad_p_less_delta_HTT = torch.baddbmm(delta_HT1, g_HTK, v_HTK.transpose(1, 2), beta=-1)
-                grad_scores_HTT = grad_p_less_delta_HTT.mul_(p_HTT)
-                grad_queries.append(torch.bmm(grad_scores_HTT, k_HTK))
-                grad_keys.append(torch.bmm(grad_scores_HTT.transpose(1, 2), q_HTK))
-                grad_values.append(torch.bmm(p_HTT.transpose(1, 2), g_HTK))
+            for utterance, p_HTT in enumerate(probabilities):
+                g_HTK = gradients[utterance]
+                v_HKT = values[utterance].transpose(1, 2)
+                # dP - delta: the product and the subtraction in one pass.
+                grad_scores_HTT = torch.baddbmm(deltas[utterance], g_HTK, v_HKT, beta=-1)
+                grad_scores_HTT.mul_(p_HTT)
 
-            # Scores are of scaled queries: the scale is a factor of both gradients, applied once to all utterances.
-            grad_query = torch.cat(grad_queries, dim=1).mul_(context.scale)
-            grad_key = torch.cat(grad_keys, dim=1).mul_(context.scale)
+                grad_query_HTK = torch.bmm(grad_scores_HTT, keys[utterance])
+                grad_key_HTK = torch.bmm(grad_scores_HTT.transpose(1, 2), queries[utterance])
+                grad_value_HTK = torch.bmm(p_HTT.transpose(1, 2), g_HTK)
+                grad_queries.append(grad_query_HTK)
+                grad_keys.append(grad_key_HTK)
+                grad_values.append(grad_value_HTK)
+
+            grad_query = torch.cat(grad_queries, dim=1)
+            grad_key = torch.cat(grad_keys, dim=1)
             grad_value = torch.cat(grad_values, dim=1)
+            # Scores are of scaled queries: the scale is a factor of both gradients, applied once to all utterances.
+            grad_query.mul_(context.scale)
+            grad_key.mul_(context.scale)
         return grad_query, grad_key, grad_value, None
