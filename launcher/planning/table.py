@@ -9,6 +9,7 @@ teacher's weights, and the activations of one micro-batch of utterances of `UTTE
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from launcher.recipe import (
     DistillStage,
     Recipe,
     SelfSupervisedStage,
-    TeacherConfig,
     check_model_folders,
     read_deepspeed_config,
 )
@@ -42,10 +42,12 @@ from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_k
 from model.costs.flops import count_parameters, count_parts
 from model.export import read_description
 from model.layers.subsampling import output_length
-from model.masked_prediction import MaskedPredictor, Model
+from model.masked_prediction import MaskedPredictor, MaskedPredictorConfig
 from model.recognizer import Recognizer, RecognizerConfig
 
 DeepSpeedConfig = dict[str, Any]
+
+BYTES_BF16 = 2
 
 
 def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Machine) -> dict[str, Any]:
@@ -55,12 +57,18 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     have no storage. ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
     """
     check_model_folders(recipe)
-    vocabulary_size, vocabulary_known = _vocabulary_size(recipe, run)
+    tokenizer_file = run.tokenizer / "tokenizer.json"
+    vocabulary_known = tokenizer_file.exists()
+    if vocabulary_known:
+        vocabulary_size = json.loads(tokenizer_file.read_text(encoding="utf-8"))["vocabulary_size"]
+    else:
+        # Before it is trained, the size that is asked of it stands in.
+        vocabulary_size = recipe.tokenizer.pieces
+
     corpus_s = None
     if recipe.has_split(run, "train"):
         summary = read_summary(recipe.split_folder(run, "train"))
         corpus_s = sum(shard["seconds"] for shard in summary["shards"])
-    shipped = {file.stem: read_deepspeed_config(file) for file in sorted(DEEPSPEED_CONFIGS.glob("*.json"))}
 
     rows = {}
     numbers: list[StageNumbers] = []
@@ -69,16 +77,18 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         if stage.unseeded_name in seen:
             continue
         seen.add(stage.unseeded_name)
-        planned = _StagePlan(recipe, stage, vocabulary_size, tuple(hosts), machine, shipped)
+        planned = _StagePlan(recipe, stage, vocabulary_size, tuple(hosts), machine)
         stage_numbers = planned.numbers(corpus_s)
         numbers.append(stage_numbers)
         rows[stage.name] = planned.row(stage_numbers)
 
     all_warnings = []
+    has_experts = False
     for stage_numbers in numbers:
-        all_warnings += [asdict(warning) for warning in warnings(stage_numbers, hosts)]
+        has_experts |= stage_numbers.experts > 0
+        for warning in warnings(stage_numbers, hosts):
+            all_warnings.append(asdict(warning))
     size = recipe.cluster.expert_parallel
-    has_experts = any(stage.model.encoder.experts for stage in recipe.training_stages())
     if size > 1 and not has_experts:
         text = f"cluster.expert_parallel is {size}, and no stage has experts: it changes nothing."
         # It belongs to no stage.
@@ -97,31 +107,23 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     }
 
 
-def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
-    """The tokenizer's size; before it is trained, the recipe's `pieces` stands in for it."""
-    description = run.tokenizer / "tokenizer.json"
-    if description.exists():
-        return json.loads(description.read_text(encoding="utf-8"))["vocabulary_size"], True
-    return recipe.tokenizer.pieces, False
-
-
 def _proposal(recipe: Recipe, numbers: list[StageNumbers]) -> dict[str, Any]:
     """What each stage should have, and the settings that change the recipe to it."""
     proposals = propose(numbers)
-    settings = []
-
-    # Stages with experts have one size in common, as the recipe has one key for it.
-    sizes = {proposals[stage.name].expert_parallel for stage in numbers if stage.experts}
-    if sizes and sizes != {recipe.cluster.expert_parallel}:
-        settings.append(f"cluster.expert_parallel={sizes.pop()}")
-
     # A stage that is repeated with other seeds has its settings under the name without seed.
     keys = {stage.name: stage.unseeded_name for stage in recipe.training_stages()}
+    size_settings = []
+    stage_settings = []
+    stages = {}
     for stage in numbers:
-        deepspeed = proposals[stage.name].deepspeed
-        if deepspeed != stage.chosen.deepspeed:
-            settings.append(f"stages.{keys[stage.name]}.deepspeed={deepspeed}")
-    return {"settings": settings, "stages": {name: asdict(proposal) for name, proposal in proposals.items()}}
+        proposal = proposals[stage.name]
+        stages[stage.name] = asdict(proposal)
+        # Stages with experts have one size in common, as the recipe has one key for it.
+        if stage.experts and proposal.expert_parallel != recipe.cluster.expert_parallel:
+            size_settings = [f"cluster.expert_parallel={proposal.expert_parallel}"]
+        if proposal.deepspeed != stage.chosen.deepspeed:
+            stage_settings.append(f"stages.{keys[stage.name]}.deepspeed={proposal.deepspeed}")
+    return {"settings": size_settings + stage_settings, "stages": stages}
 
 
 class _StagePlan:
@@ -134,46 +136,43 @@ class _StagePlan:
         vocabulary_size: int,
         hosts: tuple[int, ...],
         machine: Machine,
-        shipped: dict[str, DeepSpeedConfig],
     ):
-        """`shipped` are the configurations in ds_configs/, by name."""
         self.recipe = recipe
         self.stage = stage
         self.hosts = hosts
         self.machine = machine
-        self.shipped = shipped
         self.processes = recipe.cluster.processes
         self.batches = recipe.batches_of(stage)
         self.accumulation = self.batches.lanes // self.processes
-        self.value_bytes = 2 if recipe.cluster.precision == "bf16" else BYTES_FP32
+        self.value_bytes = BYTES_FP32
+        if recipe.cluster.precision == "bf16":
+            self.value_bytes = BYTES_BF16
 
-        mel_bins = recipe.features.mel_bins
-        self.model = _model_on_meta(stage, mel_bins, vocabulary_size)
+        self.model = _model_on_meta(stage.model, recipe.features.mel_bins, vocabulary_size)
         self.parameter_sizes = parameter_sizes(self.model)
-        self.teachers = _chorus_teachers(recipe, stage, vocabulary_size)
-        self.teacher_bytes = _foreign_teacher_bytes(stage)
-        for teacher in self.teachers:
-            self.teacher_bytes += BYTES_FP32 * sum(parameter.numel() for parameter in teacher.parameters())
-        self.operations = self._operations()
+        self.teachers, self.teacher_bytes = _running_teachers(recipe, stage, vocabulary_size)
 
         # A full micro-batch, of utterances of UTTERANCE_S or the longest there may be.
         self.utterance_s = min(UTTERANCE_S, self.batches.max_utterance_s)
-        self.micro_batch = self._micro_batch()
         subsampling_factor = stage.model.encoder.subsampling.factor
         frames_per_utterance = output_length(self.micro_batch.frames, subsampling_factor)
         self.encoder_frames = self.micro_batch.utterances * frames_per_utterance
         self.activation_bytes: int | None = None
         if is_known(self.model):
             self.activation_bytes = activation_bytes(self.model, self.micro_batch, self.value_bytes)
-        self.exchanged = self._exchanged()
 
         # The recipe's configuration: its name in ds_configs/ or its path, and what it says.
         file = recipe.deepspeed_of(stage)
-        self.deepspeed_name = file.stem if file.parent == DEEPSPEED_CONFIGS else str(file)
+        self.deepspeed_name = str(file)
+        if file.parent == DEEPSPEED_CONFIGS:
+            self.deepspeed_name = file.stem
         self.deepspeed_config = read_deepspeed_config(file)
-        self.choices = self._choices()
+        self.shipped: dict[str, DeepSpeedConfig] = {}
+        for shipped_file in sorted(DEEPSPEED_CONFIGS.glob("*.json")):
+            self.shipped[shipped_file.stem] = read_deepspeed_config(shipped_file)
 
-    def _operations(self) -> Operations:
+    @cached_property
+    def operations(self) -> Operations:
         features = self.recipe.features
         if isinstance(self.stage, SelfSupervisedStage):
             assert isinstance(self.model, MaskedPredictor)
@@ -181,7 +180,8 @@ class _StagePlan:
         assert isinstance(self.model, Recognizer)
         return operations_per_second(self.model, features, self.teachers)
 
-    def _micro_batch(self) -> MicroBatchSize:
+    @cached_property
+    def micro_batch(self) -> MicroBatchSize:
         # As the sampler measures: attention makes an utterance cost more than its seconds.
         cost_s = self.utterance_s * (1 + self.utterance_s / self.batches.attention_s)
         features = self.recipe.features
@@ -191,34 +191,55 @@ class _StagePlan:
             tokens=round(self.utterance_s * TOKENS_PER_S),
         )
 
-    def _exchanged(self) -> Exchanged | None:
+    @cached_property
+    def exchanged(self) -> Exchanged | None:
         """What a process sends to experts in a step, if they are on several; none without experts."""
         encoder = self.stage.model.encoder
-        if encoder.experts is None:
+        experts = encoder.experts
+        if experts is None:
             return None
         return Exchanged(
             frames=self.accumulation * self.encoder_frames,
-            uses=encoder.layers * len(encoder.experts.places) * encoder.experts.router.per_frame,
+            uses=encoder.layers * len(experts.places) * experts.router.per_frame,
             width=encoder.width,
             value_bytes=self.value_bytes,
             run_again=encoder.activation_checkpointing,
         )
 
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """Each configuration in ds_configs/ with each way to spread the experts that it allows."""
+        experts = self.stage.model.encoder.experts
+        sizes = [1]
+        if experts:
+            for size in range(2, self.processes + 1):
+                if self.processes % size == 0 and experts.count % size == 0:
+                    sizes.append(size)
+
+        choices = []
+        for name, config in self.shipped.items():
+            for size in sizes:
+                if refusal(config, size) is None:
+                    choices.append(self.choice(name, config, size))
+        return choices
+
     def memory(self, config: DeepSpeedConfig, expert_parallel: int) -> dict[str, int | None]:
         """Bytes of each kind and, as `total`, the most of them at once."""
-        kinds: dict[str, int | None] = asdict(self._engine_memory(config, expert_parallel))
+        engine = self._engine_memory(config, expert_parallel)
+        kinds: dict[str, int | None] = asdict(engine)
         # A share, not bytes.
         del kinds["reduced"]
         kinds["teacher"] = self.teacher_bytes
         kinds["framework"] = self.machine.framework_bytes
         kinds["activations"] = self.activation_bytes
-        # Unknown activations are left out of the total; `activations_known` says so in warnings.
+        # Unknown activations are missing from the total; `activations_known` says so in warnings.
         kinds["total"] = self._peak_bytes(config, expert_parallel)
         return kinds
 
     def _peak_bytes(self, config: DeepSpeedConfig, expert_parallel: int) -> int:
         engine = self._engine_memory(config, expert_parallel)
-        return engine.peak(self.activation_bytes or 0) + self.teacher_bytes + self.machine.framework_bytes
+        engine_bytes = engine.peak(self.activation_bytes or 0)
+        return engine_bytes + self.teacher_bytes + self.machine.framework_bytes
 
     def _engine_memory(self, config: DeepSpeedConfig, expert_parallel: int) -> Memory:
         zero = config.get("zero_optimization", {})
@@ -243,21 +264,6 @@ class _StagePlan:
             needed_bytes=self._peak_bytes(config, expert_parallel),
             communication_s=seconds(sent, expert_parallel, self.hosts, self.machine.rates),
         )
-
-    def _choices(self) -> list[Choice]:
-        """Each configuration in ds_configs/ with each way to spread the experts that it allows."""
-        experts = self.stage.model.encoder.experts
-        sizes = [1]
-        for size in range(2, self.processes + 1):
-            if experts and self.processes % size == 0 and experts.count % size == 0:
-                sizes.append(size)
-
-        choices = []
-        for name, config in self.shipped.items():
-            for size in sizes:
-                if refusal(config, size) is None:
-                    choices.append(self.choice(name, config, size))
-        return choices
 
     def numbers(self, corpus_s: float | None) -> StageNumbers:
         """What proposals and warnings go by."""
@@ -292,7 +298,9 @@ class _StagePlan:
         counts = count_parameters(self.model)
         parts = {}
         for name, part in count_parts(self.model).items():
-            parts[name] = {**asdict(part), "operations_per_s": self.operations.parts.get(name, 0.0)}
+            # Norms are missing: a factor per element is not counted.
+            operations_per_s = self.operations.parts.get(name, 0.0)
+            parts[name] = {**asdict(part), "operations_per_s": operations_per_s}
 
         memory_choices = []
         for choice in self.choices:
@@ -331,59 +339,48 @@ class _StagePlan:
 # --- models without storage --------------------------------------------------------------------------------------
 
 
-def _model_on_meta(stage: AnyTrainingStage, mel_bins: int, vocabulary_size: int) -> Model:
-    if isinstance(stage, SelfSupervisedStage):
-        with torch.device("meta"):
-            return MaskedPredictor(stage.model, mel_bins)
-    return _recognizer_on_meta(stage.model, mel_bins, vocabulary_size)
-
-
-def _recognizer_on_meta(config: RecognizerConfig, mel_bins: int, vocabulary_size: int) -> Recognizer:
+def _model_on_meta(
+    config: RecognizerConfig | MaskedPredictorConfig, mel_bins: int, vocabulary_size: int
+) -> Recognizer | MaskedPredictor:
+    # Shapes are enough: a plan of a large model must not need its memory.
     with torch.device("meta"):
+        if isinstance(config, MaskedPredictorConfig):
+            return MaskedPredictor(config, mel_bins)
         return Recognizer(config, mel_bins, vocabulary_size)
 
 
-def _chorus_teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> list[Recognizer]:
-    """Those of a stage's teachers that are models of Chorus: an earlier stage's, or what model folders describe."""
-    teachers = []
-    for teacher in _running_teachers(stage):
+def _running_teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> tuple[list[Recognizer], int]:
+    """The models of Chorus among the teachers that a training loads, and the bytes of the weights of all of these.
+
+    CheckpointError when the model.json of a folder cannot be read.
+    """
+    models: list[Recognizer] = []
+    size_bytes = 0
+    # Teachers whose outputs are read from caches alone are not loaded.
+    if not isinstance(stage, DistillStage) or stage.distill.cache.required:
+        return models, size_bytes
+
+    for teacher in stage.named_teachers:
+        folder = Path(teacher.model)
         if not teacher.is_folder:
             config = recipe.recognition_stage(teacher.model).model
-            teachers.append(_recognizer_on_meta(config, recipe.features.mel_bins, vocabulary_size))
-        elif not _is_foreign(teacher):
-            teachers.append(_read_described_teacher(stage.name, teacher.model))
-    return teachers
-
-
-def _running_teachers(stage: AnyTrainingStage) -> Sequence[TeacherConfig]:
-    """The teachers that are loaded in training: none where their outputs are read from caches alone."""
-    if not isinstance(stage, DistillStage) or stage.distill.cache.required:
-        return ()
-    return stage.named_teachers
-
-
-def _is_foreign(teacher: TeacherConfig) -> bool:
-    """Whether a teacher is a folder of another library: those of Chorus have a model.json."""
-    return teacher.is_folder and not (Path(teacher.model) / "model.json").is_file()
-
-
-def _foreign_teacher_bytes(stage: AnyTrainingStage) -> int:
-    """The size of the weights of teachers that are not models of Chorus."""
-    size_bytes = 0
-    for teacher in _running_teachers(stage):
-        if _is_foreign(teacher):
-            files = Path(teacher.model).glob("*.safetensors")
-            size_bytes += sum(file.stat().st_size for file in files)
-    return size_bytes
-
-
-def _read_described_teacher(stage: str, folder: str) -> Recognizer:
-    try:
-        description = read_description(Path(folder))
-        with torch.device("meta"):
-            return description.build_recognizer()
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The teacher of stage {stage} is the folder {folder}, whose model.json cannot be read: "
-            f"{error}. Copy the folder again from where it was trained."
-        ) from None
+            with torch.device("meta"):
+                models.append(Recognizer(config, recipe.features.mel_bins, vocabulary_size))
+        elif (folder / "model.json").is_file():
+            try:
+                description = read_description(folder)
+                with torch.device("meta"):
+                    models.append(description.build_recognizer())
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"The teacher of stage {stage.name} is the folder {teacher.model}, whose model.json cannot be read: "
+                    f"{error}. Copy the folder again from where it was trained."
+                ) from None
+        else:
+            # A model of another library, whose architecture is not looked at.
+            for file in folder.glob("*.safetensors"):
+                size_bytes += file.stat().st_size
+    for model in models:
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        size_bytes += BYTES_FP32 * num_parameters
+    return models, size_bytes
