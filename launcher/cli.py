@@ -17,6 +17,7 @@ from data.errors import DataError
 from data.redaction import redact
 from launcher.commands.search_options import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
+from launcher.plain_text import printable_output
 from launcher.processes.stop_request import StopRequest
 
 Command = Callable[[argparse.Namespace], int]
@@ -30,11 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     if arguments is None:
         arguments = sys.argv[1:]
-    arguments = list(arguments)
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks is written as \\uXXXX; Python would end with an error.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    with printable_output():
+        return _run_command(list(arguments))
+
+
+def _run_command(arguments: list[str]) -> int:
     # Commands that other hosts or a batch job are to repeat need the arguments as they were given.
     namespace = argparse.Namespace(arguments=arguments)
     options = build_parser(arguments).parse_args(arguments, namespace)
@@ -225,9 +230,12 @@ def _add_inspection(commands: Commands) -> None:
     _add_json(parser)
     parser.set_defaults(command=_command("report", "report"))
 
-    parser = commands.add_parser("compare", help="set the models of finished runs side by side, as a page or as records")
+    parser = commands.add_parser("compare", help="set the models of finished runs side by side")
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a finished run, or a folder of records; a model's seeds are put together"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a finished run, or a folder of records; seeds are put together",
     )
     parser.add_argument("--out", metavar="FILE", help="Markdown file to write; pictures go beside it")
     parser.add_argument(

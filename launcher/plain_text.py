@@ -30,7 +30,7 @@ def printable(text: str) -> str:
     return ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def cell(value: object) -> "Text":
+def table_cell(value: object) -> "Text":
     """A value for a table of rich's, which would take `[bold]` in a string as its own markup."""
     from rich.text import Text
 
@@ -76,7 +76,7 @@ def raw_stream(stream: TextIO) -> TextIO:
 
 
 def make_console(**options: Any) -> "Console":
-    """A console of rich's on standard output for tables whose cells are made by `cell`."""
+    """A console of rich's on standard output for tables whose cells are made by `table_cell`."""
     from rich.console import Console
 
     return Console(file=raw_stream(sys.stdout), **options)

@@ -32,10 +32,12 @@ def cache_teacher(options: argparse.Namespace, stop: StopRequest) -> int:
             root = Path(options.out).expanduser().absolute()
         else:
             root = folder_for_caches(context)
+        # A launcher that goes on with the run meanwhile would store the same.
         with run.locked():
             reports = cache_teachers(context, root, open_display(sys.stderr), options.verify)
     if options.json:
-        print(json.dumps({"caches": [report.as_dict() for report in reports]}, ensure_ascii=False, indent=2))
+        caches = [report.as_dict() for report in reports]
+        print(json.dumps({"caches": caches}, ensure_ascii=False, indent=2))
         return 0
     for report in reports:
         print(report.describe())

@@ -14,6 +14,7 @@ from launcher.devices import ON_PROCESSORS, accelerator
 from launcher.doctor.host_checks import HostChecks
 from launcher.doctor.host_probe import package_version
 from launcher.errors import ConfigError, exit_code
+from launcher.plain_text import make_console, table_cell
 from launcher.processes.worker_command import num_cores
 from launcher.recipe import ClusterConfig, validate
 from launcher.recipe.hostfile import read_topology
@@ -34,7 +35,8 @@ def doctor(options: argparse.Namespace) -> int:
         return 0
     for name, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{package} {version}" for package, version in value.items())
+            versions = [f"{package} {version}" for package, version in value.items()]
+            value = ", ".join(versions)
         print(f"{name:12} {value}")
     return 0
 
@@ -52,39 +54,40 @@ def examine_hosts(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(checks.record(), indent=2))
     else:
-        _show_hosts(checks, str(topology))
+        print(f"Hosts: {topology}\n")
+        _show_hosts(checks)
     if checks.problems:
         return exit_code(ConfigError())
     return 0
 
 
-def _show_hosts(checks: HostChecks, topology: str) -> None:
-    from rich.console import Console
+def _show_hosts(checks: HostChecks) -> None:
     from rich.table import Table
 
-    print(f"Hosts: {topology}\n")
-    table = Table("", *checks.hosts, box=None, pad_edge=False)
+    table = Table("", box=None, pad_edge=False)
+    for host in checks.hosts:
+        table.add_column(table_cell(host))
     # Every host reports the same facts. None may have answered.
     first_facts = next(iter(checks.hosts.values()), {})
     for name in first_facts:
-        cells = [_format_fact(name, facts.get(name)) for facts in checks.hosts.values()]
-        table.add_row(name, *cells)
-    Console().print(table)
+        cells = []
+        for facts in checks.hosts.values():
+            value = facts.get(name)
+            if value is None:
+                cells.append("-")
+            elif name == "free_bytes":
+                cells.append(f"{value / GIB:.1f} GiB")
+            elif name == "exchange_bytes_per_s":
+                cells.append(f"{value / MIB:.0f} MiB/s")
+            else:
+                cells.append(str(value))
+        table.add_row(name, *map(table_cell, cells))
+    make_console().print(table)
     print()
     for problem in checks.problems:
         print(f"- {problem}")
     if not checks.problems:
         print("Nothing is in the way of a run.")
-
-
-def _format_fact(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "free_bytes":
-        return f"{value / GIB:.1f} GiB"
-    if name == "exchange_bytes_per_s":
-        return f"{value / MIB:.0f} MiB/s"
-    return str(value)
 
 
 def examine() -> dict[str, Any]:

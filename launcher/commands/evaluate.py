@@ -22,7 +22,13 @@ from launcher.run_folder import RunFolder
 
 def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
-        run, stage = _split_stage(Path(options.run).expanduser())
+        # RUN or RUN/STAGE.
+        path = Path(options.run).expanduser()
+        stage = None
+        if not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file():
+            stage = path.name
+            path = path.parent
+        run = open_run(path)
         recipe = load_run_recipe(run)
         evaluations = _evaluations(recipe, stage)
         changed = _changed_recipe(recipe, run, evaluations, options)
@@ -42,20 +48,13 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     if not options.json:
         print(results_table(run.path))
         return 0
+    results = read_results(run) or {"models": {}}
     models = {}
-    for name, result in (read_results(run) or {"models": {}})["models"].items():
+    for name, result in results["models"].items():
         if stage is None or stage == name or stage in evaluations:
             models[name] = result
     print(json.dumps({"models": models}, ensure_ascii=False, indent=2))
     return 0
-
-
-def _split_stage(path: Path) -> tuple[RunFolder, str | None]:
-    """Split RUN[/STAGE]; ConfigError when neither the path nor its parent is a run folder."""
-    is_stage = not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file()
-    if is_stage:
-        return open_run(path.parent), path.name
-    return open_run(path), None
 
 
 def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
@@ -69,7 +68,9 @@ def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
         if stage is None or stage == evaluation.name or stage in evaluation.models:
             names.add(evaluation.name)
     if not names:
-        of_stage = f" of {stage}" if stage else ""
+        of_stage = ""
+        if stage:
+            of_stage = f" of {stage}"
         raise ConfigError(
             f"Recipe {recipe.name} has no evaluation{of_stage}. Add a stage of kind evaluate to the recipe and run it "
             "again; what is done is not repeated."
@@ -97,6 +98,7 @@ def _changed_recipe(
             check_search_files(stage.search, f"stages.{stage.name}.search")
     if not overrides:
         return None
+    # What is trained would no longer be what the recipe in the run folder says.
     if _without_evaluations(changed) != _without_evaluations(recipe):
         raise ConfigError(
             f"--set {' --set '.join(options.set)} changes more than the evaluations of {run.path}. `chorus "

@@ -33,7 +33,14 @@ def export(options: argparse.Namespace) -> int:
         features = recipe.features
     else:
         # The recipe has other settings by now: those of this work are in its record.
-        config, features = _recorded_model(record, folder_of_stage, Pipeline(recipe, run))
+        _check_derived_data(record, folder_of_stage, Pipeline(recipe, run))
+        settings = record["settings"]
+        source = folder_of_stage.record_file
+        features = validate(FeaturesConfig, settings.get("features"), f"{source}: features")
+        config_type = RecognizerConfig
+        if record["kind"] == "self_supervised":
+            config_type = MaskedPredictorConfig
+        config = validate(config_type, settings.get("model"), f"{source}: model")
     checkpoint = open_checkpoint(folder_of_stage, options.step)
 
     if options.out:
@@ -46,25 +53,22 @@ def export(options: argparse.Namespace) -> int:
 
     write_finished_model(folder, run, config, features, checkpoint.weights())
     if options.json:
-        print(json.dumps({"model": str(folder), "step": checkpoint.step}))
+        row = {"model": str(folder), "step": checkpoint.step}
+        print(json.dumps(row))
     else:
         print(folder)
     return 0
 
 
-def _recorded_model(
-    record: dict[str, Any], folder: StageFolder, pipeline: Pipeline
-) -> tuple[RecognizerConfig | MaskedPredictorConfig, FeaturesConfig]:
-    """The model and the front-end of work that was set aside; CheckpointError when its tokenizer is gone."""
+def _check_derived_data(record: dict[str, Any], folder: StageFolder, pipeline: Pipeline) -> None:
+    """Refuse (CheckpointError) work that was set aside and whose tokenizer, or feature statistics, are gone."""
     for node in pipeline.nodes:
+        # Both are replaced in place when their settings change, and a model written with others would read noise.
+        if node.kind not in ("tokenizer", "features"):
+            continue
         expected = record["inputs"].get(node.name)
-        if node.kind in ("tokenizer", "features") and expected not in (None, pipeline.output_hash(node)):
+        if expected is not None and expected != pipeline.output_hash(node):
             raise CheckpointError(
                 f"{folder.path} was trained with another {node.name} than the run has now, so that its outputs could "
                 "not be read. Run the recipe with the settings that it had; then export the stage."
             )
-    source = f"{folder.record_file}: model"
-    features = validate(FeaturesConfig, record["settings"].get("features"), f"{folder.record_file}: features")
-    if record["kind"] == "self_supervised":
-        return validate(MaskedPredictorConfig, record["settings"].get("model"), source), features
-    return validate(RecognizerConfig, record["settings"].get("model"), source), features

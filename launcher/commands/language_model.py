@@ -20,58 +20,57 @@ def language_model(options: argparse.Namespace) -> int:
     if options.order < 1:
         raise ConfigError(f"--order is {options.order}: an n-gram has 1 word or more.")
 
-    texts = _texts(source)
-    if options.unit == "word":
-        sentences = _words(texts)
+    run = RunFolder(source)
+    if run.recipe_file.is_file():
+        recipe = load_recipe(run.recipe_file, of_run=True)
+        texts = read_index(recipe.split_folder(run, "train")).transcripts()
+    elif source.is_file():
+        texts = _lines(source)
     else:
-        sentences = _tokens(texts, _tokenizer(source, options))
+        raise ConfigError(f"{source} is neither a run folder nor a text file. Name one of them.")
+
+    tokenizer = None
+    if options.unit == "token":
+        folder = run.tokenizer
+        if options.tokenizer:
+            folder = Path(options.tokenizer).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(
+                f"There is no tokenizer at {folder}. Name the tokenizer folder of a run or of a finished model with "
+                "--tokenizer, or make a model of words with --unit word."
+            )
+        tokenizer = Tokenizer.load(folder)
+    sentences = _sentences(texts, tokenizer)
     counts = write_language_model(sentences, options.order, out)
 
     if options.json:
-        print(json.dumps({"language_model": str(out), "unit": options.unit, "ngrams": counts}, ensure_ascii=False))
+        row = {"language_model": str(out), "unit": options.unit, "ngrams": counts}
+        print(json.dumps(row, ensure_ascii=False))
     else:
-        print(f"{out}: {', '.join(f'{count:,} {size}-grams' for size, count in counts.items())}")
+        sizes = [f"{count:,} {size}-grams" for size, count in counts.items()]
+        print(f"{out}: {', '.join(sizes)}")
     return 0
-
-
-def _texts(source: Path) -> Iterable[str]:
-    """The training transcripts of a run, or the lines of a text file."""
-    run = RunFolder(source)
-    if run.recipe_file.is_file():
-        return read_index(load_recipe(run.recipe_file, of_run=True).split_folder(run, "train")).transcripts()
-    if not source.is_file():
-        raise ConfigError(f"{source} is neither a run folder nor a text file. Name one of them.")
-    return _lines(source)
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
+        # A byte order mark, as editors on Windows write it, is no character of the first word.
         with path.open(encoding="utf-8-sig") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise DataError(f"The text in {path} is not UTF-8: {error}. Convert it first.") from None
 
 
-def _words(texts: Iterable[str]) -> Iterator[Sequence[str]]:
+def _sentences(texts: Iterable[str], tokenizer: Tokenizer | None) -> Iterator[Sequence[str]]:
+    """The words of each text, or the tokenizer's pieces; texts without any are skipped."""
+    pieces: list[str] = []
+    if tokenizer is not None:
+        pieces = tokenizer.pieces
     for text in texts:
-        words = text.split()
-        if words:
-            yield words
-
-
-def _tokens(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Sequence[str]]:
-    pieces = tokenizer.pieces
-    for text in texts:
-        sentence = text.strip()
+        if tokenizer is None:
+            sentence = text.split()
+        else:
+            tokens = tokenizer.encode(text.strip())
+            sentence = [pieces[token] for token in tokens]
         if sentence:
-            yield [pieces[token] for token in tokenizer.encode(sentence)]
-
-
-def _tokenizer(source: Path, options: argparse.Namespace) -> Tokenizer:
-    folder = Path(options.tokenizer).expanduser() if options.tokenizer else RunFolder(source).tokenizer
-    if not folder.is_dir():
-        raise ConfigError(
-            f"There is no tokenizer at {folder}. Name the tokenizer folder of a run or of a finished model with "
-            "--tokenizer, or make a model of words with --unit word."
-        )
-    return Tokenizer.load(folder)
+            yield sentence

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from launcher.commands.run import read_recipe
 from launcher.executor import claim_folder
+from launcher.plain_text import make_console, table_cell
 from launcher.planning.machine import machine_of
 from launcher.planning.table import plan_table
 from launcher.processes.launchers import make_launcher
@@ -42,9 +43,11 @@ def plan(options: argparse.Namespace) -> int:
         # One command for each host; the other kinds of stages run in the launcher itself.
         commands = []
         if node.kind in TRAINING_KINDS:
-            commands = launcher.training(run, node.name, PORT_SHOWN).record()["commands"]
+            launch = launcher.training(run, node.name, PORT_SHOWN)
+            commands = launch.record()["commands"]
         elif node.kind == "evaluate":
-            commands = launcher.evaluation(run, node.name).record()["commands"]
+            launch = launcher.evaluation(run, node.name)
+            commands = launch.record()["commands"]
         stages.append(
             {
                 "name": node.name,
@@ -72,12 +75,14 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    console = Console()
+    console = make_console()
     print(f"{report['recipe']} in {report['run']}\n")
     states = Table("stage", "kind", "state", box=None, pad_edge=False)
     for stage in report["stages"]:
-        state = "done" if stage["done"] else f"to run: {stage['reason']}"
-        states.add_row(stage["name"], stage["kind"], state)
+        state = "done"
+        if not stage["done"]:
+            state = f"to run: {stage['reason']}"
+        states.add_row(table_cell(stage["name"]), table_cell(stage["kind"]), table_cell(state))
     console.print(states)
 
     training = [stage for stage in report["stages"] if "parameters" in stage]
@@ -119,11 +124,11 @@ def _print_advice(report: dict[str, Any]) -> None:
         print("The recipe has these settings.\n")
 
     for warning in report["warnings"]:
+        place = ""
+        # Those of the recipe as a whole belong to no stage.
         if warning["stage"]:
-            print(f"Warning: {warning['stage']}: {warning['text']}")
-        else:
-            # Of the recipe as a whole.
-            print(f"Warning: {warning['text']}")
+            place = f"{warning['stage']}: "
+        print(f"Warning: {place}{warning['text']}")
     if report["warnings"]:
         print()
 

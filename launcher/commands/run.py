@@ -15,7 +15,9 @@ from launcher.processes.launchers import make_launcher
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.worker_command import check_evaluation_devices, check_machine
 from launcher.recipe import Recipe, check_inputs, load_recipe
+from launcher.recipe.former_defaults import begun_with_former_defaults, with_former_defaults
 from launcher.report import results_table
+from launcher.run_files import read_state
 from launcher.run_folder import RunFolder, write_text
 from launcher.stages.start_checks import check_start
 from launcher.tracking import check_tracking
@@ -35,7 +37,13 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
             raise ConfigError(f"--profile is {profile!r}; say which steps, such as --profile steps=20:30.")
         overrides.append(f"cluster.profile_steps=[{steps[1]}, {steps[2]}]")
     recipe = load_recipe(options.recipe, overrides, count_slots=True)
-    return recipe, RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
+    folder = RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
+
+    # A run that an earlier version began goes on as it was begun.
+    state = read_state(folder) or {"stages": {}}
+    if begun_with_former_defaults(record["settings"] for record in state["stages"].values()):
+        recipe = with_former_defaults(recipe)
+    return recipe, folder
 
 
 def run(options: argparse.Namespace, stop: StopRequest) -> int:
@@ -50,17 +58,27 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         if folder.path.exists():
             claim_folder(recipe, folder)
         check_start(recipe, folder)
+        # Inside the job, the script that is queued here runs the same command.
         if recipe.cluster.kind == "slurm" and not slurm.inside_job():
             return _queue(recipe, folder, options)
         check_evaluation_devices(recipe)
         _check_options(recipe, options)
     display = open_display(sys.stdout)
+    # Host 0 holds the run; the others start what it writes into the folder.
     if recipe.cluster.kind == "no_ssh" and options.node_rank != 0:
         return _join(recipe, folder, options, stop, display)
+
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
     with folder.locked():
-        executor = Executor(recipe, folder, stop, display, may_set_aside=options.set_aside, extended=extended)
+        executor = Executor(
+            recipe,
+            folder,
+            stop,
+            display,
+            may_set_aside=options.set_aside,
+            extended=extended,
+        )
         executor.check_half_trained()
         executor.write_recipe()
         with executor.launcher.notify_followers(folder):
@@ -81,8 +99,9 @@ def _extended_stages(recipe: Recipe, overrides: list[str]) -> set[str]:
     for override in overrides:
         match = re.match(r"stages\.([^.=]+)\.(steps|optimizer)\b", override)
         stages = []
-        if match:
-            stages = [stage.name for stage in recipe.training_stages() if match[1] in (stage.name, stage.unseeded_name)]
+        for stage in recipe.training_stages():
+            if match and match[1] in (stage.name, stage.unseeded_name):
+                stages.append(stage.name)
         if not stages:
             raise ConfigError(
                 f"--extend is {override!r}; it takes the steps or the optimizer of a training stage, such as "
@@ -120,6 +139,7 @@ def _join(recipe: Recipe, folder: RunFolder, options: argparse.Namespace, stop: 
 
 def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> int:
     """Write the batch script of a run into its folder, show it, and submit it unless it is a dry run."""
+    # The job is to run what the dry run only shows.
     arguments = [argument for argument in options.arguments if argument != "--dry-run"]
     script = slurm.batch_script(recipe, folder, arguments)
     write_text(folder.batch_script, script)

@@ -50,7 +50,9 @@ def search_values(options: argparse.Namespace) -> dict[str, Any] | None:
 
     kind = options.search
     if kind is None:
-        kind = BEAM_BY_DEFAULT if beam_values else "greedy"
+        kind = "greedy"
+        if beam_values:
+            kind = BEAM_BY_DEFAULT
     values = {"kind": kind, **beam_values}
     if chunk:
         values["chunk"] = chunk

@@ -32,14 +32,19 @@ def verify_shards(options: argparse.Namespace) -> int:
     is_intact = not any(problems.values())
 
     if options.json:
-        print(json.dumps({"intact": is_intact, "problems": problems}, ensure_ascii=False, indent=2))
+        report = {"intact": is_intact, "problems": problems}
+        print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
         for folder, folder_problems in problems.items():
-            verdict = f"{len(folder_problems)} problems" if folder_problems else "intact"
+            verdict = "intact"
+            if folder_problems:
+                verdict = f"{len(folder_problems)} problems"
             print(f"{folder}: {verdict}")
             for problem in folder_problems:
                 print(f"  {problem}")
-    return 0 if is_intact else exit_code(DataError())
+    if is_intact:
+        return 0
+    return exit_code(DataError())
 
 
 def stats_shards(options: argparse.Namespace) -> int:
@@ -53,7 +58,8 @@ def stats_shards(options: argparse.Namespace) -> int:
         raise ConfigError(in_flags(str(error), BatchesConfig)) from None
 
     statistics = {}
-    for name, folder in find_splits(Path(options.folder).absolute()).items():
+    splits = find_splits(Path(options.folder).absolute())
+    for name, folder in splits.items():
         statistics[name] = {**stats(folder), "plan": _sampling(read_index(folder), batches)}
     if options.json:
         print(json.dumps(statistics, ensure_ascii=False, indent=2))

@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.formatting import duration
 from launcher.monitoring.status import open_run, run_status
+from launcher.plain_text import make_console, table_cell
 
 # Characters; more than any name of a stage, so that none is cut.
 WIDEST_TABLE = 10_000
@@ -17,11 +18,11 @@ def status(options: argparse.Namespace) -> int:
         print(json.dumps(run, ensure_ascii=False, indent=2))
         return 0
 
-    from rich.console import Console
     from rich.table import Table
 
-    process = run["process"]
-    state = f"running, process {process}" if process else "not running"
+    state = "not running"
+    if run["process"]:
+        state = f"running, process {run['process']}"
     print(f"{run['run']}, recipe {run['recipe']}: {state}")
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "status"):
@@ -29,20 +30,28 @@ def status(options: argparse.Namespace) -> int:
     for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in run["stages"]:
-        cells = _training_cells(stage) if "steps" in stage else []
-        table.add_row(stage["name"], stage["status"], *cells)
+        cells = []
+        # Only training stages have steps.
+        if "steps" in stage:
+            cells = _training_cells(stage)
+        table.add_row(table_cell(stage["name"]), table_cell(stage["status"]), *cells)
     # Rows are neither broken nor names cut to fit: a program or a log may read them.
-    Console(soft_wrap=True, width=WIDEST_TABLE).print(table)
+    make_console(soft_wrap=True, width=WIDEST_TABLE).print(table)
     return 0
 
 
 def _training_cells(stage: dict[str, Any]) -> list[str]:
-    useful = None if stage["goodput"] is None else stage["goodput"]["useful"]
+    useful = None
+    if stage["goodput"] is not None:
+        useful = stage["goodput"]["useful"]
+    left = ""
+    if stage["eta_s"] is not None:
+        left = duration(stage["eta_s"])
     return [
         f"{stage['step']}/{stage['steps']}",
         _format_known(stage["loss"], ".3f"),
         _format_known(stage["audio_s_per_s"], ".1f"),
-        "" if stage["eta_s"] is None else duration(stage["eta_s"]),
+        left,
         _format_known(stage["checkpoint_step"], "d"),
         str(stage["restarts"]),
         _format_known(useful, ".1%"),

@@ -17,17 +17,25 @@ def sync(options: argparse.Namespace) -> int:
     run = open_run(options.run)
     results = sync_run(run, options.timeout_s, _say_sending)
     if options.json:
-        print(json.dumps({"run": str(run.path), "records": [asdict(result) for result in results]}, indent=2))
+        records = [asdict(result) for result in results]
+        print(json.dumps({"run": str(run.path), "records": records}, indent=2))
     elif not results:
         print("There is nothing to send.")
     else:
         for result in results:
-            outcome = f"sent to W&B run {result.wandb_run}" if result.sent else f"not sent: {result.reason}"
+            outcome = f"not sent: {result.reason}"
+            if result.sent:
+                outcome = f"sent to W&B run {result.wandb_run}"
             print(f"{result.stage}/wandb/{result.record}: {outcome}")
-    all_sent = all(result.sent for result in results)
-    return 0 if all_sent else 1
+    for result in results:
+        if not result.sent:
+            return 1
+    return 0
 
 
 def _say_sending(stage: str, num_records: int) -> None:
-    records = "1 record" if num_records == 1 else f"{num_records} records"
+    records = f"{num_records} records"
+    if num_records == 1:
+        records = "1 record"
+    # Standard output is for the outcomes alone, which may be JSON.
     print(f"{stage}: sending {records}", file=sys.stderr)

@@ -9,6 +9,7 @@ from data.errors import DataError
 from launcher.commands.search_options import search_values
 from launcher.devices import recognition_device
 from launcher.errors import CheckpointError, exit_code
+from launcher.plain_text import raw_stream
 from launcher.recipe.search import check_search_files, read_search
 from launcher.recipe.yaml_io import apply_override
 
@@ -25,7 +26,9 @@ def transcribe(options: argparse.Namespace) -> int:
     from launcher.inference.evaluation import Transcriber
 
     transcriber = Transcriber(model, search, recognition_device(options.device))
-    on_text = _show_growing if options.stream else None
+    on_text = None
+    if options.stream:
+        on_text = _show_growing
     rows = []
     num_failed = 0
     for audio in options.audio:
@@ -38,7 +41,10 @@ def transcribe(options: argparse.Namespace) -> int:
             continue
         rows.append(row)
         if not options.json:
-            line = f"{row['audio']}\t{row['text']}" if len(options.audio) > 1 else row["text"]
+            line = row["text"]
+            # Several are told apart by their paths; one is the text alone, for a pipe.
+            if len(options.audio) > 1:
+                line = f"{row['audio']}\t{line}"
             print(line, flush=True)
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
@@ -49,12 +55,13 @@ def transcribe(options: argparse.Namespace) -> int:
     return exit_code(DataError())
 
 
-def _show_growing(heard_s: float, text: str) -> None:
+def _show_growing(read_s: float, text: str) -> None:
     """The hypothesis so far on standard error; on a terminal each one takes the place of the one before."""
-    line = f"{heard_s:7.2f} s  {text}"
+    line = f"{read_s:7.2f} s  {text}"
     if sys.stderr.isatty():
         # Back to the start of the line, and clear it.
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        raw_stream(sys.stderr).write("\r\x1b[K")
+        print(line, end="", file=sys.stderr, flush=True)
     else:
         print(line, file=sys.stderr, flush=True)
 

@@ -4,7 +4,6 @@ A stage's progress comes from the rows that its processes append to metrics.json
 estimated from the pace of the newest rows.
 """
 
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from launcher.formatting import duration
+from launcher.plain_text import make_console, printable
+from launcher.run_files import parse_metrics_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,21 +60,10 @@ class MetricsTail:
         self._offset += len(whole_lines)
         rows = []
         for line in whole_lines.splitlines():
-            row = parse_row(line)
+            row = parse_metrics_row(line)
             if row is not None:
                 rows.append(row)
         return rows
-
-
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of metrics.jsonl; None for one that a kill cut short."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict):
-        return None
-    return row
 
 
 class Pace:
@@ -209,17 +199,17 @@ class TerminalDisplay(Display):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[details]}"),
+            TextColumn("{task.fields[details]}", markup=False),
         )
         self._progress = Progress(*columns, console=console, transient=True)
         self._task: TaskID | None = None  # between stages
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(printable(text), highlight=False, markup=False)
 
     def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
         self.end()
@@ -238,7 +228,7 @@ class TerminalDisplay(Display):
             self._task,
             total=self._steps,
             completed=self._row.get("step", 0),
-            description=description,
+            description=printable(description),
             details=self._details(),
         )
 
@@ -255,5 +245,6 @@ class TerminalDisplay(Display):
 def open_display(stream: TextIO) -> Display:
     """Return the display that suits where the output goes."""
     if stream.isatty():
-        return TerminalDisplay()
+        # The bar moves the cursor; what others call a stage is made printable where it is shown.
+        return TerminalDisplay(make_console())
     return PlainDisplay(stream)
