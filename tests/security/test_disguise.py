@@ -99,7 +99,7 @@ def received(tmp_path):
     (folder / "metrics.jsonl").write_text("\n".join(rows))
     (folder / "logs" / "rank-0.log").write_text(f"quarantined: utterance {name}: {name}\n")
     (tmp_path / "events.jsonl").write_text(json.dumps({"event": name, "stage": name, "time": 1.0, name: name}) + "\n")
-    (tmp_path / "state.json").write_text(json.dumps({"recipe": name, "stages": {name: {"status": name}}}))
+    (tmp_path / "state.json").write_text(json.dumps({"format": 1, "recipe": name, "stages": {name: {"status": name}}}))
     return tmp_path
 
 
