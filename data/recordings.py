@@ -66,8 +66,12 @@ class Recording:
         num_read = 0
         try:
             with open_stream(self.path, stream) as audio:
-                if start:
+                if start and audio.seekable():
                     audio.seek(start)
+                elif start:
+                    # GSM in WAV has no way but to decode what lies before.
+                    for begin in range(0, start, block_size):
+                        audio.read(min(block_size, start - begin), dtype="float32", always_2d=True)
                 while num_read < num_samples:
                     block = audio.read(min(block_size, num_samples - num_read), dtype="float32", always_2d=True)
                     if len(block) == 0:
@@ -108,7 +112,7 @@ def read_recording(path: Path) -> Recording:
 
 
 # Many clips may lie in one long file, which is then walked once. Size and time: a file may be replaced.
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1 << 16)
 def _read_recording(path: Path, size: int, modified_ns: int) -> Recording:
     streams = read_streams(path)
     shapes: set[tuple[int, int]] = set()

@@ -109,8 +109,11 @@ def _stream_at(file: BinaryIO, start: int, size: int, container: Container) -> S
             position -= 1
             continue
         if chunk is None:
-            _check_no_samples(file, position, size)
-            break
+            position = _after_padding(file, position, size)
+            if position < size and _container_at(file, position) is None:
+                num_bytes = size - position
+                raise AudioError(f"holds {num_bytes} bytes behind the end that its header states; save it again")
+            continue
         _, length = chunk
         position = _after(start, position + container.head_bytes + length, container)
     return Stream(start, size)
@@ -178,14 +181,14 @@ def _with_length(file: BinaryIO, start: int, content: int, size: int, container:
     return Stream(content, size, header[: -container.length.size] + container.length.pack(length))
 
 
-def _check_no_samples(file: BinaryIO, position: int, size: int) -> None:
-    """AudioError when what follows the samples, and is no chunk, may be more of them."""
-    # Tags of MP3 players, and padding.
-    if read_at(file, position, 3) in (b"TAG", b"ID3"):
-        return
+def _after_padding(file: BinaryIO, position: int, size: int) -> int:
+    """Where zeros, or the tags of MP3 players, end that begin at `position`."""
     while position < size:
         piece = read_at(file, position, 1 << 16)
-        if piece.strip(b"\0"):
-            num_bytes = size - position
-            raise AudioError(f"holds {num_bytes} bytes behind the end that its header states, no chunk; save it again")
-        position += len(piece)
+        if piece.startswith((b"TAG", b"ID3")):
+            return size
+        rest = piece.lstrip(b"\0")
+        position += len(piece) - len(rest)
+        if rest:
+            break
+    return position
