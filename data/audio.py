@@ -60,11 +60,15 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """What could not be used and why; `line` is that of the manifest (0: none), `key` is empty if unknown."""
+    """What could not be used and why; `line` is that of the manifest (0: none), `key` is empty if unknown.
+
+    `path` is the file that the row names, whose repair may make the row usable; empty if unknown.
+    """
 
     line: int
     reason: str
     key: str = ""
+    path: str = ""
 
 
 def is_key_character(character: str) -> bool:

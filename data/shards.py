@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from data.shard_index import (
     read_index,
     read_report,
 )
+from data.sources import SourceLog
 
 __all__ = [
     "OnProgress",
@@ -72,12 +73,14 @@ def write_split(
     seed: int,
     workers: int = 1,
     on_progress: OnProgress | None = None,
+    text_rules: dict[str, Any] | None = None,
 ) -> SplitReport:
     """Write a split into `folder`, shuffled by `seed`, with about `shard_seconds` of audio per shard.
 
     `workers` threads decode ahead. An utterance that cannot be decoded is skipped and reported, here and in
-    shards.json. Raises DataError when the folder is already in use, a key occurs twice, nothing could be
-    decoded, or the disk refuses; nothing then appears under the name of `folder`.
+    shards.json. `text_rules`, under which the texts were normalised, and what the recordings were, are recorded too.
+    Raises DataError when the folder is already in use, a key occurs twice, nothing could be decoded, or the disk
+    refuses; nothing then appears under the name of `folder`.
     """
     # Sorted before they are shuffled, so that the order of the input does not matter.
     ordered = sorted(utterances, key=lambda utterance: utterance.key)
@@ -95,7 +98,8 @@ def write_split(
     try:
         with _partial_folder(folder) as partial:
             with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
-                encoded = _encode_ahead(shuffled, sample_rate_hz, workers)
+                sources = SourceLog()
+                encoded = _encode_ahead(shuffled, sample_rate_hz, workers, sources)
                 for done, (utterance, flac) in enumerate(encoded, 1):
                     if isinstance(flac, Flac):
                         writer.add(utterance, flac)
@@ -109,7 +113,8 @@ def write_split(
                 reason = rejected[0].reason if rejected else "there are none."
                 raise DataError(f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}")
             made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
-            writer.write_summary(made_from, rejected)
+            writer.write_summary(made_from, rejected, text_rules)
+            sources.write(partial)
             _warn_of_clipping(folder, clipped)
     except OSError as error:
         raise DataError(
@@ -217,8 +222,15 @@ def _warn_of_clipping(folder: Path, clipped: dict[str, int]) -> None:
     )
 
 
+def _log_and_encode(utterance: Utterance, sample_rate_hz: int, sources: SourceLog) -> Flac | RejectedRow:
+    # Before it is decoded: what changes afterwards is noticed.
+    for clip in utterance.clips:
+        sources.add(clip.path)
+    return _encode(utterance, sample_rate_hz)
+
+
 def _encode_ahead(
-    utterances: list[Utterance], sample_rate_hz: int, workers: int
+    utterances: list[Utterance], sample_rate_hz: int, workers: int, sources: SourceLog
 ) -> Iterator[tuple[Utterance, Flac | RejectedRow]]:
     """Encode in threads (libsndfile releases the GIL), in order, a bounded number ahead of the consumer."""
     remaining = iter(utterances)
@@ -226,13 +238,13 @@ def _encode_ahead(
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         try:
             for utterance in islice(remaining, workers * AHEAD_PER_WORKER):
-                pending.append((utterance, pool.submit(_encode, utterance, sample_rate_hz)))
+                pending.append((utterance, pool.submit(_log_and_encode, utterance, sample_rate_hz, sources)))
             while pending:
                 utterance, future = pending.popleft()
                 yield utterance, future.result()
                 following = next(remaining, None)
                 if following is not None:
-                    pending.append((following, pool.submit(_encode, following, sample_rate_hz)))
+                    pending.append((following, pool.submit(_log_and_encode, following, sample_rate_hz, sources)))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -319,7 +331,7 @@ class _SplitWriter:
         self._num_utterances = 0
         self._num_samples = 0
 
-    def write_summary(self, made_from: str, rejected: list[RejectedRow]) -> None:
+    def write_summary(self, made_from: str, rejected: list[RejectedRow], text_rules: dict[str, Any] | None) -> None:
         columns: dict[str, np.ndarray] = {}
         for name, kind in INDEX_COLUMNS.items():
             columns[name] = np.array(self._columns[name], kind)
@@ -329,8 +341,11 @@ class _SplitWriter:
             "sample_rate_hz": self._sample_rate_hz,
             "made_from": made_from,
             "shards": self._shards,
-            "rejected": [asdict(row) for row in rejected],
+            # Named one by one: readers of earlier versions know no other fields.
+            "rejected": [{"line": row.line, "reason": row.reason, "key": row.key} for row in rejected],
         }
+        if text_rules is not None:
+            summary["text_rules"] = text_rules
         content = json.dumps(summary, ensure_ascii=False, indent=1)
         (self._folder / SUMMARY).write_text(content, encoding="utf-8")
 

@@ -13,9 +13,14 @@ class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):
 
     shard_seconds: float = Field(default=600.0, gt=0, le=1e6, description="audio per shard in seconds")
 
+    @property
+    def text_rules(self) -> dict[str, Any] | None:
+        """The rules under which texts are normalised, as splits record them; None where texts stay as they are."""
+        return None
+
 
 class Selection(NamedTuple):
-    """The utterances of all splits, and the rows that cannot be used, each with its reason."""
+    """The utterances of all splits, and the rows that cannot be used, each with its reason; together, all rows."""
 
     utterances: list[Utterance]
     rejected: list[RejectedRow]

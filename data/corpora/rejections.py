@@ -1,0 +1,105 @@
+"""Why rows of a corpus were rejected, counted by kind: what `chorus prepare` shows of them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data.audio import RejectedRow
+
+# Part of a reason, and what rows with such a reason have in common.
+KINDS = (
+    ("no audio file", "no such file"),
+    ("breaks off", "audio that breaks off"),
+    ("lacks Ogg pages", "audio that breaks off"),
+    ("is damaged", "damaged audio"),
+    ("no audio, or damaged", "damaged or no audio"),
+    ("cannot be read (", "no permission to read"),
+    ("digital silence", "digital silence"),
+    ("holds no samples", "audio without samples"),
+    ("less than one frame", "too short for speech"),
+    ("is an empty file", "empty files"),
+    ("samples with a peak of", "samples beyond full scale"),
+    ("cancel each other out", "channels that cancel out"),
+    ("lies outside of", "times outside of the recording"),
+    ("is not positive", "times that contradict each other"),
+    ("is not behind its start", "times that contradict each other"),
+    ("differ, start is", "times that contradict each other"),
+    ("is not in seconds", "times in other units"),
+    ("that can be read at once", "longer than can be read at once"),
+    ("last more than", "longer than can be read at once"),
+    ("channel", "a channel that is not there"),
+    ("its text is empty", "no text"),
+    ("nothing is left of its text", "no words in the text"),
+    ("names no audio", "no name of a file"),
+    ("is already that of line", "a key or recording that another row has"),
+    ("not UTF-8", "not UTF-8"),
+    ("not JSON", "not JSON"),
+    ("a JSON ", "not JSON"),
+    ("quotation mark", "an open quotation mark"),
+    ("carriage return", "a carriage return in a field"),
+    ("fields of the first line", "another number of fields than columns"),
+    ("half of a character", "damaged text"),
+    ("a character that was lost", "damaged text"),
+    ("twice, in different case", "a column twice"),
+    ("both give the", "two columns that differ"),
+    ("expected a", "a value of another type"),
+    ("characters other than letters", "a split that cannot be a name"),
+    ("names a command", "a command instead of a file"),
+    ("is a command", "a command instead of a file"),
+    ("transforms", "transforms of lhotse"),
+    ("is not mixed here", "mixed cuts of lhotse"),
+    ("are not mixed here", "mixed cuts of lhotse"),
+    ("is not in wav.scp", "a recording that is not listed"),
+    ("has a text and is not in", "a text without a recording"),
+)
+OTHER = "other reasons"
+# Kinds that one line names by themselves.
+MAX_KINDS = 6
+# Characters of a first reason.
+MAX_REASON = 160
+
+
+@dataclass(frozen=True)
+class ReasonCount:
+    """How many rows were rejected for one kind of reason, and the first of them."""
+
+    kind: str
+    count: int
+    first: RejectedRow
+
+
+def count_reasons(rejected: Iterable[RejectedRow]) -> list[ReasonCount]:
+    """The kinds of reasons, those of most rows first."""
+    rows_of_kind: dict[str, list[RejectedRow]] = {}
+    for row in rejected:
+        rows_of_kind.setdefault(_kind(row.reason), []).append(row)
+    counts = [ReasonCount(kind, len(rows), rows[0]) for kind, rows in rows_of_kind.items()]
+    return sorted(counts, key=lambda reason: -reason.count)
+
+
+def describe_rejections(rejected: Iterable[RejectedRow]) -> str:
+    """One line: `12 rows rejected: 8 no such file (first: line 3: ...), 4 no text (first: ...)`."""
+    counts = count_reasons(rejected)
+    num_rows = sum(reason.count for reason in counts)
+    parts: list[str] = []
+    for reason in counts[:MAX_KINDS]:
+        first = reason.first.reason.rstrip(".")
+        if len(first) > MAX_REASON:
+            first = f"{first[:MAX_REASON]}..."
+        if reason.first.line:
+            first = f"line {reason.first.line}: {first}"
+        parts.append(f"{reason.count} {reason.kind} (first: {first})")
+    rest = sum(reason.count for reason in counts[MAX_KINDS:])
+    if rest:
+        parts.append(f"{rest} of {len(counts) - MAX_KINDS} other kinds")
+    return f"{num_rows} {'row' if num_rows == 1 else 'rows'} rejected: {', '.join(parts)}"
+
+
+def _kind(reason: str) -> str:
+    # Names of files and quoted cells say anything; what Chorus says stands around them.
+    words = re.sub(r"'[^']*'|\S*[/\\]\S*", "", reason)
+    for text in (words, reason):
+        for part, kind in KINDS:
+            if part in text:
+                return kind
+    return OTHER

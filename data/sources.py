@@ -1,0 +1,106 @@
+"""The recordings that shards were made of: size, time of change and SHA-256 of each, beside the shards.
+
+`sources.jsonl` tells whether a recording is still what it was. Size and time are compared first; where they differ, the
+content decides, so that a corpus that was copied has not changed. Shards without the file, as earlier versions wrote
+them, are good shards whose recordings are not known.
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.errors import DataError
+from data.files import file_sha256, parse_json
+
+SOURCES = "sources.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A recording as it was; `num_bytes` is None when it was not there, `sha256` empty when it was not read."""
+
+    path: str
+    num_bytes: int | None
+    mtime_ns: int = 0
+    sha256: str = ""
+
+    @property
+    def state(self) -> tuple[int | None, int]:
+        """What changes when a file is written, in all but the rarest cases."""
+        return self.num_bytes, self.mtime_ns
+
+
+class SourceLog:
+    """Describes recordings as they are read, from any thread, each once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[Path, threading.Lock] = {}
+        self._sources: dict[Path, Source] = {}
+
+    def add(self, path: Path) -> None:
+        """Describe a recording before it is decoded: of a file that changes meanwhile, the time will differ."""
+        with self._lock:
+            lock = self._locks.setdefault(path, threading.Lock())
+        # Many segments may lie in one long recording, which is hashed by the first thread that comes to it.
+        with lock:
+            if path not in self._sources:
+                self._sources[path] = describe(path, with_content=True)
+
+    def write(self, folder: Path) -> None:
+        """Write what was described into a folder."""
+        write_sources(folder, self._sources.values())
+
+
+def describe(path: Path, *, with_content: bool) -> Source:
+    """A recording as it is now. One that cannot be read is described as missing: readable, it has changed."""
+    name = str(path.absolute())
+    try:
+        stat = path.stat()
+        sha256 = file_sha256(path) if with_content else ""
+    except (OSError, ValueError):
+        return Source(name, None)
+    return Source(name, stat.st_size, stat.st_mtime_ns, sha256)
+
+
+def write_sources(folder: Path, sources: Iterable[Source]) -> None:
+    """Write sources.jsonl, in the order of the paths."""
+    with (folder / SOURCES).open("w", encoding="utf-8", errors="surrogateescape") as file:
+        for source in sorted(sources, key=lambda source: source.path):
+            file.write(json.dumps(asdict(source)) + "\n")
+
+
+def read_sources(folder: Path) -> dict[str, Source] | None:
+    """The recordings of a split by their path; None where they were not recorded. DataError when the file is torn."""
+    sources: dict[str, Source] = {}
+    try:
+        with (folder / SOURCES).open(encoding="utf-8") as file:
+            for line in file:
+                source = Source(**parse_json(line))
+                sources[source.path] = source
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder / SOURCES} cannot be read ({error!r:.200}); remove it, and changes of the recordings will not be "
+            "noticed, or prepare the corpus again."
+        ) from error
+    return sources
+
+
+def changed_sources(sources: Iterable[Source]) -> Iterator[tuple[Source, Source]]:
+    """The recordings whose content is no longer what it was, each as it was and as it is.
+
+    One that was not there and is now has changed; one that is gone has not: shards outlive the recordings.
+    """
+    for source in sources:
+        now = describe(Path(source.path), with_content=False)
+        if now.num_bytes is None or now.state == source.state:
+            continue
+        if source.sha256:
+            now = describe(Path(source.path), with_content=True)
+        # Without a hash of what it was, the time has to decide.
+        if not source.sha256 or now.sha256 != source.sha256:
+            yield source, now
