@@ -30,6 +30,13 @@ def printable(text: str) -> str:
     return ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def markdown_line(text: str) -> str:
+    """The text on one line of a page of Markdown, or in a cell of a table there, without markup of its own."""
+    one_line = " ".join(printable(text).split())
+    # Underscores stay: within a word they are no markup, and names are full of them.
+    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", one_line)
+
+
 def table_cell(value: object) -> "Text":
     """A value for a table of rich's, which would take `[bold]` in a string as its own markup."""
     from rich.text import Text

@@ -21,6 +21,7 @@ from launcher.comparison.intervals import (
 from launcher.comparison.model_results import Comparison, ModelResult
 from launcher.comparison.picture import Point, draw_comparison
 from launcher.formatting import MISSING, count, duration, percent
+from launcher.plain_text import markdown_line
 from launcher.report.svg import standalone
 from launcher.run_folder import write_text
 
@@ -149,7 +150,7 @@ def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:
         whole_operations = f"{model.whole_operations / 1e12:.1f}"
     return (
         f"`{model.name}`",
-        model.about,
+        markdown_line(model.about),
         count(model.encoder_parameters),
         percent(model.encoder_parameters / first.encoder_parameters),
         count(model.parameters),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from launcher import cli
-from launcher.plain_text import PrintableStream, make_console, printable, printable_output, table_cell
+from launcher.plain_text import PrintableStream, make_console, markdown_line, printable, printable_output, table_cell
 from launcher.report import write_report
 
 # A colour, a title of the window, a cleared line, C1's own introducer, an override of direction, a nul, a backspace,
@@ -137,3 +137,18 @@ def test_errors_name_paths_and_settings_readably(capsys, text):
         output, errors = capsys.readouterr()
         for line in [*output.split("\n"), *errors.split("\n")]:
             assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("shared blocks, norms_of_layers (2 + 2)", "shared blocks, norms_of_layers (2 + 2)"),
+        ("a | b", r"a \| b"),
+        ("<script>alert(1)</script>", r"\<script\>alert(1)\</script\>"),
+        ("![x](http://x)", r"!\[x\](http://x)"),
+        ("`code` *loud* \\", r"\`code\` \*loud\* \\"),
+        ("two\n\n# lines\x1b[1m", r"two # lines\\u001b\[1m"),
+    ],
+)
+def test_a_description_of_a_model_stays_one_cell_of_a_table_in_markdown(text, line):
+    assert markdown_line(text) == line
