@@ -69,15 +69,15 @@ class Search:
         frames_BSD, decoder = output.encoder.frames_BSD, self.recognizer.decoder
         assert decoder is not None
         if isinstance(config, RescoringConfig):
-            found = self._prefix_beam(logits_BSV, lengths_B, config, config.beam)
+            hypotheses = self._prefix_beam(logits_BSV, lengths_B, config, config.beam)
             weights = config.ctc_weight, config.reverse_weight
-            found = rescore(self.recognizer, frames_BSD, lengths_B, found, *weights)
-            return [texts[: config.n_best] for texts in found]
+            hypotheses = rescore(self.recognizer, frames_BSD, lengths_B, hypotheses, *weights)
+            return [texts[: config.n_best] for texts in hypotheses]
         options = _attention_options(config)
         if isinstance(config, JointConfig):
             return joint(decoder, frames_BSD, logits_BSV, lengths_B, options, config.n_best, self.fusion)
-        found = attention_beam(decoder, frames_BSD, lengths_B, options, config.n_best, self.fusion)
-        return with_times(found, logits_BSV, lengths_B)
+        hypotheses = attention_beam(decoder, frames_BSD, lengths_B, options, config.n_best, self.fusion)
+        return with_times(hypotheses, logits_BSV, lengths_B)
 
     def _prefix_beam(
         self, logits_BSV: Tensor, lengths_B: Tensor, config: PrefixBeamConfig | RescoringConfig, n_best: int
@@ -93,8 +93,8 @@ class Search:
     def _transducer(self, output: RecognizerOutput, symbols_per_frame: int) -> list[list[Hypothesis]]:
         transducer, encoder = self.recognizer.transducer, output.encoder
         assert transducer is not None
-        found = transducer_greedy(transducer, encoder.frames_BSD, encoder.lengths_B, symbols_per_frame)
-        return [[hypothesis] for hypothesis in found]
+        hypotheses = transducer_greedy(transducer, encoder.frames_BSD, encoder.lengths_B, symbols_per_frame)
+        return [[hypothesis] for hypothesis in hypotheses]
 
 
 def _attention_options(config: AttentionBeamConfig) -> AttentionOptions:
