@@ -1,4 +1,4 @@
-"""Attention rescoring: the decoder chooses among the texts that CTC found (Zhang et al., U2, 2020), with a decoder that
+"""Attention rescoring: the decoder chooses among the hypotheses of CTC (Zhang et al., U2, 2020), with a decoder that
 reads backwards too where there is one (Wu et al., U2++, 2021).
 
 Shapes: B batch, S encoder frames, D width, N texts of all utterances, U tokens, V vocabulary.
