@@ -22,7 +22,7 @@ from model.layers.convolution import ConvolutionModule
 from model.layers.feedforward import FeedForward
 from model.layers.packing import Packing
 from model.layers.streaming_cache import LayerCache
-from model.moe.experts import build_experts
+from model.moe.experts import ExpertStack, build_experts
 from model.moe.router import ExpertsConfig, Router, Routing
 
 NORMS = (
@@ -127,6 +127,20 @@ class ConformerBlock(nn.Module):
         )
         self.feedforward2 = feedforward("second")
         self.dropout = nn.Dropout(dropout)
+
+    @torch.no_grad()
+    def scale_branches(self, factor: float) -> None:
+        """Multiply what each module adds to the residual stream: its last linear layer, of every expert."""
+        outputs = [self.attention.output, self.convolution.output]
+        for feedforward in (self.feedforward1, self.feedforward2):
+            for part in feedforward.modules():
+                if isinstance(part, FeedForward):
+                    outputs.append(part.contract)
+                elif isinstance(part, ExpertStack):
+                    part.scale_output(factor)
+        for output in outputs:
+            output.weight *= factor
+            output.bias *= factor
 
     def forward(
         self,

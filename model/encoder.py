@@ -83,6 +83,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         description="last layers, each with a block of its own",
     )
     norms: Literal["layer", "group"] = Field(default="layer", description="who owns the norms: a layer or its group")
+    branch_exponent: float = Field(
+        default=0.5,
+        ge=0,
+        le=2,
+        description="what the modules of a block that R layers use add to the residual stream starts R ** "
+        "-branch_exponent times as large as drawn",
+    )
     experts: ExpertsConfig | None = Field(default=None, description="experts in place of feed-forward layers")
     dropout: float = Field(
         default=0.1,
@@ -228,6 +235,12 @@ class Encoder(nn.Module):
                 convolution_norm=config.convolution_norm,
             )
             self.blocks.append(block)
+        # R layers that add the same function of their input turn all frames towards the few directions that it prefers:
+        # as drawn, the effective rank of the output falls with depth, and trainings get stuck there.
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, ConformerBlock)
+            num_layers = config.block_of_layer.count(index)
+            block.scale_branches(num_layers**-config.branch_exponent)
         self._add_layers(config)
 
     def _add_layers(self, config: EncoderConfig) -> None:

@@ -13,6 +13,7 @@ from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.file_limits import check_file, check_no_credentials
+from launcher.recipe.former_defaults import begun_with_former_defaults, with_former_defaults
 from launcher.recipe.hostfile import read_topology
 from launcher.recipe.schema import Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
@@ -65,6 +66,9 @@ def load_recipe(
         corpus.setdefault("name", "shards")
 
     recipe = with_absolute_paths(validate(Recipe, values, f"The recipe {path}"))
+    # What a run keeps has every setting of its time written out: one that is not there was not there to be set.
+    if of_run and begun_with_former_defaults(values["stages"]):
+        recipe = with_former_defaults(recipe)
     # Before the checks, which compare lanes and experts with the number of processes.
     if count_slots and recipe.cluster.hostfile:
         recipe = with_counted_slots(recipe, recipe.cluster.hostfile)

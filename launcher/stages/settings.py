@@ -1,7 +1,8 @@
 """The settings of a stage that decide its result, and how they compare with those of an earlier version of Chorus.
 
-A version that adds a setting gives it the default that means what was done before. So a setting that a record does not
-know yet, and that has its default, is no change; without that, every new option would train everything again.
+A version that adds a setting gives it the default that means what was done before, or says what was done before in
+`recipe/former_defaults.py`. So a setting that a record does not know yet, and that has that value, is no change;
+without that, every new option would train everything again.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from launcher.recipe import EvaluateStage, Recipe, TrainingStage
 from launcher.recipe.distillation import FORMER_INPUT_KEY
+from launcher.recipe.former_defaults import FORMER_DEFAULTS
 from launcher.recipe.search import search_files
 
 Values = dict[str, Any]
@@ -60,15 +62,22 @@ class Settings:
         return comparable
 
 
-def _comparable(values: Values, given: Values, recorded: Values) -> Values:
+def _comparable(values: Values, given: Values, recorded: Values, section: str = "") -> Values:
     comparable = {}
     for key, value in values.items():
         before = recorded.get(key)
+        dotted = section + key
         if isinstance(value, dict) and isinstance(before, dict):
             # A new setting may stand inside a section that the record has.
             given_inside = given.get(key) or {}
-            comparable[key] = _comparable(value, given_inside, before)
-        elif key in recorded or key in given:
+            comparable[key] = _comparable(value, given_inside, before, f"{dotted}.")
+        elif key in recorded:
+            comparable[key] = value
+        elif dotted in FORMER_DEFAULTS:
+            # What the record does not know was done as the default of its time says.
+            if value != FORMER_DEFAULTS[dotted]:
+                comparable[key] = value
+        elif key in given:
             comparable[key] = value
     return comparable
 

@@ -74,6 +74,12 @@ class ExpertStack(nn.Module):
             drawn = torch.randn_like(stack)
             stack.copy_(first + noise * first.std() * drawn)
 
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply every expert's second linear layer."""
+        self.w2 *= factor
+        self.w3[..., self.hidden :] *= factor
+
     def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
         """Frames sorted by expert, `counts[e]` of them for expert e, to the experts' outputs in the same order."""
         # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel, which takes
