@@ -144,27 +144,24 @@ def open_inputs(
     recipe = context.recipe
     run = context.run
     factor = context.subsampling_factor
-    self_supervised = isinstance(context.stage, SelfSupervisedStage)
     index = context.read_index(split)
-
-    statistics_file = run.statistics_file if self_supervised else run.features_file
-    statistics = read_statistics(statistics_file)
-    features = build_features(recipe.features, statistics).to(device)
 
     tokenizer = None
     tokens = min_frames = np.zeros(len(index), dtype=np.int32)
     transcribed = None
     masking = None
+    specaugment = None
     if isinstance(context.stage, SelfSupervisedStage):
+        statistics = read_statistics(run.statistics_file)
         masking = Masking(context.stage.masking, recipe.features, factor, context.seed)
     else:
+        statistics = read_statistics(run.features_file)
         tokenizer = Tokenizer.load(run.tokenizer)
         tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
         transcribed = index.text_length > 0
-
-    specaugment = None
-    if masking is None and augment.frequency_masks + augment.time_masks > 0:
-        specaugment = SpecAugment(augment, recipe.features)
+        if augment.frequency_masks + augment.time_masks > 0:
+            specaugment = SpecAugment(augment, recipe.features)
+    features = build_features(recipe.features, statistics).to(device)
 
     sampler = BatchSampler(
         index.shard,
@@ -197,11 +194,14 @@ def open_inputs(
 def _report_sampler(sampler: BatchSampler, run: RunFolder, split: str) -> None:
     """Log the shape of a split's epochs and what is excluded, and leave both among the run's events."""
     logger.info("%s: %d steps per epoch. %s", split, sampler.steps_per_epoch, describe_excluded(sampler))
-    excluded = {reason: len(utterances) for reason, utterances in sampler.excluded.items()}
+    excluded = {}
+    for reason, utterances in sampler.excluded.items():
+        excluded[reason] = len(utterances)
     run.append_event(
         "plan_opened",
         split=split,
         steps_per_epoch=sampler.steps_per_epoch,
         utterances=len(sampler.shard),
-        left_out=excluded,
+        # Runs of earlier versions have it as left_out.
+        excluded=excluded,
     )

@@ -111,7 +111,7 @@ def test_batch_norms_moments_are_no_metrics(alone):
 
 def test_the_plan_counts_the_frames_that_the_stages_encoder_makes(alone):
     [sampler] = [event for event in alone.events() if event["event"] == "plan_opened" and event["split"] == "train"]
-    assert sampler["left_out"]["infeasible for CTC"] == left_out(alone, 8) > left_out(alone, 4)
+    assert sampler["excluded"]["infeasible for CTC"] == left_out(alone, 8) > left_out(alone, 4)
 
 
 @pytest.mark.parametrize("factor", [4, 6, 8])

@@ -241,7 +241,7 @@ def test_a_run_listens_to_everything_and_then_learns_from_the_transcripts_there_
     output = capsys.readouterr()
     assert "listener: learns from recordings alone for 4 steps" in output.out + output.err
     opened = [event for event in run.events() if event["event"] == "plan_opened" and event["split"] == "train"]
-    assert [event["left_out"].get("without a transcript", 0) for event in opened] == [0, SPLITS["train"] // 2]
+    assert [event["excluded"].get("without a transcript", 0) for event in opened] == [0, SPLITS["train"] // 2]
     assert read_json(run.features_file) == read_json(run.statistics_file)
     assert read_json(run.results_file)["models"]["student"]["dev"]["utterances"] == SPLITS["dev"] // 2
     assert "of masked frames predicted at best" in run.report_file.read_text()
