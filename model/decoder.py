@@ -15,15 +15,29 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.layers.attention import RotaryPositions, SelfAttention, rotate, split_heads, valid_key_mask
+from model.layers.attention import (
+    RotaryPositions,
+    SelfAttention,
+    rotate,
+    split_heads,
+    valid_key_mask,
+)
 from model.layers.feedforward import FeedForward
 
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
-    layers: int = Field(default=3, ge=1, le=1000)
-    heads: int = Field(default=4, ge=1, le=1024)
+    layers: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+    )
+    heads: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+    )
     feedforward_width: int = Field(
         default=1024,
         ge=1,
@@ -67,7 +81,8 @@ class CrossAttention(nn.Module):
         batch, num_frames, _ = frames_BSD.shape
         key_value = self.key_value(frames_BSD)
         key_value_BS2HK = key_value.view(batch, num_frames, 2, self.heads, -1)
-        key_BHSK, value_BHSK = key_value_BS2HK.permute(2, 0, 3, 1, 4).unbind(0)
+        key_value_2BHSK = key_value_BS2HK.permute(2, 0, 3, 1, 4)
+        key_BHSK, value_BHSK = key_value_2BHSK.unbind(0)
         return key_BHSK, value_BHSK
 
     def attend(
@@ -77,12 +92,19 @@ class CrossAttention(nn.Module):
         value_BHSK: Tensor,
         mask_B11S: Tensor | None,
     ) -> Tensor:
+        """Tokens [B, U, D] to [B, U, D], over keys and values that `memory` gave."""
         batch, tokens, width = x_BUD.shape
-        query_BUHK = self.query(x_BUD).view(batch, tokens, self.heads, -1)
+        query_BUD = self.query(x_BUD)
+        query_BUHK = query_BUD.view(batch, tokens, self.heads, -1)
         query_BHUK = query_BUHK.transpose(1, 2)
-        mixed_BHUK = functional.scaled_dot_product_attention(query_BHUK, key_BHSK, value_BHSK, mask_B11S)
-        mixed_BUD = mixed_BHUK.transpose(1, 2).reshape(batch, tokens, width)
-        return self.output(mixed_BUD)
+        mixed_BHUK = functional.scaled_dot_product_attention(
+            query_BHUK,
+            key_BHSK,
+            value_BHSK,
+            mask_B11S,
+        )
+        mixed_BUHK = mixed_BHUK.transpose(1, 2)
+        return self.output(mixed_BUHK.reshape(batch, tokens, width))
 
 
 class DecoderLayer(nn.Module):
@@ -105,11 +127,16 @@ class DecoderLayer(nn.Module):
         frames_BSD: Tensor,
         mask_B11S: Tensor | None,
     ) -> Tensor:
-        added_BUD = self.attention(self.attention_norm(x_BUD), positions)
+        normed_BUD = self.attention_norm(x_BUD)
+        added_BUD = self.attention(normed_BUD, positions)
         x_BUD = x_BUD + self.dropout(added_BUD)
-        added_BUD = self.cross(self.cross_norm(x_BUD), frames_BSD, mask_B11S)
+
+        normed_BUD = self.cross_norm(x_BUD)
+        added_BUD = self.cross(normed_BUD, frames_BSD, mask_B11S)
         x_BUD = x_BUD + self.dropout(added_BUD)
-        added_BUD = self.feedforward(self.feedforward_norm(x_BUD))
+
+        normed_BUD = self.feedforward_norm(x_BUD)
+        added_BUD = self.feedforward(normed_BUD)
         return x_BUD + self.dropout(added_BUD)
 
     def step(
@@ -124,13 +151,19 @@ class DecoderLayer(nn.Module):
 
         In evaluation: there is no dropout. `position` is (cos, sin) of the token.
         """
-        attended_BJD, past = self._attend_to_past(self.attention_norm(x_BJD), position, past)
-        x_BJD = x_BJD + attended_BJD
+        normed_BJD = self.attention_norm(x_BJD)
+        added_BJD, past = self._attend_to_past(normed_BJD, position, past)
+        x_BJD = x_BJD + added_BJD
 
         # To the frames, the hypotheses of an utterance are so many queries.
         key_BHSK, value_BHSK = memory
-        x_BJD = x_BJD + self.cross.attend(self.cross_norm(x_BJD), key_BHSK, value_BHSK, mask_B11S)
-        return x_BJD + self.feedforward(self.feedforward_norm(x_BJD)), past
+        normed_BJD = self.cross_norm(x_BJD)
+        added_BJD = self.cross.attend(normed_BJD, key_BHSK, value_BHSK, mask_B11S)
+        x_BJD = x_BJD + added_BJD
+
+        normed_BJD = self.feedforward_norm(x_BJD)
+        x_BJD = x_BJD + self.feedforward(normed_BJD)
+        return x_BJD, past
 
     def _attend_to_past(
         self,
@@ -138,10 +171,11 @@ class DecoderLayer(nn.Module):
         position: tuple[Tensor, Tensor],
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
-        # Hypotheses do not attend to each other: each is a row of a batch with one token.
         batch, hypotheses, _ = x_BJD.shape
+        num_rows = batch * hypotheses
         packed = self.attention.query_key_value(x_BJD)
-        packed = packed.view(batch * hypotheses, 1, -1)
+        # Hypotheses do not attend to each other: each is a row of a batch with one token.
+        packed = packed.view(num_rows, 1, -1)
         query, key, value = split_heads(packed, self.attention.heads)
         query = rotate(query, *position)
         key = rotate(key, *position)
@@ -153,7 +187,8 @@ class DecoderLayer(nn.Module):
         # No mask: everything that is kept is before the token.
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed_BJD = mixed.transpose(1, 2).reshape(x_BJD.shape)
-        return self.attention.output(mixed_BJD), (key, value)
+        added_BJD = self.attention.output(mixed_BJD)
+        return added_BJD, (key, value)
 
 
 @dataclass
@@ -175,10 +210,14 @@ class DecoderState:
         first_key, _ = self.past[0]
         hypotheses_before = first_key.shape[0] // batch
         # The J rows of an utterance lie side by side.
-        utterance_B1 = torch.arange(batch, device=source_BJ.device)[:, None]
-        rows = (source_BJ + hypotheses_before * utterance_B1).flatten()
+        utterance_B = torch.arange(batch, device=source_BJ.device)
+        first_row_B = hypotheses_before * utterance_B
+        rows = (source_BJ + first_row_B[:, None]).flatten()
         assert len(rows) == batch * hypotheses
-        self.past = [(key[rows], value[rows]) for key, value in self.past]
+        selected = []
+        for key, value in self.past:
+            selected.append((key[rows], value[rows]))
+        self.past = selected
 
 
 class Decoder(nn.Module):
@@ -197,7 +236,9 @@ class Decoder(nn.Module):
         # With the factor of `_embed`, embeddings have variance 1.
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.positions = RotaryPositions(width // config.heads)
-        self.layers = nn.ModuleList(DecoderLayer(width, config) for _ in range(config.layers))
+        self.layers = nn.ModuleList()
+        for _ in range(config.layers):
+            self.layers.append(DecoderLayer(width, config))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocabulary_size)
 
@@ -208,9 +249,10 @@ class Decoder(nn.Module):
         tokens_BU: Tensor,
     ) -> Tensor:
         """Logits [B, U, V] of the token after each of `tokens_BU`; `valid_BS` is True at valid encoder frames."""
+        num_tokens = tokens_BU.shape[1]
         x_BUD = self._embed(tokens_BU)
         mask_B11S = valid_key_mask(valid_BS)
-        positions = self.positions(tokens_BU.shape[1])
+        positions = self.positions(num_tokens)
         for layer in self.layers:
             x_BUD = layer(x_BUD, positions, frames_BSD, mask_B11S)
         return self.output(self.norm(x_BUD))
@@ -233,8 +275,16 @@ class Decoder(nn.Module):
         new_past = []
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
-            past = state.past[index] if state.past else None
-            x_BJD, layer_past = layer.step(x_BJD, position, past, state.memory[index], state.mask_B11S)
+            past = None
+            if state.past:
+                past = state.past[index]
+            x_BJD, layer_past = layer.step(
+                x_BJD,
+                position,
+                past,
+                state.memory[index],
+                state.mask_B11S,
+            )
             new_past.append(layer_past)
 
         state.past = new_past
@@ -242,7 +292,8 @@ class Decoder(nn.Module):
         return self.output(self.norm(x_BJD))
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        return self.embedding(tokens) * self.embedding.embedding_dim**0.5
+        width = self.embedding.embedding_dim
+        return self.embedding(tokens) * width**0.5
 
 
 def shift_right(tokens_BU: Tensor, start: int) -> Tensor:
@@ -252,9 +303,11 @@ def shift_right(tokens_BU: Tensor, start: int) -> Tensor:
 
 def reverse(tokens_BU: Tensor, lengths_B: Tensor) -> Tensor:
     """Each row's first `lengths_B` tokens backwards; what is after them stays."""
-    position_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
+    num_tokens = tokens_BU.shape[1]
+    position_U = torch.arange(num_tokens, device=tokens_BU.device)
     position_BU = position_U.expand_as(tokens_BU)
-    mirrored_BU = lengths_B[:, None] - 1 - position_BU
+    last_B1 = lengths_B[:, None] - 1
+    mirrored_BU = last_B1 - position_BU
     source_BU = torch.where(mirrored_BU >= 0, mirrored_BU, position_BU)
     return tokens_BU.gather(1, source_BU)
 
@@ -266,5 +319,6 @@ def append_end(
 ) -> Tensor:
     """The decoder's target: `end` after each row's last valid token, [B, U + 1]."""
     target_BU = functional.pad(tokens_BU, (0, 1))
-    last_B1 = lengths_B[:, None]
-    return target_BU.scatter(1, last_B1, torch.full_like(last_B1, end))
+    after_last_B1 = lengths_B[:, None]
+    end_B1 = torch.full_like(after_last_B1, end)
+    return target_BU.scatter(1, after_last_B1, end_B1)

@@ -36,22 +36,27 @@ class MaskedPredictorOutput:
 
     def loss_sum(self) -> Tensor:
         """Sum over masked frames of the cross-entropy of their codes, as a mean over codebooks; fp32."""
+        num_codebooks = self.codes_NQ.shape[1]
         logits = self.logits_NQC.float().flatten(0, 1)
-        loss = functional.cross_entropy(logits, self.codes_NQ.flatten(), reduction="sum")
-        return loss / self.codes_NQ.shape[1]
+        codes = self.codes_NQ.flatten()
+        loss = functional.cross_entropy(logits, codes, reduction="sum")
+        return loss / num_codebooks
 
     def num_correct(self) -> Tensor:
         """Sum over masked frames of the share of their codes whose logit is the highest."""
-        correct_NQ = self.logits_NQC.argmax(-1) == self.codes_NQ
-        return correct_NQ.float().mean(1).sum()
+        predicted_NQ = self.logits_NQC.argmax(-1)
+        correct_NQ = predicted_NQ == self.codes_NQ
+        share_N = correct_NQ.float().mean(1)
+        return share_N.sum()
 
     def code_counts(self) -> Tensor:
         """How often each code is a target: int64 [Q, C]."""
         _, num_codebooks, num_codes = self.logits_NQC.shape
+        codebooks_Q = torch.arange(num_codebooks, device=self.codes_NQ.device)
         # One count for all codebooks: the codes of the q-th begin at q C.
-        offsets_Q = num_codes * torch.arange(num_codebooks, device=self.codes_NQ.device)
-        index = (self.codes_NQ + offsets_Q).flatten()
-        counts = torch.bincount(index, minlength=num_codebooks * num_codes)
+        index_NQ = self.codes_NQ + num_codes * codebooks_Q
+        num_counts = num_codebooks * num_codes
+        counts = torch.bincount(index_NQ.flatten(), minlength=num_counts)
         return counts.view(num_codebooks, num_codes)
 
 
@@ -63,9 +68,12 @@ class MaskedPredictor(nn.Module):
         self.config = config
         self.mel_bins = mel_bins
         quantizer = config.quantizer
+        factor = config.encoder.subsampling.factor
+        num_logits = quantizer.codebooks * quantizer.codes
         self.encoder = Encoder(config.encoder, mel_bins)
-        self.quantizer = RandomProjectionQuantizer(quantizer, mel_bins, config.encoder.subsampling.factor)
-        self.heads = nn.Linear(config.encoder.width, quantizer.codebooks * quantizer.codes)
+        self.quantizer = RandomProjectionQuantizer(quantizer, mel_bins, factor)
+        # The heads of all codebooks are one matrix.
+        self.heads = nn.Linear(config.encoder.width, num_logits)
 
     def forward(
         self,
@@ -78,10 +86,11 @@ class MaskedPredictor(nn.Module):
         encoder frames are to be predicted: bool [B, S]."""
         codes_NQ = self.quantizer(features_BTF, predicted_BS)
         encoder = self.encoder(masked_BTF, lengths_B)
-        logits = self.heads(encoder.frames_BSD[predicted_BS])
-        num_codebooks = self.config.quantizer.codebooks
-        num_codes = self.config.quantizer.codes
-        logits_NQC = logits.unflatten(-1, (num_codebooks, num_codes))
+        # Heads at masked frames alone: elsewhere there is nothing to predict.
+        frames_ND = encoder.frames_BSD[predicted_BS]
+        logits = self.heads(frames_ND)
+        quantizer = self.config.quantizer
+        logits_NQC = logits.unflatten(-1, (quantizer.codebooks, quantizer.codes))
         return MaskedPredictorOutput(encoder, logits_NQC, codes_NQ)
 
 
@@ -94,11 +103,15 @@ def evenness(counts_QC: Tensor) -> Tensor:
     `counts_QC` is how often each was. It is the entropy over the highest that so many frames and codes can have, as a
     mean over codebooks.
     """
+    # Every codebook codes every frame.
     num_frames = counts_QC[0].sum()
     num_codes = torch.tensor(counts_QC.shape[1], device=counts_QC.device)
-    highest_entropy = torch.minimum(num_frames, num_codes).double().log()
+    num_used = torch.minimum(num_frames, num_codes)
+    highest_entropy = num_used.double().log()
+
     share_QC = counts_QC.double() / num_frames.clamp(min=1)
     entropy_Q = torch.special.entr(share_QC).sum(1)
     # Of one frame the highest entropy is log 1 = 0: clamped, so that nothing is divided by it.
-    share_of_highest = entropy_Q.mean() / highest_entropy.clamp(min=1e-9)
+    highest_entropy = highest_entropy.clamp(min=1e-9)
+    share_of_highest = entropy_Q.mean() / highest_entropy
     return torch.where(num_frames > 1, share_of_highest, 0.0)

@@ -33,7 +33,10 @@ class StreamingEncoder:
             )
         self.encoder = encoder
         self.chunk = chunk
-        self._caches = [LayerCache(chunk.left_frames) for _ in encoder.layers]
+        self._caches = []
+        for _ in encoder.layers:
+            # One for each layer, also where layers share a block: their keys differ.
+            self._caches.append(LayerCache(chunk.left_frames))
         self._waiting: Tensor | None = None  # features of the next chunk [T, F]
         self._edge: Tensor | None = None  # the last `factor` features before them
         self._finished = False
@@ -52,8 +55,10 @@ class StreamingEncoder:
         frames = []
         start = 0
         while start + chunk_features <= len(waiting_TF):
-            frames.append(self._run_chunk(waiting_TF[start : start + chunk_features]))
-            start += chunk_features
+            end = start + chunk_features
+            chunk_SD = self._run_chunk(waiting_TF[start:end])
+            frames.append(chunk_SD)
+            start = end
         # A copy: a view would keep the features before it.
         self._waiting = waiting_TF[start:].clone()
         if not frames:
@@ -74,24 +79,29 @@ class StreamingEncoder:
 
     def _run_chunk(self, features_TF: Tensor) -> Tensor:
         """The frames [S, D] of one chunk."""
+        device = features_TF.device
         factor = self.encoder.subsampling.factor
         with_edge_TF = features_TF
         if self._edge is not None:
             with_edge_TF = torch.cat((self._edge, features_TF))
-        lengths_B = torch.tensor([len(with_edge_TF)], device=features_TF.device)
-        x_BSD, _ = self.encoder.subsampling(with_edge_TF[None], lengths_B)
+        # A stream is a batch of one utterance.
+        features_1TF = with_edge_TF[None]
+        lengths_1 = torch.tensor([len(with_edge_TF)], device=device)
+        x_1SD, _ = self.encoder.subsampling(features_1TF, lengths_1)
+        x_SD = x_1SD[0]
         if self._edge is not None:
             # The first frame is made of the edge, and of zeros where features were before it.
-            x_BSD = x_BSD[:, 1:]
+            x_SD = x_SD[1:]
         self._edge = with_edge_TF[-factor:].clone()
 
-        num_frames = x_BSD.shape[1]
+        num_frames = len(x_SD)
         # Positions are counted from the oldest cached key, so that an utterance may be of any length. There is no mask:
         # the caches hold the frames that a chunk attends to, and no others.
         num_keys = self._caches[0].num_frames + num_frames
-        valid_BS = torch.ones(1, num_frames, dtype=torch.bool, device=features_TF.device)
-        frames = Frames.from_valid(valid_BS, self.encoder.encode_positions(num_keys))
-        outputs = self.encoder.run_layers(x_BSD[0], frames, self._caches)
+        positions = self.encoder.encode_positions(num_keys)
+        valid_1S = torch.ones(1, num_frames, dtype=torch.bool, device=device)
+        frames = Frames.from_valid(valid_1S, positions)
+        outputs = self.encoder.run_layers(x_SD, frames, self._caches)
         return outputs[-1].frames_ND
 
     def _no_frames(self, like: Tensor) -> Tensor:

@@ -104,4 +104,8 @@ class Student(Recognizer):
 
 def without_auxiliary_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a finished model, of a student's state dict."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY_PREFIX)}
+    remaining = {}
+    for name, tensor in state.items():
+        if not name.startswith(AUXILIARY_PREFIX):
+            remaining[name] = tensor
+    return remaining

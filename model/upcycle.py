@@ -7,6 +7,7 @@ so that they begin different and useful; with `experts.initial: upcycled` all st
 between experts and a dense layer beside them, are the student's own draws.
 """
 
+from collections import defaultdict
 from copy import deepcopy
 
 import torch
@@ -76,7 +77,9 @@ def initialize_encoder(
     check_start_from_encoder(student.config, teacher.config, num_layers)
     if num_layers is not None:
         for module in _modules_above(student, num_layers):
-            drawn.append((module, deepcopy(module.state_dict())))
+            # A copy: the state's tensors are the weights themselves.
+            state = deepcopy(module.state_dict())
+            drawn.append((module, state))
 
     if _same_structure(student.config, teacher.config):
         student.load_state_dict(teacher.state_dict())
@@ -87,7 +90,11 @@ def initialize_encoder(
         module.load_state_dict(state)
 
 
-def check_start_from_encoder(student: EncoderConfig, source: EncoderConfig, num_layers: int | None = None) -> None:
+def check_start_from_encoder(
+    student: EncoderConfig,
+    source: EncoderConfig,
+    num_layers: int | None = None,
+) -> None:
     """ValueError, naming the difference, where an encoder, or its lowest layers, cannot start as another."""
     if num_layers is not None:
         check_layers_to_copy(student, num_layers)
@@ -97,7 +104,8 @@ def check_start_from_encoder(student: EncoderConfig, source: EncoderConfig, num_
 
 def _same_structure(student: EncoderConfig, source: EncoderConfig) -> bool:
     """Whether the weights of one have the names and shapes of the other's."""
-    return all(getattr(student, field) == getattr(source, field) for field in SAME_SHAPE + SAME_STRUCTURE)
+    fields = SAME_SHAPE + SAME_STRUCTURE
+    return all(getattr(student, field) == getattr(source, field) for field in fields)
 
 
 def check_layers_to_copy(config: EncoderConfig, num_layers: int) -> None:
@@ -116,7 +124,8 @@ def check_layers_to_copy(config: EncoderConfig, num_layers: int) -> None:
 def _modules_above(encoder: Encoder, num_layers: int) -> list[nn.Module]:
     """The modules that the layers above the lowest `num_layers` alone use."""
     modules = list(encoder.layers[num_layers:])
-    for block in sorted(set(encoder.config.block_of_layer[num_layers:])):
+    blocks = set(encoder.config.block_of_layer[num_layers:])
+    for block in sorted(blocks):
         modules.append(encoder.blocks[block])
         if len(encoder.groups):
             modules.append(encoder.groups[block])
@@ -124,23 +133,31 @@ def _modules_above(encoder: Encoder, num_layers: int) -> list[nn.Module]:
 
 
 def _upcycle(student: Encoder, teacher: Encoder) -> None:
+    """Start the student's blocks and norms from those of the teacher's layers that use them."""
     student.subsampling.load_state_dict(teacher.subsampling.state_dict())
     config = student.config
-    for block in range(config.num_blocks):
-        layers = [layer for layer, block_used in enumerate(config.block_of_layer) if block_used == block]
-        middle = layers[len(layers) // 2]
+    layers_of_block = defaultdict(list)
+    for layer, block_index in enumerate(config.block_of_layer):
+        layers_of_block[block_index].append(layer)
 
+    for block_index, layers in sorted(layers_of_block.items()):
+        middle = layers[len(layers) // 2]
         for layer in layers:
-            source = middle if config.norms == "group" else layer
+            source = layer
+            if config.norms == "group":
+                source = middle
             teacher_norms = _layer(teacher, source).norms()
+            student_norms = _layer(student, layer).norms()
             # Norms that a group shares are loaded once per layer, each time with the same values.
-            for name, norm in _layer(student, layer).norms().items():
+            for name, norm in student_norms.items():
                 norm.load_state_dict(teacher_norms[name].state_dict())
 
-        for name, part in student.blocks[block].named_children():
+        block = student.blocks[block_index]
+        for name, part in block.named_children():
             teacher_parts = {}
             for layer in layers:
-                teacher_block = teacher.blocks[teacher.config.block_of_layer[layer]]
+                teacher_index = teacher.config.block_of_layer[layer]
+                teacher_block = teacher.blocks[teacher_index]
                 teacher_parts[layer] = teacher_block.get_submodule(name)
             _initialize_part(part, teacher_parts, middle, config.experts)
 
@@ -158,38 +175,51 @@ def _initialize_part(
     experts: ExpertsConfig | None,
 ) -> None:
     """A part of a block, from the same part of the teacher's blocks: `teacher_parts` has it by the block's layers."""
+    middle_state = teacher_parts[middle].state_dict()
     if isinstance(part, ResidualMixture):
-        part.dense.load_state_dict(teacher_parts[middle].state_dict())
+        part.dense.load_state_dict(middle_state)
         part = part.mixture
     if experts is None or not isinstance(part, MixtureOfExperts):
-        part.load_state_dict(teacher_parts[middle].state_dict())
+        part.load_state_dict(middle_state)
         return
 
     if experts.initial == "independent":
         sources = spread_evenly(list(teacher_parts), experts.count)
     else:
         sources = [middle] * experts.count
+    stack = part.experts
     for expert, layer in enumerate(sources):
         dense = teacher_parts[layer]
         assert isinstance(dense, FeedForward)
-        part.experts.w1[expert] = dense.expand.weight
-        part.experts.w2[expert] = dense.contract.weight
+        stack.w1[expert] = dense.expand.weight
+        stack.w2[expert] = dense.contract.weight
         # Both biases of an expert are one row of w3.
-        part.experts.w3[expert, 0] = torch.cat((dense.expand.bias, dense.contract.bias))
+        biases = torch.cat((dense.expand.bias, dense.contract.bias))
+        stack.w3[expert, 0] = biases
 
         # Experts that start equal get equal gradients and never part.
         if layer in sources[:expert]:
-            for weight in (part.experts.w1[expert], part.experts.w2[expert]):
+            for weight in (stack.w1[expert], stack.w2[expert]):
+                deviation = experts.initial_noise * weight.std()
                 noise = torch.randn_like(weight)
-                weight += experts.initial_noise * weight.std() * noise
+                weight += deviation * noise
 
 
 def spread_evenly(layers: list[int], number: int) -> list[int]:
     """`number` of the layers, the first of each of as many equal parts; some repeat where there are too few."""
-    return [layers[index * len(layers) // number] for index in range(number)]
+    num_layers = len(layers)
+    spread = []
+    for index in range(number):
+        first = index * num_layers // number
+        spread.append(layers[first])
+    return spread
 
 
-def _check_same_shape(student: EncoderConfig, source: EncoderConfig, source_name: str) -> None:
+def _check_same_shape(
+    student: EncoderConfig,
+    source: EncoderConfig,
+    source_name: str,
+) -> None:
     for field in SAME_SHAPE:
         student_value = getattr(student, field)
         source_value = getattr(source, field)

@@ -23,7 +23,12 @@ from model.moe.row_padding import expert_rows
 class TokenDispatcher(Protocol):
     """Brings sorted frames to their experts and back. It keeps nothing: what `combine` needs is the metadata."""
 
-    def dispatch(self, x_MD: Tensor, counts_E: Tensor, /) -> tuple[Tensor, list[int], Any]:
+    def dispatch(
+        self,
+        x_MD: Tensor,
+        counts_E: Tensor,
+        /,
+    ) -> tuple[Tensor, list[int], Any]:
         """Frames sorted by expert, `counts_E[e]` of them for expert e, on their way out.
 
         Returns the frames that the experts held here get, sorted by expert, their number for each of these experts, and
@@ -39,7 +44,11 @@ class TokenDispatcher(Protocol):
 class LocalDispatcher:
     """All experts are held here: frames stay where they are."""
 
-    def dispatch(self, x_MD: Tensor, counts_E: Tensor) -> tuple[Tensor, list[int], None]:
+    def dispatch(
+        self,
+        x_MD: Tensor,
+        counts_E: Tensor,
+    ) -> tuple[Tensor, list[int], None]:
         return x_MD, counts_E.tolist(), None
 
     def combine(self, y_MD: Tensor, metadata: None) -> Tensor:
@@ -71,8 +80,9 @@ class ExpertStack(nn.Module):
         """Make every expert the first one plus noise, of `noise` standard deviations of its weights."""
         for stack in (self.w1, self.w2):
             first = stack[:1]
+            deviation = noise * first.std()
             drawn = torch.randn_like(stack)
-            stack.copy_(first + noise * first.std() * drawn)
+            stack.copy_(first + deviation * drawn)
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:
@@ -92,17 +102,22 @@ class ExpertStack(nn.Module):
         dtype = x_MD.dtype
         w1 = self.w1.to(dtype)
         w2 = self.w2.to(dtype)
+        w1_EDF = w1.transpose(1, 2)
+        w2_EFD = w2.transpose(1, 2)
         biases_EH = self.w3.squeeze(1).to(dtype)
 
+        num_rows, width = x_MD.shape
         counts_E = torch.tensor(counts, device=x_MD.device)
         ends_E = counts_E.cumsum(0).to(torch.int32)
-        biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=len(x_MD))
-        bias1_MF, bias2_MD = biases_MH.split((self.hidden, w2.shape[1]), dim=-1)
+        # The product takes no biases: each row gets those of its expert. Without `output_size` the host would wait for
+        # the device to add up the counts.
+        biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=num_rows)
+        bias1_MF, bias2_MD = biases_MH.split((self.hidden, width), dim=-1)
 
-        hidden_MF = functional.grouped_mm(x_MD, w1.transpose(1, 2), offs=ends_E)
+        hidden_MF = functional.grouped_mm(x_MD, w1_EDF, offs=ends_E)
         hidden_MF = hidden_MF + bias1_MF
         active_MF = functional.silu(hidden_MF)
-        output_MD = functional.grouped_mm(active_MF, w2.transpose(1, 2), offs=ends_E)
+        output_MD = functional.grouped_mm(active_MF, w2_EFD, offs=ends_E)
         return output_MD + bias2_MD
 
 
@@ -127,21 +142,26 @@ class _ExpertByExpert(torch.autograd.Function):
     ) -> Tensor:  # pyright: ignore
         _, feedforward_width, width = w1.shape
         rows_of_experts = expert_rows(counts, x)
-        num_rows = max(len(x), *(rows.end for rows in rows_of_experts))
+        # The padding of the last experts may reach past the end of x.
+        num_rows = len(x)
+        for rows in rows_of_experts:
+            num_rows = max(num_rows, rows.end)
         hidden = x.new_empty(num_rows, feedforward_width)
         output = x.new_empty(num_rows, width)
         biases = w3.squeeze(1).to(x.dtype)
         biases1, biases2 = biases.split((feedforward_width, width), dim=-1)
 
         for expert, rows in enumerate(rows_of_experts):
+            x_RD = rows.select(x)
             hidden_RF = rows.select(hidden)
             weights1 = w1[expert].to(x.dtype)
-            torch.addmm(biases1[expert], rows.select(x), weights1.t(), out=hidden_RF)
+            torch.addmm(biases1[expert], x_RD, weights1.t(), out=hidden_RF)
 
             # The activated rows are not kept: they are as wide as the hidden ones, and SiLU is cheap to compute again.
-            weights2 = w2[expert].to(x.dtype)
             active_RF = functional.silu(hidden_RF)
-            torch.addmm(biases2[expert], active_RF, weights2.t(), out=rows.select(output))
+            output_RD = rows.select(output)
+            weights2 = w2[expert].to(x.dtype)
+            torch.addmm(biases2[expert], active_RF, weights2.t(), out=output_RD)
 
         context.save_for_backward(x, w1, w2, w3, hidden)
         context.rows_of_experts = rows_of_experts
@@ -151,7 +171,8 @@ class _ExpertByExpert(torch.autograd.Function):
     @once_differentiable
     def backward(context, gradient: Tensor):  # pyright: ignore
         x, w1, w2, w3, hidden = context.saved_tensors
-        grad_x = x.new_empty(len(hidden), x.shape[1])
+        num_frames, width = x.shape
+        grad_x = x.new_empty(len(hidden), width)
         grad_w1 = torch.empty_like(w1)
         grad_w2 = torch.empty_like(w2)
         grad_w3 = torch.empty_like(w3)
@@ -166,20 +187,26 @@ class _ExpertByExpert(torch.autograd.Function):
             rows.zero_padding(active_RF)
             _multiply_into(grad_w2[expert], grad_output_RD.t(), active_RF)
 
-            grad_active_RF = grad_output_RD @ w2[expert].to(x.dtype)
+            weights2 = w2[expert].to(x.dtype)
+            grad_active_RF = grad_output_RD @ weights2
+            # Written over its argument, which is not needed again.
             grad_hidden_RF = torch.ops.aten.silu_backward.grad_input(
-                grad_active_RF, hidden_RF, grad_input=grad_active_RF
+                grad_active_RF,
+                hidden_RF,
+                grad_input=grad_active_RF,
             )
             rows.zero_padding(grad_hidden_RF)
-            _multiply_into(grad_w1[expert], grad_hidden_RF.t(), rows.select(x))
+            x_RD = rows.select(x)
+            _multiply_into(grad_w1[expert], grad_hidden_RF.t(), x_RD)
 
             grad_bias1_F = grad_hidden_RF.sum(0)
             grad_bias2_D = grad_output_RD[: rows.num_frames].sum(0)
             grad_w3[expert, 0] = torch.cat((grad_bias1_F, grad_bias2_D))
 
             weights1 = w1[expert].to(x.dtype)
-            torch.mm(grad_hidden_RF, weights1, out=rows.select(grad_x))
-        return grad_x[: len(x)], grad_w1, grad_w2, grad_w3, None
+            grad_x_RD = rows.select(grad_x)
+            torch.mm(grad_hidden_RF, weights1, out=grad_x_RD)
+        return grad_x[:num_frames], grad_w1, grad_w2, grad_w3, None
 
 
 def _multiply_into(
@@ -217,20 +244,25 @@ class MixtureOfExperts(nn.Module):
         # over an index, which CPUs compute row by row.
         choices_MD = x_ND
         if per_frame > 1:
-            choices_MD = x_ND[:, None].expand(-1, per_frame, -1).flatten(0, 1)
+            choices_NKD = x_ND[:, None].expand(-1, per_frame, -1)
+            choices_MD = choices_NKD.flatten(0, 1)
 
         sorted_MD = gather_unique(choices_MD, order_M)
         received_MD, local_counts, metadata = self.dispatcher.dispatch(sorted_MD, counts_E)
-        y_MD = self.dispatcher.combine(self.experts(received_MD, local_counts), metadata)
+        y_MD = self.experts(received_MD, local_counts)
+        y_MD = self.dispatcher.combine(y_MD, metadata)
 
+        weights_M1 = routing.weights_NK.reshape(-1, 1)
+        weights_M1 = gather_unique(weights_M1, order_M)
         # Routers are fp32, and a product with their weights would be too.
-        weights_M1 = gather_unique(routing.weights_NK.reshape(-1, 1), order_M)
         weighted_MD = y_MD * weights_M1.to(y_MD.dtype)
         # Choices that were dropped stay rows of zeros.
         choices_MD = scatter_unique(weighted_MD, order_M, num_frames * per_frame)
         if per_frame == 1:
             return choices_MD
-        return choices_MD.view(num_frames, per_frame, x_ND.shape[1]).sum(1)
+        width = x_ND.shape[1]
+        choices_NKD = choices_MD.view(num_frames, per_frame, width)
+        return choices_NKD.sum(1)
 
 
 class ResidualMixture(nn.Module):
@@ -251,10 +283,13 @@ class ResidualMixture(nn.Module):
         """Packed valid frames [N, D] to [N, D]."""
         experts_ND = self.mixture(x_ND, routing)
         dense_ND = self.dense(x_ND)
+        logits_N2 = self.coefficients(x_ND)
         # In fp32, as the router's probabilities.
-        coefficients_N2 = self.coefficients(x_ND).float().softmax(dim=-1)
+        coefficients_N2 = logits_N2.float().softmax(dim=-1)
         coefficients_N2 = coefficients_N2.to(experts_ND.dtype)
-        return coefficients_N2[:, :1] * experts_ND + coefficients_N2[:, 1:] * dense_ND
+        experts_share_N1 = coefficients_N2[:, :1]
+        dense_share_N1 = coefficients_N2[:, 1:]
+        return experts_share_N1 * experts_ND + dense_share_N1 * dense_ND
 
 
 def build_experts(

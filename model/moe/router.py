@@ -141,24 +141,34 @@ class Routing(NamedTuple):
         experts_M = self.experts_NK.flatten()
         if self.kept_NK is None:
             return experts_M.argsort(stable=True), self.counts_E
-        kept = self.kept_NK.flatten().nonzero().squeeze(1)
-        experts_of_kept = experts_M[kept]
-        counts_E = torch.bincount(experts_of_kept, minlength=len(self.counts_E))
-        return kept[experts_of_kept.argsort(stable=True)], counts_E
+        # The choices within the experts' capacity.
+        kept_M = self.kept_NK.flatten()
+        choices = kept_M.nonzero().squeeze(1)
+        experts = experts_M[choices]
+        counts_E = torch.bincount(experts, minlength=len(self.counts_E))
+        by_expert = experts.argsort(stable=True)
+        return choices[by_expert], counts_E
 
 
 def pool(routings: Sequence[Routing]) -> Routing:
     """The routing of several layers with equally many frames, as if it were one layer's."""
-    kept = [routing.kept_NK for routing in routings if routing.kept_NK is not None]
+
+    def column(name: str) -> list[Tensor]:
+        return [getattr(routing, name) for routing in routings]
+
+    # A router has a capacity in all layers or in none.
+    kept_NK = None
+    if routings[0].kept_NK is not None:
+        kept_NK = torch.cat(column("kept_NK"))
     return Routing(
-        experts_NK=torch.cat([routing.experts_NK for routing in routings]),
-        weights_NK=torch.cat([routing.weights_NK for routing in routings]),
-        counts_E=torch.stack([routing.counts_E for routing in routings]).sum(0),
-        probabilities_E=torch.stack([routing.probabilities_E for routing in routings]).mean(0),
-        z=torch.stack([routing.z for routing in routings]).mean(),
-        entropy=torch.stack([routing.entropy for routing in routings]).mean(),
-        sparsity=torch.stack([routing.sparsity for routing in routings]).mean(),
-        kept_NK=torch.cat(kept) if kept else None,
+        experts_NK=torch.cat(column("experts_NK")),
+        weights_NK=torch.cat(column("weights_NK")),
+        counts_E=torch.stack(column("counts_E")).sum(0),
+        probabilities_E=torch.stack(column("probabilities_E")).mean(0),
+        z=torch.stack(column("z")).mean(),
+        entropy=torch.stack(column("entropy")).mean(),
+        sparsity=torch.stack(column("sparsity")).mean(),
+        kept_NK=kept_NK,
     )
 
 
@@ -204,7 +214,8 @@ class Router(nn.Module):
             if self.training and self.config.jitter:
                 low = 1 - self.config.jitter
                 high = 1 + self.config.jitter
-                x_ND = x_ND * torch.empty_like(x_ND).uniform_(low, high)
+                noise_ND = torch.empty_like(x_ND).uniform_(low, high)
+                x_ND = x_ND * noise_ND
             if self.embedding is not None:
                 embedding_D = self.embedding[layer].float()
                 embedding_ND = embedding_D.expand(len(x_ND), -1)
@@ -235,8 +246,8 @@ class Router(nn.Module):
             weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
 
         # H(p) = -sum p log p = logsumexp(logits) - sum p logits
-        mean_logit_N = (probabilities_EN.detach() * logits_EN.detach()).sum(0)
-        entropy_N = logsumexp_N.detach() - mean_logit_N
+        weighted_EN = probabilities_EN.detach() * logits_EN.detach()
+        entropy_N = logsumexp_N.detach() - weighted_EN.sum(0)
         # ||p / ||p||_2||_1 = 1 / ||p||_2, because ||p||_1 is 1
         sparsity_N = probabilities_EN.square().sum(0).rsqrt()
 

@@ -54,7 +54,9 @@ def expert_rows(counts: Sequence[int], like: Tensor) -> list[ExpertRows]:
     rows = []
     start = 0
     for count in counts:
-        num_rows = pad_to_bucket(count) if pads else count
+        num_rows = count
+        if pads:
+            num_rows = pad_to_bucket(count)
         rows.append(ExpertRows(start, count, num_rows))
         start += count
     return rows
