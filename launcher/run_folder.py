@@ -179,6 +179,7 @@ class RunFolder:
         self.batch_script = self.path / "job.sbatch"
         self.node_commands_file = self.path / "nodes.txt"
         self.lock_file = self.path / "run.lock"
+        self.token_file = self.path / ".token"  # by which its processes are known (processes/run_processes.py)
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
         self.statistics_file = self.path / "features.json"  # the same, for stages that have no tokenizer

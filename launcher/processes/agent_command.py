@@ -13,6 +13,7 @@ from data.redaction import has_credentials
 from launcher.errors import ConfigError
 from launcher.processes import worker_command
 from launcher.processes.process_group import Command, Launch
+from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
 from launcher.run_folder import RunFolder
@@ -74,7 +75,7 @@ def evaluation_here(kind: str, cluster: ClusterConfig, topology: Topology, run: 
     """Return an evaluation as one process on this host, the first of the topology."""
     host = topology.hosts[0].name
     arguments = worker_command.evaluation_command(run, stage)
-    environment = worker_command.worker_environment(cluster, 1, worker_command.free_port())
+    environment = worker_command.worker_environment(cluster, 1, worker_command.free_port()) | token_environment(run)
     return Launch(kind, host, {host: [0]}, [Command(host, arguments, environment)])
 
 

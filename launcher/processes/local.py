@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from launcher.processes import worker_command
 from launcher.processes.process_group import Command, Launch
+from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Host, Topology
 from launcher.run_folder import RunFolder
@@ -22,7 +23,7 @@ class LocalLauncher:
         processes = self._cluster.processes
         port = port or self._cluster.master_port or worker_command.free_port()
         arguments = worker_command.training_command(processes, run, stage, port)
-        environment = worker_command.worker_environment(self._cluster, processes, port)
+        environment = worker_command.worker_environment(self._cluster, processes, port) | token_environment(run)
         command = Command("localhost", arguments, environment)
         return Launch("local", f"127.0.0.1:{port}", self.topology.placement(), [command])
 
@@ -30,6 +31,7 @@ class LocalLauncher:
         """Return the command of an evaluation: one process."""
         arguments = worker_command.evaluation_command(run, stage)
         environment = worker_command.worker_environment(self._cluster, 1, worker_command.free_port())
+        environment |= token_environment(run)
         command = Command("localhost", arguments, environment)
         return Launch("local", "localhost", {"localhost": [0]}, [command])
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
+from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig, Recipe
 from launcher.recipe.hostfile import Host, Topology
 from launcher.recipe.slurm import UNQUOTABLE
@@ -137,7 +138,7 @@ class SlurmLauncher:
             "slurm",
             f"{master}:{port}",
             self.topology.placement(),
-            [Command(names, command, self._environment(), secrets={})],
+            [Command(names, command, self._environment() | token_environment(run), secrets={})],
             {run.stage(stage).hostfile: self.topology.hostfile()},
         )
 

@@ -15,6 +15,7 @@ from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
 from launcher.processes.remote_answer import read_answer
+from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
 from launcher.run_folder import RunFolder
@@ -61,14 +62,14 @@ class SshLauncher:
         commands = []
         for node, host in enumerate(self.topology.hosts):
             command = agent_command.deepspeed_command(self.topology, node, run, stage, master, port)
-            commands.append(self._command(host.name, command, len(host.slots)))
+            commands.append(self._command(run, host.name, command, len(host.slots)))
         files = {run.stage(stage).hostfile: self.topology.hostfile()}
         return Launch("ssh", f"{master}:{port}", self.topology.placement(), commands, files)
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process on the first host."""
         host = self.topology.hosts[0].name
-        command = self._command(host, worker_command.evaluation_command(run, stage), processes=1)
+        command = self._command(run, host, worker_command.evaluation_command(run, stage), processes=1)
         return Launch("ssh", host, {host: [0]}, [command])
 
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
@@ -119,8 +120,9 @@ class SshLauncher:
                 ) from None
         return answers
 
-    def _command(self, host: str, command: list[str], processes: int) -> Command:
+    def _command(self, run: RunFolder, host: str, command: list[str], processes: int) -> Command:
         environment, secrets = agent_command.passed_environment(self._cluster, os.environ)
+        environment |= token_environment(run)
         agent = agent_command.agent_command(command, processes, self._cluster.threads)
         line = remote_line(agent, environment)
         return Command(host, ssh_command(self._cluster, host, line), dict(os.environ), secrets)

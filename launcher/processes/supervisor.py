@@ -20,6 +20,7 @@ from launcher.errors import CheckpointError, ConfigError, DistributedError, Dive
 from launcher.monitoring.progress import Display, MetricsTail
 from launcher.processes.agent import ABORT, STOP
 from launcher.processes.process_group import Launch, ProcessGroup
+from launcher.processes.run_processes import make_token
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.watchdog import Deadlines, Failure, Watchdog, end_processes
 from launcher.processes.worker_error import WorkerError, first_error
@@ -70,6 +71,8 @@ def supervise(job: Job, run: RunFolder, stop: StopRequest, display: Display) -> 
         display.say(f"{name}: ended {num_ended} processes that an earlier launcher had left behind")
         run.append_event("leftovers_ended", stage=name, processes=num_ended)
 
+    # After what an earlier version left behind, which knew no token, is ended.
+    make_token(run)
     restarts = _Restarts(job, stop)
     all_ended = True
     while True:

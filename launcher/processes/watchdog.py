@@ -8,7 +8,6 @@ by a note beside the heartbeats.
 """
 
 import argparse
-import os
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 
 from launcher.processes.remote_answer import print_answer
+from launcher.processes.run_processes import processes_of
 from launcher.run_folder import RunFolder, StageFolder
 
 # Time for a process to write the stacks of its threads.
@@ -70,32 +70,14 @@ class Failure:
     code: int | None = None
 
 
-def processes_of(run: RunFolder, stage: str | None = None) -> list[psutil.Process]:
-    """Return the live processes here that work for a run: those whose arguments end in RUN_DIR STAGE."""
-    processes = []
-    for process in psutil.process_iter():
-        try:
-            arguments = process.cmdline()
-            if len(arguments) <= 2 or arguments[-2] != str(run.path):
-                continue
-            if stage is not None and arguments[-1] != stage:
-                continue
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                processes.append(process)
-        except psutil.Error:
-            # It ended while it was looked at, or is another user's.
-            continue
-    return processes
-
-
 def end_processes(run: RunFolder, stage: str | None = None, terminate_s: float = 10.0) -> int:
     """Terminate, then kill, every process that works for a run; return how many there were."""
     processes = processes_of(run, stage)
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.terminate()
     for process in _wait(processes, terminate_s):
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.kill()
     _wait(processes, KILL_S)
     return len(processes)
@@ -176,12 +158,12 @@ class Watchdog:
 
     def abort(self) -> None:
         """Have every process on this host write to its log what its threads are doing, and end (SIGABRT)."""
-        processes = []
-        for heartbeat in self._heartbeats.values():
-            if _is_here(heartbeat) and _runs(heartbeat):
-                processes.append(psutil.Process(heartbeat["pid"]))
+        # A heartbeat is a file: whoever may write into the folder could name any process of this user in it.
+        of_stage = processes_of(RunFolder(self._stage.path.parent), self._stage.name)
+        process_ids = {heartbeat["pid"] for heartbeat in self._heartbeats.values() if _is_here(heartbeat)}
+        processes = [process for process in of_stage if process.pid in process_ids]
         for process in processes:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 process.send_signal(signal.SIGABRT)
         _wait(processes, ABORT_S)
 

@@ -18,11 +18,27 @@ FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 def main(behaviours: dict, arguments: list[str]) -> int:
     def training_command(processes, run, stage, port):
         behaviour = {"ranks": processes, "steps": 5, "attempts": [], **behaviours.get(stage, {})}
-        return [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(run.path), stage]
+        return [
+            sys.executable,
+            str(FAKE_WORKER),
+            json.dumps(behaviour),
+            "--module",
+            "launcher.worker",
+            str(run.path),
+            stage,
+        ]
 
     def evaluation_command(run, stage):
         behaviour = {"evaluate": ["teacher", "student"]}
-        return [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(run.path), stage]
+        return [
+            sys.executable,
+            str(FAKE_WORKER),
+            json.dumps(behaviour),
+            "--module",
+            "launcher.worker",
+            str(run.path),
+            stage,
+        ]
 
     def write_report(run_dir):
         (Path(run_dir) / "report.html").write_text("<html></html>")

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     counter.write_text(str(number + 1))
     plan = behaviour["attempts"][number] if number < len(behaviour["attempts"]) else {}
     first = sum(slots[:node])
-    command = [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(run), stage]
+    command = [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), "--module", "launcher.worker", str(run), stage]
     ranks = [
         subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "PLAN": json.dumps(plan)})
         for rank in range(first, first + slots[node])

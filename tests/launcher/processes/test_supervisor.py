@@ -17,6 +17,7 @@ from launcher.errors import DistributedError, Preempted
 from launcher.monitoring.progress import PlainDisplay
 from launcher.processes import supervisor, watchdog
 from launcher.processes.process_group import Command, Launch
+from launcher.processes.run_processes import token_environment
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.supervisor import Job, supervise
 from launcher.processes.watchdog import Deadlines, processes_of
@@ -24,6 +25,14 @@ from launcher.run_folder import RunFolder, read_json
 
 FAKE_WORKER = HELPERS / "fake_worker.py"
 ROOT = FAKE_WORKER.parents[2]
+
+
+# By which processes of a run are known, as in the command of DeepSpeed.
+MODULE = ("--module", "launcher.worker")
+
+
+def fake_command(behaviour: str, run: RunFolder) -> list[str]:
+    return [sys.executable, str(FAKE_WORKER), behaviour, *MODULE, str(run.path), "teacher"]
 
 
 class Lines:
@@ -47,8 +56,8 @@ def run(tmp_path):
         process.kill()
 
 
-def launch_of(command: list[str]) -> Launch:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def launch_of(run: RunFolder, command: list[str]) -> Launch:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **token_environment(run)}
     return Launch("local", "127.0.0.1:1", {"localhost": [0, 1]}, [Command("localhost", command, environment)])
 
 
@@ -64,10 +73,10 @@ class Supervision:
     def job(self, attempts=(), restarts=3, ranks=2, steps=6, deadlines=None, **behaviour) -> Job:
         stage = self.run.stage("teacher")
         behaviour |= {"ranks": ranks, "steps": steps, "attempts": list(attempts)}
-        command = [sys.executable, str(FAKE_WORKER), json.dumps(behaviour), str(self.run.path), "teacher"]
+        command = fake_command(json.dumps(behaviour), self.run)
         return Job(
             stage,
-            lambda: launch_of(command),
+            lambda: launch_of(self.run, command),
             processes=ranks,
             succeeded=lambda: (read_json(stage.done_file) or {}).get("status") == "done",
             steps=steps,
@@ -212,9 +221,9 @@ def test_a_frozen_process_is_told_from_those_that_wait_for_it(supervision):
 
 def test_a_process_that_never_reports_is_named(supervision):
     late = Deadlines(startup_s=1, stall_s=5, stop_s=5, terminate_s=1)
-    command = [sys.executable, "-c", "import time; time.sleep(60)", str(supervision.run.path), "teacher"]
+    command = [sys.executable, "-c", "import time; time.sleep(60)", *MODULE, str(supervision.run.path), "teacher"]
     stage = supervision.run.stage("teacher")
-    job = Job(stage, lambda: launch_of(command), 2, lambda: False, 6, restarts=0, deadlines=late)
+    job = Job(stage, lambda: launch_of(supervision.run, command), 2, lambda: False, 6, restarts=0, deadlines=late)
     with pytest.raises(DistributedError, match="rank 0, 1 did not report within 1 s"):
         supervise(job, supervision.run, supervision.stop, PlainDisplay(supervision.lines))
     assert processes_of(supervision.run) == []
@@ -252,7 +261,7 @@ def test_processes_that_do_not_leave_when_stopped_are_killed_at_the_deadline(sup
 
 def test_what_a_killed_launcher_left_running_is_ended_before_the_stage_starts(supervision):
     behaviour = json.dumps({"ranks": 1, "steps": 1000, "attempts": [], "stubborn": True})
-    command = [sys.executable, str(FAKE_WORKER), behaviour, str(supervision.run.path), "teacher"]
+    command = fake_command(behaviour, supervision.run)
     supervision.run.stage("teacher").logs.mkdir(parents=True)
     subprocess.Popen(command, env={**os.environ, "RANK": "0", "PLAN": "{}", "PYTHONPATH": str(ROOT)})
     while not supervision.run.stage("teacher").read_heartbeats():
