@@ -360,7 +360,7 @@ def test_a_manifest_records_true_lengths_alone(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    rows = [{"audio": name, "text": "t"} for name in files]
+    rows: list[dict] = [{"audio": name, "text": "t"} for name in files]
     # Lies in the second of two streams.
     rows.append({"audio": "joined.flac", "text": "t", "start": 1.25, "duration": 0.5})
     # What is left of it would hold this segment.
