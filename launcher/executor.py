@@ -22,7 +22,6 @@ from launcher.processes.stop_request import StopRequest
 from launcher.processes.supervisor import Job, supervise
 from launcher.processes.watchdog import Deadlines
 from launcher.recipe import (
-    AnyTrainingStage,
     ClusterConfig,
     DistillStage,
     EvaluateStage,
@@ -30,6 +29,7 @@ from launcher.recipe import (
     SelfSupervisedStage,
     dump,
 )
+from launcher.report import write_report
 from launcher.run_files import read_done, read_set_aside, read_state
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_json, write_text
 from launcher.stages.context import StageContext
@@ -56,11 +56,19 @@ def claim_folder(recipe: Recipe, run: RunFolder) -> None:
         return
 
     # What a launcher may have left that was killed before its first stage.
-    files = (run.lock_file, run.recipe_file, run.events_file, run.batch_script, run.node_commands_file)
-    own_names = {file.name for file in files}
-    own_names.add(run.order_file(1).parent.name)
+    run_names = {
+        run.lock_file.name,
+        run.recipe_file.name,
+        run.events_file.name,
+        run.batch_script.name,
+        run.node_commands_file.name,
+        run.order_file(1).parent.name,
+    }
     for path in run.path.iterdir():
-        if path.name in own_names or path.name.startswith(".") or SLURM_LOG.fullmatch(path.name):
+        if path.name in run_names or SLURM_LOG.fullmatch(path.name):
+            continue
+        # Half-written files, and what file systems and desktops leave in any folder.
+        if path.name.startswith("."):
             continue
         raise ConfigError(
             f"The folder {run.path} is not a run folder: it holds {path.name} and no state.json. "
@@ -132,7 +140,8 @@ class Executor:
     def _check_extension(self, node: StageNode) -> None:
         """Refuse (ConfigError) to extend a stage that has no work, or whose other settings or inputs changed."""
         record = self._pipeline.record(node.name)
-        last_step = max(self._run.stage(node.name).checkpoint_steps(), default=0)
+        steps_saved = self._run.stage(node.name).checkpoint_steps()
+        last_step = max(steps_saved, default=0)
         if not record or not last_step:
             raise ConfigError(
                 f"--extend names stage {node.name}, which has no checkpoint in {self._run.path} to go on from. Give "
@@ -140,7 +149,11 @@ class Executor:
             )
         status = self._pipeline.status_of(node)
         changed = self._pipeline.changes(node, status.inputs)
-        others = [key for key in changed if key != "steps" and not key.startswith("optimizer.")]
+        others = []
+        for key in changed:
+            # Weights and moments of a checkpoint keep their meaning under these alone.
+            if key != "steps" and not key.startswith("optimizer."):
+                others.append(key)
         if others:
             raise ConfigError(
                 f"--extend goes on with stage {node.name} under other steps or another optimizer, and "
@@ -155,9 +168,9 @@ class Executor:
     def _extend(self, node: StageNode, status: StageStatus) -> None:
         """Let the stage's work count under its new settings; its record keeps what was trained under former ones."""
         record = self._pipeline.record(node.name)
-        changes = ", ".join(self._pipeline.changes(node, status.inputs).values())
         # Again: what a stage learns from may have changed since the run began.
         self._check_extension(node)
+        changes = self._describe_changes(node, status)
         if not changes:
             return
         last_step = max(self._run.stage(node.name).checkpoint_steps())
@@ -176,9 +189,12 @@ class Executor:
     def _refuse_half_trained(self, node: StageNode, status: StageStatus) -> None:
         record = self._pipeline.record(node.name)
         steps = self._run.stage(node.name).checkpoint_steps()
-        if not record or record["status"] == "done" or not steps or node.name in self._may_set_aside:
+        if not record or record["status"] == "done" or not steps:
             return
-        changes = ", ".join(self._pipeline.changes(node, status.inputs).values())
+        if node.name in self._may_set_aside:
+            return
+        changes = self._describe_changes(node, status)
+        # Where work of these settings was set aside before, the run goes on with that: nothing is begun anew.
         if not changes or self._find_set_aside(node, status):
             return
         raise ConfigError(
@@ -187,6 +203,10 @@ class Executor:
             f"work in {_unused_name(self._run.stage(node.name).path).name}, add --set-aside {node.name}."
         )
 
+    def _describe_changes(self, node: StageNode, status: StageStatus) -> str:
+        """What differs from the stage's record, in words; empty where nothing does."""
+        return ", ".join(self._pipeline.changes(node, status.inputs).values())
+
     def _find_set_aside(self, node: StageNode, status: StageStatus) -> StageFolder | None:
         """Return the folder of work that was set aside under the stage's present settings and inputs."""
         if node.kind not in TRAINING_KINDS or status.fingerprint is None:
@@ -194,7 +214,10 @@ class Executor:
         for path in sorted(self._run.path.glob(f"{glob.escape(node.name)}.old-*")):
             folder = StageFolder(path)
             record = read_set_aside(folder)
-            if record is not None and self._pipeline.matches(node, record, status.inputs):
+            # Without its record nobody can tell under which settings it was trained.
+            if record is None:
+                continue
+            if self._pipeline.matches(node, record, status.inputs):
                 return folder
         return None
 
@@ -232,17 +255,21 @@ class Executor:
         record = self._pipeline.record(node.name)
         if not record or record["fingerprint"] == status.fingerprint:
             return
+        # Shards and tokenizer are derived data, and are replaced in place.
+        if node.kind not in (*TRAINING_KINDS, "evaluate"):
+            return
         folder = self._run.stage(node.name)
         has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
-        if node.kind in (*TRAINING_KINDS, "evaluate") and has_work:
-            if node.kind in TRAINING_KINDS:
-                self._refuse_half_trained(node, status)
-            aside = _unused_name(folder.path)
-            # Before the rename, so that the folder under its new name says what it is.
-            write_json(folder.record_file, record)
-            folder.path.rename(aside)
-            self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=status.reason)
-            self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
+        if not has_work:
+            return
+        if node.kind in TRAINING_KINDS:
+            self._refuse_half_trained(node, status)
+        aside = _unused_name(folder.path)
+        # Before the rename, so that the folder under its new name says what it is.
+        write_json(folder.record_file, record)
+        folder.path.rename(aside)
+        self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=status.reason)
+        self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
 
     def _take_up(self, node: StageNode, status: StageStatus) -> bool:
         """Go on from work that was set aside under the same settings and inputs; return whether it is done already."""
@@ -278,7 +305,8 @@ class Executor:
             case "evaluate":
                 self._evaluate(node.name)
             case "report":
-                self._report()
+                with self._stop.interrupting():
+                    write_report(self._run.path)
             case _:
                 self._train(node.name)
 
@@ -292,10 +320,18 @@ class Executor:
             place = accelerator()
         else:
             place = str(self.launcher.topology)
-        processes = "1 process" if cluster.processes == 1 else f"{cluster.processes} processes"
+        processes = f"{cluster.processes} processes"
+        if cluster.processes == 1:
+            processes = "1 process"
+        source = "transcripts"
+        if isinstance(stage, DistillStage):
+            source = " and ".join(teacher.model for teacher in stage.named_teachers)
+        elif isinstance(stage, SelfSupervisedStage):
+            source = "recordings alone"
+        first_step = max(folder.checkpoint_steps(), default=0)
         self._display.say(
-            f"{name}: learns from {_source(stage)} for {stage.steps} steps, "
-            f"from step {max(folder.checkpoint_steps(), default=0)}; starting {processes} ({place})"
+            f"{name}: learns from {source} for {stage.steps} steps, from step {first_step}; "
+            f"starting {processes} ({place})"
         )
         sentence = batches_of_one(self._recipe, self._run, stage)
         if sentence:
@@ -323,10 +359,14 @@ class Executor:
         """Say which teachers are read from a cache, after storing their outputs where the stage makes caches;
         ConfigError where reading is required and cannot be."""
         if context.stage.distill.cache.use == "make":
-            choices = find_caches(context).values()
-            if not all(choice.folder for choice in choices):
+            missing = [choice for choice in find_caches(context).values() if not choice.folder]
+            if missing:
                 with self._stop.interrupting():
-                    _write_caches(context, self._display)
+                    # Imports torch, which a launcher that stores nothing does without.
+                    from launcher.training.write_teacher_cache import cache_teachers
+
+                    for report in cache_teachers(context, folder_for_caches(context), self._display):
+                        self._display.say(f"{context.name}: {report.describe()}")
         for teacher, choice in choose_caches(context).items():
             sentence = describe_choice(teacher, choice)
             if sentence:
@@ -365,28 +405,6 @@ class Executor:
                     f"rates of {model}; {folder.logs} and the report name them"
                 )
 
-    def _report(self) -> None:
-        from launcher.report import write_report
-
-        with self._stop.interrupting():
-            write_report(self._run.path)
-
-
-def _source(stage: AnyTrainingStage) -> str:
-    if isinstance(stage, DistillStage):
-        return " and ".join(teacher.model for teacher in stage.named_teachers)
-    if isinstance(stage, SelfSupervisedStage):
-        return "recordings alone"
-    return "transcripts"
-
-
-def _write_caches(context: StageContext[DistillStage], display: Display) -> None:
-    # Imports torch, which a launcher that stores nothing does without.
-    from launcher.training.write_teacher_cache import cache_teachers
-
-    for report in cache_teachers(context, folder_for_caches(context), display):
-        display.say(f"{context.name}: {report.describe()}")
-
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:
     return Deadlines(
@@ -400,6 +418,7 @@ def _deadlines(cluster: ClusterConfig) -> Deadlines:
 
 
 def _unused_name(folder: Path) -> Path:
+    """The next free name for work that is set aside: STAGE.old-1, STAGE.old-2 and so on."""
     number = 1
     while True:
         candidate = folder.with_name(f"{folder.name}.old-{number}")
