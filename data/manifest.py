@@ -52,6 +52,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 OTHER_UNITS = re.compile(r"(start|begin|offset|end|stop)_(ms|milliseconds|samples?|frames?)|(sample|frame)_offset")
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20
+# No file system takes longer paths.
+MAX_PATH = 4096
 # Characters of a cell that a reason quotes.
 MAX_QUOTED = 80
 
@@ -85,7 +87,7 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
             reason = str(error).encode("utf-8", "backslashreplace").decode()
             if row.place:
                 reason = f"{row.place}: {reason}"
-            rejected.append(RejectedRow(row.line, reason))
+            rejected.append(RejectedRow(row.line, reason, path=reader.named_file(row)))
     if not utterances and any(row.reason == NOT_UTF8 for row in rejected):
         raise DataError(f"{path} is not UTF-8; convert it, for instance with iconv.")
     if reader.unknown_columns:
@@ -194,6 +196,20 @@ class _RowReader:
             language=_text_cell(row, "language"),
             line=line,
         )
+
+    def named_file(self, given: Row) -> str:
+        """The path of the recording that a rejected row names, empty where it names none."""
+        try:
+            audio = _text_cell(given.content, "audio", is_path=True) if isinstance(given.content, dict) else ""
+        except AudioError:
+            return ""
+        if not audio:
+            return ""
+        path = str(find_file(self._folder, audio).absolute())
+        # Rejected rows are written in UTF-8, and a sentence in the place of a name is none.
+        if len(path) > MAX_PATH or re.search("[\ud800-\udfff\0]", path):
+            return ""
+        return path
 
     def _clip(self, audio: str, row: Columns) -> Clip:
         start_s = _number_cell(row, "start_s") or 0.0

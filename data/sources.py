@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import DataError
-from data.files import file_sha256, parse_json
+from data.files import file_sha256, parse_json, replacing
 
 SOURCES = "sources.jsonl"
 
@@ -67,7 +67,8 @@ def describe(path: Path, *, with_content: bool) -> Source:
 
 def write_sources(folder: Path, sources: Iterable[Source]) -> None:
     """Write sources.jsonl, in the order of the paths."""
-    with (folder / SOURCES).open("w", encoding="utf-8", errors="surrogateescape") as file:
+    # ASCII: names of files may be no UTF-8, and are written as escapes.
+    with replacing(folder / SOURCES, durable=False) as temporary, temporary.open("w", encoding="ascii") as file:
         for source in sorted(sources, key=lambda source: source.path):
             file.write(json.dumps(asdict(source)) + "\n")
 

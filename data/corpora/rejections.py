@@ -78,12 +78,15 @@ def count_reasons(rejected: Iterable[RejectedRow]) -> list[ReasonCount]:
 
 
 def describe_rejections(rejected: Iterable[RejectedRow]) -> str:
-    """One line: `12 rows rejected: 8 no such file (first: line 3: ...), 4 no text (first: ...)`."""
+    """One line: `12 rejected: 8 no such file (first: line 3: ...), 4 no text (first: ...)`."""
     counts = count_reasons(rejected)
+    if not counts:
+        return "0 rejected"
     num_rows = sum(reason.count for reason in counts)
     parts: list[str] = []
     for reason in counts[:MAX_KINDS]:
-        first = reason.first.reason.rstrip(".")
+        # A cell that is quoted may hold line ends.
+        first = " ".join(reason.first.reason.split()).rstrip(".")
         if len(first) > MAX_REASON:
             first = f"{first[:MAX_REASON]}..."
         if reason.first.line:
@@ -92,7 +95,7 @@ def describe_rejections(rejected: Iterable[RejectedRow]) -> str:
     rest = sum(reason.count for reason in counts[MAX_KINDS:])
     if rest:
         parts.append(f"{rest} of {len(counts) - MAX_KINDS} other kinds")
-    return f"{num_rows} {'row' if num_rows == 1 else 'rows'} rejected: {', '.join(parts)}"
+    return f"{num_rows} rejected: {', '.join(parts)}"
 
 
 def _kind(reason: str) -> str:

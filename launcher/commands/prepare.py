@@ -9,6 +9,7 @@ from typing import Any, get_origin
 from pydantic.fields import FieldInfo
 
 from data.corpora import CORPORA, prepare
+from data.corpora.rejections import count_reasons
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
 from launcher.processes.worker_command import num_cores
@@ -53,12 +54,18 @@ def prepare_shards(options: argparse.Namespace) -> int:
         splits = {}
         for name, split in report.splits.items():
             splits[name] = {"utterances": split.utterances, "hours": split.seconds / 3600, "shards": split.shards}
-        print(json.dumps({"folder": str(report.folder), "splits": splits, "rejected": len(report.rejected)}, indent=2))
+        reasons = []
+        for reason in count_reasons(report.rejected):
+            first = {"line": reason.first.line, "reason": reason.first.reason}
+            reasons.append({"kind": reason.kind, "rows": reason.count, "first": first})
+        counts = {"rows": report.rows, "used": report.used, "rejected": len(report.rejected), "reasons": reasons}
+        print(json.dumps({"folder": str(report.folder), "splits": splits, **counts}, ensure_ascii=False, indent=2))
         return 0
     for name, split in report.splits.items():
         print(f"{name}: {split.utterances} utterances, {split.seconds / 3600:.2f} h in {split.shards} shards")
+    print(report.account())
     if report.rejected:
-        print(f"{len(report.rejected)} rows were rejected; {report.folder / 'rejected.jsonl'} says why")
+        print(f"{report.folder / 'rejected.jsonl'} says why of each rejected row")
     return 0
 
 

@@ -1,10 +1,11 @@
 """The stages of a run, and which of them are done.
 
-A stage is done when its record in state.json says so, its fingerprint is still the same, and its output is
-still in place (`Pipeline.status_of`). The fingerprint is a SHA-256 over the stage's own settings and the content of its
-inputs: the shards of a split, the tokenizer, another stage's finished model. So a changed setting or input reruns what
-depends on it and nothing else. Where a stage runs and how it is followed (cluster, tracking, checkpoints,
-validation) is not part of it (see settings.py); the precision of the arithmetic is.
+A stage is done when its record in state.json says so, its fingerprint is still the same, its output is still in place,
+and the recordings are what the shards were made of (`Pipeline.status_of`). The fingerprint is a SHA-256 over the
+stage's own settings and the content of its inputs: the shards of a split, the tokenizer, another stage's finished
+model. So a changed setting or input reruns what depends on it and nothing else. Where a stage runs and how it is
+followed (cluster, tracking, checkpoints, validation) is not part of it (see settings.py); the precision of the
+arithmetic is.
 """
 
 import time
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.corpora import changed_recordings
+from data.errors import DataError
+from data.manifest import manifest_files
 from data.shard_index import read_summary
-from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage
+from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage, ShardsCorpus
 from launcher.recipe.search import search_files
 from launcher.run_files import STATE_FORMAT, read_state
 from launcher.run_folder import RunFolder, write_json
@@ -135,6 +139,7 @@ class Pipeline:
         self.nodes = build_pipeline(recipe)
         state = read_state(run) or {}
         self._records: dict[str, Record] = state.get("stages", {})
+        self._recordings: str | None = None
 
     def record(self, name: str) -> Record:
         """Return what state.json says of a stage; empty when it has never been started."""
@@ -199,9 +204,27 @@ class Pipeline:
         # Last: hashing a model reads all of it.
         elif self.output_hash(node) != record["output"]:
             reason = "its output is gone or was changed"
+        elif node.kind == "prepare" and self._recordings_changed():
+            reason = self._recordings_changed()
         else:
             return StageStatus(True, "done", fingerprint, inputs)
         return StageStatus(False, reason, fingerprint, inputs)
+
+    def _recordings_changed(self) -> str:
+        """Return a sentence where recordings are not what the shards were made of, else an empty one."""
+        if isinstance(self.recipe.corpus, ShardsCorpus):
+            return ""
+        # Once, until the corpus is prepared: a look at every recording takes minutes over a network.
+        if self._recordings is None:
+            self._recordings = ""
+            try:
+                paths = changed_recordings(self.run.corpus)
+            except DataError as error:
+                self._recordings = str(error)
+            else:
+                if paths:
+                    self._recordings = f"changed: {len(paths)} recordings, the first is {paths[0]}"
+        return self._recordings
 
     def _comparable_settings(self, node: StageNode) -> Values:
         """The settings of a stage as far as its record can know them; all of them where it has none."""
@@ -234,6 +257,9 @@ class Pipeline:
             return self._split_hash(name.removeprefix("corpus/"))
         if name.startswith("corpus."):
             path = dict(self.recipe.corpus_paths())[name]
+            if name == "corpus.manifest" and path.exists():
+                root = path if path.is_dir() else path.parent
+                return hash_files(manifest_files(path), root)
             if path.is_dir():
                 # A folder of recordings may hold terabytes, which are not read again at every start.
                 return hash_listing(path)
@@ -330,6 +356,7 @@ class Pipeline:
 
     def ended(self, node: StageNode, outcome: str) -> None:
         """Record how a stage ended: done, stopped or failed."""
+        self._recordings = None
         output = None
         # Of work that is not whole nothing can be promised.
         if outcome == "done":

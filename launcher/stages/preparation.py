@@ -42,10 +42,9 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
     display.end()
     for name, split in report.splits.items():
         display.say(f"prepare: {name} has {split.utterances} utterances, {split.seconds / 3600:.2f} h")
+    display.say(f"prepare: {report.account()}")
     if report.rejected:
-        display.say(
-            f"prepare: {len(report.rejected)} utterances were rejected; {run.corpus / 'rejected.jsonl'} says why"
-        )
+        display.say(f"prepare: {run.corpus / 'rejected.jsonl'} says why of each rejected row")
     _check_corpus(recipe, run, display)
 
 
