@@ -156,7 +156,9 @@ def read_clip(clip: Clip, sample_rate_hz: int, max_s: float = MAX_UTTERANCE_S) -
     peak = np.maximum(-lowest, highest)
     # Two channels of opposite sign, as a balanced line wired wrongly gives them. A loss of 40 dB is no stereo image.
     if loudest >= STEP and peak < 0.01 * loudest and clip.channel is None:
-        raise AudioError(f"the channels of {clip.path} cancel each other out; name one of them in the column channel")
+        raise AudioError(
+            f"the channels of {clip.path} cancel each other out; take one of them, in a manifest by the column channel"
+        )
     # `not peak <= limit` is also true of a NaN, `peak > limit` is not.
     if num_samples == 0 or not peak <= PEAK_LIMIT:
         raise AudioError(f"{clip.path} gives {num_samples} samples with a peak of {peak}, expected some up to 1")
