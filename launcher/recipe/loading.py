@@ -80,7 +80,8 @@ def _read(path: Path) -> dict[str, Any]:
     """The plain values of a recipe's file; what it `extends` gives those that it does not.
 
     A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced, or
-    to null, which leaves a stage out.
+    to null, which leaves a stage out. With `copy: STAGE` among its keys a new name is a stage like that one, which it
+    follows, and its keys reach into the sections of the other's.
     """
     values = parse_recipe(_read_text(path), f"The recipe {path}")
     if "extends" not in values:
@@ -99,6 +100,9 @@ def _read(path: Path) -> dict[str, Any]:
 
     stages = {stage["name"]: stage for stage in base["stages"]}
     for name, keys in changes.items():
+        if name not in stages and isinstance(keys, dict) and keys.get("copy") in stages:
+            stages = _with_copy(stages, name, keys)
+            continue
         if name not in stages or not isinstance(keys, dict | None):
             raise ConfigError(
                 f"The recipe {path} changes stage {name!r} of {extended} to {keys!r}; give keys of one of its "
@@ -110,6 +114,28 @@ def _read(path: Path) -> dict[str, Any]:
             stages[name] |= keys
     values["stages"] = list(stages.values())
     return base | values
+
+
+def _with_copy(stages: dict[str, Any], name: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """The stages, and after the one that `keys` copies a new one: its keys where `keys` has no other."""
+    with_copy = {}
+    for other, stage in stages.items():
+        with_copy[other] = stage
+        if other == keys["copy"]:
+            changes = {key: value for key, value in keys.items() if key != "copy"}
+            with_copy[name] = _merge(stage, changes) | {"name": name}
+    return with_copy
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values with those of the changes in their place, section within section; neither is changed."""
+    merged = dict(values)
+    for key, value in changes.items():
+        before = values.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            value = _merge(before, value)
+        merged[key] = value
+    return merged
 
 
 def _read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ import pytest
 from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, load_recipe
 from model.encoder import Encoder
 
-LADDERS = ("ladder", "ladder-routing", "ladder-taught", "ladder-aelita", "ladder-prompts")
+LADDERS = ("ladder", "ladder-routing", "ladder-sharing", "ladder-taught", "ladder-aelita", "ladder-prompts")
 TAUGHT = {"taught-plain": "experts", "taught-norms": "norms", "taught": "routers"}
 
 
@@ -85,6 +85,17 @@ def test_taught_and_started_students_have_a_third_of_their_teachers_encoder(name
     rungs = ladder(name)
     assert rungs["taught"].model == rungs["started"].model == rungs["distilled"].model
     assert encoder_parameters(rungs["distilled"]) <= 0.34 * encoder_parameters(rungs["full"])
+
+
+def test_the_former_rungs_differ_in_how_their_branches_start_alone(ladder):
+    rungs = ladder("ladder-sharing")
+    assert list(rungs) == ["experts", "experts-former", "norms", "norms-former", "routers", "routers-former"]
+    for name in ("experts", "norms", "routers"):
+        former = rungs[f"{name}-former"].model
+        assert (rungs[name].model.encoder.branch_exponent, former.encoder.branch_exponent) == (0.5, 0)
+        encoder = former.encoder.model_copy(update={"branch_exponent": 0.5})
+        assert former.model_copy(update={"encoder": encoder}) == rungs[name].model
+        assert rungs[f"{name}-former"].compare_to == (name,)
 
 
 @pytest.mark.parametrize("name", LADDERS)

@@ -108,6 +108,21 @@ stages:
     assert recipe.training_stage("two").steps == 5
 
 
+def test_a_stage_that_copies_another_follows_it_and_differs_in_its_own_keys_alone(write):
+    keys = "{copy: student, steps: 9, model: {encoder: {dropout: 0.2}}}"
+    models = "evaluation: {models: [student, second]}"
+    recipe = load_recipe(write(f"extends: mini\nname: two\nstages: {{second: {keys}, {models}}}\n"))
+    assert [stage.name for stage in recipe.stages] == ["teacher", "student", "second", "evaluation"]
+    student = recipe.training_stage("student")
+    second = recipe.training_stage("second")
+    assert second.steps == 9
+    encoder = student.model.encoder.model_copy(update={"dropout": 0.2})
+    model = student.model.model_copy(update={"encoder": encoder})
+    assert second == student.model_copy(update={"name": "second", "steps": 9, "model": model})
+    # The one that is copied is as it was.
+    assert student == load_recipe("mini").training_stage("student")
+
+
 def test_a_recipe_extends_another_section_by_section_and_stage_by_stage(write):
     path = write("extends: mini\nname: longer\nbatches: {lanes: 3, seconds: 4}\nstages: {student: {steps: 9}}\n")
     recipe = load_recipe(path, ["cluster.processes=1", "cluster.expert_parallel=1"])
@@ -126,6 +141,7 @@ def test_a_recipe_extends_another_section_by_section_and_stage_by_stage(write):
         ("extends: mini\nstages: {teachr: {steps: 3}}\n", "did you mean 'teacher'"),
         ("extends: mini\nstages: {teacher: null}\n", "teacher of stage student is 'teacher', which is not an earlier"),
         ("extends: mini\nstages: {teacher: 3}\n", "give keys of one of its stages"),
+        ("extends: mini\nstages: {second: {copy: studnet}}\n", "changes stage 'second' of mini"),
     ],
 )
 def test_an_extension_of_what_is_not_there_is_refused_with_the_nearest(write, text, fragment):
