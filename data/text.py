@@ -57,7 +57,7 @@ def split_key(text: str) -> str:
     """What makes two transcripts one sentence, whatever their case, punctuation and optional spaces: a sentence must
     not stand in two splits."""
     words = normalize_text(text, lower=True, punctuation=False) or text
-    return re.sub(rf"(?<=[{UNSPACED}]) (?=[{UNSPACED}])", "", words)
+    return re.sub(rf"(?<=[{UNSPACED}]) | (?=[{UNSPACED}])", "", words)
 
 
 def _visible(text: str) -> str:

@@ -1,5 +1,6 @@
 """The corpora: which utterances they give, what never mixes, and what `prepare` writes and completes."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from data.audio import Utterance, audio_seconds, read_audio
-from data.corpora import CORPORA, CorpusConfig, aelita, folder, fsdd, prepare
+from data.audio import RejectedRow, Utterance, audio_seconds, read_audio
+from data.corpora import CORPORA, CorpusConfig, aelita, changed_recordings, folder, fsdd, prepare
 from data.corpora.aelita import AelitaConfig
 from data.corpora.folder import FolderConfig, normalize_text
 from data.corpora.fsdd import FsddConfig
+from data.corpora.rejections import count_reasons, describe_rejections
 from data.errors import DataError
 from data.shards import read_index
+from data.text import RULES_VERSION
 
 RATE_HZ = 8000
 
@@ -477,3 +480,222 @@ def test_splits_of_the_usual_names_need_no_line(tmp_path: Path, caplog: pytest.L
     ]
     folder.select(FolderConfig(manifest=write_manifest(tmp_path, rows)), 1)
     assert caplog.records == []
+
+
+# --- what is repaired is taken, what changed is noticed -----------------------------------------------
+
+
+def cut_in_half(path: Path) -> bytes:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+@pytest.fixture
+def with_broken(tmp_path: Path) -> Path:
+    """A manifest of 6 rows: one recording breaks off, one is missing, one is no audio."""
+    rows = [{"id": f"r{number}", "audio": f"good{number}.wav", "text": f"text {number}"} for number in range(6)]
+    manifest = write_manifest(tmp_path / "corpus", [row | {"split": "train"} for row in rows])
+    folder = manifest.parent
+    soundfile.write(folder / "good1.flac", np.random.default_rng(1).normal(0, 0.1, 9000), RATE_HZ)
+    manifest.write_text(manifest.read_text().replace("good1.wav", "good1.flac"))
+    cut_in_half(folder / "good1.flac")
+    (folder / "good2.wav").rename(folder / "elsewhere.wav")
+    (folder / "good3.wav").write_text("no audio")
+    return manifest
+
+
+def keys_of(out_dir: Path, split: str = "train") -> set[str]:
+    return set(read_index(out_dir / split).keys())
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_broken_recording_that_was_replaced_is_taken_at_the_next_prepare(
+    with_broken: Path, tmp_path: Path, replace: bool
+) -> None:
+    out, folder = tmp_path / "out", with_broken.parent
+    assert len(prepare_folder(with_broken, out).rejected) == 3
+    assert prepare_folder(with_broken, out, replace=replace).kept == ("train",)
+    assert keys_of(out) == {"r0", "r4", "r5"}
+    repairs = [
+        ("r1", lambda: soundfile.write(folder / "good1.flac", np.ones(9000) * 0.1 * np.arange(9000) / 9000, RATE_HZ)),
+        ("r2", lambda: (folder / "elsewhere.wav").rename(folder / "good2.wav")),
+        ("r3", lambda: write_noise(folder / "good3.wav")),
+    ]
+    for number, (key, repair) in enumerate(repairs, 1):
+        repair()
+        assert len(changed_recordings(out)) == 1
+        report = prepare_folder(with_broken, out, replace=replace)
+        assert (report.kept, len(report.rejected)) == ((), 3 - number)
+        assert key in keys_of(out)
+        assert changed_recordings(out) == []
+        assert prepare_folder(with_broken, out).kept == ("train",)
+    assert prepare_folder(with_broken, tmp_path / "anew").fingerprint == report.fingerprint
+
+
+def test_shards_of_earlier_versions_take_a_repaired_recording_too(with_broken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare_folder(with_broken, out)
+    for path in (out / "sources.jsonl", out / "train" / "sources.jsonl"):
+        path.unlink()
+    assert changed_recordings(out) == []
+    assert prepare_folder(with_broken, out).kept == ("train",)
+    soundfile.write(with_broken.parent / "good1.flac", np.random.default_rng(1).normal(0, 0.1, 9000), RATE_HZ)
+    prepare_folder(with_broken, out)
+    assert "r1" in keys_of(out)
+
+
+def with_other_noise(path: Path) -> None:
+    """Other audio in a file of the same length."""
+    size = path.stat().st_size
+    samples, rate_hz = soundfile.read(path)
+    soundfile.write(path, samples[::-1], rate_hz)
+    assert path.stat().st_size == size
+
+
+def test_changed_audio_of_equal_length_is_noticed_by_its_content(mixed_manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = prepare_folder(mixed_manifest, out)
+    changed = mixed_manifest.parent / "goodtrain3.wav"
+    with_other_noise(changed)
+    assert changed_recordings(out) == [str(changed)]
+    with pytest.raises(DataError, match=r"1 of its 6 recordings changed, the first is .*goodtrain3\.wav.*--replace"):
+        prepare_folder(mixed_manifest, out)
+    report = prepare_folder(mixed_manifest, out, replace=True)
+    assert report.kept == ("test",)
+    assert report.fingerprint != first.fingerprint
+    assert changed_recordings(out) == []
+    assert prepare_folder(mixed_manifest, out).kept == ("test", "train")
+
+
+def test_recordings_that_were_copied_with_new_times_have_not_changed(mixed_manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = prepare_folder(mixed_manifest, out)
+    for path in mixed_manifest.parent.glob("good*.wav"):
+        os.utime(path, (1, 1))
+    assert changed_recordings(out) == []
+    before = (out / "train" / "sources.jsonl").read_text()
+    assert prepare_folder(mixed_manifest, out).fingerprint == first.fingerprint
+    # Their new times are recorded, so that they need not be hashed at every start.
+    assert (out / "train" / "sources.jsonl").read_text() != before
+
+
+def test_a_corpus_that_was_moved_has_not_changed_and_what_changes_there_is_noticed(
+    mixed_manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = prepare_folder(mixed_manifest, out)
+    moved = mixed_manifest.parent.rename(tmp_path / "moved") / mixed_manifest.name
+    # Shards outlive the recordings that they were made of.
+    assert changed_recordings(out) == []
+    report = prepare_folder(moved, out)
+    assert (report.kept, report.fingerprint) == (("test", "train"), first.fingerprint)
+    with_other_noise(moved.parent / "goodtest0.wav")
+    assert changed_recordings(out) == [str(moved.parent / "goodtest0.wav")]
+    with pytest.raises(DataError, match="1 of its 6 recordings changed"):
+        prepare_folder(moved, out)
+
+
+def test_recordings_newer_than_shards_that_do_not_know_them_are_said_and_replaced_where_that_is_wanted(
+    mixed_manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    prepare_folder(mixed_manifest, out)
+    (out / "train" / "sources.jsonl").unlink()
+    with_other_noise(mixed_manifest.parent / "goodtrain0.wav")
+    os.utime(mixed_manifest.parent / "goodtrain0.wav", (2**32, 2**32))
+    assert prepare_folder(mixed_manifest, out).kept == ("test", "train")
+    assert "1 of these are newer than the shards" in caplog.text
+    assert prepare_folder(mixed_manifest, out, replace=True).kept == ("test",)
+
+
+def test_a_torn_record_of_the_recordings_says_what_to_do(mixed_manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare_folder(mixed_manifest, out)
+    for content in (b'{"path": "x"', b"[]\n", b'{"other": 1}\n', b"\xff\n", b"[" * 200_000):
+        (out / "train" / "sources.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=r"sources\.jsonl cannot be read .*remove it"):
+            prepare_folder(mixed_manifest, out)
+        with pytest.raises(DataError, match=r"sources\.jsonl cannot be read"):
+            changed_recordings(out)
+    assert prepare_folder(mixed_manifest, out, replace=True).kept == ("test",)
+
+
+def test_splits_record_the_rules_for_texts_and_the_recordings(mixed_manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare_folder(mixed_manifest, out)
+    rules = {"version": RULES_VERSION, "normalize": "lower", "punctuation": "remove", "language": ""}
+    assert json.loads((out / "train" / "shards.json").read_text())["text_rules"] == rules
+    assert json.loads((out / "corpus.json").read_text())["text_rules"] == rules
+    lines = [json.loads(line) for line in (out / "test" / "sources.jsonl").read_text().splitlines()]
+    assert [Path(line["path"]).name for line in lines] == [f"goodtest{number}.wav" for number in range(6)]
+    for line in lines:
+        content = Path(line["path"]).read_bytes()
+        assert (line["num_bytes"], line["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_texts_that_nothing_is_done_to_record_no_rules() -> None:
+    assert AelitaConfig().text_rules is None
+    assert FsddConfig(root=Path(".")).text_rules is None
+
+
+def test_the_language_of_the_corpus_is_that_of_rows_without_one(tmp_path: Path) -> None:
+    rows = [{"audio": "good1.wav", "text": "DIŞ"}, {"audio": "good2.wav", "text": "DIŞ", "language": "en"}]
+    selection = folder.select(FolderConfig(manifest=write_manifest(tmp_path, rows), language="tr"), 1)
+    assert [(row.text, row.language) for row in selection.utterances] == [("dış", "tr"), ("diş", "en")]
+
+
+# --- where the rows went ------------------------------------------------------------------------------
+
+
+def test_every_row_is_accounted_for_with_the_first_reasons(with_broken: Path, tmp_path: Path) -> None:
+    unspoken = [{"audio": "good0.wav", "id": name, "text": text} for name, text in (("a", "?"), ("b", "[noise]"))]
+    lines = [with_broken.read_text(), "{}\n", *(json.dumps(row) + "\n" for row in unspoken), "[]\n\n"]
+    with_broken.write_text("".join(lines))
+    report = prepare_folder(with_broken, tmp_path / "out")
+    assert (report.rows, report.used, len(report.rejected)) == (10, 3, 7)
+    account = report.account()
+    assert account.startswith("10 rows in: 3 used, 7 rejected: 2 no words in the text (first: line 8: nothing is left")
+    for part in ("1 no such file (first: line 3: there is no audio file", "1 not JSON (first: line 10: a JSON list"):
+        assert part in account
+    assert "\n" not in account
+    assert json.loads((tmp_path / "out" / "corpus.json").read_text())["rows"] == 10
+
+
+def test_a_manifest_with_a_header_alone_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("audio,text\n")
+    with pytest.raises(DataError, match=r"m\.csv has no rows\. Every row names a recording"):
+        folder.select(FolderConfig(manifest=tmp_path / "m.csv"), 1)
+
+
+def test_reasons_are_counted_by_kind_whatever_is_quoted_in_them() -> None:
+    reasons = [
+        "there is no audio file /a/channel not JSON.wav",
+        "there is no audio file /b/he said 'twice, in different case' and left",
+        "train/wav.scp: there is no audio file x.wav",
+        "Utterance k cannot be read: /a/b c.flac breaks off: 5 of 9 samples could be decoded.",
+        "a reason of tomorrow",
+    ]
+    counts = count_reasons(RejectedRow(line, reason) for line, reason in enumerate(reasons, 1))
+    assert [(reason.kind, reason.count, reason.first.line) for reason in counts] == [
+        ("no such file", 3, 1),
+        ("audio that breaks off", 1, 4),
+        ("other reasons", 1, 5),
+    ]
+
+
+def test_many_kinds_of_reasons_and_long_ones_stay_one_line_that_can_be_read() -> None:
+    reasons = [
+        "its text is empty",
+        "it names no audio file",
+        "not JSON (x)",
+        "it is not UTF-8",
+        "a JSON list, expected",
+    ]
+    reasons += ["a is digital silence", "b is an empty file", "key x is already that of line 3", "y\n" * 5000]
+    line = describe_rejections([RejectedRow(1, reason) for reason in reasons])
+    assert line.startswith("9 rejected: 2 not JSON (first: line 1: not JSON (x))")
+    assert line.endswith("2 of 2 other kinds")
+    assert "\n" not in line
+    assert len(line) < 1500
+    assert describe_rejections([]) == "0 rejected"

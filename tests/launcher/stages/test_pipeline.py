@@ -1,9 +1,13 @@
 import json
+import os
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from splits import summary_of
 
+from data.corpora import prepare
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 from launcher.stages.fingerprint import hash_value
@@ -198,6 +202,85 @@ def test_a_corpus_folder_elsewhere_with_the_same_files_reruns_nothing(tmp_path):
     write(tmp_path / "there" / "recordings" / "1_ann_0.wav", "more audio")
     hashes.append(pipeline.status_of(pipeline.nodes[0]).fingerprint)
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def prepared_folder_run(tmp_path, manifest):
+    """A pipeline of a recipe over a user's manifest, and its run folder, the corpus prepared."""
+    run = RunFolder(tmp_path / "run")
+    changes = ["corpus=null", f"corpus={{name: folder, manifest: {manifest}, dev_fraction: 0, test_fraction: 0}}"]
+    pipeline = Pipeline(load_recipe("mini", [*changes, "stages.evaluation.split=train"]), run)
+    prepare(pipeline.recipe.corpus, run.corpus, seed=1)
+    pipeline.started(pipeline.nodes[0], pipeline.status_of(pipeline.nodes[0]))
+    pipeline.ended(pipeline.nodes[0], "done")
+    return Pipeline(pipeline.recipe, run)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """A manifest of two recordings, of which one is missing."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a", "b"):
+        soundfile.write(folder / f"{name}.wav", np.random.default_rng(ord(name)).normal(0, 0.1, 4000), 8000)
+    (folder / "b.wav").rename(folder / "set-aside.wav")
+    rows = [{"audio": f"{name}.wav", "text": f"text {name}"} for name in ("a", "b")]
+    write(folder / "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_changed_audio_of_equal_length_makes_the_corpus_anew(tmp_path, recordings):
+    pipeline = prepared_folder_run(tmp_path, recordings / "m.jsonl")
+    node = pipeline.nodes[0]
+    assert pipeline.status_of(node).done
+    os.utime(recordings / "a.wav", (1, 1))
+    assert Pipeline(pipeline.recipe, pipeline.run).status_of(node).done
+    samples, rate_hz = soundfile.read(recordings / "a.wav")
+    soundfile.write(recordings / "a.wav", -samples, rate_hz)
+    pipeline = Pipeline(pipeline.recipe, pipeline.run)
+    assert pipeline.status_of(node).reason == f"changed: 1 recordings, the first is {recordings / 'a.wav'}"
+    before = pipeline.output_hash(node)
+    pipeline.started(node, pipeline.status_of(node))
+    prepare(pipeline.recipe.corpus, pipeline.run.corpus, seed=1, replace=True)
+    pipeline.ended(node, "done")
+    # What comes after depends on the shards, whose hash has changed with the audio.
+    assert pipeline.output_hash(node) != before
+    assert pipeline.status_of(node).done
+
+
+def test_a_missing_recording_that_appeared_makes_the_corpus_anew(tmp_path, recordings):
+    pipeline = prepared_folder_run(tmp_path, recordings / "m.jsonl")
+    assert pipeline.status_of(pipeline.nodes[0]).done
+    (recordings / "set-aside.wav").rename(recordings / "b.wav")
+    pipeline = Pipeline(pipeline.recipe, pipeline.run)
+    assert pipeline.status_of(pipeline.nodes[0]).reason.startswith("changed: 1 recordings")
+
+
+def test_a_corpus_prepared_by_an_earlier_version_or_whose_recordings_are_gone_stays_done(tmp_path, recordings):
+    pipeline = prepared_folder_run(tmp_path, recordings / "m.jsonl")
+    (recordings / "a.wav").unlink()
+    assert Pipeline(pipeline.recipe, pipeline.run).status_of(pipeline.nodes[0]).done
+    for path in (pipeline.run.corpus / "sources.jsonl", pipeline.run.corpus / "train" / "sources.jsonl"):
+        path.unlink()
+    soundfile.write(recordings / "a.wav", np.zeros(4000), 8000)
+    assert Pipeline(pipeline.recipe, pipeline.run).status_of(pipeline.nodes[0]).done
+
+
+def test_a_torn_record_of_the_recordings_makes_the_corpus_anew(tmp_path, recordings):
+    pipeline = prepared_folder_run(tmp_path, recordings / "m.jsonl")
+    write(pipeline.run.corpus / "train" / "sources.jsonl", "{")
+    assert "cannot be read" in Pipeline(pipeline.recipe, pipeline.run).status_of(pipeline.nodes[0]).reason
+
+
+def test_a_manifest_in_several_files_counts_by_the_content_of_each(tmp_path, recordings):
+    kaldi = tmp_path / "kaldi"
+    write(kaldi / "wav.scp", f"a {recordings}/a.wav\n")
+    write(kaldi / "text", "a hello\n")
+    pipeline = prepared_folder_run(tmp_path, kaldi)
+    assert pipeline.status_of(pipeline.nodes[0]).done
+    write(kaldi / "cmvn.scp", "a file that is not read")
+    assert pipeline.status_of(pipeline.nodes[0]).done
+    write(kaldi / "text", "a hallo\n")
+    assert pipeline.status_of(pipeline.nodes[0]).reason == "changed: input corpus.manifest"
 
 
 def test_the_content_of_a_searchs_files_counts_as_an_input(run, tmp_path):
