@@ -88,6 +88,9 @@ def test_each_place_of_experts_has_its_own_stack_in_the_block_and_its_own_router
 def test_routings_come_first_place_first():
     encoder = build(layers=2, groups=1, experts=experts("both")).eval()
     with torch.no_grad():
+        for layer in encoder.layers:
+            for router in layer.routers():
+                router.bias[2] = -9.0
         encoder.layers[1].feedforward1_router.bias[2] = 9.0
     output = run(encoder)
     everything = [int(routing.counts_E[2]) == int(output.lengths_B.sum()) for routing in output.routings]
