@@ -35,7 +35,7 @@ from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_js
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
 from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
-from launcher.stages.results import merge_results
+from launcher.stages.results import describe_quarantined, merge_results
 from launcher.stages.start_checks import batches_of_one, check_prepared
 from launcher.training.teachers.cache_match import choose_caches, describe_choice, find_caches, folder_for_caches
 
@@ -397,13 +397,8 @@ class Executor:
         )
         supervise(job, self._run, self._stop, self._display)
         results = merge_results(self._recipe, self._run)
-        for model in stage.models:
-            num_broken = results["models"].get(model, {}).get(stage.split, {}).get("quarantined", 0)
-            if num_broken:
-                self._display.say(
-                    f"{name}: {num_broken} utterances of {stage.split} could not be read and are not in the error "
-                    f"rates of {model}; {folder.logs} and the report name them"
-                )
+        for sentence in describe_quarantined(results, stage):
+            self._display.say(f"{name}: {sentence}; {folder.logs} and the report name them")
 
 
 def _deadlines(cluster: ClusterConfig) -> Deadlines:

@@ -190,7 +190,8 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
     order = transcribed[longest_first]
     # The first utterance of a batch is its longest: the others are padded to it.
     batch_samples = int(BATCH_S * sample_rate_hz)
-    capacities = np.maximum(1, batch_samples // samples[longest_first])
+    # Shards of other versions may hold an utterance without samples.
+    capacities = np.maximum(1, batch_samples // np.maximum(1, samples[longest_first]))
     for start, stop in pairwise(cut_batches(capacities)):
         yield order[start:stop].tolist()
 

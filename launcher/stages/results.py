@@ -30,3 +30,19 @@ def merge_results(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     results = {"models": models}
     write_json(run.results_file, results)
     return results
+
+
+def describe_quarantined(results: dict[str, Any], stage: EvaluateStage) -> list[str]:
+    """A sentence per model of an evaluation that could not read some utterances: error rates are those of the others.
+
+    `results` are those of `merge_results`; evaluations of earlier versions do not count such utterances.
+    """
+    sentences: list[str] = []
+    for name in stage.models:
+        model = results["models"].get(name, {})
+        evaluated = model.get(f"{stage.split}/{stage.name}") or model.get(stage.split) or {}
+        num_quarantined = evaluated.get("quarantined", 0)
+        if num_quarantined:
+            utterances = f"{num_quarantined} utterances of {stage.split}"
+            sentences.append(f"{utterances} could not be read and are not in the error rates of {name}")
+    return sentences

@@ -186,6 +186,48 @@ def test_error_rates_are_jiwers_over_the_whole_split(model_folder, utterances, t
     json.dumps(found)
 
 
+@pytest.mark.parametrize("damage", ["no samples", "other bytes", "a claim of more"])
+def test_a_broken_utterance_is_named_and_counted_and_the_others_are_scored(
+    model_folder, utterances, tmp_path, caplog, damage
+):
+    folder = tmp_path / "dev"
+    write_split(utterances, folder, sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
+    index = read_index(folder)
+    broken = 2
+    key = list(index.keys())[broken]
+    if damage == "other bytes":
+        shard = folder / index.shard_name(broken)
+        content = bytearray(shard.read_bytes())
+        offset = int(index.offset[broken])
+        content[offset + 2000 : offset + 2100] = bytes(100)
+        shard.write_bytes(content)
+    else:
+        columns = dict(np.load(folder / "index.npz"))
+        columns["samples"][broken] = 0 if damage == "no samples" else 2**27
+        np.savez(folder / "index.npz", **columns)
+
+    evaluated = evaluate_model(FinishedModel.load(model_folder), folder, "dev", lambda done: None)
+    assert evaluated["dev"]["utterances"] == len(utterances) - 1
+    assert evaluated["dev"]["quarantined"] == 1
+    assert key not in [row["key"] for row in evaluated["hypotheses"]]
+    assert f"Skipped broken utterance 1 of {len(utterances)}: Utterance {key} at offset" in caplog.text
+    if damage == "no samples":
+        assert "preparing the corpus again leaves such recordings out" in caplog.text
+
+
+def test_a_split_that_is_mostly_broken_is_not_scored(model_folder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(0.3, 16000), 16000)
+    utterances = [Utterance(f"u{number:02}", (Clip(tmp_path / "a.wav"),), "а", "test") for number in range(12)]
+    write_split(utterances, tmp_path / "test", sample_rate_hz=16000, shard_seconds=60, seed=1, workers=1)
+    path = tmp_path / "test" / "index.npz"
+    columns = dict(np.load(path))
+    columns["samples"][:10] += 1
+    np.savez(path, **columns)
+    model = FinishedModel.load(model_folder)
+    with pytest.raises(DataError, match=r"10 of the 12 utterances .* more than the 1% .* The last one: Utterance u"):
+        evaluate_model(model, tmp_path / "test", "test", lambda done: None)
+
+
 def unigrams(path: Path, words: dict[str, float]) -> Path:
     """An ARPA file of words with their log10 probabilities."""
     lines = [f"{score}\t{word}" for word, score in words.items()]
@@ -320,6 +362,37 @@ def test_one_bad_recording_loses_no_other(model_folder, tmp_path, capsys, as_jso
     assert "bad.wav" in captured.err
     assert "There is no recording at" in captured.err
     assert "3 of 5 recordings could not be recognised" in captured.err
+
+
+SOUNDLESS = {
+    "none.wav": (np.zeros(0), 16000, "holds no samples"),
+    "one.wav": (np.full(1, 0.5), 48000, "holds no sample at 16000 Hz"),
+    "silent.wav": (np.zeros(16000), 16000, "digital silence"),
+    "opposite.wav": (np.outer(noise(0.5, 16000), [1, -1]), 16000, "cancel each other out"),
+}
+
+
+def test_recordings_without_sound_are_named_and_the_others_recognised(model_folder, tmp_path, capsys):
+    for name, (samples, rate_hz, _) in SOUNDLESS.items():
+        soundfile.write(tmp_path / name, samples, rate_hz)
+    soundfile.write(tmp_path / "good.wav", noise(0.3, 16000), 16000)
+    content = (tmp_path / "good.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
+    names = [*SOUNDLESS, "cut.wav", "good.wav"]
+    assert chorus(["transcribe", str(model_folder), *(str(tmp_path / name) for name in names)]) == 3
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{tmp_path / 'good.wav'}\t")
+    lines = captured.err.splitlines()
+    for name, reason in (*((name, case[2]) for name, case in SOUNDLESS.items()), ("cut.wav", "breaks off")):
+        (line,) = [line for line in lines if line.startswith(f"chorus: {tmp_path / name} cannot be recognised: ")]
+        assert reason in line
+
+
+def test_a_recording_shorter_than_a_window_is_said_to_have_no_text(model_folder, tmp_path, caplog):
+    soundfile.write(tmp_path / "short.wav", noise(0.01, 16000), 16000)
+    (row,) = transcribe(model_folder, [tmp_path / "short.wav"])
+    assert row["text"] == ""
+    assert "short.wav has no text: it is shorter than 0.025 s" in caplog.text
 
 
 def test_a_language_model_and_hotwords_change_what_is_written(two_way_folder, tmp_path):
