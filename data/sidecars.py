@@ -31,6 +31,9 @@ from data.shards import open_tar
 logger = logging.getLogger(__name__)
 
 INDEX = "index.npz"
+# The arrays of the index and of a shard's record, and their dimensions.
+INDEX_NAMES = {"speeds": 1, "offset": 2, "size": 2, "bytes": 1}
+RECORD_NAMES = {"offset": 2, "size": 2, "bytes": 0}
 
 
 class SidecarReader:
@@ -89,7 +92,7 @@ class SidecarReader:
 
 def find_damage(folder: Path, shards: Sequence[str]) -> str:
     """What is missing of the sidecars of these shards, as far as sizes tell; empty when nothing is."""
-    index = read_npz(folder / INDEX)
+    index = _read_arrays(folder / INDEX, INDEX_NAMES)
     if index is None or len(index["bytes"]) != len(shards):
         num_written = sum((folder / f"{name}.npz").is_file() for name in shards)
         return f"it is not finished, {num_written} of {len(shards)} shards are written"
@@ -104,7 +107,13 @@ def find_damage(folder: Path, shards: Sequence[str]) -> str:
 def open_sidecars(folder: Path, split: ShardIndex, **retries: Any) -> SidecarReader:
     """The finished sidecars of a split's utterances. DataError when they are not whole."""
     damage = find_damage(folder, split.names)
-    index = read_npz(folder / INDEX)
+    index = _read_arrays(folder / INDEX, INDEX_NAMES)
+    if not damage and index is not None:
+        expected_shape = (len(split), len(index["speeds"]))
+        if index["offset"].shape != expected_shape or index["size"].shape != expected_shape:
+            damage = f"its index is of {len(index['offset'])} utterances, and the split has {len(split)}"
+        elif (index["offset"] < 0).any() or (index["size"] < 0).any():
+            damage = "its index points outside of its tars"
     if damage or index is None:
         raise DataError(f"{folder} cannot be read: {damage}. Write it again.")
     return SidecarReader(split, folder, index["speeds"].tolist(), index["offset"], index["size"], **retries)
@@ -141,7 +150,7 @@ class SidecarWriter:
 
     def missing(self) -> list[int]:
         """The shards whose tars are not there or not whole; none when all are finished."""
-        index = read_npz(self.folder / INDEX)
+        index = _read_arrays(self.folder / INDEX, INDEX_NAMES)
         missing: list[int] = []
         for shard, name in enumerate(self.split.names):
             expected_bytes = None
@@ -149,7 +158,7 @@ class SidecarWriter:
                 if shard < len(index["bytes"]):
                     expected_bytes = int(index["bytes"][shard])
             else:
-                record = read_npz(self._record(shard))
+                record = _read_arrays(self._record(shard), RECORD_NAMES)
                 if record is not None:
                     expected_bytes = int(record["bytes"])
             if expected_bytes is None or _file_bytes(self.folder / name) != expected_bytes:
@@ -162,7 +171,7 @@ class SidecarWriter:
         `keys` are those of the shard's utterances in order. `members` holds arrays by (position in `keys`, position in
         `speeds`); those that are not given are recorded as skipped. Returns the tar's bytes.
         """
-        index = read_npz(self.folder / INDEX)
+        index = _read_arrays(self.folder / INDEX, INDEX_NAMES)
         if index is not None:
             # All is finished, and one shard is to be written anew: the index becomes records again.
             for other in range(len(self.split.names)):
@@ -203,7 +212,7 @@ class SidecarWriter:
         sizes: list[np.ndarray] = []
         num_bytes: list[np.ndarray] = []
         for shard in range(len(self.split.names)):
-            record = read_npz(self._record(shard))
+            record = _read_arrays(self._record(shard), RECORD_NAMES)
             assert record, "every shard has been written"
             offsets.append(record["offset"])
             sizes.append(record["size"])
@@ -224,6 +233,21 @@ class SidecarWriter:
 
     def _record(self, shard: int) -> Path:
         return self.folder / f"{self.split.names[shard]}.npz"
+
+
+def _read_arrays(path: Path, dimensions: Mapping[str, int]) -> Arrays | None:
+    """The arrays of an index or a record; None when it is not there, torn, or of another program."""
+    arrays = read_npz(path)
+    if arrays is None:
+        return None
+    for name, num_dimensions in dimensions.items():
+        if name not in arrays or arrays[name].ndim != num_dimensions:
+            return None
+        # Speeds are the only ones that are not whole.
+        kinds = "fi" if name == "speeds" else "i"
+        if arrays[name].dtype.kind not in kinds:
+            return None
+    return arrays
 
 
 def _file_bytes(path: Path) -> int | None:

@@ -44,13 +44,14 @@ def _read(file: Path, origin: str, count: int) -> Counts | None:
     stored = read_npz(file)
     if stored is None or not {"origin", "tokens", "repeats"} <= stored.keys():
         return None
-    if str(stored["origin"]) != origin:
+    if stored["origin"].shape != () or str(stored["origin"]) != origin:
         return None
 
+    for name in ("tokens", "repeats"):
+        if stored[name].dtype.kind != "u" or stored[name].shape != (count,):
+            return None
     tokens = stored["tokens"].astype(np.int32)
     repeats = stored["repeats"].astype(np.int32)
-    if len(tokens) != count or len(repeats) != count:
-        return None
     return tokens, tokens + repeats
 
 

@@ -4,13 +4,15 @@ Sharing needs no aliases in the file: blocks are stored once, and `model.json` r
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.encoder import Encoder, EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
@@ -18,6 +20,10 @@ from model.recognizer import Recognizer, RecognizerConfig
 FORMAT = 1
 DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
+# Bounds of what is read: the largest that a recipe may ask for.
+MAX_DESCRIPTION_BYTES = 2**22
+MAX_VOCABULARY_SIZE = 10**6
+MAX_MEL_BINS = 1024
 # Begins the names of an encoder's tensors in the files of recognisers and of encoders alone.
 ENCODER_PREFIX = "encoder."
 
@@ -89,55 +95,104 @@ def _save(
 def read_description(folder: Path) -> ModelDescription:
     """What the `model.json` of `folder` says; everything that reads one does so here.
 
-    Raises OSError when it cannot be read, ValueError when it is no JSON, of a later format or with a configuration that
-    is refused, and KeyError when something is missing in it.
+    Raises OSError when it cannot be read, and ValueError when it is not what `save_model` or `save_encoder` writes: no
+    JSON, of a later format, or with a configuration that is refused.
     """
-    stored = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    if not isinstance(stored, dict) or not isinstance(stored["format"], int):
-        raise ValueError(f"{folder / DESCRIPTION_FILE} describes no model: another program wrote it")
+    path = folder / DESCRIPTION_FILE
+    if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep") from None
+    if not isinstance(stored, dict) or type(stored.get("format")) is not int:
+        raise ValueError(f"{path} describes no model: another program wrote it")
     if stored["format"] > FORMAT:
         raise ValueError(f"{folder} holds a model of format {stored['format']}, this version reads up to {FORMAT}")
+
+    mel_bins = _read_size(stored, "mel_bins", MAX_MEL_BINS, path)
     # An encoder alone has its configuration at the top, a recogniser under its own.
     if "encoder" in stored:
         encoder = EncoderConfig.model_validate(stored["encoder"])
-        return ModelDescription(encoder, stored["mel_bins"])
-    recognizer = RecognizerConfig.model_validate(stored["recognizer"])
-    return ModelDescription(recognizer.encoder, stored["mel_bins"], recognizer, stored["vocabulary_size"])
+        return ModelDescription(encoder, mel_bins)
+    recognizer = RecognizerConfig.model_validate(stored.get("recognizer"))
+    vocabulary_size = _read_size(stored, "vocabulary_size", MAX_VOCABULARY_SIZE, path)
+    return ModelDescription(recognizer.encoder, mel_bins, recognizer, vocabulary_size)
+
+
+def _read_size(stored: dict[str, Any], key: str, largest: int, path: Path) -> int:
+    value = stored.get(key)
+    if type(value) is not int or not 1 <= value <= largest:
+        raise ValueError(f"{path} has {str(value)[:40]} as its {key}, where a number from 1 to {largest} belongs")
+    return value
 
 
 def load_model(folder: Path) -> Recognizer:
     """The recogniser stored in `folder`, on the CPU, in evaluation mode.
 
-    Raises FileNotFoundError when the folder holds no model, ValueError when the format is a later one, and KeyError
-    when what it holds is an encoder alone.
+    Raises OSError when the folder holds no model, ValueError when it cannot be read, is of a later format or its
+    weights are not those of its description, and KeyError when what it holds is an encoder alone.
     """
-    recognizer = read_description(folder).build_recognizer()
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
-        names = tensors.keys()
-        recognizer.load_state_dict({name: tensors.get_tensor(name) for name in names})
+    description = read_description(folder)
+    state = _read_weights(folder, description.build_recognizer)
+    recognizer = description.build_recognizer()
+    recognizer.load_state_dict(state)
     return recognizer.eval()
+
+
+def _read_weights(folder: Path, build: Callable[[], nn.Module], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it, of the model that `build` makes.
+
+    ValueError when they cannot be read or are of another model. They are compared before the model gets any memory: a
+    description of a few bytes may ask for more than a machine has, but not for more than its weights' file holds.
+    """
+    path = folder / WEIGHTS_FILE
+    with torch.device("meta"):
+        expected = build().state_dict()
+    state: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            for stored_name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
+                if not stored_name.startswith(prefix):
+                    continue
+                name = stored_name.removeprefix(prefix)
+                if name not in expected:
+                    raise ValueError(f"{path} holds {stored_name[:80]}, no tensor of the model in {DESCRIPTION_FILE}")
+                shape = tuple(tensors.get_slice(stored_name).get_shape())
+                if shape != expected[name].shape:
+                    raise ValueError(
+                        f"{path} holds {stored_name} of shape {shape}, and {DESCRIPTION_FILE} makes it "
+                        f"{tuple(expected[name].shape)}"
+                    )
+                state[name] = tensors.get_tensor(stored_name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]}, a tensor of the model in {DESCRIPTION_FILE}")
+    return state
 
 
 def holds_encoder_alone(folder: Path) -> bool:
     """Whether `folder` holds what `save_encoder` wrote; not so where nothing can be read."""
     try:
         return read_description(folder).recognizer is None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
 
 
 def load_encoder(folder: Path) -> Encoder:
     """The encoder of the model stored in `folder`, be that an encoder alone or a recogniser, on the CPU.
 
-    Raises FileNotFoundError when the folder holds no model and ValueError when the format is a later one.
+    Raises OSError when the folder holds no model, and ValueError when it cannot be read, is of a later format or its
+    weights are not those of its description.
     """
     description = read_description(folder)
-    encoder = Encoder(description.encoder, description.mel_bins)
-    state = {}
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
-        names = tensors.keys()
-        for name in names:
-            if name.startswith(ENCODER_PREFIX):
-                state[name.removeprefix(ENCODER_PREFIX)] = tensors.get_tensor(name)
+
+    def build_encoder() -> Encoder:
+        return Encoder(description.encoder, description.mel_bins)
+
+    state = _read_weights(folder, build_encoder, ENCODER_PREFIX)
+    encoder = build_encoder()
     encoder.load_state_dict(state)
     return encoder.eval()

@@ -4,10 +4,10 @@
 from. Each refusal says which settings disagree, with their values, and which values would do.
 """
 
-import json
 from pathlib import Path
 
 from data.errors import DataError
+from data.files import read_json
 from data.masking import Masking
 from data.shard_index import read_summary
 from launcher.errors import ConfigError
@@ -123,8 +123,8 @@ def check_start(stage: PretrainStage, source: EncoderConfig) -> None:
 def check_same_features(recipe: Recipe, stage: PretrainStage) -> None:
     """Refuse an encoder from a folder that was trained on other features than the recipe's (ConfigError)."""
     assert stage.initialize_from is not None
-    stored = json.loads((Path(stage.initialize_from) / "features.json").read_text(encoding="utf-8"))
-    # That they can be read as such is for the stage to say, when it reads the statistics too.
+    # That they can be read has been seen by `read_spec`.
+    stored = read_json(Path(stage.initialize_from) / "features.json")
     for key, value in recipe.features.model_dump(mode="json").items():
         stored_value = stored["config"].get(key, value)
         if stored_value != value:

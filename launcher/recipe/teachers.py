@@ -5,13 +5,14 @@ save_pretrained writes it (config.json), or one of torchaudio (torchaudio.json: 
 torchaudio.models.wav2vec2_model; model.safetensors: its weights).
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.features import FeaturesConfig
+from data.files import read_json
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import Recipe
@@ -33,6 +34,9 @@ FILTERBANK_HOP_S = 0.01
 
 # Terms that compare tokens, so that both sides must have the same.
 TOKEN_TERMS = ("ctc", "decoder", "sequence")
+
+# The largest number of layers or of values in a state that the description of a model may give.
+MAX_COUNT = 65_536
 
 # What AugmentConfig draws anew at every step; the speeds are a few.
 MASKS = ("frequency_masks", "time_masks")
@@ -70,10 +74,10 @@ class TeacherSpec:
     def from_model_folder(cls, folder: Path) -> "TeacherSpec":
         """The spec of a finished model of Chorus, from its folder."""
         description = read_description(folder)
-        features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        features = read_json(folder / "features.json")
         return cls.from_encoder(
             description.encoder,
-            hop_s=features["config"]["hop_ms"] / 1000,
+            hop_s=FeaturesConfig.model_validate(features["config"]).hop_ms / 1000,
             mel_bins=description.mel_bins,
             recognizes=description.recognizer is not None,
         )
@@ -85,17 +89,17 @@ class TeacherSpec:
         if model_type in WAVEFORM_MODELS:
             return cls(
                 kind="transformers",
-                layers=config["num_hidden_layers"],
-                width=config["hidden_size"],
+                layers=_count(config, "num_hidden_layers"),
+                width=_count(config, "hidden_size"),
                 frame_s=math.prod(config["conv_stride"]) / SAMPLE_RATE_HZ,
             )
         if model_type in FILTERBANK_MODELS:
             # Each convolution has a stride of 2.
             return cls(
                 kind="transformers",
-                layers=config["encoder_layers"],
-                width=config["d_model"],
-                frame_s=FILTERBANK_HOP_S * 2 ** config["num_conv_layers"],
+                layers=_count(config, "encoder_layers"),
+                width=_count(config, "d_model"),
+                frame_s=FILTERBANK_HOP_S * 2 ** _count(config, "num_conv_layers"),
             )
         raise ValueError(f"model_type is {model_type!r}; known are {', '.join(WAVEFORM_MODELS + FILTERBANK_MODELS)}")
 
@@ -106,10 +110,18 @@ class TeacherSpec:
         strides = [stride for _, _, stride in arguments["extractor_conv_layer_config"]]
         return cls(
             kind="torchaudio",
-            layers=arguments["encoder_num_layers"],
-            width=arguments["encoder_embed_dim"],
+            layers=_count(arguments, "encoder_num_layers"),
+            width=_count(arguments, "encoder_embed_dim"),
             frame_s=math.prod(strides) / SAMPLE_RATE_HZ,
         )
+
+
+def _count(config: dict[str, Any], key: str) -> int:
+    """A number of layers or of values; ValueError when it is none that a model can have."""
+    value = config[key]
+    if type(value) is not int or not 1 <= value <= MAX_COUNT:
+        raise ValueError(f"{key} is {str(value)[:40]!r}, and must be a number from 1 to {MAX_COUNT}")
+    return value
 
 
 def spec_of_stage(recipe: Recipe, name: str) -> TeacherSpec:
@@ -133,7 +145,7 @@ def read_spec(folder: Path, where: str) -> TeacherSpec:
         try:
             if name == "model.json":
                 return TeacherSpec.from_model_folder(folder)
-            description = json.loads(file.read_text(encoding="utf-8"))
+            description = read_json(file)
             if name == "torchaudio.json":
                 return TeacherSpec.from_torchaudio(description)
             return TeacherSpec.from_transformers(description)
