@@ -13,6 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.uint8]
+
+# Replicates whose counts are 64 bits wide at the same time.
+BLOCK_REPLICATES = 500
 
 
 @dataclass(frozen=True)
@@ -26,32 +30,48 @@ class Interval:
 
 @dataclass(frozen=True)
 class Draws:
-    """How often each replicate draws each utterance and each seed."""
+    """How often each replicate draws each utterance and each seed: ten kilobytes per utterance."""
 
-    utterances_RU: Numbers
-    seeds_RS: Numbers
+    utterances_RU: Counts
+    seeds_RS: Counts
 
     @classmethod
     def sample(cls, num_utterances: int, num_seeds: int, replicates: int = 10_000, seed: int = 1) -> "Draws":
         """The same draws for the same arguments."""
         generator = np.random.default_rng(seed)
+        # First: they are then the same for any number of seeds.
         utterances_RU = _draw_with_replacement(generator, num_utterances, replicates)
         seeds_RS = _draw_with_replacement(generator, num_seeds, replicates)
         return cls(utterances_RU, seeds_RS)
 
     def rates(self, errors_SU: Numbers, lengths_U: Numbers) -> Numbers:
         """The error rate of each replicate [R]."""
-        errors_RS = self.utterances_RU @ errors_SU.T
-        errors_R = np.einsum("rs,rs->r", self.seeds_RS, errors_RS)
-        # Every seed has recognised the same utterances, so the length counts once per drawn seed.
-        lengths_R = self.seeds_RS.sum(axis=1) * (self.utterances_RU @ lengths_U)
-        return errors_R / lengths_R
+        rates = []
+        for start in range(0, len(self.utterances_RU), BLOCK_REPLICATES):
+            block = slice(start, start + BLOCK_REPLICATES)
+            # Of integers, NumPy's matrix products are not BLAS and many times slower.
+            utterances_RU = self.utterances_RU[block].astype(np.float64)
+            seeds_RS = self.seeds_RS[block].astype(np.float64)
+            errors_RS = utterances_RU @ errors_SU.T
+            errors_R = np.einsum("rs,rs->r", seeds_RS, errors_RS)
+            # Every seed has recognised the same utterances, so the length counts once per drawn seed.
+            seeds_R = seeds_RS.sum(axis=1)
+            lengths_R = seeds_R * (utterances_RU @ lengths_U)
+            rates.append(errors_R / lengths_R)
+        return np.concatenate(rates)
 
 
-def _draw_with_replacement(generator: np.random.Generator, number: int, replicates: int) -> Numbers:
+def _draw_with_replacement(generator: np.random.Generator, number: int, replicates: int) -> Counts:
     """How often each of `number` things is drawn in `number` draws, [replicates, number]."""
     probabilities = np.full(number, 1 / number)
-    return generator.multinomial(number, probabilities, size=replicates).astype(np.float64)
+    counts = np.empty((replicates, number), np.uint8)
+    for start in range(0, replicates, BLOCK_REPLICATES):
+        size = min(BLOCK_REPLICATES, replicates - start)
+        block = generator.multinomial(number, probabilities, size=size)
+        # The mean is 1: a count of 20 is one in 10^18.
+        assert block.max(initial=0) <= np.iinfo(np.uint8).max
+        counts[start : start + size] = block
+    return counts
 
 
 def rate(errors_SU: Numbers, lengths_U: Numbers) -> float:
@@ -64,7 +84,8 @@ def interval(value: float, replicates_R: Numbers, confidence: float = 0.95) -> I
     """The percentiles of the replicates that leave the same share outside on both sides."""
     outside = (1 - confidence) / 2
     # Differences may be infinite, and interpolating between two infinite replicates gives NaN.
-    low, high = np.quantile(replicates_R, [outside, 1 - outside], method="closest_observation")
+    ends = [outside, 1 - outside]
+    low, high = np.quantile(replicates_R, ends, method="closest_observation")
     return Interval(value, float(low), float(high))
 
 
@@ -73,8 +94,12 @@ def relative_difference(errors_SU: Numbers, baseline_SU: Numbers, lengths_U: Num
 
     Infinite where only the baseline makes none, 0 where both do.
     """
-    value = _excess(np.array(rate(errors_SU, lengths_U)), np.array(rate(baseline_SU, lengths_U)))
-    replicates_R = _excess(draws.rates(errors_SU, lengths_U), draws.rates(baseline_SU, lengths_U))
+    model_rate = np.array(rate(errors_SU, lengths_U))
+    baseline_rate = np.array(rate(baseline_SU, lengths_U))
+    value = _excess(model_rate, baseline_rate)
+    model_rates_R = draws.rates(errors_SU, lengths_U)
+    baseline_rates_R = draws.rates(baseline_SU, lengths_U)
+    replicates_R = _excess(model_rates_R, baseline_rates_R)
     return interval(float(value), replicates_R)
 
 

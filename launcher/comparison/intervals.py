@@ -46,7 +46,9 @@ class ModelIntervals:
             return None
         model_SU = _errors_of_seeds(model, seeds)
         baseline_SU = _errors_of_seeds(baseline, seeds)
-        return relative_difference(model_SU, baseline_SU, model.characters.lengths_U, self._draws_of(len(seeds)))
+        # Both were measured on the same references.
+        lengths_U = model.characters.lengths_U
+        return relative_difference(model_SU, baseline_SU, lengths_U, self._draws_of(len(seeds)))
 
 
 def _errors_of_seeds(model: ModelResult, seeds: Sequence[int]) -> Numbers:
@@ -56,7 +58,9 @@ def _errors_of_seeds(model: ModelResult, seeds: Sequence[int]) -> Numbers:
 
 def rates_of_seeds(errors: Errors) -> list[float]:
     """The error rate of each seed."""
-    return (errors.errors_SU.sum(axis=1) / errors.lengths_U.sum()).tolist()
+    errors_S = errors.errors_SU.sum(axis=1)
+    rates_S = errors_S / errors.lengths_U.sum()
+    return rates_S.tolist()
 
 
 def common_seeds(one: ModelResult, other: ModelResult) -> list[int]:

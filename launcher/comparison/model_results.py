@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from launcher.comparison.bootstrap import Numbers
 from launcher.errors import ConfigError
 from launcher.inference.error_counts import count_errors
-from launcher.monitoring.goodput import measure_goodput
+from launcher.monitoring.goodput import Event, measure_goodput
 from launcher.monitoring.status import load_run_recipe
 from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, PretrainStage, Recipe
 from launcher.report.run_data import StageData, average_load, read_run_data
@@ -139,12 +140,21 @@ def compare_trainings(title: str, evaluated: EvaluationSet, trainings: Sequence[
         repetitions.setdefault(training.model, []).append(training)
     models = []
     for same_model in repetitions.values():
-        models.append(_put_together(evaluated, sorted(same_model, key=lambda training: training.seed)))
+        same_model.sort(key=lambda training: training.seed)
+        models.append(_put_together(evaluated, same_model))
     return Comparison(title, evaluated, tuple(models))
 
 
 def _put_together(evaluated: EvaluationSet, repetitions: Sequence[Training]) -> ModelResult:
     first = repetitions[0]
+    character_errors = []
+    word_errors = []
+    real_time_factors = []
+    minutes = []
+    operations = []
+    audio_hours = []
+    load_entropies = []
+    whole_operations = []
     for repetition in repetitions:
         if repetition.settings_sha256 != first.settings_sha256:
             raise ConfigError(
@@ -152,14 +162,22 @@ def _put_together(evaluated: EvaluationSet, repetitions: Sequence[Training]) -> 
                 "settings, so they cannot be put together. Give one of them another name in its recipe, or leave its "
                 "run or record out."
             )
-
-    load_entropies = [repetition.load_entropy for repetition in repetitions if repetition.load_entropy is not None]
-    whole_operations = []
-    for repetition in repetitions:
+        character_errors.append(repetition.character_errors)
+        word_errors.append(repetition.word_errors)
+        real_time_factors.append(repetition.real_time_factor)
+        minutes.append(repetition.minutes)
+        operations.append(repetition.operations)
+        audio_hours.append(repetition.audio_hours)
+        if repetition.load_entropy is not None:
+            load_entropies.append(repetition.load_entropy)
         if repetition.whole_operations is not None:
             whole_operations.append(repetition.whole_operations)
-    characters_SU = np.array([repetition.character_errors for repetition in repetitions], dtype=np.float64)
-    words_SU = np.array([repetition.word_errors for repetition in repetitions], dtype=np.float64)
+
+    # Floating-point: bootstrap replicates are products of matrices.
+    characters_U = np.array(evaluated.characters, dtype=np.float64)
+    words_U = np.array(evaluated.words, dtype=np.float64)
+    character_errors_SU = np.array(character_errors, dtype=np.float64)
+    word_errors_SU = np.array(word_errors, dtype=np.float64)
     return ModelResult(
         name=first.model,
         about=first.about,
@@ -170,14 +188,14 @@ def _put_together(evaluated: EvaluationSet, repetitions: Sequence[Training]) -> 
         # Seeds differ in weights and not in size.
         parameters=first.parameters,
         encoder_parameters=first.encoder_parameters,
-        characters=Errors(characters_SU, np.array(evaluated.characters, dtype=np.float64)),
-        words=Errors(words_SU, np.array(evaluated.words, dtype=np.float64)),
-        real_time_factor=float(np.median([repetition.real_time_factor for repetition in repetitions])),
+        characters=Errors(character_errors_SU, characters_U),
+        words=Errors(word_errors_SU, words_U),
+        real_time_factor=float(np.median(real_time_factors)),
         load_entropy=_mean(load_entropies),
-        minutes=float(np.mean([repetition.minutes for repetition in repetitions])),
-        operations=float(np.mean([repetition.operations for repetition in repetitions])),
+        minutes=float(np.mean(minutes)),
+        operations=float(np.mean(operations)),
         whole_operations=_mean(whole_operations),
-        audio_hours=float(np.mean([repetition.audio_hours for repetition in repetitions])),
+        audio_hours=float(np.mean(audio_hours)),
     )
 
 
@@ -193,35 +211,22 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
     ConfigError where the run has no evaluation yet, or one that kept no hypotheses.
     """
     recipe = load_run_recipe(run)
-    evaluation = next((stage for stage in recipe.stages if isinstance(stage, EvaluateStage)), None)
-    results = None
-    if evaluation is not None:
-        results = read_evaluation(run.stage(evaluation.name))
-    if evaluation is None or results is None:
-        raise ConfigError(
-            f"The run in {run.path} has no evaluation yet, so there is nothing to compare. `chorus status {run.path}` "
-            "shows how far it is; run its recipe to the end."
-        )
-
+    evaluation, results = _read_first_evaluation(run, recipe)
     run_data = read_run_data(run.path)
     stage_data = {stage.name: stage for stage in run_data.stages}
-    operations = {}
-    for stage in recipe.training_stages():
-        operations[stage.name] = _sum_over_steps(stage_data[stage.name], "flops_per_s")
+    operations = {stage.name: _sum_over_steps(stage, "flops_per_s") for stage in run_data.stages}
 
     evaluated = None
     trainings = []
     for stage in recipe.training_stages():
         if stage.name not in evaluation.models:
             continue
+        settings = training_settings(recipe, stage, sparse=True)
+        # It is what the repetitions of a model differ in.
+        settings.pop("seed")
         rows = read_hypotheses(run.stage(evaluation.name).hypotheses_file(stage.name))
         character_errors, character_lengths = _count_all_errors(rows, jiwer.process_characters)
         word_errors, word_lengths = _count_all_errors(rows, jiwer.process_words)
-        # Start, validation and saving depend on the machine more than on the model. None: no step was recorded.
-        goodput = measure_goodput(run_data.events, stage_data[stage.name].rows, stage.name)
-        minutes = 0.0
-        if goodput is not None:
-            minutes = (goodput.useful + goodput.data_wait) / 60
         sizes = results["models"][stage.name]
         measured = sizes[evaluation.split]
         if evaluated is None:
@@ -241,7 +246,8 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
             about=stage.about,
             seed=recipe.seed_of(stage),
             recipe=recipe.name,
-            settings_sha256=_hash_settings(recipe, stage),
+            # Without defaults, so that an option which a later version adds does not set its trainings apart.
+            settings_sha256=hash_value(settings),
             steps=stage.steps,
             teacher=_teacher(recipe, stage),
             compare_to=stage.compare_to,
@@ -249,7 +255,7 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
             encoder_parameters=sizes["encoder_parameters"],
             real_time_factor=measured["rtf"],
             load_entropy=_load_entropy(stage_data[stage.name]),
-            minutes=minutes,
+            minutes=_training_minutes(stage_data[stage.name], run_data.events),
             operations=operations[stage.name],
             whole_operations=_with_sources(recipe, stage, operations),
             audio_hours=_sum_over_steps(stage_data[stage.name], "audio_s_per_s") / 3600,
@@ -261,21 +267,19 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
     return recipe.name, evaluated, trainings
 
 
-def _hash_settings(recipe: Recipe, stage: AnyTrainingStage) -> str:
-    """A SHA-256 of what decides the result of a stage, but for its seed."""
-    # Without defaults, so that an option which a later version adds does not set its trainings apart.
-    settings = training_settings(recipe, stage, sparse=True)
-    settings.pop("seed")
-    return hash_value(settings)
-
-
-def _sources(stage: AnyTrainingStage) -> list[str]:
-    """The models that a stage learns or starts from: names of stages, or folders."""
-    if isinstance(stage, DistillStage):
-        return [teacher.model for teacher in stage.named_teachers]
-    if isinstance(stage, PretrainStage) and stage.initialize_from:
-        return [stage.initialize_from]
-    return []
+def _read_first_evaluation(run: RunFolder, recipe: Recipe) -> tuple[EvaluateStage, dict[str, Any]]:
+    """The first evaluation stage of a recipe, and what it measured; ConfigError where the run has none yet."""
+    for stage in recipe.stages:
+        if not isinstance(stage, EvaluateStage):
+            continue
+        results = read_evaluation(run.stage(stage.name))
+        if results is not None:
+            return stage, results
+        break
+    raise ConfigError(
+        f"The run in {run.path} has no evaluation yet, so there is nothing to compare. `chorus status {run.path}` "
+        "shows how far it is; run its recipe to the end."
+    )
 
 
 def _teacher(recipe: Recipe, stage: AnyTrainingStage) -> str | None:
@@ -295,7 +299,14 @@ def _with_sources(recipe: Recipe, stage: AnyTrainingStage, costs: dict[str, floa
     needed = {stage.name}
     waiting = [stage]
     while waiting:
-        for source in _sources(waiting.pop()):
+        current = waiting.pop()
+        sources = []
+        if isinstance(current, DistillStage):
+            sources = [teacher.model for teacher in current.named_teachers]
+        elif isinstance(current, PretrainStage) and current.initialize_from:
+            sources = [current.initialize_from]
+        for source in sources:
+            # A folder: what it took to train its model is not known here.
             if source not in stages:
                 return None
             if source not in needed:
@@ -340,6 +351,15 @@ def _sum_over_steps(stage: StageData, rate: str) -> float:
         total += row[rate] * row["step_s"] * num_steps
         previous_step = row["step"]
     return total
+
+
+def _training_minutes(stage: StageData, events: Sequence[Event]) -> float:
+    """How long a stage's steps took; 0 where no step was recorded."""
+    goodput = measure_goodput(events, stage.rows, stage.name)
+    if goodput is None:
+        return 0.0
+    # Start, validation and saving depend on the machine more than on the model.
+    return (goodput.useful + goodput.data_wait) / 60
 
 
 def _load_entropy(stage: StageData) -> float | None:

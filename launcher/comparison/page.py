@@ -84,12 +84,16 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
     comparison = intervals.comparison
     evaluated = comparison.evaluated
     search = evaluated.search.replace("_", " ")
+    # What is the same for all models is said once.
+    seeds = "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
+    if len({model.seeds for model in comparison.models}) == 1:
+        seeds = _name_seeds(comparison.models[0].seeds).capitalize()
     lines = [
         f"## {comparison.title}",
         "",
         f"{evaluated.utterances} utterances ({duration(evaluated.seconds)}) of `{evaluated.split}`, "
         f"{search} search on {evaluated.threads} threads. "
-        f"{_all_seeds(comparison)}; {_training_lengths(comparison)}.",
+        f"{seeds}; {_training_lengths(comparison)}.",
         "",
         *_table(HEADINGS, [_row(intervals, model) for model in comparison.models]),
         "",
@@ -104,14 +108,6 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
         lines += ["", *_differences(intervals)]
     lines.append("")
     return "\n".join(lines)
-
-
-def _all_seeds(comparison: Comparison) -> str:
-    """The seeds of all models; said once where they are the same for all."""
-    seeds = {model.seeds for model in comparison.models}
-    if len(seeds) == 1:
-        return _name_seeds(comparison.models[0].seeds).capitalize()
-    return "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
 
 
 def _name_seeds(seeds: Sequence[int]) -> str:
@@ -215,8 +211,10 @@ def _differences(intervals: ModelIntervals) -> list[str]:
     rows = []
     for previous, model in itertools.pairwise(models):
         against_first = _format_difference(intervals.difference(model, first))
+        # Of a recipe that names no baseline, models are steps of a ladder: each follows from the one before.
         baselines = [baseline for baseline in models if baseline.name in model.compare_to] or [previous]
-        against_baselines = "; ".join(_describe_difference(intervals, model, baseline) for baseline in baselines)
+        descriptions = [_describe_difference(intervals, model, baseline) for baseline in baselines]
+        against_baselines = "; ".join(descriptions)
         against_last = MISSING
         if model is not last:
             against_last = _format_difference(intervals.difference(model, last))

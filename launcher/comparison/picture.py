@@ -1,5 +1,6 @@
 """Error rate against encoder parameters, with intervals."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,13 +42,16 @@ def draw_comparison(points: Sequence[Point], name: str) -> Markup:
     if use_log:
         axes.set_yscale("log")
     svg.prepare_axes(axes, "character error rate, 95 % intervals", percent=True)
-    for index, (point, x) in enumerate(_spread(points, gap=_NAME_WIDTH * largest)):
-        colour = svg.SERIES[index % len(svg.SERIES)]
-        axes.plot([x, x], [point.rate.low, point.rate.high], color=colour, linewidth=1.6)
-        axes.plot(x, point.rate.value, "o", color=colour, markersize=6)
+    placed = _spread(points, gap=_NAME_WIDTH * largest)
+    # More models than colours begin again with the first: each has its name beside it.
+    colours = itertools.cycle(svg.SERIES)
+    for (point, x), colour in zip(placed, colours, strict=False):
+        rate = point.rate
+        axes.plot([x, x], [rate.low, rate.high], color=colour, linewidth=1.6)
+        axes.plot(x, rate.value, "o", color=colour, markersize=6)
         axes.annotate(
             point.name,
-            xy=(x, point.rate.high),
+            xy=(x, rate.high),
             xytext=(0, 5),
             textcoords="offset points",
             rotation=90,
@@ -76,11 +80,11 @@ def _spread(points: Sequence[Point], gap: float) -> list[tuple[Point, float]]:
     """
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda point: point.encoder_parameters):
-        groups.append([point])
+        group = [point]
         # A group that has grown may reach the one before it.
-        while len(groups) > 1 and _group_places(groups[-1], gap)[0] - _group_places(groups[-2], gap)[-1] < gap:
-            last = groups.pop()
-            groups[-1].extend(last)
+        while groups and _group_places(group, gap)[0] - _group_places(groups[-1], gap)[-1] < gap:
+            group = groups.pop() + group
+        groups.append(group)
 
     placed = []
     for group in groups:
@@ -91,4 +95,5 @@ def _spread(points: Sequence[Point], gap: float) -> list[tuple[Point, float]]:
 def _group_places(group: Sequence[Point], gap: float) -> list[float]:
     middle = np.mean([point.encoder_parameters for point in group])
     first = middle - gap * (len(group) - 1) / 2
-    return (first + gap * np.arange(len(group))).tolist()
+    places = first + gap * np.arange(len(group))
+    return places.tolist()

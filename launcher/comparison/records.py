@@ -46,7 +46,8 @@ def write_records(folder: Path, evaluated: EvaluationSet, trainings: Sequence[Tr
         path = folder / f"{training.stage}.json"
         record = {"format": RECORDS_FORMAT, **asdict(training)}
         for key in ("character_errors", "word_errors"):
-            record[key] = _sparse(record[key])
+            # The utterances with errors by their place: of a good model these are few.
+            record[key] = {str(place): count for place, count in enumerate(record[key]) if count}
         _write(path, record)
         written.append(path)
     return written
@@ -60,8 +61,13 @@ def read_records(folder: Path) -> tuple[EvaluationSet, list[Training]]:
         if path.name != HEADER_NAME:
             trainings.append(_read_training(path, evaluated.utterances))
     places = {model: place for place, model in enumerate(models)}
-    trainings.sort(key=lambda training: (places.get(training.model, len(models)), training.model, training.seed))
-    return evaluated, trainings
+
+    def position(training: Training) -> tuple[int, str, int]:
+        # A record that somebody copied into the folder is not in its header: it comes last.
+        place = places.get(training.model, len(models))
+        return place, training.model, training.seed
+
+    return evaluated, sorted(trainings, key=position)
 
 
 def _merge_order(models: Sequence[str], trainings: Sequence[Training]) -> list[str]:
@@ -79,6 +85,7 @@ def _merge_order(models: Sequence[str], trainings: Sequence[Training]) -> list[s
 
 
 def _check_same_set(folder: Path, recorded: EvaluationSet, evaluated: EvaluationSet) -> None:
+    # Not threads and seconds: they change speeds alone.
     for field in ("split", "search", "sha256"):
         before = getattr(recorded, field)
         now = getattr(evaluated, field)
@@ -89,15 +96,13 @@ def _check_same_set(folder: Path, recorded: EvaluationSet, evaluated: Evaluation
             )
 
 
-def _sparse(errors: Sequence[int]) -> dict[str, int]:
-    """The utterances with errors by their place: of a good model these are few."""
-    return {str(place): count for place, count in enumerate(errors) if count}
-
-
 def _write(path: Path, record: dict[str, Any]) -> None:
     # A line per key: records are kept under version control, and a difference should show what changed.
-    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in record.items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    lines = []
+    for key, value in record.items():
+        lines.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    content = ",\n".join(lines)
+    write_text(path, f"{{\n{content}\n}}\n")
 
 
 def _read_header(folder: Path) -> tuple[EvaluationSet, list[str]]:
