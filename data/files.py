@@ -93,7 +93,13 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. ValueError when it is none, nested too deep, or has a number of thousands of digits."""
+    """The value of a JSON text, of which bytes are UTF-8.
+
+    ValueError when it is none, nested too deep, or has a number of thousands of digits.
+    """
+    if isinstance(text, bytes):
+        # By itself json would guess UTF-16 and UTF-32.
+        text = text.decode("utf-8")
     # Outside of the handler, so that what failed is freed before the error is raised.
     problem = "it is nested too deep"
     with suppress(RecursionError):

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 HIDDEN = "***"
 # The user's part of a URL. Azure's `container@account` and the user of ssh are names, not secrets; what stands alone
 # before the host of a web server is a token.
-USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/?#\"'<>]*)@")
+# A scheme of any length would be looked for anew at each letter of a long word.
+USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s/?#\"'<>]*)@")
 WEB_SCHEMES = ("http", "https", "ftp", "ftps", "git", "webdav", "dav")
 # A parameter of a URL or of a connection string.
 PARAMETER = re.compile(r"([?&;#])([^\s=&;?#\"'<>]{1,80})=([^\s&;#\"'<>]+)")

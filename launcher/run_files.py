@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.files import is_file_name, parse_json, read_bounded
 from launcher.errors import ConfigError
-from launcher.run_folder import RunFolder, StageFolder, read_json
+from launcher.run_folder import RunFolder, StageFolder, is_number, read_json
 
 STATE_FORMAT = 1
+# What a run's recipe.yaml begins and ends with, so that one that was cut within its last section is known. YAML takes
+# the first for a comment and the second for the end of a document. Copies of earlier versions have neither.
+RECIPE_BEGINNING = "# The recipe of a run, every default written out. A line of three dots ends it.\n"
+RECIPE_END = "...\n"
+# Of a row of metrics.jsonl, what status, report and comparison compute with.
+ROW_NUMBERS = ("time", "loss", "step_s", "data_wait", "audio_s_per_s", "validation_s", "save_stall_s")
 # What state.json holds of every stage that was ever started.
 RECORD_KEYS = {"kind": str, "status": str, "fingerprint": str, "settings": dict, "inputs": dict}
 
@@ -23,7 +30,7 @@ def read_state(run: RunFolder) -> dict[str, Any] | None:
         return None
     try:
         state = read_json(run.state_file)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _no_state(run, f"cannot be read as JSON ({_reason(error)})") from None
     if not isinstance(state, dict):
         raise _no_state(run, f"holds {_kind(state)} where a mapping with format, recipe and stages belongs")
@@ -37,6 +44,8 @@ def read_state(run: RunFolder) -> dict[str, Any] | None:
             "with the version of Chorus that made the run."
         )
     for name, record in state["stages"].items():
+        if not is_file_name(name):
+            raise _no_state(run, f"names a stage {name[:80]!r}, which is no name of a folder")
         problem = _record_problem(record)
         if problem:
             raise _no_state(run, f"has, of stage {name!r}, {problem}")
@@ -67,11 +76,17 @@ def read_recipe_values(run: RunFolder) -> dict[str, Any]:
     # Takes long to import, and the readers of JSON do without.
     import yaml
 
+    from launcher.bounded_yaml import MAX_CHARACTERS, load_yaml
+
     try:
-        values = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
+        # A character has four bytes at most.
+        text = read_bounded(run.recipe_file, 4 * MAX_CHARACTERS).decode("utf-8")
+        if text.startswith(RECIPE_BEGINNING) and not text.rstrip().endswith(f"\n{RECIPE_END.rstrip()}"):
+            raise broken_recipe(run, "does not end with the three dots that its first line speaks of: it was cut short")
+        values = load_yaml(text)
     except FileNotFoundError:
         raise broken_recipe(run, "is missing") from None
-    # RecursionError and ValueError: sections nested without end, a number of thousands of digits.
+    # RecursionError and ValueError: sections nested without end, a number of thousands of digits, too many values.
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise broken_recipe(run, f"cannot be read ({_reason(error)})") from None
     if not isinstance(values, dict):
@@ -80,8 +95,13 @@ def read_recipe_values(run: RunFolder) -> dict[str, Any]:
     if not isinstance(stages, list) or not stages:
         raise broken_recipe(run, f"has {_kind(stages)} as its stages")
     for stage in stages:
-        if not isinstance(stage, dict) or not isinstance(stage.get("name"), str) or "kind" not in stage:
-            raise broken_recipe(run, f"has a stage without name or kind ({str(stage)[:60]})")
+        if not isinstance(stage, dict) or not isinstance(stage.get("kind"), str):
+            raise broken_recipe(run, f"has a stage without a kind ({str(stage)[:60]})")
+        if not is_file_name(stage.get("name")):
+            name = str(stage.get("name"))[:60]
+            raise broken_recipe(run, f"has a stage of name {name!r}, which is no name of a folder")
+        if "steps" in stage and type(stage["steps"]) is not int:
+            raise broken_recipe(run, f"has {_kind(stage['steps'])} as the steps of stage {stage['name']}")
     return values
 
 
@@ -93,11 +113,26 @@ def broken_recipe(run: RunFolder, problem: str) -> ConfigError:
     )
 
 
+def parse_metrics_row(line: bytes) -> dict[str, Any] | None:
+    """Return a row of metrics.jsonl; None for a line that a kill cut short, or that is no row of ours."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    # What is computed with; a metric that is not finite is written as null.
+    for key in ROW_NUMBERS:
+        if row.get(key) is not None and not is_number(row[key]):
+            return None
+    return row
+
+
 def read_set_aside(stage: StageFolder) -> dict[str, Any] | None:
     """Return what state.json said of the work in a folder that was set aside; None where it was not, or is torn."""
     try:
         record = read_json(stage.record_file)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     if record is None or _record_problem(record):
         return None
@@ -108,7 +143,7 @@ def read_done(stage: StageFolder) -> dict[str, Any]:
     """Return what done.json says of the end of a stage's processes; empty when it is not there or not theirs."""
     try:
         record = read_json(stage.done_file)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         # The processes write it whole: what is torn is not their word that they are done.
         record = None
     if isinstance(record, dict):
@@ -155,7 +190,7 @@ def read_statistics(path: Path) -> dict[str, Any]:
         raise DataError(f"There is no {path}, which holds the features' statistics. Run the whole recipe.")
     for key in ("mean", "std"):
         values = content.get(key)
-        are_numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+        are_numbers = isinstance(values, list) and all(map(is_number, values))
         if not are_numbers or not values:
             raise DataError(f"{path} has {_kind(values)} as its {key}, where a number per mel bin belongs. {remedy}")
     if len(content["mean"]) != len(content["std"]):
@@ -168,7 +203,7 @@ def _read_mapping(path: Path, remedy: str) -> dict[str, Any] | None:
         return None
     try:
         content = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} could not be read as JSON ({_reason(error)}). {remedy}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {_kind(content)} where a mapping belongs. {remedy}")

@@ -5,22 +5,37 @@ JSON files are written beside their place, flushed to the disk and renamed. `eve
 to. A run folder is locked by one launcher at a time; the lock dies with its process.
 """
 
+import errno
 import fcntl
 import json
+import math
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.files import replacing
+from data import files
+from data.redaction import redact
 from launcher.errors import ConfigError
 
 # The kinds of stages that train a model, for what must not wait for a recipe to be imported.
 TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+HEARTBEAT_NAME = re.compile(r"rank-(\d+)\.json")
+MAX_HEARTBEAT_BYTES = 2**16
+MAX_EVENT_BYTES = 2**22
+PROCESS_ID_BYTES = 20
+# The steps that events of these names carry; the last two are names of earlier versions.
+EVENT_STEPS = {
+    "update_skipped": ("step",),
+    "rolled_back": ("step", "to_step"),
+    "update_left_out": ("step",),
+    "weights_taken_back": ("step", "to_step"),
+}
 # Looking whether a folder is held (`RunFolder.holder`) holds it for an instant itself.
 LOCK_ATTEMPTS = 5
 LOCK_ATTEMPT_S = 0.1
@@ -42,7 +57,7 @@ def _lock_among_hosts(file: BinaryIO) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees either its old content or all of the new one."""
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -63,9 +78,58 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; None when it does not exist, ValueError when another program tore it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         return None
+
+
+def _open_no_link(path: Path) -> BinaryIO:
+    """Open a file of a run to append to and to read, made where there is none; ConfigError when it is a link.
+
+    A folder from somebody else may hold links, through which other files of this user would be written.
+    """
+    try:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.fdopen(os.open(path, flags, 0o666), "ab+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigError(
+            f"{path} is a link, which a run's own file never is: writing to it would change a file elsewhere. Remove "
+            "the link, and look who put it there."
+        ) from None
+
+
+def _is_event(event: Any) -> bool:
+    """Whether a line of events.jsonl is one of ours, with the numbers that are computed with; others are skipped."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str) or not is_number(event.get("time")):
+        return False
+    if not isinstance(event.get("stage", ""), str):
+        return False
+    return all(type(event.get(key)) is int for key in EVENT_STEPS.get(event["event"], ()))
+
+
+@dataclass(frozen=True)
+class _ReadHeartbeat:
+    """What a heartbeat file held, and which writing of it that was."""
+
+    version: tuple[int, int, int]
+    record: Any
+
+
+def _is_heartbeat(record: Any, rank: int) -> bool:
+    """Whether a file holds the heartbeat of that rank, and not what another program left under its name."""
+    if not isinstance(record, dict) or record.get("rank") != rank:
+        return False
+    for key, kind in {"pid": int, "host": str, "step": int, "section": str}.items():
+        if type(record.get(key)) is not kind:
+            return False
+    return record["pid"] > 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number; a truth value is none."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 class StageFolder:
@@ -90,6 +154,7 @@ class StageFolder:
         self.wandb = path / "wandb"
         self.tensorboard = path / "tensorboard"
         self.evaluation_file = path / "evaluation.json"
+        self._read_heartbeats: dict[str, _ReadHeartbeat] = {}
 
     def hypotheses_file(self, model: str) -> Path:
         """The reference and one model's hypothesis of each utterance of an evaluation."""
@@ -152,13 +217,32 @@ class StageFolder:
         return sorted(steps)
 
     def read_heartbeats(self) -> list[dict[str, Any]]:
-        """Return the last heartbeat of every rank: rank, pid, host, step, section, time."""
-        heartbeats = []
-        for path in sorted(self.heartbeats.glob("rank-*.json")):
-            heartbeat = read_json(path)
-            if heartbeat:
-                heartbeats.append(heartbeat)
-        return heartbeats
+        """Return the last heartbeat of every rank: rank, pid, host, step, section, time.
+
+        One listing says which files are new; the others are not opened again. Hundreds of processes are looked at
+        several times a second, and each writes about once.
+        """
+        if not self.heartbeats.is_dir():
+            return []
+        heartbeats: dict[str, _ReadHeartbeat] = {}
+        with os.scandir(self.heartbeats) as entries:
+            for entry in entries:
+                match = HEARTBEAT_NAME.fullmatch(entry.name)
+                if match is None or entry.name != self.heartbeat_file(int(match[1])).name:
+                    continue
+                with suppress(OSError, ValueError):
+                    status = entry.stat()
+                    # Each heartbeat is a new file under the same name.
+                    version = (status.st_ino, status.st_mtime_ns, status.st_size)
+                    heartbeat = self._read_heartbeats.get(entry.name)
+                    if heartbeat is None or heartbeat.version != version:
+                        record = files.read_json(Path(entry.path), MAX_HEARTBEAT_BYTES)
+                        heartbeat = _ReadHeartbeat(version, record)
+                    if _is_heartbeat(heartbeat.record, int(match[1])):
+                        heartbeats[entry.name] = heartbeat
+        self._read_heartbeats = heartbeats
+        records = [heartbeat.record for heartbeat in heartbeats.values()]
+        return sorted(records, key=lambda record: record["rank"])
 
 
 def is_folder(model: str) -> bool:
@@ -205,8 +289,8 @@ class RunFolder:
     def append_event(self, event: str, **details: Any) -> None:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
         record = {"time": round(time.time(), 3), "event": event, **details}
-        line = json.dumps(record, ensure_ascii=False)
-        with self.events_file.open("ab+") as file:
+        line = redact(json.dumps(record, ensure_ascii=False))
+        with _open_no_link(self.events_file) as file:
             # Over NFS an append is a look for the end and then a write, between which another host may write; taking a
             # lock also makes the client look again. Closing the file gives it back.
             _lock_among_hosts(file)
@@ -221,19 +305,23 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events so far; a line that a kill cut short, or that is no event, is skipped."""
-        if not self.events_file.exists():
-            return []
         events = []
-        # Bytes: a cut in the middle of a character must not cost the other lines.
-        for line in self.events_file.read_bytes().split(b"\n"):
-            with suppress(ValueError):
-                event = json.loads(line)
-                # Lines of other programs are no events.
-                if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-                    continue
-                if "time" in event:
-                    events.append(event)
-        return events
+        try:
+            # Bytes: a cut in the middle of a character must not cost the other lines.
+            with files.open_regular(self.events_file) as file:
+                while True:
+                    # What is longer comes in pieces, none of which is an event.
+                    line = file.readline(MAX_EVENT_BYTES)
+                    if not line:
+                        return events
+                    with suppress(ValueError):
+                        event = files.parse_json(line)
+                        if _is_event(event):
+                            events.append(event)
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise ConfigError(f"The events of the run in {self.path} cannot be read: {error}. Remove it.") from None
 
     def holder(self) -> int | None:
         """Return the process id of the launcher that holds the run folder, None when nobody does.
@@ -241,12 +329,15 @@ class RunFolder:
         A lock of the kernel's, not a file that exists: it ends with the process, whatever ended that.
         """
         try:
-            with self.lock_file.open("r+", encoding="utf-8") as file:
+            # To read is enough: whoever may look at a run of somebody else must not need to write.
+            with files.open_regular(self.lock_file) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return int(file.read().strip() or 0)
-        except FileNotFoundError:
+                    process = file.read(PROCESS_ID_BYTES).strip()
+                    return int(process) if process.isdigit() else 0
+        # Nobody holds what is no file.
+        except (FileNotFoundError, ValueError):
             pass
         return None
 
@@ -254,7 +345,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run folder for this process; ConfigError naming the process that holds it already."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("a+", encoding="utf-8") as file:
+        with _open_no_link(self.lock_file) as file:
             is_locked = False
             for _ in range(LOCK_ATTEMPTS):
                 with suppress(BlockingIOError):
@@ -264,12 +355,13 @@ class RunFolder:
                 time.sleep(LOCK_ATTEMPT_S)
             if not is_locked:
                 file.seek(0)
+                process = file.read(PROCESS_ID_BYTES).decode("ascii", "replace").strip()
                 raise ConfigError(
-                    f"The run folder {self.path} is in use by process {file.read().strip()}. "
+                    f"The run folder {self.path} is in use by process {process}. "
                     f"Wait for it, stop it (kill -TERM), or choose another folder with --run-dir."
                 )
             # Mode a+ left the number of the process before this one in place, to name it.
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(str(os.getpid()).encode())
             file.flush()
             yield

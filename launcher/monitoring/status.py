@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.errors import ConfigError
 from launcher.monitoring.goodput import stage_goodput
-from launcher.monitoring.progress import PACE_ROWS, Pace, parse_row
-from launcher.run_files import broken_recipe, read_recipe_values, read_state
+from launcher.monitoring.progress import PACE_ROWS, Pace
+from launcher.run_files import broken_recipe, parse_metrics_row, read_recipe_values, read_state
 from launcher.run_folder import RunFolder, StageFolder
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def last_rows(metrics_file: Path, number: int = PACE_ROWS) -> list[dict[str, Any
         lines = file.read().splitlines()
     rows: list[dict[str, Any]] = []
     for line in reversed(lines):
-        row = parse_row(line)
+        row = parse_metrics_row(line)
         if row is not None and "loss" in row:
             rows.append(row)
         if len(rows) == number:

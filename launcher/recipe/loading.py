@@ -21,6 +21,7 @@ from launcher.recipe.seeds import repeat_stages
 from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage
 from launcher.recipe.validation_messages import validate
 from launcher.recipe.yaml_io import apply_override, dump_values, nearest, parse_recipe
+from launcher.run_files import RECIPE_BEGINNING, RECIPE_END
 from launcher.run_folder import is_folder
 
 BUILT_IN_RECIPES = Path(__file__).parents[1] / "recipes"
@@ -211,5 +212,6 @@ def with_counted_slots(recipe: Recipe, hostfile: Path) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML, every default written out."""
-    return dump_values(recipe.model_dump(mode="json"))
+    """Return the resolved recipe as YAML, every default written out, between a first and a last line that tell whether
+    it is whole."""
+    return RECIPE_BEGINNING + dump_values(recipe.model_dump(mode="json")) + RECIPE_END

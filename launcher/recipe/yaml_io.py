@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from launcher.bounded_yaml import BoundedLoader, load_yaml
 from launcher.errors import ConfigError
 
 # `<<: *ANCHOR`: its keys may be given again, and what is given wins.
@@ -32,8 +33,8 @@ CORE_SCHEMA = (
 )
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader with the core schema of YAML 1.2, which refuses a key given twice, of which YAML would silently keep
+class _StrictLoader(BoundedLoader):
+    """Loader with the core schema of YAML 1.2, which refuses a key given twice, of which YAML would silently keep
     the last."""
 
     def construct_mapping_once(self, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -77,15 +78,13 @@ def dump_values(values: dict[str, Any]) -> str:
 def parse_value(text: str, source: str) -> Any:
     """Parse a YAML text; ConfigError, which begins with `source`, when it is none."""
     try:
-        return _without_shared_values(yaml.load(text, _StrictLoader))
-    # ValueError: a value that contradicts its tag, such as !!int x, or has thousands of digits.
+        return _without_shared_values(load_yaml(text, _StrictLoader))
+    # ValueError: a value that contradicts its tag, such as !!int x, or has thousands of digits; too many values.
     except (yaml.YAMLError, ValueError) as error:
         # YAML's messages run over several lines; ours are one paragraph.
         raise ConfigError(f"{source} is not readable as YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:
-        raise ConfigError(
-            f"{source} is not readable as YAML: an alias stands within its own anchor, or sections are nested too deep."
-        ) from None
+        raise ConfigError(f"{source} is not readable as YAML: sections are nested too deep.") from None
 
 
 def parse_recipe(text: str, source: str) -> dict[str, Any]:

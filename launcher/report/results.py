@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from data.files import read_bounded
+from launcher.bounded_yaml import MAX_CHARACTERS, load_yaml
 from launcher.formatting import MISSING, count, percent
 from launcher.report.run_data import read_models
 from launcher.run_folder import RunFolder
@@ -116,8 +118,8 @@ def results_table(run_dir: Path) -> ResultsTable:
     recipe_file = RunFolder(run_dir).recipe_file
     recipe = {}
     # The results are shown whatever became of the recipe; it only says which model is the teacher.
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        content = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = load_yaml(read_bounded(recipe_file, 4 * MAX_CHARACTERS).decode("utf-8"))
         if isinstance(content, dict):
             recipe = content
     return tabulate(read_models(run_dir), recipe)

@@ -15,6 +15,9 @@ import numpy as np
 import yaml
 
 from data.errors import DataError
+from data.files import read_bounded
+from data.redaction import redact
+from launcher.bounded_yaml import MAX_CHARACTERS, load_yaml
 from launcher.errors import ConfigError
 from launcher.run_files import read_done, read_evaluation, read_results
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder
@@ -155,14 +158,14 @@ def read_run_data(run_dir: Path) -> RunData:
     run = RunFolder(run_dir)
     gaps: list[str] = []
     try:
-        recipe_text = run.recipe_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        recipe_text = read_bounded(run.recipe_file, 4 * MAX_CHARACTERS).decode("utf-8")
+    except (OSError, ValueError) as error:
         gaps.append(f"{run.recipe_file.name} could not be read ({type(error).__name__}).")
         recipe_text = ""
     # As plain YAML and not through the recipe's schema: a recipe that is no longer valid still gets its report.
     try:
-        recipe = yaml.safe_load(recipe_text) or {}
-    except yaml.YAMLError:
+        recipe = load_yaml(recipe_text) or {}
+    except (yaml.YAMLError, ValueError, RecursionError):
         recipe = None
     if not isinstance(recipe, dict):
         gaps.append("recipe.yaml is not a recipe; stages are taken from the folders there are.")
@@ -181,7 +184,7 @@ def read_run_data(run_dir: Path) -> RunData:
     return RunData(
         name=str(recipe.get("name", run.path.name)),
         recipe=recipe,
-        recipe_text=recipe_text,
+        recipe_text=redact(recipe_text),
         stages=stages,
         models=models,
         examples=examples,

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from launcher.run_files import parse_metrics_row
+
 logger = logging.getLogger(__name__)
 
 # The metric of a layer's experts; the group is the layer's name.
@@ -79,7 +81,7 @@ def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
             # Looking for names in the bytes of a line is much cheaper than parsing it.
             if index % stride != 0 and not any(name in line for name in _ALWAYS_READ):
                 continue
-            row = _decode(line)
+            row = parse_metrics_row(line)
             if row is not None:
                 yield row
 
@@ -99,7 +101,7 @@ def read_last_rows(path: Path, number: int) -> list[dict]:
     rows: list[dict] = []
     with path.open("rb") as file:
         for _, line in _lines_from_end(file):
-            row = _decode(line)
+            row = parse_metrics_row(line)
             if row is not None and "loss" in row:
                 rows.append(row)
             if len(rows) == number:
@@ -119,7 +121,7 @@ def _keep_rows_up_to(path: Path, resume_step: int) -> None:
         end = 0
         needs_newline = False
         for start, line in _lines_from_end(file):
-            row = _decode(line)
+            row = parse_metrics_row(line)
             if row is not None and row["step"] <= resume_step:
                 end = start + len(line)
                 needs_newline = not line.endswith(b"\n")  # whole, only its end is missing
@@ -150,16 +152,6 @@ def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         buffer = lines[0]
     if buffer:
         yield 0, buffer
-
-
-def _decode(line: bytes) -> dict | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if isinstance(row, dict) and isinstance(row.get("step"), int):
-        return row
-    return None
 
 
 def _encode(row: dict) -> bytes:

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data import files
 from launcher.errors import ConfigError
+from launcher.processes.heartbeat import Heartbeat
 from launcher.run_folder import RunFolder, read_json, write_json
 
 HOLD = """
@@ -134,6 +135,46 @@ def test_checkpoint_steps_leave_out_what_is_not_a_checkpoint(tmp_path):
 def test_heartbeats_are_read_in_order_of_rank(tmp_path):
     stage = RunFolder(tmp_path).stage("teacher")
     stage.heartbeats.mkdir(parents=True)
-    for rank in (1, 0):
-        stage.heartbeat_file(rank).write_text(json.dumps({"rank": rank}))
-    assert [beat["rank"] for beat in stage.read_heartbeats()] == [0, 1]
+    for rank in (100, 11, 0):
+        Heartbeat(stage, rank).beat(1, "train")
+    assert [beat["rank"] for beat in stage.read_heartbeats()] == [0, 11, 100]
+
+
+def test_only_heartbeats_that_are_new_are_read_again(tmp_path, monkeypatch):
+    stage = RunFolder(tmp_path).stage("teacher")
+    for rank in range(50):
+        Heartbeat(stage, rank).beat(1, "train")
+    opened = []
+    read_json = files.read_json
+    monkeypatch.setattr(files, "read_json", lambda path, *bound: opened.append(path.name) or read_json(path, *bound))
+    stage.read_heartbeats()
+    assert len(opened) == 50
+    Heartbeat(stage, 7).beat(2, "train")
+    for _ in range(5):
+        assert stage.read_heartbeats()[7]["step"] == 2
+    assert opened[50:] == ["rank-07.json"]
+    # Of an earlier attempt: what is gone is not reported.
+    stage.heartbeat_file(3).unlink()
+    assert len(stage.read_heartbeats()) == 49
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"rank": 0}',
+        "[" * 20_000,
+        "9" * 5000,
+        '{"rank": 0, "pid": -1, "host": "h", "step": 1, "section": "train"}',
+        '{"rank": 0, "pid": true, "host": "h", "step": 1, "section": "train"}',
+        '{"rank": 1, "pid": 7, "host": "h", "step": 1, "section": "train"}',
+        '{"rank": 0, "pid": 7, "host": "h", "step": "1", "section": "train"}',
+    ],
+)
+def test_a_heartbeat_that_is_none_is_not_read(tmp_path, content):
+    stage = RunFolder(tmp_path).stage("teacher")
+    Heartbeat(stage, 1).beat(1, "train")
+    stage.heartbeat_file(0).write_text(content)
+    (stage.heartbeats / "rank-1.json").write_text(stage.heartbeat_file(1).read_text())
+    assert [beat["rank"] for beat in stage.read_heartbeats()] == [1]

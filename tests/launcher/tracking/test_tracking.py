@@ -272,9 +272,9 @@ def test_the_last_rows_are_those_at_the_end_of_all_rows(tmp_path, monkeypatch, b
 def test_resuming_a_long_stage_reads_the_end_of_its_metrics_only(tmp_path, monkeypatch):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(f'{{"step": {step}, "loss": 1.5}}\n' for step in range(1, 200_001)))
-    decode = metrics_log._decode
+    parse = metrics_log.parse_metrics_row
     decoded = []
-    monkeypatch.setattr(metrics_log, "_decode", lambda line: decoded.append(line) or decode(line))
+    monkeypatch.setattr(metrics_log, "parse_metrics_row", lambda line: decoded.append(line) or parse(line))
     MetricsLog(file, resume_step=199_950).close()
     rows = read_last_rows(file, 100)
     assert (rows[0]["step"], rows[-1]["step"]) == (199_851, 199_950)
