@@ -5,7 +5,15 @@ import pytest
 from launcher.recipe import DistillStage, EvaluateStage, PretrainStage, load_recipe
 from model.encoder import Encoder
 
-LADDERS = ("ladder", "ladder-routing", "ladder-sharing", "ladder-taught", "ladder-aelita", "ladder-prompts")
+LADDERS = (
+    "ladder",
+    "ladder-routing",
+    "ladder-sharing",
+    "ladder-taught",
+    "ladder-aelita",
+    "ladder-prompts",
+    "ladder-mboshi",
+)
 TAUGHT = {"taught-plain": "experts", "taught-norms": "norms", "taught": "routers"}
 
 
@@ -13,7 +21,8 @@ TAUGHT = {"taught-plain": "experts", "taught-norms": "norms", "taught": "routers
 def ladder(tmp_path_factory):
     """The rungs of a ladder under its first seed, by name."""
     folder = tmp_path_factory.mktemp("corpus")
-    keys = {"ladder-aelita": [], "ladder-prompts": [f"corpus.manifest={folder}"]}
+    manifest = [f"corpus.manifest={folder}"]
+    keys = {"ladder-aelita": [], "ladder-prompts": manifest, "ladder-mboshi": manifest}
     recipes = {}
     for name in LADDERS:
         recipes[name] = load_recipe(name, keys.get(name, [f"corpus.root={folder}"]))
@@ -80,11 +89,18 @@ def test_the_taught_rungs_are_all_four_combinations_of_norms_and_routers(ladder)
     assert owners(rungs["taught"]) == ("layer", "layer")
 
 
-@pytest.mark.parametrize("name", ["ladder", "ladder-aelita", "ladder-prompts"])
+@pytest.mark.parametrize("name", ["ladder", "ladder-aelita", "ladder-prompts", "ladder-mboshi"])
 def test_taught_and_started_students_have_a_third_of_their_teachers_encoder(name, ladder):
     rungs = ladder(name)
     assert rungs["taught"].model == rungs["started"].model == rungs["distilled"].model
     assert encoder_parameters(rungs["distilled"]) <= 0.34 * encoder_parameters(rungs["full"])
+
+
+def test_the_larger_ladder_has_no_rung_without_experts_that_is_much_smaller_than_its_student(ladder):
+    rungs = ladder("ladder-mboshi")
+    assert rungs["full"].model.encoder.layers == 12
+    assert rungs["distilled"].model.encoder.block_of_layer == [0] * 6 + [1] * 6
+    assert encoder_parameters(rungs["shared-wide"]) == pytest.approx(encoder_parameters(rungs["distilled"]), rel=0.03)
 
 
 def test_the_former_rungs_differ_in_how_their_branches_start_alone(ladder):

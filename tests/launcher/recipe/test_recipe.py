@@ -356,7 +356,7 @@ def test_an_encoder_alone_neither_teaches_nor_is_evaluated(listening, refuse):
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN_RECIPES.glob("*.yaml")))
 def test_every_built_in_recipe_is_valid(name, tmp_path):
     corpora = dict.fromkeys(("digits", "ladder", "ladder-routing", "ladder-sharing", "ladder-taught"), "root")
-    corpora |= {"base": "shards", "ladder-prompts": "manifest"}
+    corpora |= {"base": "shards", "ladder-prompts": "manifest", "ladder-mboshi": "manifest"}
     recipe = load_recipe(name, [f"corpus.{corpora[name]}={tmp_path}"] if name in corpora else [])
     assert recipe.name == name
     assert isinstance(recipe.stages[-1], EvaluateStage)
