@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from data.audio import RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
+from data.corpora.rejections import describe_rejections
 from data.errors import DataError
 from data.manifest import read_manifest
 from data.text import RULES_VERSION, normalize_text, split_key
@@ -111,13 +112,10 @@ def select(config: FolderConfig, seed: int) -> Selection:
         utterances.append(replace(row, text=text, split=split, language=language))
 
     if not utterances:
-        reason = f"{config.manifest} has no rows."
+        problem = f"{config.manifest} has no rows"
         if rejected:
-            reason = (
-                f"None of the {num_rows} rows of {config.manifest} can be used. The first reason: line "
-                f"{rejected[0].line}: {rejected[0].reason}."
-            )
-        raise DataError(f"{reason} Every row names a recording, relative to the manifest, and its text.")
+            problem = f"None of the {num_rows} rows of {config.manifest} can be used, {describe_rejections(rejected)}"
+        raise DataError(f"{problem}. Every row names a recording, relative to the manifest, and its text.")
     if renamed:
         names = ", ".join(f"{name} is read as {split}" for name, split in sorted(renamed.items()))
         logger.warning("Splits of %s have other names here: %s.", config.manifest, names)

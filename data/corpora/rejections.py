@@ -8,7 +8,7 @@ from data.audio import RejectedRow
 
 # Part of a reason, and what rows with such a reason have in common.
 KINDS = (
-    ("no audio file", "no such file"),
+    ("there is no audio file", "no such file"),
     ("breaks off", "audio that breaks off"),
     ("lacks Ogg pages", "audio that breaks off"),
     ("is damaged", "damaged audio"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
-from data.manifest import read_manifest
+from data.manifest import COLUMNS, read_manifest
 
 RATE_HZ = 16000
 
@@ -285,6 +285,80 @@ def test_rows_in_are_rows_used_and_rows_rejected_in_every_format(
     first = 1 if suffix == "jsonl" else 2
     seen = sorted([row.line for row in utterances] + [row.line for row in rejected])
     assert seen == list(range(first, first + len(texts)))
+
+
+ANY_CELL = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.sampled_from(["a.wav", "a\0.wav", "/", ".", "x" * 5000, "\ud83d", "\ufffd", "-1", "1e999", "0x10", "١", "१.५"]),
+    st.sampled_from([10**400, -(10**400), 1e300, -0.0, 5e-324, 2**63, [], {}, [[]], {"a": [1]}, ["a.wav"]]),
+)
+
+
+@given(
+    rows=st.lists(
+        st.dictionaries(st.sampled_from([*(a for c in COLUMNS.values() for a in c), "x"]), ANY_CELL), max_size=6
+    )
+)
+def test_no_cell_whatever_stops_the_reading_of_the_others(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    soundfile.write(folder / "a.wav", tone(0.05), RATE_HZ)
+    good = {"audio": "a.wav", "text": "good", "id": "good"}
+    path = write_jsonl(folder / "m.jsonl", [good, *({"audio": "a.wav", "text": "t"} | row for row in rows)])
+    utterances, rejected = read_manifest(path)
+    lines = [row.line for row in utterances] + [row.line for row in rejected]
+    assert sorted(lines) == list(range(1, len(rows) + 2))
+    assert utterances[0].text == "good"
+    for row in rejected:
+        assert len((row.reason + row.path).encode()) < 6000
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("9" * 5000, "not JSON"),
+        ("9" * 4000, "expected a number"),
+        ("[" * 200_000 + "]" * 200_000, "not JSON"),
+        ('{"a":' * 200_000 + "1" + "}" * 200_000, "not JSON"),
+        ("[" * 900 + "]" * 900, "column start holds a list"),
+        ("1e999", "expected a number"),
+        ("NaN", "expected a number"),
+    ],
+)
+def test_numbers_without_end_and_values_without_bottom_are_rejected_rows(folder: Path, value: str, reason: str) -> None:
+    row = '{"audio": "a.wav", "text": "t", "start": %s}\n'
+    (folder / "m.jsonl").write_text(row % value + row % "0.5")
+    utterances, rejected = read_manifest(folder / "m.jsonl")
+    assert [utterance.line for utterance in utterances] == [2]
+    assert reason in rejected[0].reason
+    assert len(rejected[0].reason) < 300
+
+
+@pytest.mark.parametrize(
+    "column", ["start_ms", "END_MS", "offset_samples", "begin_frame", "frame_offset", "stop_milliseconds", "end_sample"]
+)
+def test_a_place_in_other_units_than_seconds_is_not_passed_over(folder: Path, column: str) -> None:
+    rows = [{"audio": "a.wav", "text": "t", column: 500}, {"audio": "b.flac", "text": "t", column: None}]
+    utterances, rejected = read_manifest(write_jsonl(folder / "m.jsonl", rows))
+    assert [utterance.line for utterance in utterances] == [2]
+    assert f"column {column.lower()} is not in seconds" in rejected[0].reason
+
+
+def test_a_text_of_which_a_character_was_lost_is_not_a_transcript(folder: Path) -> None:
+    rows = [{"audio": "a.wav", "text": "caf\ufffd"}, {"audio": "b.flac", "text": "café"}]
+    utterances, rejected = read_manifest(write_jsonl(folder / "m.jsonl", rows))
+    assert [utterance.text for utterance in utterances] == ["café"]
+    assert "a character that was lost" in rejected[0].reason
+
+
+def test_columns_are_read_whatever_their_case_and_a_second_one_is_not_passed_over(folder: Path) -> None:
+    (folder / "m.csv").write_text("ID, Wav ,Wrd\none,a.wav,hello\n")
+    assert read_manifest(folder / "m.csv")[0][0].text == "hello"
+    rows = [{"Audio": "a.wav", "TEXT": "t"}, {"audio": "b.flac", "text": "t", "Text": "u"}]
+    utterances, rejected = read_manifest(write_jsonl(folder / "m.jsonl", rows))
+    assert [utterance.line for utterance in utterances] == [1]
+    assert "the column 'text' twice" in rejected[0].reason
 
 
 @pytest.mark.parametrize(

@@ -467,6 +467,24 @@ def test_prepared_shards_can_be_verified_counted_and_trained_from(start, manifes
     assert f"{shard.name}: the SHA-256 is not the recorded one" in capsys.readouterr().out
 
 
+def test_prepare_shows_where_every_row_went_and_the_first_reasons(manifest, tmp_path, capsys):
+    rows = manifest.read_text().splitlines()
+    rows += ['{"audio": "gone-1.wav", "text": "t"}', '{"audio": "gone-2.wav", "text": "t"}', "not JSON \\u001b[31m"]
+    other = manifest.with_name("with-faults.jsonl")
+    other.write_text("\n".join(rows) + "\n")
+    command = ["prepare", "folder", "--out", str(tmp_path / "shards"), "--manifest", str(other)]
+    assert chorus(command) == 0
+    printed = capsys.readouterr().out
+    num_used = len(rows) - 3
+    assert f"{len(rows)} rows in: {num_used} used, 3 rejected: 2 no such file (first: line {num_used + 1}: " in printed
+    assert "1 not JSON (first: line" in printed
+    assert f"{tmp_path / 'shards' / 'rejected.jsonl'} says why of each rejected row" in printed
+    assert chorus([*command, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["rows"], counts["used"], counts["rejected"]) == (len(rows), num_used, 3)
+    assert [(reason["kind"], reason["rows"]) for reason in counts["reasons"]] == [("no such file", 2), ("not JSON", 1)]
+
+
 def test_doctor_names_versions_accelerator_and_login(capsys):
     assert chorus(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
