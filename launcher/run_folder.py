@@ -55,16 +55,18 @@ def _lock_among_hosts(file: BinaryIO) -> None:
             return
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees either its old content or all of the new one."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write a file so that a reader sees either its old content or all of the new one; `private`: this user alone."""
     with files.replacing(path) as temporary:
+        if private:
+            temporary.chmod(0o600)
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, private: bool = False) -> None:
     """Write a JSON file atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    write_text(path, f"{text}\n")
+    write_text(path, f"{text}\n", private)
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

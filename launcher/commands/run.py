@@ -130,10 +130,12 @@ def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def _join(recipe: Recipe, folder: RunFolder, options: argparse.Namespace, stop: StopRequest, display: Display) -> int:
     """Follow the first host of a run without ssh; without a number, say what to start on each host."""
+    launcher = make_launcher(recipe.cluster)
     if options.node_rank is None:
-        shared_folder.show_commands(make_launcher(recipe.cluster).topology, folder, options.arguments)
+        shared_folder.show_commands(launcher.topology, folder, options.arguments)
     else:
-        shared_folder.Follower(folder, options.node_rank, stop, display).follow()
+        assert isinstance(launcher, shared_folder.SharedFolderLauncher)
+        shared_folder.Follower(recipe, launcher, folder, options.node_rank, stop, display).follow()
     return 0
 
 
@@ -142,7 +144,7 @@ def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> in
     # The job is to run what the dry run only shows.
     arguments = [argument for argument in options.arguments if argument != "--dry-run"]
     script = slurm.batch_script(recipe, folder, arguments)
-    write_text(folder.batch_script, script)
+    write_text(folder.batch_script, script, private=True)
     print(f"{folder.batch_script}:\n\n{script}")
     if not options.dry_run:
         job = slurm.submit(str(folder.batch_script))

@@ -109,9 +109,15 @@ def passed_environment(cluster: ClusterConfig, environment: Mapping[str, str]) -
 
 def master_address(cluster: ClusterConfig, topology: Topology) -> str:
     """Return the address at which every host finds the first process."""
-    return cluster.master_address or topology.hosts[0].name
+    if cluster.master_address:
+        return cluster.master_address
+    # Processes of one host meet where no other machine can join them (training/parallel.py).
+    if len(topology.hosts) == 1:
+        return "127.0.0.1"
+    return topology.hosts[0].name
 
 
 def choose_port(cluster: ClusterConfig) -> int:
     """Return the port of the first process; a drawn one that is taken there costs a restart with another."""
-    return cluster.master_port or random.choice(PORTS)
+    # No secret: the port stands on command lines.
+    return cluster.master_port or random.choice(PORTS)  # noqa: S311

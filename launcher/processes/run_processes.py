@@ -23,7 +23,7 @@ MODULES = ("launcher.worker", "launcher.processes.agent", "launcher.processes.sh
 def make_token(run: RunFolder) -> None:
     """Give a run a token unless it has one."""
     if not _read_token(run):
-        write_text(run.token_file, secrets.token_hex(16))
+        write_text(run.token_file, secrets.token_hex(16), private=True)
 
 
 def token_environment(run: RunFolder) -> dict[str, str]:

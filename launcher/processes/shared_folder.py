@@ -2,18 +2,22 @@
 
 The one with `--node-rank 0` decides. For every other host it starts an order writer here, which takes the place of ssh:
 held by its standard input, it keeps an order file for that host and leaves with the exit code that the host answers.
-The other hosts follow: they start the agent that the order names, hold it as long as the order is renewed, and write
-the answer.
+The other hosts follow: they start the stage that the order names, hold its agent as long as the order is renewed, and
+write the answer.
 
-An order file is JSON: `attempt` (a new name for each), `command` (the agent's), `words` (all messages so far), `held`
-(false: end the processes), `renewed` (a count), or `over` (the exit code of the whole run). An answer has `attempt` and
-`code`.
+An order file is JSON: `attempt` (a new name for each), `stage`, `port` (of the first process), `words` (all messages so
+far), `held` (false: end the processes), `renewed` (a count), or `over` (the exit code of the whole run). An answer has
+`attempt` and `code`. What is started follows from the recipe that each host was given itself: an order can choose one
+of its stages and nothing else. Files of another user are refused, and so is what is no order.
 """
 
+import json
 import os
 import select
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,16 +25,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import DistributedError, Preempted, exit_code
+from launcher.errors import ConfigError, DistributedError, Preempted, exit_code
 from launcher.monitoring.progress import Display
 from launcher.processes import agent_command, worker_command
 from launcher.processes.agent import ABORT, ALIVE, READ_BYTES, STOP
 from launcher.processes.process_group import SSH_FAILED, Command, Launch
+from launcher.processes.run_processes import token_environment
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe import ClusterConfig
+from launcher.recipe import ClusterConfig, Recipe
 from launcher.recipe.hostfile import Topology
-from launcher.run_folder import RunFolder, read_json, write_json, write_text
+from launcher.run_folder import RunFolder, write_json, write_text
 
+ORDER_WRITER_MODULE = "launcher.processes.shared_folder"
+ORDER_KEYS = {"attempt": str, "stage": str, "port": int, "words": str, "held": bool, "renewed": int}
+MAX_ORDER_BYTES = 2**16
 POLL_S = 0.2
 # For the other host to end its processes, and for its answer to be seen through a network file system.
 ANSWER_S = 60.0
@@ -56,18 +64,25 @@ class SharedFolderLauncher:
         """Return the commands of a training stage: an agent here, an order writer for every other host."""
         port = port or agent_command.choose_port(self._cluster)
         master = agent_command.master_address(self._cluster, self.topology)
-        environment = {**os.environ, **worker_command.python_environment(os.environ)}
+        environment = _agent_environment(run)
         commands = []
         for node, host in enumerate(self.topology.hosts):
-            command = agent_command.deepspeed_command(self.topology, node, run, stage, master, port)
-            command = agent_command.agent_command(command, len(host.slots), self._cluster.threads)
+            command = self.agent_of(node, run, stage, port)
             if node > 0:
-                order_file = str(run.order_file(node))
-                command = [sys.executable, "-u", "-m", "launcher.processes.shared_folder", order_file, *command]
+                # Like an agent's, its command line ends in RUN_DIR STAGE.
+                writer = [sys.executable, "-u", "-m", ORDER_WRITER_MODULE, str(run.order_file(node)), str(port)]
+                command = [*writer, str(run.path), stage]
             # Secrets are empty: every host has its own environment. They are not None, for an agent listens.
             commands.append(Command(host.name, command, environment, secrets={}))
         files = {run.stage(stage).hostfile: self.topology.hostfile()}
         return Launch("no_ssh", f"{master}:{port}", self.topology.placement(), commands, files)
+
+    def agent_of(self, node: int, run: RunFolder, stage: str, port: int) -> list[str]:
+        """Return the command that starts a host's agent, on that host."""
+        master = agent_command.master_address(self._cluster, self.topology)
+        command = agent_command.deepspeed_command(self.topology, node, run, stage, master, port)
+        processes = len(self.topology.hosts[node].slots)
+        return agent_command.agent_command(command, processes, self._cluster.threads)
 
     def evaluation(self, run: RunFolder, stage: str) -> Launch:
         """Return the command of an evaluation: one process here."""
@@ -91,12 +106,74 @@ class SharedFolderLauncher:
                 write_json(run.order_file(node), {"attempt": uuid.uuid4().hex, "over": code})
 
 
+def _agent_environment(run: RunFolder) -> dict[str, str]:
+    """Return the environment of an agent on this host."""
+    return {**os.environ, **worker_command.python_environment(os.environ), **token_environment(run)}
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    """Return the JSON mapping in a file of this user, empty when there is no file.
+
+    ConfigError when it is a link, another user's or no mapping: whoever may write into the folder could have put it
+    there.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read(MAX_ORDER_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        # A link gives ELOOP.
+        raise _no_order(path, f"it cannot be opened ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise _no_order(path, "it is no plain file")
+    if status.st_uid != os.getuid() and status.st_uid != _owner_shown(path.parent):
+        raise _no_order(path, f"it belongs to user {status.st_uid}, and this is user {os.getuid()}")
+    if len(content) > MAX_ORDER_BYTES:
+        raise _no_order(path, f"it has more than {MAX_ORDER_BYTES} bytes")
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _no_order(path, f"it cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise _no_order(path, "it holds no mapping")
+    return values
+
+
+def _owner_shown(folder: Path) -> int:
+    """Return whose a file of this process is here: a network file system may show root as nobody."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid
+
+
+def _no_order(path: Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{path}, through which the hosts of a run speak, is not taken: {reason}. Start all hosts as the same user, "
+        "look who may write into the run folder, and remove the file."
+    )
+
+
+def _check_keys(path: Path, values: dict[str, Any], kinds: dict[str, type]) -> None:
+    """ConfigError unless a mapping has a value of each kind."""
+    for key, kind in kinds.items():
+        # By its exact type: true is an int in Python.
+        if type(values.get(key)) is not kind:
+            raise _no_order(path, f"its {key} is {str(values.get(key))[:60]!r}")
+
+
 class _OrderWriter:
     """Stands here for the agent of another host."""
 
-    def __init__(self, order_file: Path, command: list[str]) -> None:
+    def __init__(self, order_file: Path, stage: str, port: int) -> None:
         self._file = order_file
-        self._order: dict[str, Any] = {"attempt": uuid.uuid4().hex, "command": command, "words": "", "held": True}
+        self._order: dict[str, Any] = {
+            "attempt": uuid.uuid4().hex,
+            "stage": stage,
+            "port": port,
+            "words": "",
+            "held": True,
+        }
         self._num_writes = 0
 
     def run(self) -> int:
@@ -123,9 +200,11 @@ class _OrderWriter:
 
     def _read_answer(self) -> int | None:
         """Return the exit code of this attempt's agent; None before there is one."""
-        answer = read_json(_answer_file(self._file)) or {}
+        path = _answer_file(self._file)
+        answer = _read_own(path)
         if answer.get("attempt") != self._order["attempt"]:
             return None
+        _check_keys(path, answer, {"code": int})
         return answer["code"]
 
     def _forward_messages(self) -> bool:
@@ -155,35 +234,49 @@ def _answer_file(order_file: Path) -> Path:
 class Follower:
     """What `chorus run --node-rank I` does on every host but the first."""
 
-    def __init__(self, run: RunFolder, node: int, stop: StopRequest, display: Display) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        launcher: SharedFolderLauncher,
+        run: RunFolder,
+        node: int,
+        stop: StopRequest,
+        display: Display,
+    ) -> None:
+        self._stages = [stage.name for stage in recipe.training_stages()]
+        self._launcher = launcher
         self._run = run
+        self._node = node
         self._file = run.order_file(node)
         self._stop = stop
         self._display = display
         self._agent: subprocess.Popen[bytes] | None = None
         self._attempt = ""
+        self._stage = ""
         self._renewed = -1
         self._num_forwarded = 0
 
     def follow(self) -> None:
         """Follow orders to the end of the run; DistributedError when it failed, Preempted after a stop."""
         # An order left from before counts once it is renewed.
-        stale_order = read_json(self._file) or {}
+        stale_order = _read_own(self._file)
         self._display.say("Follows the first host, which is to be started with --node-rank 0.")
         try:
             while True:
-                order = read_json(self._file) or {}
+                order = _read_own(self._file)
                 is_fresh = order != stale_order
                 if is_fresh and "over" in order:
+                    _check_keys(self._file, order, {"over": int})
                     break
-                if is_fresh and "command" in order:
+                if is_fresh and order:
+                    self._check(order)
                     self._carry_out(order)
                 if self._stop.count:
                     # At once when nothing runs here, or when asked twice.
                     if self._agent is None or self._stop.count > 1:
                         raise Preempted("This host was asked to stop.")
                     # The processes of all hosts see this file and save, as after a signal to any of them.
-                    self._run.stage(order["command"][-1]).stop_file.touch()
+                    self._run.stage(self._stage).stop_file.touch()
                 time.sleep(POLL_S)
         finally:
             self._end_agent()
@@ -194,6 +287,17 @@ class Follower:
         if code:
             raise DistributedError(f"The run ended on the first host with exit code {code}; its output says why.")
         self._display.say("Everything is done.")
+
+    def _check(self, order: dict[str, Any]) -> None:
+        """ConfigError for what is no order, or one of a stage that this host's recipe does not train."""
+        _check_keys(self._file, order, ORDER_KEYS)
+        if order["stage"] not in self._stages:
+            stages = ", ".join(self._stages)
+            raise _no_order(self._file, f"its stage is {order['stage'][:60]!r}, and the recipe here trains {stages}")
+        if not 0 < order["port"] < 65536:
+            raise _no_order(self._file, f"its port is {order['port']}")
+        if not set(order["words"]) <= set((ABORT + STOP).decode()):
+            raise _no_order(self._file, f"its words are {order['words'][:60]!r}")
 
     def _carry_out(self, order: dict[str, Any]) -> None:
         if order["attempt"] != self._attempt and order["held"]:
@@ -220,13 +324,14 @@ class Follower:
         self._attempt = order["attempt"]
         self._renewed = -1
         self._num_forwarded = 0
-        stage = self._run.stage(order["command"][-1])
+        self._stage = order["stage"]
+        stage = self._run.stage(self._stage)
         stage.logs.mkdir(parents=True, exist_ok=True)
         self._display.say(f"{stage.name}: starts its processes of this host")
         with stage.launcher_log.open("ab") as log:
             self._agent = subprocess.Popen(
-                order["command"],
-                env={**os.environ, **worker_command.python_environment(os.environ)},
+                self._launcher.agent_of(self._node, self._run, self._stage, order["port"]),
+                env=_agent_environment(self._run),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -266,10 +371,20 @@ def show_commands(topology: Topology, run: RunFolder, arguments: list[str]) -> N
     for host, command in node_commands(topology, arguments):
         paragraphs.append(f"# on {host}, in {os.getcwd()}\n{worker_command.shown(command)}\n")
     text = "\n".join(paragraphs)
-    write_text(run.node_commands_file, text)
+    write_text(run.node_commands_file, text, private=True)
     print(text)
     print(f"Start one on each host, in any order. They are in {run.node_commands_file} too.")
 
 
+def main(arguments: list[str]) -> int:
+    """Write orders for another host; return the exit code that it answers, or that of what is no answer."""
+    order_file, port, _, stage = arguments
+    try:
+        return _OrderWriter(Path(order_file), stage, int(port)).run()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return exit_code(error)
+
+
 if __name__ == "__main__":
-    sys.exit(_OrderWriter(Path(sys.argv[1]), sys.argv[2:]).run())
+    sys.exit(main(sys.argv[1:]))

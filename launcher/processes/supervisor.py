@@ -211,7 +211,7 @@ class _Attempt:
         launch = self._job.start()
         for path, text in launch.files.items():
             write_text(path, text)
-        write_json(self._stage.launch_file, launch.record())
+        write_json(self._stage.launch_file, launch.record(), private=True)
         self._run.append_event(
             "processes_started",
             stage=self._stage.name,

@@ -9,6 +9,8 @@
    which copies it computes with. Checkpoints are made of those and never touch DeepSpeed.
 """
 
+import errno
+import ipaddress
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ from typing import Any, TypeAlias
 import deepspeed
 import deepspeed.ops
 import torch
+import torch.distributed as dist
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 from torch.distributed import DistNetworkError
@@ -36,6 +39,8 @@ Engine: TypeAlias = Any
 # Collectives wait for slow processes as long as these report: which one is silent for too long, the watchdog of the
 # launcher says, and without a launcher there are no processes. This only has to be longer than any of its deadlines.
 LONGEST_WAIT_S = 30 * 86_400.0
+# On Linux, and on macOS.
+LOOPBACK_INTERFACES = ("lo", "lo0")
 
 
 def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
@@ -47,10 +52,14 @@ def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
     # The shared-memory op only serves inference, and building it costs every first start half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    timeout = timedelta(seconds=timeout_s)
     try:
-        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
-    except DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
+        if _is_loopback(os.environ.get("MASTER_ADDR", "")):
+            _join_on_this_machine(device, timeout)
+        # Joins the other processes where that is not done, and tells DeepSpeed of them.
+        deepspeed.init_distributed(timeout=timeout, verbose=False)
+    except (DistNetworkError, OSError) as error:
+        if "EADDRINUSE" not in str(error) and getattr(error, "errno", None) != errno.EADDRINUSE:
             raise
         raise DistributedError(
             f"Port {os.environ['MASTER_PORT']} is taken on {socket.gethostname()}, where the first process has to "
@@ -60,6 +69,47 @@ def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address leads to this machine alone; a name may lead anywhere."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _join_on_this_machine(device: torch.device, timeout: timedelta) -> None:
+    """Join processes that are all on this machine, by ports that no other machine reaches.
+
+    By itself torch's store listens on all addresses and believes whoever connects to it; gloo listens on the address of
+    the host's name.
+    """
+    address = os.environ["MASTER_ADDR"]
+    port = int(os.environ["MASTER_PORT"])
+    rank = int(os.environ["RANK"])
+    world_size = int(os.environ["WORLD_SIZE"])
+    listener = None
+    if rank == 0:
+        # The store owns the socket from here on.
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, port), family=family, backlog=2048).detach()
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        address, port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=listener
+    )
+    backend = "gloo"
+    # As DeepSpeed does, whose later groups are split off this one.
+    bound_device = None
+    if device.type == "cuda":
+        backend = "nccl"
+        if world_size > 1:
+            bound_device = device
+    for interface in LOOPBACK_INTERFACES:
+        if any(name == interface for _, name in socket.if_nameindex()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound_device
+    )
 
 
 def build_engine(

@@ -22,6 +22,7 @@ from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage
 from launcher.stages.context import StageContext
 from launcher.training import checkpoint, parallel
+from launcher.training.collectives import all_gather_json
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.inputs import Inputs
@@ -323,6 +324,7 @@ class Trainer:
 
 def _gather_lists(local: list[str]) -> list[str]:
     """The lists of all processes, one after the other. Collective."""
-    lists: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, local)
-    return [item for items in lists for item in items]
+    gathered = []
+    for items in all_gather_json(local):
+        gathered += items
+    return gathered

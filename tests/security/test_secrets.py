@@ -12,10 +12,11 @@ from data.redaction import RedactingFormatter, has_credentials, redact, redact_v
 from launcher.cli import main as chorus
 from launcher.processes import agent_command
 from launcher.processes.launchers import make_launcher
+from launcher.processes.run_processes import make_token
 from launcher.processes.worker_error import record_error
 from launcher.recipe import ClusterConfig
 from launcher.report.run_data import read_run_data
-from launcher.run_folder import RunFolder
+from launcher.run_folder import RunFolder, write_json, write_text
 from launcher.tracking import Artifact, TrackingConfig, WandbConfig, choose_mode
 
 VARIABLES = {
@@ -176,3 +177,20 @@ def test_the_report_of_an_old_run_hides_the_secrets_in_its_recipe(tmp_path):
     data = read_run_data(tmp_path)
     assert "https://user:***@host/x" in data.recipe_text
     assert "PW" not in data.recipe_text
+
+
+def test_files_with_command_lines_are_of_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (tmp_path / "hosts").write_text("node-a slots=1\nnode-b slots=1\n")
+    run = RunFolder(tmp_path / "run")
+    make_token(run)
+    by_hand = ["--launcher", "no_ssh", "--hostfile", str(tmp_path / "hosts")]
+    for options in (["--launcher", "slurm", "--dry-run"], by_hand):
+        assert chorus(["run", "mini", "--run-dir", str(run.path), *options]) == 0
+    write_json(run.stage("teacher").launch_file, {}, private=True)
+    files = (run.batch_script, run.node_commands_file, run.token_file, run.stage("teacher").launch_file)
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"] * 4
+    # Written anew over one that anybody could read.
+    run.token_file.chmod(0o644)
+    write_text(run.token_file, "", private=True)
+    assert run.token_file.stat().st_mode & 0o077 == 0

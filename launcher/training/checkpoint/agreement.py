@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from launcher.run_folder import StageFolder
 from launcher.training.checkpoint.reading import Checkpoint, newest_intact
+from launcher.training.collectives import broadcast_json
 
 
 def agreed_checkpoint(
@@ -16,14 +17,12 @@ def agreed_checkpoint(
     `on_progress` is called in the first process, before each file that it compares.
     """
     checkpoint = None
-    chosen_step: list[int | None] = [None]
+    step: int | None = None
     if dist.get_rank() == 0:
         checkpoint = newest_intact(stage, up_to, on_progress)
         if checkpoint is not None:
-            chosen_step = [checkpoint.step]
-    dist.broadcast_object_list(chosen_step, 0)
-
-    step = chosen_step[0]
+            step = checkpoint.step
+    step = broadcast_json(step)
     if step is None or checkpoint is not None:
         return checkpoint
     # The first process has compared every file with its SHA-256; once is enough.

@@ -5,10 +5,10 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from data.loader import Loader, SidecarSource
 from data.sampler import derive_seed
@@ -27,6 +27,7 @@ from launcher.recipe.teachers import (
 )
 from launcher.run_folder import StageFolder
 from launcher.stages.context import StageContext
+from launcher.training.collectives import broadcast_json, broadcast_tensor
 from launcher.training.distillation.cluster_targets import (
     StateSample,
     k_means,
@@ -140,7 +141,7 @@ def agree_on_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoic
     The first process logs its choices, and leaves them among the run's events.
     """
     # One process looks: on a shared disk another might see a cache that has just been finished.
-    broadcast: list[dict[str, CacheChoice]] = [{}]
+    shared: dict[str, Any] = {}
     if dist.get_rank() == 0:
         choices = choose_caches(context)
         for teacher, choice in choices.items():
@@ -148,9 +149,8 @@ def agree_on_caches(context: StageContext[DistillStage]) -> dict[str, CacheChoic
             if sentence:
                 logger.info("%s: %s", context.name, sentence)
                 context.run.append_event("teacher_cache", stage=context.name, **cache_event(teacher, choice))
-        broadcast = [choices]
-    dist.broadcast_object_list(broadcast, 0)
-    return broadcast[0]
+        shared = {teacher: choice.record() for teacher, choice in choices.items()}
+    return {teacher: CacheChoice.of_record(record) for teacher, record in broadcast_json(shared).items()}
 
 
 def read_caches(stage_loss: DistillationLoss, train: Inputs, steps: int) -> None:
@@ -188,18 +188,15 @@ def make_cluster_targets(
     for teacher_terms in stage_loss.teachers:
         if "units" not in teacher_terms.terms:
             continue
-        broadcast: list[Tensor | None] = [None]
+        centroids_CD = None
         if dist.get_rank() == 0:
             path = folder.units_file(teacher_terms.name)
             if not path.is_file():
                 units_seed = derive_seed(seed, "units", folder.name, teacher_terms.name)
                 _write_new_units(path, stage_loss, teacher_terms, train, units_seed, heartbeat)
             # New ones too are read from the file: a stage that resumes gets the same.
-            broadcast = [read_units(path, stage_loss.config.units.count)]
-        dist.broadcast_object_list(broadcast, 0)
-        centroids_CD = broadcast[0]
-        assert centroids_CD is not None
-        teacher_terms.centroids_CD = centroids_CD.to(train.device)
+            centroids_CD = read_units(path, stage_loss.config.units.count)
+        teacher_terms.centroids_CD = broadcast_tensor(centroids_CD).to(train.device)
 
 
 def _write_new_units(

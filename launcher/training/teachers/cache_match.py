@@ -85,6 +85,25 @@ class CacheChoice:
     description: CacheDescription | None = None
     reason: str = ""
 
+    def record(self) -> dict[str, Any]:
+        """Return the choice as plain values, of which `of_record` makes it again in another process."""
+        record: dict[str, Any] = {"folder": None, "description": None, "reason": self.reason}
+        if self.folder:
+            record["folder"] = str(self.folder)
+        if self.description:
+            record["description"] = self.description.model_dump(mode="json", by_alias=True)
+        return record
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> "CacheChoice":
+        folder = None
+        if record["folder"]:
+            folder = Path(record["folder"])
+        description = None
+        if record["description"]:
+            description = CacheDescription.model_validate(record["description"])
+        return cls(folder, description, record["reason"])
+
 
 def caches_folder(context: StageContext[DistillStage]) -> Path | None:
     """Where the caches of a stage's teachers are; None for shards behind a URL without a folder in the recipe."""
