@@ -17,6 +17,8 @@ from data.audio import is_file
 from data.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+# Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.
+MAX_BYTES = 4 * 2**30
 # Bytes that are not UTF-8, as the error handler "surrogateescape" lets them pass.
 UNDECODED = re.compile("[\udc80-\udcff]")
 NOT_UTF8 = "it is not UTF-8"
@@ -58,13 +60,16 @@ def read_lines(path: Path) -> list[str]:
     try:
         if path.name.lower().endswith(".gz"):
             with gzip.open(path) as file:
-                content = file.read()
+                content = file.read(MAX_BYTES + 1)
         else:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"The manifest {path} cannot be read ({error}); check the path and its permissions.") from error
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path} holds more than {MAX_BYTES} bytes of text; divide it into several corpora.")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16, not UTF-8; convert it, for instance with iconv -f UTF-16 -t UTF-8.")
     # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first column's name.

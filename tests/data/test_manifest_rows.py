@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,15 @@ def test_a_table_in_another_encoding_is_refused_in_words_that_a_terminal_can_pri
         rows_of(tmp_path / name, "аудио,текст\na.wav,привет\n".encode(encoding))
     assert str(refusal.value).encode()
     assert str(tmp_path / name) in str(refusal.value)
+
+
+def test_a_small_file_that_expands_without_end_is_refused_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.manifest_rows.MAX_BYTES", 2**20)
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(b" " * 2**24))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"m\.jsonl\.gz holds more than 1048576 bytes of text"):
+        list(read_rows(tmp_path / "m.jsonl.gz", ()))
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
