@@ -72,7 +72,8 @@ def replica_fragments(engine: Engine) -> Iterator[Fragment]:
         shard = _zero3_shard(engine.optimizer, parameter)
         if shard:
             # The local tensor is padded so that all processes have as much; the padding belongs to no parameter.
-            yield Fragment(name, starts[name] + shard.start, parameter.ds_tensor.data[: len(shard)], {})
+            values = parameter.ds_tensor.data[: len(shard)]
+            yield Fragment(name, starts[name] + shard.start, values, {})
 
 
 def owned_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -97,9 +98,13 @@ def _unsharded_fragments(engine: Engine) -> Iterator[Fragment]:
     rank = dist.get_rank()
     for name, parameter in engine.module.named_parameters():
         moments = _moments(engine.optimizer.state[parameter], parameter.data)
-        views = {key: value.view(-1) for key, value in moments.items()}
+        views = {}
+        for key, value in moments.items():
+            views[key] = value.view(-1)
         # Of the processes that hold the same values, the first writes: rank 0, or of experts the first group's.
-        num_writers = mixtures[name].ep_size if name in mixtures else 1
+        num_writers = 1
+        if name in mixtures:
+            num_writers = mixtures[name].ep_size
         yield Fragment(name, starts[name], parameter.data.view(-1), views, writes=rank < num_writers)
 
 
@@ -107,17 +112,22 @@ def _partition_fragments(engine: Engine) -> Iterator[Fragment]:
     """ZeRO 1 and 2 flatten a group's parameters one behind the other and cut that into a partition per process."""
     starts = local_offsets(engine.module)
     zero = engine.optimizer
-    moments_of_group = [_moments(zero.optimizer.state[flat], flat) for flat in zero.single_partition_of_fp32_groups]
+    moments_of_group = []
+    for flat in zero.single_partition_of_fp32_groups:
+        moments_of_group.append(_moments(zero.optimizer.state[flat], flat))
     for name, parameter in engine.module.named_parameters():
         mapping = parameter._hp_mapping
+        # Nothing of this parameter is in this process's partition.
         if mapping is None:
-            continue  # nothing of this parameter is in this process's partition
+            continue
+        # lp and hp are DeepSpeed's words for the weights that are computed with and for their fp32 originals.
         in_parameter = mapping.lp_fragment_address
         in_partition = mapping.get_hp_fragment_address()
         views = {}
         for key, value in moments_of_group[mapping.param_group_index].items():
             views[key] = value.narrow(0, in_partition.start, in_partition.numel)
-        yield Fragment(name, starts[name] + in_parameter.start, mapping.get_hp_fragment(), views)
+        start = starts[name] + in_parameter.start
+        yield Fragment(name, start, mapping.get_hp_fragment(), views)
 
 
 def _zero3_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -125,7 +135,9 @@ def _zero3_fragments(engine: Engine) -> Iterator[Fragment]:
     starts = local_offsets(engine.module)
     zero = engine.optimizer
     flats = zero.fp32_partitioned_groups_flat
-    moments_of_group = [_moments(zero.optimizer.state[flat], flat) for flat in flats]
+    moments_of_group = []
+    for flat in flats:
+        moments_of_group.append(_moments(zero.optimizer.state[flat], flat))
     for name, parameter in engine.module.named_parameters():
         shard = _zero3_shard(zero, parameter)
         if not shard:
@@ -145,8 +157,10 @@ def _zero3_shard(zero: Any, parameter: nn.Parameter) -> range:
     """
     size = parameter.partition_numel()  # pyright: ignore[reportAttributeAccessIssue]
     numel = _shape(parameter).numel()
+    # The last shards reach beyond the parameter, or begin there: they are padding.
     start = min(zero._get_param_partition_rank(parameter) * size, numel)
-    return range(start, min(start + size, numel))
+    stop = min(start + size, numel)
+    return range(start, stop)
 
 
 def set_optimizer_step(engine: Engine, step: int) -> None:
@@ -157,7 +171,8 @@ def set_optimizer_step(engine: Engine, step: int) -> None:
     engine.global_steps = step
 
     if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
-        engine.optimizer._hp_optimizer_states_linked = False  # the moments' tensors may be new
+        # The moments' tensors may be new: DeepSpeed is to look for them again.
+        engine.optimizer._hp_optimizer_states_linked = False
     persistent = getattr(engine.optimizer, "persistent_parameters", [])
     if persistent:
         # ZeRO 3 keeps small parameters gathered between steps: what it gathered before the shards were filled is stale.

@@ -24,6 +24,7 @@ def routing_metrics(routings: list[Routing], names: list[str]) -> StepMetrics:
     metrics: StepMetrics = {}
     for name, routing in zip(names, routings, strict=True):
         metrics[f"experts/{name}/load"] = routing.counts_E
+        # A sum: a mean per lane would count a lane of few frames as much as one of many.
         metrics[f"experts/{name}/entropy"] = routing.entropy * routing.counts_E.sum()
         if routing.kept_NK is not None:
             metrics[f"experts/{name}/dropped"] = (~routing.kept_NK).sum()
@@ -63,7 +64,10 @@ def all_reduce_metrics(sums: StepMetrics, device: torch.device) -> ReducedMetric
     """Sum metrics over all processes. Collective; every process must hold the same names."""
     # One vector in one order of names, so that a step costs one collective. Counts are exact in fp64 up to 2^53.
     names = sorted(sums)
-    vector = torch.cat([sums[name].to(device).flatten().double() for name in names])
+    vectors = []
+    for name in names:
+        vectors.append(sums[name].to(device).flatten().double())
+    vector = torch.cat(vectors)
     dist.all_reduce(vector)
 
     # Read back at once: on a GPU every single number would wait for the device.
@@ -110,7 +114,8 @@ class MetricAccumulator:
 
     def add_skipped(self, reduced: ReducedMetrics) -> None:
         """Count what a step without an update has quarantined. What it measured is not finite and is not added."""
-        self.sums["quarantined"] = self.sums.get("quarantined", 0.0) + reduced.scalars["quarantined"]
+        earlier = self.sums.get("quarantined", 0.0)
+        self.sums["quarantined"] = earlier + reduced.scalars["quarantined"]
 
     def close(self) -> dict[str, Any]:
         """The mean of every metric, loads as one list per routing. The accumulator is empty after that."""

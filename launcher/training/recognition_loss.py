@@ -40,19 +40,26 @@ class RecognitionLoss:
     def terms(self, output: RecognizerOutput, batch: FeatureBatch, totals: Totals) -> LossTerms:
         objective = self.objective
         has_decoder = output.decoder_BUV is not None
-        ctc_weight = objective.ctc_weight if has_decoder else 1.0
+        # Without a decoder nothing shares the weight of 1 with it.
+        ctc_weight = 1.0
+        if has_decoder:
+            ctc_weight = objective.ctc_weight
 
-        terms = {"loss/ctc": ctc_weight * self._ctc_sum(output.ctc_BSV, output, batch) / totals.tokens}
+        ctc_sum = self._ctc_sum(output.ctc_BSV, output, batch)
+        terms = {"loss/ctc": ctc_weight * ctc_sum / totals.tokens}
         if output.intermediate:
             # Lee and Watanabe, 2021: deep encoders find the alignment sooner, and generalise better.
             intermediate = []
             for logits_BSV in output.intermediate:
-                intermediate.append(ctc_weight * self._ctc_sum(logits_BSV, output, batch) / totals.tokens)
-            terms["loss/intermediate"] = objective.intermediate_weight * torch.stack(intermediate).mean()
+                layer_sum = self._ctc_sum(logits_BSV, output, batch)
+                intermediate.append(ctc_weight * layer_sum / totals.tokens)
+            mean = torch.stack(intermediate).mean()
+            terms["loss/intermediate"] = objective.intermediate_weight * mean
         if has_decoder:
             terms |= self._attention_terms(output, batch, totals, 1 - ctc_weight)
         if output.transducer_B is not None:
-            terms["loss/transducer"] = objective.transducer_weight * output.transducer_B.sum() / totals.tokens
+            transducer_sum = output.transducer_B.sum()
+            terms["loss/transducer"] = objective.transducer_weight * transducer_sum / totals.tokens
         return terms | router_loss_terms(output.encoder, objective, self.encoder, totals)
 
     def _ctc_sum(self, logits_BSV: Tensor, output: RecognizerOutput, batch: FeatureBatch) -> Tensor:

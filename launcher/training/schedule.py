@@ -11,7 +11,9 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
         # step + 1: the first update already moves the weights.
         return config.peak_learning_rate * (step + 1) / config.warmup_steps
 
-    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    # Not 0 where the warm-up is as long as the stage.
+    steps_after_warmup = max(total_steps - config.warmup_steps, 1)
+    done = (step - config.warmup_steps) / steps_after_warmup
     match config.schedule:
         case "inverse_square_root":
             factor = math.sqrt(config.warmup_steps / (step + 1))

@@ -31,8 +31,15 @@ class TrainingLog:
         self.tracker = tracker
         # What the loss and the routing usually are, as far as an earlier start of the stage has measured them. The last
         # rows serve: all of a long stage would take minutes to read, while the other processes wait.
-        earlier_rows = read_last_rows(context.folder.metrics_file, EARLIER_ROWS) if tracker else []
-        self._spikes = SpikeDetector(row["loss"] for row in earlier_rows if row["loss"] is not None)
+        earlier_rows = []
+        if tracker:
+            earlier_rows = read_last_rows(context.folder.metrics_file, EARLIER_ROWS)
+        losses = []
+        for row in earlier_rows:
+            # A loss that was not finite is null in metrics.jsonl.
+            if row["loss"] is not None:
+                losses.append(row["loss"])
+        self._spikes = SpikeDetector(losses)
         self._collapses = CollapseDetector(earlier_rows)
 
     def row(self, step: int, **values: Any) -> None:
@@ -67,10 +74,13 @@ class TrainingLog:
         """Write what the stage's wall time went to until now, as fractions of it."""
         if self.tracker is None:
             return
-        goodput = stage_goodput(self.context.run, self.context.name, self.context.run.events())
+        run = self.context.run
+        goodput = stage_goodput(run, self.context.name, run.events())
         if goodput is None:
             return
-        values = {f"goodput/{name}": share for name, share in goodput.shares().items()}
+        values = {}
+        for name, share in goodput.shares().items():
+            values[f"goodput/{name}"] = share
         values["goodput/wall_s"] = goodput.wall_s
         self.row(step, **values)
         self.tracker.summarize(values)

@@ -94,7 +94,10 @@ class Saver:
         """
         self.finish()
         parts = [part for part in state.parts if part.writes]
-        buffers = state.buffers if self._rank == 0 else {}
+        # They are equal everywhere.
+        buffers = {}
+        if self._rank == 0:
+            buffers = state.buffers
 
         local_bytes = 0
         for part in parts:
@@ -126,11 +129,12 @@ class Saver:
 
     def progress(self) -> dict[str, int]:
         """This process's contribution to the sums that `settle` wants: still writing, and could not write."""
+        save = self._save
         writing = False
         failed = False
-        if self._save and not self._save.settled:
-            writing = not self._save.write.done()
-            failed = not writing and not self._save.write.result()
+        if save and not save.settled:
+            writing = not save.write.done()
+            failed = not writing and not save.write.result()
         return {"save/writing": int(writing), "save/failed": int(failed)}
 
     def settle(self, num_writing: float, num_failed: float) -> None:
@@ -178,6 +182,7 @@ class Saver:
         return bool(self._all_reduce(int(succeeded), dist.ReduceOp.MIN))
 
     def _all_reduce(self, value: int, operation: Any) -> float:
+        # fp64 holds counts of bytes exactly, up to 2^53.
         number = torch.tensor(float(value), dtype=torch.float64, device=self._device)
         dist.all_reduce(number, op=operation)
         return number.item()

@@ -29,5 +29,6 @@ class SpikeDetector:
             return None
         usual = median(earlier)
         deviation = STD_PER_MAD * median(abs(value - usual) for value in earlier)
-        is_spike = loss > max(usual + MAX_DEVIATIONS * deviation, MAX_RATIO * usual)
-        return usual if is_spike else None
+        if loss > max(usual + MAX_DEVIATIONS * deviation, MAX_RATIO * usual):
+            return usual
+        return None

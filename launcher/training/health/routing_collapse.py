@@ -44,8 +44,11 @@ class CollapseDetector:
 
     def _change(self, layer: str, share_E: np.ndarray) -> dict[str, Any] | None:
         was_collapsed = layer in self._collapsed
-        min_load = RECOVERED_MIN_LOAD if was_collapsed else MIN_LOAD
-        max_share = RECOVERED_MAX_SHARE if was_collapsed else MAX_SHARE
+        min_load = MIN_LOAD
+        max_share = MAX_SHARE
+        if was_collapsed:
+            min_load = RECOVERED_MIN_LOAD
+            max_share = RECOVERED_MAX_SHARE
 
         load_E = share_E * len(share_E)
         idle = np.flatnonzero(load_E < min_load).tolist()
@@ -54,7 +57,8 @@ class CollapseDetector:
         if is_collapsed == was_collapsed:
             return None
 
-        details = {"layer": layer, "load": [round(float(load), 4) for load in load_E]}
+        loads = [round(float(load), 4) for load in load_E]
+        details = {"layer": layer, "load": loads}
         if not is_collapsed:
             self._collapsed.remove(layer)
             return {"event": "routing_recovered", **details}

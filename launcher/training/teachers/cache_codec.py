@@ -43,19 +43,21 @@ def compact(output: TeacherOutput, token_lengths_B: Tensor, contents: CacheConte
 
     for layer in contents.layers:
         states_BSD = output.layers[layer].half().cpu()
-        for arrays, states_SD, length in zip(batch, states_BSD, num_frames, strict=True):
-            if not states_SD[:length].isfinite().all():
+        for arrays, padded_SD, length in zip(batch, states_BSD, num_frames, strict=True):
+            states_SD = padded_SD[:length]
+            # A larger state would become infinite, and with it the loss of every step that reads it.
+            if not states_SD.isfinite().all():
                 raise ConfigError(
                     f"Layer {layer} of the teacher has a state that fp16 cannot hold (beyond 65504, or not a number). "
                     "Compare another layer, or let the teacher run at every step (distill.cache.use: never)."
                 )
-            arrays[_layer_name(layer)] = states_SD[:length].numpy()
+            arrays[_layer_name(layer)] = states_SD.numpy()
 
     if contents.ctc and output.ctc_BSV is not None:
         _store_posterior(batch, CTC, output.ctc_BSV, num_frames, contents.top_tokens)
     if contents.decoder and output.decoder_BUV is not None:
         # The tokens and the end.
-        num_targets = [length + 1 for length in token_lengths_B.tolist()]
+        num_targets = (token_lengths_B + 1).tolist()
         _store_posterior(batch, DECODER, output.decoder_BUV, num_targets, contents.top_tokens)
     return batch
 
@@ -74,7 +76,10 @@ def _store_posterior(
         # The sum of the others, not 1 minus the sum of these: that would cancel where these have nearly all.
         others_BPV = log_probs_BPV.scatter(-1, top.indices, -torch.inf)
         rest_BP = others_BPV.logsumexp(-1)
-        token_type = np.uint16 if vocabulary <= 2**16 else np.uint32
+        # Half the bytes for all vocabularies of characters, and for most of pieces.
+        token_type = np.uint16
+        if vocabulary > 2**16:
+            token_type = np.uint32
         stored[name] = top.values.half().cpu().numpy()
         tokens_BPK = top.indices.cpu().numpy()
         stored[name + TOKENS_SUFFIX] = tokens_BPK.astype(token_type)
@@ -156,8 +161,10 @@ def _restore_posterior(
 def _pad(batch: Sequence[Arrays], name: str, length: int, device: torch.device) -> Tensor:
     """One array of each utterance, padded to a batch."""
     first = batch[0][name]
+    dtype = first.dtype
     # torch scatters by int64 alone.
-    dtype = np.int64 if first.dtype.kind == "u" else first.dtype
+    if dtype.kind == "u":
+        dtype = np.dtype(np.int64)
     shape = (len(batch), length, *first.shape[1:])
     padded = np.zeros(shape, dtype)
     for row, arrays in zip(padded, batch, strict=True):

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherSpec
@@ -107,7 +109,10 @@ class TransformersTeacher(WaveformTeacher):
             ) from None
 
         self.filterbank = model.config.model_type in FILTERBANK_MODELS
-        encoder = model.get_encoder() if self.filterbank else model
+        encoder = model
+        # These have a decoder too.
+        if self.filterbank:
+            encoder = model.get_encoder()
         self.encoder = encoder.to(device).eval().requires_grad_(False)
         # Group norms look at all of an utterance, and a filterbank's convolutions beyond its end.
         batched = not self.filterbank and model.config.feat_extract_norm == "layer"
@@ -189,8 +194,12 @@ class TorchaudioTeacher(WaveformTeacher):
 
     def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.normalize:
-            waveforms = [torch.nn.functional.layer_norm(waveform, waveform.shape) for waveform in waveforms]
+            normalized = []
+            for waveform in waveforms:
+                # Before padding, which would change the mean.
+                normalized.append(functional.layer_norm(waveform, waveform.shape))
+            waveforms = normalized
         samples_B = torch.tensor([len(waveform) for waveform in waveforms], device=self.device)
-        padded_BW = torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
+        padded_BW = pad_sequence(list(waveforms), batch_first=True)
         layers, _ = self.model.extract_features(padded_BW, samples_B)
         return layers
