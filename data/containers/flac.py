@@ -13,6 +13,8 @@ MARKERS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
 STREAMINFO_END = 42
 # Bits of STREAMINFO's field of 8 bytes at byte 18 that hold the number of samples; the others hold rate and channels.
 NUM_SAMPLES_MASK = (1 << 36) - 1
+# What a frame begins with: numbered by blocks of one size, or by samples.
+SYNC_CODES = (b"\xff\xf8", b"\xff\xf9")
 SEARCH_BYTES = 1 << 20
 # Above the largest frame: 65535 samples of 8 channels and 4 bytes.
 TAIL_BYTES = (1 << 16, 1 << 22)
@@ -64,14 +66,12 @@ def _count_samples(file: BinaryIO, start: int, stop: int, streaminfo: bytes) -> 
     for num_bytes in TAIL_BYTES:
         begin = max(start + STREAMINFO_END, stop - num_bytes)
         tail = read_at(file, begin, stop - begin)
-        position = len(tail)
-        while position > 0:
-            position = tail.rfind(b"\xff", 0, position)
-            if position < 0:
-                break
+        position = max(tail.rfind(sync) for sync in SYNC_CODES)
+        while position >= 0:
             num_samples = _end_of_frame(tail[position : position + 16], streaminfo)
             if num_samples is not None:
                 return num_samples
+            position = max(tail.rfind(sync, 0, position) for sync in SYNC_CODES)
         if begin == start + STREAMINFO_END:
             break
     return 0
@@ -79,8 +79,7 @@ def _count_samples(file: BinaryIO, start: int, stop: int, streaminfo: bytes) -> 
 
 def _end_of_frame(header: bytes, streaminfo: bytes) -> int | None:
     """The number of samples at the end of the frame with this header; None when it is none."""
-    # Sync code of 15 bits, then one bit: whether blocks differ in size, and are numbered by samples.
-    if len(header) < 6 or header[1] & 0xFE != 0xF8:
+    if len(header) < 6 or header[:2] not in SYNC_CODES:
         return None
     size_code = header[2] >> 4
     rate_code = header[2] & 15
@@ -109,7 +108,7 @@ def _end_of_frame(header: bytes, streaminfo: bytes) -> int | None:
         position += 1 if rate_code == 12 else 2
     if position >= len(header) or _crc8(header[:position]) != header[position]:
         return None
-    if header[1] & 1:
+    if header[:2] == SYNC_CODES[1]:
         return number + block_size
     # All blocks but the last have the size that STREAMINFO gives as the least.
     return number * int.from_bytes(streaminfo[8:10], "big") + block_size

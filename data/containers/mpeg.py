@@ -5,6 +5,7 @@ VBRI); where there is none, decoders guess the length from the file's size and t
 frames are counted, and a frame that says their number goes in front of those that have none, or a wrong one.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -79,9 +80,7 @@ def mpeg_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
         if _has_free_bitrate(head):
             raise AudioError("is MPEG audio of a free bitrate, whose frames do not say their size")
         if frame is None:
-            length = _tag_length(file, position, size)
-            if length == 0 and not any(head) and _only_zeros(file, position, size):
-                break
+            length = _silent_length(file, position, size)
             if length == 0:
                 raise AudioError(f"is damaged: no MPEG frame begins at byte {position}")
             position += length
@@ -118,7 +117,12 @@ def _parse(head: bytes) -> Frame | None:
     """The frame that begins with these 4 or more bytes; None when it is none, or one of a free bitrate."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
-    word = int.from_bytes(head[:4], "big")
+    return _frame_of(int.from_bytes(head[:4], "big"))
+
+
+# Thousands of frames begin with the same few words.
+@functools.lru_cache(maxsize=1 << 12)
+def _frame_of(word: int) -> Frame | None:
     version = word >> 19 & 3
     layer = 4 - (word >> 17 & 3)
     bitrate_code = word >> 12 & 15
@@ -185,8 +189,8 @@ def id3_length(head: bytes) -> int:
     return 10 + length + footer
 
 
-def _tag_length(file: BinaryIO, position: int, size: int) -> int:
-    """The bytes of a tag between frames or behind them (ID3v1, ID3v2, APE, Lyrics3); 0 when there is none."""
+def _silent_length(file: BinaryIO, position: int, size: int) -> int:
+    """The bytes of a tag (ID3v1, ID3v2, APE, Lyrics3) that begins here, or of zeros to the end; 0 for neither."""
     head = read_at(file, position, 32)
     if head.startswith(b"TAG"):
         return min(128, size - position)
@@ -197,13 +201,10 @@ def _tag_length(file: BinaryIO, position: int, size: int) -> int:
         content = read_at(file, position, 1 << 20)
         end = content.find(b"LYRICS200")
         return end + 9 if end >= 0 else size - position
-    return id3_length(head)
-
-
-def _only_zeros(file: BinaryIO, position: int, size: int) -> bool:
-    while position < size:
-        piece = read_at(file, position, 1 << 16)
-        if piece.strip(b"\0"):
-            return False
-        position += len(piece)
-    return True
+    if not head.startswith(b"\0"):
+        return id3_length(head)
+    for begin in range(position, size, 1 << 16):
+        # Zeros between two frames are lost sound.
+        if any(read_at(file, begin, 1 << 16)):
+            return 0
+    return size - position
