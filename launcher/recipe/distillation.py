@@ -175,7 +175,7 @@ class UnitsDistillConfig(TermConfig, frozen=True, extra="forbid"):
     )
     # Makes sense with a teacher that is not masked itself (`input: clean`).
     masked_only: bool = Field(default=False, description="only frames that a time mask hides from the student count")
-    # The frames are drawn on the first process while the others wait, within cluster.startup_deadline_s.
+    # The frames are drawn on the first process while the others wait; it keeps no more than these in memory.
     frames: int = Field(
         default=20_000, ge=2, le=10**8, description="frames of the teacher that the clusters are made from"
     )
