@@ -8,13 +8,14 @@ a traceback is a fault of Chorus. Nothing heavy is imported before a command nee
 import argparse
 import importlib
 import io
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from data.errors import DataError
-from data.redaction import redact
+from data.redaction import RedactingFormatter, redact
 from launcher.commands.search_options import add_search_options
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.plain_text import printable_output
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: list[str]) -> int:
+    # What libraries and our readers warn of goes to stderr by this handler.
+    if logging.lastResort:
+        logging.lastResort.setFormatter(RedactingFormatter())
     # Commands that other hosts or a batch job are to repeat need the arguments as they were given.
     namespace = argparse.Namespace(arguments=arguments)
     options = build_parser(arguments).parse_args(arguments, namespace)

@@ -136,11 +136,14 @@ def test_events_errors_logs_and_messages_hide_what_libraries_say_of_urls(tmp_pat
     assert "PW" not in RedactingFormatter("%(message)s").format(record)
 
     def fail(options):
+        logging.lastResort.handle(record)
         raise DataError(sentence)
 
     monkeypatch.setattr("launcher.cli._command", lambda *_: fail)
     assert chorus(["report", str(tmp_path)]) == 3
-    assert "PW" not in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert message.count("https://host/x?sig=***") == 2
+    assert "PW" not in message
 
 
 def test_wandb_gets_neither_the_secrets_of_a_recipe_nor_those_of_its_server(tmp_path, monkeypatch):
