@@ -4,6 +4,7 @@ A row is never lost and never takes text from its neighbours: what cannot be rea
 Refused (`DataError`) is a file that cannot be read, or a table without the columns that are needed.
 """
 
+import contextlib
 import csv
 import gzip
 import json
@@ -19,6 +20,7 @@ from data.errors import DataError
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.
 MAX_BYTES = 4 * 2**30
+PIECE_BYTES = 1 << 20
 # Bytes that are not UTF-8, as the error handler "surrogateescape" lets them pass.
 UNDECODED = re.compile("[\udc80-\udcff]")
 NOT_UTF8 = "it is not UTF-8"
@@ -58,12 +60,19 @@ def read_lines(path: Path) -> list[str]:
     be read.
     """
     try:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(path) as file:
-                content = file.read(MAX_BYTES + 1)
-        else:
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
+        pieces: list[bytes] = []
+        num_bytes = 0
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(path.open("rb"))
+            if path.name.lower().endswith(".gz"):
+                file = stack.enter_context(gzip.open(file))
+            # In pieces: Python takes the memory of a whole read before it reads.
+            piece = file.read(PIECE_BYTES)
+            while piece and num_bytes <= MAX_BYTES:
+                pieces.append(piece)
+                num_bytes += len(piece)
+                piece = file.read(PIECE_BYTES)
+        content = b"".join(pieces)
     except FileNotFoundError as error:
         raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
     except (OSError, EOFError, zlib.error) as error:
