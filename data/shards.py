@@ -44,6 +44,7 @@ from data.shard_index import (
 from data.sources import SourceLog
 
 __all__ = [
+    "EmptySplitError",
     "OnProgress",
     "ShardIndex",
     "SplitReport",
@@ -62,6 +63,14 @@ logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, utterances done, utterances in all) after each utterance."""
+
+
+class EmptySplitError(DataError):
+    """No utterance of a split could be decoded; `rejected` says why of each."""
+
+    def __init__(self, message: str, rejected: list[RejectedRow]) -> None:
+        super().__init__(message)
+        self.rejected = rejected
 
 
 def write_split(
@@ -111,7 +120,8 @@ def write_split(
                         on_progress(folder.name, done, len(shuffled))
             if len(rejected) == len(shuffled):
                 reason = rejected[0].reason if rejected else "there are none."
-                raise DataError(f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}")
+                message = f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}"
+                raise EmptySplitError(message, rejected)
             made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
             writer.write_summary(made_from, rejected, text_rules)
             sources.write(partial)

@@ -10,7 +10,6 @@ Both its own layout (`recordings/{digit}_{speaker}_{take}.wav`) and a packed one
 long file per speaker) are read.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +20,7 @@ from pydantic import Field, model_validator
 from data.audio import Clip, RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
+from data.manifest_rows import read_rows
 from data.sampler import derive_seed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -77,7 +77,7 @@ def select(config: FsddConfig, seed: int) -> Selection:
         folder = config.root
     index = config.root / "index.jsonl"
     if index.is_file():
-        takes = _packed_takes(index)
+        takes = _packed_takes(index, rejected)
     else:
         takes = _single_takes(folder, rejected)
     if not takes:
@@ -165,20 +165,27 @@ def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
     return takes
 
 
-def _packed_takes(index: Path) -> list[Take]:
-    """The takes of a packed dataset: rows of an index over one long file per speaker."""
+def _packed_takes(index: Path, rejected: list[RejectedRow]) -> list[Take]:
+    """The takes of a packed dataset: rows of an index over one long file per speaker; others go to `rejected`."""
     takes: list[Take] = []
-    with index.open(encoding="utf-8") as file:
-        for line, content in enumerate(file, 1):
-            try:
-                row = json.loads(content)
-                take = Take(
-                    split=row["split"],
-                    speaker=row["speaker"].removeprefix("fsdd_"),
-                    word=row["text"],
-                    clip=Clip(index.parent / row["file"], float(row["start"]), float(row["seconds"])),
-                )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{index}, line {line}: not a row of a packed dataset ({error!r}).") from error
+    for row in read_rows(index, ()):
+        if isinstance(row.content, str):
+            rejected.append(RejectedRow(row.line, row.content))
+            continue
+        try:
+            clip = Clip(
+                path=index.parent / row.content["file"],
+                start_s=float(row.content["start"]),
+                seconds=float(row.content["seconds"]),
+            )
+            take = Take(
+                split=row.content["split"],
+                speaker=row.content["speaker"].removeprefix("fsdd_"),
+                word=row.content["text"],
+                clip=clip,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            rejected.append(RejectedRow(row.line, f"not a row of a packed dataset ({type(error).__name__}: {error})"))
+        else:
             takes.append(take)
     return takes

@@ -23,7 +23,7 @@ from data.corpora.rejections import describe_rejections
 from data.errors import DataError
 from data.files import parse_json, replacing
 from data.shard_index import FORMAT, SUMMARY, SplitReport, read_index, read_report, read_summary
-from data.shards import OnProgress, fingerprint, write_split
+from data.shards import EmptySplitError, OnProgress, fingerprint, write_split
 from data.sources import SOURCES, Source, changed_sources, describe, read_sources, write_sources
 
 REJECTED = "rejected.jsonl"
@@ -68,8 +68,9 @@ def prepare(
     on_progress: OnProgress | None = None,
 ) -> PrepareReport:
     """Write every split of a corpus into `out_dir`; `replace` removes the shards of another corpus, and those of
-    recordings that changed, first. Raises DataError when the corpus cannot be read, when nothing of a split can be
-    decoded, or when `out_dir` holds other shards and `replace` is not set.
+    recordings that changed, first. A split of which nothing can be decoded is left out, its rows are rejected. Raises
+    DataError when the corpus cannot be read, when nothing at all can be decoded, or when `out_dir` holds other shards
+    and `replace` is not set.
     """
     selection = select(config, seed)
     splits: dict[str, list[Utterance]] = {}
@@ -78,27 +79,35 @@ def prepare(
 
     shape = {"sample_rate_hz": sample_rate_hz, "shard_seconds": config.shard_seconds, "seed": seed}
     kept = _finished_splits(out_dir, splits, shape, replace)
-    for split, utterances in splits.items():
-        if split not in kept:
-            write_split(
-                utterances,
-                out_dir / split,
-                **shape,
-                workers=workers,
-                on_progress=on_progress,
-                text_rules=config.text_rules,
-            )
-
     reports: dict[str, SplitReport] = {}
     rejected = list(selection.rejected)
-    for split in splits:
-        reports[split] = read_report(out_dir / split)
-        rejected += reports[split].rejected
+    unusable: list[EmptySplitError] = []
+    for split, utterances in splits.items():
+        try:
+            if split in kept:
+                reports[split] = read_report(out_dir / split)
+            else:
+                reports[split] = write_split(
+                    utterances,
+                    out_dir / split,
+                    **shape,
+                    workers=workers,
+                    on_progress=on_progress,
+                    text_rules=config.text_rules,
+                )
+            rejected += reports[split].rejected
+        # One broken recording may be all that a split has, and must not keep the others from being written.
+        except EmptySplitError as error:
+            logger.warning("There will be no split %s. %s", split, error)
+            rejected += error.rejected
+            unusable.append(error)
+    if not reports:
+        raise unusable[0]
     rejected.sort(key=lambda row: (row.line, row.key))
 
     # By name, so that the order in which the corpus lists its splits does not matter.
     sha256s: dict[str, list[str]] = {}
-    for split in sorted(splits):
+    for split in sorted(reports):
         shards = read_summary(out_dir / split)["shards"]
         sha256s[split] = [shard["sha256"] for shard in shards]
     report = PrepareReport(

@@ -699,3 +699,35 @@ def test_many_kinds_of_reasons_and_long_ones_stay_one_line_that_can_be_read() ->
     assert "\n" not in line
     assert len(line) < 1500
     assert describe_rejections([]) == "0 rejected"
+
+
+def test_a_split_of_which_nothing_can_be_decoded_does_not_keep_the_others_from_being_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"audio": f"good{number}.wav", "text": f"text {number}", "split": "train"} for number in range(3)]
+    manifest = write_manifest(tmp_path, [*rows, {"audio": "good-dev.wav", "text": "silence", "split": "dev"}])
+    soundfile.write(tmp_path / "good-dev.wav", np.zeros(4000), RATE_HZ)
+    out = tmp_path / "out"
+    report = prepare(FolderConfig(manifest=manifest), out, seed=1)
+    assert (list(report.splits), report.rows, report.used) == (["train"], 4, 3)
+    assert "digital silence" in report.rejected[0].reason
+    assert "There will be no split dev" in caplog.text
+    write_noise(tmp_path / "good-dev.wav")
+    assert set(prepare(FolderConfig(manifest=manifest), out, seed=1).splits) == {"train", "dev"}
+    manifest.write_text(manifest.read_text().splitlines()[-1] + "\n")
+    soundfile.write(tmp_path / "good-dev.wav", np.zeros(4000), RATE_HZ)
+    with pytest.raises(DataError, match="None of 1 utterances of dev could be written"):
+        prepare(FolderConfig(manifest=manifest), tmp_path / "other", seed=1)
+
+
+def test_a_broken_row_of_a_packed_dataset_does_not_hide_the_others(tmp_path: Path) -> None:
+    takes = []
+    for split, start in (("train", 0.0), ("dev", 0.1), ("test", 0.2)):
+        takes.append({"split": split, "speaker": "fsdd_ada", "text": "one", "file": "ada.wav", "start": start})
+    lines = [json.dumps(take | {"seconds": 0.1}) for take in takes]
+    lines += ["{", "[]", "[" * 200_000, json.dumps(takes[0] | {"seconds": 10**400}), json.dumps({"file": 5}), ""]
+    (tmp_path / "index.jsonl").write_bytes("\n".join(lines).encode() + b'{"file": "\xff"}\n')
+    write_noise(tmp_path / "ada.wav", 1.0)
+    selection = fsdd.select(FsddConfig(root=tmp_path, **FEW), 1)
+    assert [row.line for row in selection.rejected] == [4, 5, 6, 7, 8, 9]
+    assert {utterance.split for utterance in selection.utterances} == {"train", "dev", "test"}
