@@ -113,7 +113,11 @@ def evaluation_settings(stage: EvaluateStage, sparse: bool = False) -> Values:
     for key, _ in search_files(stage.search):
         places[key.removesuffix(".path")] = {"path"}
     search = _dump(stage.search, sparse, exclude=places)
-    return {"kind": stage.kind, "models": list(stage.models), "search": search}
+    values = {"kind": stage.kind, "models": list(stage.models), "search": search}
+    if stage.device is not None:
+        # Named for the sake of its speed, which is then to be measured there.
+        values["device"] = stage.device
+    return values
 
 
 def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False) -> Values:

@@ -528,6 +528,12 @@ def test_an_evaluation_is_repeated_with_another_search_and_nothing_else_is(start
     code, output, _ = start("stages.evaluation.search.beam=5", command=evaluate)
     assert (code, "search.beam 4 -> 5" in output) == (0, True)
     assert started(run).count("evaluation") == 3
+    code, _, error = start(command=(*evaluate, "--device", "cuda:7"))
+    assert (code, "PyTorch sees" in error or "sees none here" in error) == (2, True)
+    code, output, _ = start(command=(*evaluate, "--device", "cpu"))
+    assert code == 0
+    assert "device" in output, output
+    assert started(run).count("evaluation") == 4
     assert started(run).count("student") == 1
     code, _, error = start("stages.student.steps=7", command=evaluate)
     assert (code, "changes more than the evaluations" in error) == (2, True)

@@ -34,9 +34,30 @@ def recipe_file(shards, tmp_path_factory) -> Path:
     return path
 
 
+# What other launchers and schedulers may have left in the environment of a shell, and a home that cannot be written: a
+# run is none of theirs.
+SURROUNDINGS = {
+    "OMPI_COMM_WORLD_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "PMIX_RANK": "0",
+    "MPI_LOCALRANKID": "0",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "RANK": "7",
+    "LOCAL_RANK": "seven",
+    "WORLD_SIZE": "9",
+    "MASTER_ADDR": "203.0.113.1",
+    "SLURM_JOB_ID": "1",
+    "SLURM_PROCID": "3",
+    "WANDB_RUN_ID": "another",
+    "NCCL_DEBUG": "INFO",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HOME": "/dev/null/home",
+}
+
+
 def start(recipe_file: Path, run: RunFolder) -> subprocess.Popen:
     command = [sys.executable, "-m", "launcher.cli", "run", str(recipe_file), "--run-dir", str(run.path)]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
+    environment = {**os.environ, **SURROUNDINGS, "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -91,7 +112,7 @@ def model_files(run: RunFolder) -> dict[Path, int]:
 
 @pytest.mark.alone
 def test_a_run_that_is_killed_goes_on_and_ends_and_is_then_done(recipe_file, tmp_path):
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "my runs" / "the run")
     launcher = start(recipe_file, run)
     wait_for_step(launcher, run, "teacher", 6)
     os.kill(run.stage("teacher").read_heartbeats()[1]["pid"], signal.SIGKILL)
