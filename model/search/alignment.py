@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.recognizer import BLANK
-from model.search.hypothesis import Hypothesis, flatten, stack_texts
+from model.search.hypothesis import Hypothesis, flatten, stack_texts, unflatten
 
 NEVER = -torch.inf
 
@@ -37,26 +37,16 @@ def align(
     states_BL = tokens_BU.new_full((batch, num_states), BLANK)
     states_BL[:, 1::2] = tokens_BU
     # A blank may be left out between different tokens: without it, equal ones would be merged.
+    previous_BU = tokens_BU[:, :-1]
     skips_BL = torch.zeros_like(states_BL, dtype=torch.bool)
-    skips_BL[:, 3::2] = tokens_BU[:, 1:] != tokens_BU[:, :-1]
+    skips_BL[:, 3::2] = tokens_BU[:, 1:] != previous_BU
 
     # The log probability of every state at every frame, gathered at once.
     row_B11 = row_B[:, None, None]
     frame_S1 = torch.arange(num_frames, device=device)[:, None]
     states_B1L = states_BL[:, None]
     log_probs_BSL = log_probs_RSV[row_B11, frame_S1, states_B1L]
-
-    # Forward: the best score of each state after each frame, and from how many states before it was reached.
-    scores_BL = log_probs_RSV.new_full(states_BL.shape, NEVER)
-    scores_BL[:, 0] = 0.0
-    moves = []
-    for frame in range(num_frames):
-        entered_BL, move_BL = enter_states(scores_BL, skips_BL)
-        # A byte each: they are kept for all frames.
-        moves.append(move_BL.to(torch.int8))
-        after_BL = entered_BL + log_probs_BSL[:, frame]
-        active_B1 = (frame < lengths_B)[:, None]
-        scores_BL = torch.where(active_B1, after_BL, scores_BL)
+    scores_BL, moves_SBL = forward_scores(log_probs_BSL, lengths_B, skips_BL)
 
     # A path ends in the last token or in the blank after it.
     last_blank_B = 2 * token_lengths_B
@@ -71,23 +61,41 @@ def align(
     for frame in reversed(range(num_frames)):
         active_B = frame < lengths_B
         is_token_B = state_B % 2 == 1
-        token_BS[:, frame] = torch.where(active_B & is_token_B, state_B // 2, -1)
-        move_B = moves[frame].gather(1, state_B[:, None]).squeeze(1)
-        state_B = torch.where(active_B, state_B - move_B, state_B)
+        writes_B = active_B & is_token_B
+        token_BS[:, frame] = torch.where(writes_B, state_B // 2, -1)
+
+        move_B1 = moves_SBL[frame].gather(1, state_B[:, None])
+        before_B = state_B - move_B1.squeeze(1)
+        state_B = torch.where(active_B, before_B, state_B)
     return token_BS, best.values
 
 
-def enter_states(scores_BL: Tensor, skips_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """The best score with which each state is entered, and from how many states before."""
-    stay_BL = scores_BL
-    step_BL = torch.full_like(scores_BL, NEVER)
-    step_BL[:, 1:] = scores_BL[:, :-1]
-    skip_BL = torch.full_like(scores_BL, NEVER)
-    skip_BL[:, 2:] = scores_BL[:, :-2]
-    skip_BL.masked_fill_(~skips_BL, NEVER)
-    # The index of the maximum is the number of states: 0, 1 or 2.
-    best = torch.stack((stay_BL, step_BL, skip_BL)).max(0)
-    return best.values, best.indices
+def forward_scores(
+    log_probs_BSL: Tensor,
+    lengths_B: Tensor,
+    skips_BL: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The best score [B, L] of each state after the last valid frame, and for each frame from how many states before
+    each state was reached, int8 [S, B, L]. `skips_BL` is True at states that may be reached from two before."""
+    batch, num_frames, num_states = log_probs_BSL.shape
+    scores_BL = log_probs_BSL.new_full((batch, num_states), NEVER)
+    scores_BL[:, 0] = 0.0
+    # A byte each: they are kept for all frames.
+    moves_SBL = torch.empty(num_frames, batch, num_states, dtype=torch.int8, device=scores_BL.device)
+    for frame in range(num_frames):
+        step_BL = torch.full_like(scores_BL, NEVER)
+        step_BL[:, 1:] = scores_BL[:, :-1]
+        skip_BL = torch.full_like(scores_BL, NEVER)
+        skip_BL[:, 2:] = scores_BL[:, :-2]
+        skip_BL.masked_fill_(~skips_BL, NEVER)
+
+        # The index of the maximum is the number of states: 0, 1 or 2.
+        entered = torch.stack((scores_BL, step_BL, skip_BL)).max(0)
+        moves_SBL[frame] = entered.indices
+        after_BL = entered.values + log_probs_BSL[:, frame]
+        active_B = frame < lengths_B
+        scores_BL = torch.where(active_B[:, None], after_BL, scores_BL)
+    return scores_BL, moves_SBL
 
 
 def with_times(
@@ -103,17 +111,22 @@ def with_times(
     row_N, tokens_NU, token_lengths_N = stack_texts(hypotheses)
     log_probs_BSV = logits_BSV.float().log_softmax(-1).cpu()
     lengths_N = lengths_B.cpu()[row_N]
-    token_NS, scores_N = align(log_probs_BSV, lengths_N, tokens_NU, token_lengths_N, row_N)
+    token_NS, scores_N = align(
+        log_probs_BSV,
+        lengths_N,
+        tokens_NU,
+        token_lengths_N,
+        row_N,
+    )
 
-    rows = row_N.tolist()
     paths = token_NS.tolist()
     scores = scores_N.tolist()
-    timed: list[list[Hypothesis]] = [[] for _ in hypotheses]
-    for index, hypothesis in enumerate(flat):
+    timed = []
+    for hypothesis, path, score in zip(flat, paths, scores, strict=True):
         starts = []
-        if scores[index] > NEVER:
-            path = paths[index]
-            starts = [path.index(token) for token in range(len(hypothesis.tokens))]
-        with_starts = replace(hypothesis, frames=starts)
-        timed[rows[index]].append(with_starts)
-    return timed
+        if score > NEVER:
+            # A token starts at its first frame.
+            num_tokens = len(hypothesis.tokens)
+            starts = [path.index(token) for token in range(num_tokens)]
+        timed.append(replace(hypothesis, frames=starts))
+    return unflatten(timed, hypotheses)

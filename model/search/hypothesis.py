@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,20 @@ def flatten(hypotheses: Sequence[Sequence[Hypothesis]]) -> list[Hypothesis]:
     return flat
 
 
+def unflatten(
+    flat: Sequence[Hypothesis],
+    like: Sequence[Sequence[Hypothesis]],
+) -> list[list[Hypothesis]]:
+    """Undo `flatten`: as many hypotheses for each utterance as it has in `like`."""
+    hypotheses = []
+    start = 0
+    for utterance_hypotheses in like:
+        end = start + len(utterance_hypotheses)
+        hypotheses.append(list(flat[start:end]))
+        start = end
+    return hypotheses
+
+
 def stack_texts(
     hypotheses: Sequence[Sequence[Hypothesis]],
     device: torch.device | str = "cpu",
@@ -65,12 +80,14 @@ def stack_texts(
     lengths = []
     for utterance, utterance_hypotheses in enumerate(hypotheses):
         for hypothesis in utterance_hypotheses:
+            tokens = hypothesis.tokens
             utterances.append(utterance)
-            texts.append(torch.tensor(hypothesis.tokens, dtype=torch.int64))
-            lengths.append(len(hypothesis.tokens))
+            # The dtype is named, as torch makes floats of an empty list.
+            texts.append(torch.tensor(tokens, dtype=torch.int64))
+            lengths.append(len(tokens))
 
     row_N = torch.tensor(utterances, device=device)
     # Padded on the CPU and moved once, instead of once per text.
-    tokens_NU = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    tokens_NU = pad_sequence(texts, batch_first=True)
     token_lengths_N = torch.tensor(lengths, device=device)
     return row_N, tokens_NU.to(device), token_lengths_N

@@ -74,13 +74,12 @@ class CtcPrefixScores:
         # in_token(s) = token(s) x (in_token(s - 1) + before(s)): divided by the products of the token's probabilities
         # so far, it is a cumulative sum.
         sum_BJCS = token_BJCS.cumsum(-1)
-        relative_BJCS = begins_BJCS - sum_BJCS
-        in_token_BJCS = sum_BJCS + relative_BJCS.logcumsumexp(-1)
+        in_token_BJCS = sum_BJCS + (begins_BJCS - sum_BJCS).logcumsumexp(-1)
 
         # in_blank(s) = blank(s) x (in_blank(s - 1) + in_token(s - 1)): in the same way, of blanks.
         blank_sum_B11S = self.blank_sum_BS[:, None, None]
-        relative_BJCS = in_token_BJCS - blank_sum_B11S
-        after_BJCS = _delay(relative_BJCS, NEVER)
+        after_BJCS = in_token_BJCS - blank_sum_B11S
+        after_BJCS = _delay(after_BJCS, NEVER)
         in_blank_BJCS = blank_sum_B11S + after_BJCS.logcumsumexp(-1)
 
         # A text that ends here is what the hypothesis is after the last valid frame.

@@ -11,9 +11,10 @@ The scorers work with any `LanguageModel`: with an `NgramModel` from an ARPA fil
 import gzip
 import math
 import re
-from collections.abc import Hashable, Iterable, Sequence
+import zlib
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
@@ -28,6 +29,11 @@ NO_WORD = ""
 WORD_START = "▁"
 # ARPA files hold base-10 logarithms, searches add natural ones.
 LN_10 = math.log(10.0)
+# Bounds of an ARPA file, which may be gzipped to a thousandth: characters of a line, lines that are no n-grams, and
+# n-grams, of which each takes a quarter of a kilobyte here.
+MAX_LINE_CHARACTERS = 2**16
+MAX_OTHER_LINES = 100_000
+MAX_NGRAMS = 50_000_000
 
 Context = tuple[str, ...]
 
@@ -147,9 +153,22 @@ def read_arpa(path: Path) -> NgramModel:
         open_text = gzip.open
     with open_text(path, "rt", encoding=encoding) as file:
         try:
-            return _parse(file, path)
+            return _parse(_read_lines(file, path), path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no ARPA file in UTF-8: {error}") from None
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file: {error}") from None
+
+
+def _read_lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file; ValueError at one that is longer than any n-gram: a small archive may hold it."""
+    while True:
+        line = file.readline(MAX_LINE_CHARACTERS)
+        if not line:
+            return
+        if len(line) == MAX_LINE_CHARACTERS:
+            raise ValueError(f"{path} has a line of more than {MAX_LINE_CHARACTERS} characters, which is no n-gram")
+        yield line
 
 
 def _parse(lines: Iterable[str], path: Path) -> NgramModel:
@@ -159,10 +178,13 @@ def _parse(lines: Iterable[str], path: Path) -> NgramModel:
     order = 0
     num_read = 0
     ended = False
+    max_lines = MAX_OTHER_LINES
 
     for number, line in enumerate(lines, start=1):
+        if number > max_lines:
+            raise ValueError(f"{path} has more than the lines that its header announces")
         text = line.strip("\r\n \t")
-        heading = re.fullmatch(r"\\(\d+)-grams:", text)
+        heading = re.fullmatch(r"\\(\d{1,3})-grams:", text)
         if heading:
             _check_count(path, announced, order, num_read)
             order = int(heading[1])
@@ -173,9 +195,16 @@ def _parse(lines: Iterable[str], path: Path) -> NgramModel:
             break
         elif order == 0:
             # Before the first section: the header, perhaps after comments.
-            count = re.fullmatch(r"ngram[ \t]+(\d+)[ \t]*=[ \t]*(\d+)", text)
+            count = re.fullmatch(r"ngram[ \t]+(\d{1,3})[ \t]*=[ \t]*(\d{1,15})", text)
             if count:
                 announced[int(count[1])] = int(count[2])
+                num_announced = sum(announced.values())
+                if num_announced > MAX_NGRAMS:
+                    raise ValueError(
+                        f"{path} announces {num_announced} n-grams, and up to {MAX_NGRAMS} are read from an ARPA file; "
+                        "make it a binary of KenLM"
+                    )
+                max_lines = num_announced + MAX_OTHER_LINES
         elif text:
             place = f"{path}, line {number}"
             _read_entry(text, order, entries, backoffs, place)

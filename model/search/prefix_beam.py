@@ -38,6 +38,7 @@ from model.search.prefixes import (
     extend_hash,
     initial_beams,
     settle,
+    text_tokens,
 )
 
 ENDS_IN_BLANK = 0
@@ -165,11 +166,12 @@ class PrefixBeamSearch:
             for rank, place in enumerate(places[:n_best]):
                 text = self._settled[row] + self._unsettled(row, place)
                 log_probs = [entry.log_prob for entry in text]
+                confidences = torch.tensor(log_probs, dtype=torch.float64).exp()
                 hypothesis = Hypothesis(
                     tokens=[entry.token for entry in text],
                     frames=[entry.frame for entry in text],
                     score=scores[rank],
-                    confidences=torch.tensor(log_probs, dtype=torch.float64).exp().tolist(),
+                    confidences=confidences.tolist(),
                     probability=probabilities[rank],
                 )
                 hypotheses.append(hypothesis)
@@ -181,13 +183,9 @@ class PrefixBeamSearch:
         beams = self._beams
         length = int(beams.length_BK[row, place])
         best_path = int(beams.best_BK2[row, place].argmax())
-        tokens = beams.tokens_BKU[row, place, :length].tolist()
-        trail = beams.trail_BK2U2[row, place, best_path, :length].tolist()
-
-        text = []
-        for token, (frame, log_prob) in zip(tokens, trail, strict=True):
-            text.append(TextToken(token, int(frame), log_prob))
-        return text
+        tokens_U = beams.tokens_BKU[row, place]
+        trail_U2 = beams.trail_BK2U2[row, place, best_path]
+        return text_tokens(tokens_U, trail_U2, length)
 
     # --- one frame ----------------------------------------------------------------------------------
 
@@ -207,19 +205,22 @@ class PrefixBeamSearch:
         staying_BK = torch.logaddexp(frame.blank_BK, frame.token_BK)
         staying_BK = staying_BK + self._beams.bonus_BK
         extended_BKC = frame.extended_BKC + frame.bonus_BKC
-        continuations_BN = torch.cat((staying_BK, extended_BKC.flatten(1)), dim=1)
-        best = continuations_BN.topk(self.beam, -1)
+        extended_BN = extended_BKC.flatten(1)
+        continuations_BN = torch.cat((staying_BK, extended_BN), dim=1)
+        best_BK, chosen_BK = continuations_BN.topk(self.beam, -1)
 
-        stays_BK = best.indices < self.beam
-        dead_BK = best.values == NEVER
+        stays_BK = chosen_BK < self.beam
+        # Where there are fewer texts than places, as after the first frames, some places stay empty.
+        dead_BK = best_BK == NEVER
         # Continuation K + k C + c is prefix k with candidate c.
         num_candidates = tokens_BC.shape[1]
-        extension_BK = (best.indices - self.beam).clamp(min=0)
+        extension_BK = chosen_BK - self.beam
+        extension_BK = extension_BK.clamp(min=0)
         prefix_place_BK = extension_BK // num_candidates
         candidate_BK = extension_BK % num_candidates
         selection = _Selection(
             stays_BK=stays_BK,
-            source_BK=torch.where(stays_BK, best.indices, prefix_place_BK),
+            source_BK=torch.where(stays_BK, chosen_BK, prefix_place_BK),
             token_BK=tokens_BC.gather(1, candidate_BK),
             extension_BK=extension_BK,
             dead_BK=dead_BK,
@@ -253,12 +254,14 @@ class PrefixBeamSearch:
         arriving_BK = arriving_BK.masked_fill(~joined_BK, NEVER)
 
         # Prefixes that stay: a blank follows, or the last token is repeated, or reached anew.
-        blank_BK = total_BK + log_probs_BV[:, BLANK : BLANK + 1]
+        blank_log_prob_B1 = log_probs_BV[:, BLANK : BLANK + 1]
+        blank_BK = total_BK + blank_log_prob_B1
         token_BK = torch.logaddexp(beams.token_BK, arriving_BK)
         token_BK = token_BK + log_probs_BV.gather(1, last_BK)
 
         # Prefixes that are extended. The last token is new only after a blank.
-        is_last_BKC = tokens_BC[:, None, :] == last_BK[..., None]
+        tokens_B1C = tokens_BC[:, None]
+        is_last_BKC = tokens_B1C == last_BK[..., None]
         before_blank_BK1 = beams.blank_BK[..., None]
         before_BK1 = total_BK[..., None]
         before_BKC = torch.where(is_last_BKC, before_blank_BK1, before_BK1)
@@ -272,7 +275,8 @@ class PrefixBeamSearch:
 
         bonus_BKC = beams.bonus_BK[..., None].expand_as(extended_BKC)
         if self.table:
-            bonus_BKC = bonus_BKC + self.table.scores(beams.row_BK, tokens_BC[:, None])
+            token_bonus_BKC = self.table.scores(beams.row_BK, tokens_B1C)
+            bonus_BKC = bonus_BKC + token_bonus_BKC
         return _FrameScores(
             log_probs_BV=log_probs_BV,
             blank_BK=blank_BK,
@@ -291,10 +295,12 @@ class PrefixBeamSearch:
         dead_BK = selection.dead_BK
 
         def pick(staying_BK: Tensor, extended_BK: Tensor) -> Tensor:
-            return torch.where(stays_BK, staying_BK.gather(1, source_BK), extended_BK)
+            source_values_BK = staying_BK.gather(1, source_BK)
+            return torch.where(stays_BK, source_values_BK, extended_BK)
 
         def extended(values_BKC: Tensor) -> Tensor:
-            return values_BKC.flatten(1).gather(1, selection.extension_BK)
+            values_BN = values_BKC.flatten(1)
+            return values_BN.gather(1, selection.extension_BK)
 
         last_BK = pick(beams.last_BK, selection.token_BK)
         source_prefix_BK = beams.prefix_BK.gather(1, source_BK)
@@ -308,15 +314,19 @@ class PrefixBeamSearch:
         tokens_BKU = beams.tokens_BKU.gather(1, source_BKU)
         # Written for prefixes that stay too: their last token is there already.
         last_place_BK = (length_BK - 1).clamp(min=0)
-        tokens_BKU = tokens_BKU.scatter(2, last_place_BK[..., None], last_BK[..., None])
+        last_place_BK1 = last_place_BK[..., None]
+        last_BK1 = last_BK[..., None]
+        tokens_BKU = tokens_BKU.scatter(2, last_place_BK1, last_BK1)
 
         # A prefix that was just extended has no path that ends in a blank.
         no_blank_BK = torch.full_like(beams.blank_BK, NEVER)
         best_BK2, trail_BK2U2 = self._best_paths(frame, selection, length_BK)
+        extended_BK = extended(frame.extended_BKC)
+        extended_bonus_BK = extended(frame.bonus_BKC)
         return Beams(
             blank_BK=pick(frame.blank_BK, no_blank_BK),
-            token_BK=pick(frame.token_BK, extended(frame.extended_BKC)),
-            bonus_BK=pick(beams.bonus_BK, extended(frame.bonus_BKC)),
+            token_BK=pick(frame.token_BK, extended_BK),
+            bonus_BK=pick(beams.bonus_BK, extended_bonus_BK),
             last_BK=last_BK,
             prefix_BK=torch.where(dead_BK, dead_hashes(self.beam), prefix_BK),
             parent_BK=torch.where(dead_BK, 0, parent_BK),
@@ -355,21 +365,25 @@ class PrefixBeamSearch:
         before_blank_BK = beams.best_BK2[rows_B1, before_BK, ENDS_IN_BLANK]
         before_best_BK = best_BK.gather(1, before_BK)
         before_end_BK = best_end_BK.gather(1, before_BK)
+        # As in the sums: after the same token only a path that ends in a blank begins another one.
         reached_BK = torch.where(same_token_BK, before_blank_BK, before_best_BK)
         reached_end_BK = torch.where(same_token_BK, ENDS_IN_BLANK, before_end_BK)
         joined_BK = frame.joined_BK.gather(1, source_BK)
         reached_BK = reached_BK.masked_fill(stays_BK & ~joined_BK, NEVER)
 
+        # The better of the two is the best path; a repetition wins a tie, so that the token keeps its first frame.
         starts_BK = reached_BK > repeated_BK
         in_token_BK = torch.where(starts_BK, reached_BK, repeated_BK)
         in_token_BK = in_token_BK + log_prob_BK
         trail_source_BK = torch.where(starts_BK, before_BK, source_BK)
         trail_end_BK = torch.where(starts_BK, reached_end_BK, ENDS_IN_TOKEN)
+        # A copy, as indexing with tensors makes one: the last token is written into it.
         in_token_trail = beams.trail_BK2U2[rows_B1, trail_source_BK, trail_end_BK]
         self._write_last_token(in_token_trail, length_BK, starts_BK, log_prob_BK)
 
         # Paths that end in a blank: only those of prefixes that stay.
-        in_blank_BK = best_BK + frame.log_probs_BV[:, BLANK : BLANK + 1]
+        blank_log_prob_B1 = frame.log_probs_BV[:, BLANK : BLANK + 1]
+        in_blank_BK = best_BK + blank_log_prob_B1
         in_blank_BK = in_blank_BK.gather(1, source_BK)
         in_blank_BK = in_blank_BK.masked_fill(~stays_BK, NEVER)
         source_end_BK = best_end_BK.gather(1, source_BK)
@@ -405,17 +419,20 @@ class PrefixBeamSearch:
     def _make_room(self) -> None:
         """Make sure that every prefix can take one more token."""
         room = self._beams.room
-        if int(self._beams.length_BK.max()) < room:
+        length_B = self._beams.length_BK.max(-1).values
+        if int(length_B.max()) < room:
             return
 
         # Settling goes over utterances one by one, and is done only when the room is used up.
-        is_full_B = self._beams.length_BK.max(-1).values == room
-        for row in is_full_B.nonzero().flatten().tolist():
-            self._settled[row] += settle(self._beams, row)
+        for row, length in enumerate(length_B.tolist()):
+            if length < room:
+                continue
+            settled = self._settled[row]
+            settled += settle(self._beams, row)
             still_full = int(self._beams.length_BK[row].max()) == room
             if room == MOST_UNSETTLED and still_full:
                 drop_disagreeing(self._beams, row, MOST_UNSETTLED // 2)
-                self._settled[row] += settle(self._beams, row)
+                settled += settle(self._beams, row)
 
         if int(self._beams.length_BK.max()) == room:
             self._beams = self._beams.double_room()

@@ -127,6 +127,21 @@ def extend_hash(prefix_BK: Tensor, token_BK: Tensor) -> Tensor:
     return mixed_BK ^ (mixed_BK >> 31)
 
 
+def text_tokens(
+    tokens_U: Tensor,
+    trail_U2: Tensor,
+    number: int,
+) -> list[TextToken]:
+    """The first `number` tokens of a prefix, with what a trail says of each."""
+    tokens = tokens_U[:number].tolist()
+    trail = trail_U2[:number].tolist()
+    text = []
+    for token, (frame, log_prob) in zip(tokens, trail, strict=True):
+        # Frames are fp64 in trails, which hold them exactly.
+        text.append(TextToken(token, int(frame), log_prob))
+    return text
+
+
 def settle(beams: Beams, row: int) -> list[TextToken]:
     """Move the tokens and times that all prefixes of an utterance agree upon out of the beams, in place.
 
@@ -140,29 +155,32 @@ def settle(beams: Beams, row: int) -> list[TextToken]:
     possible_K2 = beams.best_BK2[row] > NEVER
     possible_K2 = possible_K2 & alive_K[:, None]
     trail_NU2 = beams.trail_BK2U2[row][possible_K2]
-    same_trail_U = (trail_NU2 == trail_NU2[:1]).all(-1).all(0)
+    same_entry_NU2 = trail_NU2 == trail_NU2[:1]
+    same_trail_U = same_entry_NU2.all(-1).all(0)
 
-    shortest = int(beams.length_BK[row, alive_K].min())
+    lengths_N = beams.length_BK[row, alive_K]
+    most = max(int(lengths_N.min()) - 1, 0)
     agreed_U = same_tokens_U & same_trail_U
-    agreed_U = agreed_U[: max(shortest - 1, 0)]
     # The number of leading places that agree: a product of zeros and ones is 1 up to the first zero.
-    num_agreed = int(agreed_U.long().cumprod(0).sum())
-
-    settled = []
-    tokens = tokens_NU[0, :num_agreed].tolist()
-    trail = trail_NU2[0, :num_agreed].tolist()
-    for token, (frame, log_prob) in zip(tokens, trail, strict=True):
-        settled.append(TextToken(token, int(frame), log_prob))
+    leading_U = agreed_U[:most].long().cumprod(0)
+    num_agreed = int(leading_U.sum())
+    settled = text_tokens(tokens_NU[0], trail_NU2[0], num_agreed)
 
     # Places without a prefix have a length of 0.
     length_K = beams.length_BK[row] - num_agreed
     beams.length_BK[row] = length_K.clamp(min=0)
-    beams.tokens_BKU[row] = beams.tokens_BKU[row].roll(-num_agreed, -1)
-    beams.trail_BK2U2[row] = beams.trail_BK2U2[row].roll(-num_agreed, -2)
+    tokens_KU = beams.tokens_BKU[row]
+    trail_K2U2 = beams.trail_BK2U2[row]
+    beams.tokens_BKU[row] = tokens_KU.roll(-num_agreed, -1)
+    beams.trail_BK2U2[row] = trail_K2U2.roll(-num_agreed, -2)
     return settled
 
 
-def drop_disagreeing(beams: Beams, row: int, num_tokens: int) -> None:
+def drop_disagreeing(
+    beams: Beams,
+    row: int,
+    num_tokens: int,
+) -> None:
     """Drop the prefixes that differ from the best one in their first tokens, and take its times for these; in place."""
     first_KU = beams.tokens_BKU[row, :, :num_tokens]
     differs_K = (first_KU != first_KU[0]).any(-1)

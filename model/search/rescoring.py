@@ -12,7 +12,7 @@ from torch import Tensor
 from model.decoder import Decoder, append_end, reverse, shift_right
 from model.layers.subsampling import valid_mask
 from model.recognizer import END, START, Recognizer
-from model.search.hypothesis import Hypothesis, flatten, ranked, stack_texts
+from model.search.hypothesis import Hypothesis, flatten, ranked, stack_texts, unflatten
 
 
 @torch.no_grad()
@@ -51,13 +51,11 @@ def rescore(
         )
         scores_N = (1 - reverse_weight) * scores_N + reverse_weight * backwards_N
 
-    rows = row_N.tolist()
-    decoder_scores = scores_N.tolist()
-    rescored: list[list[Hypothesis]] = [[] for _ in hypotheses]
-    for index, hypothesis in enumerate(flat):
-        score = ctc_weight * hypothesis.score + decoder_scores[index]
-        rescored[rows[index]].append(replace(hypothesis, score=score))
-    return [ranked(utterance_hypotheses) for utterance_hypotheses in rescored]
+    rescored = []
+    for hypothesis, decoder_score in zip(flat, scores_N.tolist(), strict=True):
+        score = ctc_weight * hypothesis.score + decoder_score
+        rescored.append(replace(hypothesis, score=score))
+    return [ranked(texts) for texts in unflatten(rescored, hypotheses)]
 
 
 def text_scores(
