@@ -99,8 +99,11 @@ def prepare(
         # One broken recording may be all that a split has, and must not keep the others from being written.
         except EmptySplitError as error:
             logger.warning("There will be no split %s. %s", split, error)
-            rejected += error.rejected
             unusable.append(error)
+            path_of_key = {utterance.key: str(utterance.clips[0].path.absolute()) for utterance in utterances}
+            # No split records these recordings, of which one may be repaired.
+            for row in error.rejected:
+                rejected.append(replaced(row, path=path_of_key[row.key]))
     if not reports:
         raise unusable[0]
     rejected.sort(key=lambda row: (row.line, row.key))

@@ -713,6 +713,7 @@ def test_a_split_of_which_nothing_can_be_decoded_does_not_keep_the_others_from_b
     assert "digital silence" in report.rejected[0].reason
     assert "There will be no split dev" in caplog.text
     write_noise(tmp_path / "good-dev.wav")
+    assert changed_recordings(out) == [str(tmp_path / "good-dev.wav")]
     assert set(prepare(FolderConfig(manifest=manifest), out, seed=1).splits) == {"train", "dev"}
     manifest.write_text(manifest.read_text().splitlines()[-1] + "\n")
     soundfile.write(tmp_path / "good-dev.wav", np.zeros(4000), RATE_HZ)
