@@ -24,11 +24,11 @@ import numpy.typing as npt
 import soundfile
 
 from data.errors import DataError
+from data.recordings import MAX_UTTERANCE_S
 from data.shard_index import TRANSCRIPTS, ShardIndex, check_url, is_url, parse_row, parse_texts
 
-# Bounds of one utterance: its bytes in a tar, and its samples (1 GB as float32; four hours at 16 kHz).
-MAX_UTTERANCE_BYTES = 2**29
-MAX_SAMPLES = 2**28
+# The bytes of one utterance in a tar: an hour at 96 kHz and 16 bits. Its samples have the bound of recordings.
+MAX_UTTERANCE_BYTES = 2**30
 # KEY.flac and KEY.json, and what the latter says.
 NUM_MEMBERS = 2
 LABELS = ("text", "speaker", "language")
@@ -158,8 +158,9 @@ class ShardReader:
         """The samples of a FLAC. RangeError when it is not the recording that the index promises."""
         expected_rate_hz = self.index.sample_rate_hz
         expected_samples = int(self.index.samples[utterance])
-        if expected_samples > MAX_SAMPLES:
-            raise RangeError(f"it has {expected_samples} samples, and an utterance has at most {MAX_SAMPLES}")
+        max_samples = int(MAX_UTTERANCE_S * expected_rate_hz)
+        if expected_samples > max_samples:
+            raise RangeError(f"it has {expected_samples} samples, and an utterance has at most {max_samples}")
         if expected_samples == 0:
             raise RangeError("it holds no samples; preparing the corpus again leaves such recordings out")
         with soundfile.SoundFile(io.BytesIO(flac)) as file:

@@ -21,6 +21,7 @@ from data.audio import RejectedRow
 from data.errors import DataError
 from data.files import MAX_JSON_BYTES, is_file_name, open_regular, parse_json, read_bounded
 from data.npz import load_arrays
+from data.recordings import MAX_RATE_HZ
 
 FORMAT = 1
 SUMMARY = "shards.json"
@@ -88,7 +89,7 @@ class _Summary(BaseModel, strict=True):
     """The content of shards.json, as far as it is read; what it was made from is compared by whoever made it."""
 
     format: int
-    sample_rate_hz: int = Field(ge=1, le=10**6)
+    sample_rate_hz: int = Field(ge=1, le=MAX_RATE_HZ)
     shards: list[_Shard]
     rejected: list[_Rejected]
 

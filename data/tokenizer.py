@@ -24,6 +24,7 @@ import sentencepiece
 from pydantic import BaseModel, Field
 
 from data.errors import DataError
+from data.files import read_bounded, read_json
 
 BLANK = 0
 UNKNOWN = 1
@@ -33,6 +34,10 @@ NUM_FIXED = 4
 
 # Room for the fixed pieces and a few characters.
 MIN_PIECES = 8
+# Bounds of what is trained and read: the pieces of a vocabulary, and the bytes of its model.
+MAX_PIECES = 10**6
+MAX_MODEL_BYTES = 2**28
+
 # Transcripts tokenized at once: enough to amortise the call, few enough for a corpus of millions.
 CHUNK = 10_000
 
@@ -48,7 +53,7 @@ class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
     pieces: int = Field(
         default=500,
         ge=MIN_PIECES,
-        le=10**6,
+        le=MAX_PIECES,
         description="size of the vocabulary; characters ignore it, as they take what the text needs",
     )
 
@@ -66,10 +71,12 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """The tokenizer that `save` wrote. DataError when it is missing or its bytes were changed."""
         try:
-            description = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-            model = (folder / "tokenizer.model").read_bytes()
+            description = read_json(folder / "tokenizer.json")
+            model = read_bounded(folder / "tokenizer.model", MAX_MODEL_BYTES)
             kind = description["kind"]
             expected_sha256 = description["sha256"]
+            if not isinstance(kind, str):
+                raise ValueError(f"its kind is {str(kind)[:40]}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"No tokenizer can be read from {folder} ({error!r}). It must hold the tokenizer.json and "
@@ -82,7 +89,21 @@ class Tokenizer:
                 f"{folder / 'tokenizer.model'} is not the model that tokenizer.json describes: its SHA-256 "
                 f"is {sha256}, expected {expected_sha256}. Another one would give other ids; restore the file."
             )
-        return cls(model, kind)
+        try:
+            tokenizer = cls(model, kind)
+            vocabulary_size = tokenizer.vocabulary_size
+        # SentencePiece's own, for bytes that are no model of it.
+        except (RuntimeError, OSError, ValueError) as error:
+            raise DataError(
+                f"{folder / 'tokenizer.model'} is no model of SentencePiece ({error}). Copy the folder again, or train "
+                "the tokenizer again."
+            ) from None
+        if not END < vocabulary_size <= MAX_PIECES:
+            raise DataError(
+                f"{folder / 'tokenizer.model'} has {vocabulary_size} pieces; a tokenizer has from {END + 1} to "
+                f"{MAX_PIECES}. Train it again."
+            )
+        return tokenizer
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.model and tokenizer.json into the folder."""

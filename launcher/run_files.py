@@ -13,6 +13,8 @@ from launcher.errors import ConfigError
 from launcher.run_folder import RunFolder, StageFolder, is_number, read_json
 
 STATE_FORMAT = 1
+# As data.tokenizer bounds it, which takes long to import.
+MAX_PIECES = 10**6
 # What a run's recipe.yaml begins and ends with, so that one that was cut within its last section is known. YAML takes
 # the first for a comment and the second for the end of a document. Copies of earlier versions have neither.
 RECIPE_BEGINNING = "# The recipe of a run, every default written out. A line of three dots ends it.\n"
@@ -196,6 +198,19 @@ def read_statistics(path: Path) -> dict[str, Any]:
     if len(content["mean"]) != len(content["std"]):
         raise DataError(f"{path} has {len(content['mean'])} means and {len(content['std'])} deviations. {remedy}")
     return content
+
+
+def read_vocabulary_size(run: RunFolder) -> int | None:
+    """Return the tokens of the run's tokenizer, None before it is trained; DataError when its file is torn."""
+    path = run.tokenizer / "tokenizer.json"
+    remedy = "Remove the folder, and run the same command as before: the tokenizer is trained again."
+    content = _read_mapping(path, remedy)
+    if content is None:
+        return None
+    size = content.get("vocabulary_size")
+    if type(size) is not int or not 1 <= size <= MAX_PIECES:
+        raise DataError(f"{path} has {_kind(size)} as its vocabulary_size that no tokenizer has. {remedy}")
+    return size
 
 
 def _read_mapping(path: Path, remedy: str) -> dict[str, Any] | None:

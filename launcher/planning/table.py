@@ -6,7 +6,6 @@ teacher's weights, and the activations of one micro-batch of utterances of `UTTE
 (`model.costs.activation_memory`).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -37,6 +36,7 @@ from launcher.recipe import (
     read_deepspeed_config,
 )
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
+from launcher.run_files import read_vocabulary_size
 from launcher.run_folder import RunFolder
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
 from model.costs.flops import count_parameters, count_parts
@@ -57,10 +57,10 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     have no storage. ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
     """
     check_model_folders(recipe)
-    tokenizer_file = run.tokenizer / "tokenizer.json"
-    vocabulary_known = tokenizer_file.exists()
-    if vocabulary_known:
-        vocabulary_size = json.loads(tokenizer_file.read_text(encoding="utf-8"))["vocabulary_size"]
+    known_size = read_vocabulary_size(run)
+    vocabulary_known = known_size is not None
+    if known_size is not None:
+        vocabulary_size = known_size
     else:
         # Before it is trained, the size that is asked of it stands in.
         vocabulary_size = recipe.tokenizer.pieces
@@ -371,10 +371,11 @@ def _running_teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: 
                 description = read_description(folder)
                 with torch.device("meta"):
                     models.append(description.build_recognizer())
+            # KeyError: an encoder alone is no recogniser.
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(
-                    f"The teacher of stage {stage.name} is the folder {teacher.model}, whose model.json cannot be read: "
-                    f"{error}. Copy the folder again from where it was trained."
+                    f"The teacher of stage {stage.name} is the folder {teacher.model}, whose model.json cannot be "
+                    f"read: {error}. Copy the folder again from where it was trained."
                 ) from None
         else:
             # A model of another library, whose architecture is not looked at.

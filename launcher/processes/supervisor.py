@@ -24,7 +24,8 @@ from launcher.processes.run_processes import make_token
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.watchdog import Deadlines, Failure, Watchdog, end_processes
 from launcher.processes.worker_error import WorkerError, first_error
-from launcher.run_folder import RunFolder, StageFolder, read_json, write_json, write_text
+from launcher.run_files import read_done
+from launcher.run_folder import RunFolder, StageFolder, write_json, write_text
 
 POLL_S = 0.2
 LOG_LINES_SHOWN = 15
@@ -266,7 +267,7 @@ class _Attempt:
         if code == 0 and self._job.succeeded():
             return None
 
-        record = read_json(self._stage.done_file) or {}
+        record = read_done(self._stage)
         if self._stop.count or record.get("status") == "stopped" or code == exit_code(Preempted()):
             steps = self._stage.checkpoint_steps()
             if steps:

@@ -12,7 +12,9 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.files import replacing
+from pydantic import TypeAdapter
+
+from data.files import read_json, replacing
 from data.redaction import redact
 from launcher.errors import exit_code
 from launcher.run_folder import StageFolder
@@ -89,6 +91,9 @@ def first_error(stage: StageFolder) -> WorkerError | None:
     """
     errors = []
     for path in stage.error_files():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        errors.append(WorkerError(**record))
+        try:
+            errors.append(TypeAdapter(WorkerError).validate_python(read_json(path)))
+        # Of another program, or half of one: no word of a worker.
+        except (OSError, ValueError):
+            continue
     return min(errors, key=lambda error: (error.is_lost_peer(), error.time), default=None)
