@@ -77,8 +77,8 @@ def build_trainer(
         accumulation=len(lanes),
         precision=context.recipe.cluster.precision,
     )
-
     heartbeat.tick()
+
     step = 0
     accumulator = MetricAccumulator()
     nonfinite = NonfiniteSteps()
@@ -87,7 +87,6 @@ def build_trainer(
         step = saved.step
         accumulator, nonfinite = restore_state(engine, saved, heartbeat.tick)
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, step)
-
     tracker = _open_tracker(context, resume_step=step) if rank == 0 else None
     heartbeat.tick()
     return Trainer(

@@ -80,32 +80,34 @@ class Trainer:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
         with GarbageCollection() as garbage_collection:
             self.log.event("training_started", self.step)
-            self._train(garbage_collection)
+            wait_started = time.perf_counter()
+            for batches in self.inputs.steps(self.step, self.stage.steps):
+                data_wait_s = time.perf_counter() - wait_started
+                self.profiler.before_step(self.step)
+                stop_agreed = self.train_step(batches, data_wait_s)
+                self.profiler.after_step(self.step)
+                garbage_collection.after_step(self.step)
+
+                # Validated before it is saved: a checkpoint carries the error rate of its weights.
+                at_end = self.step == self.stage.steps
+                validation_cer = None
+                if at_end or self.step % self.stage.validate_every == 0:
+                    validation_cer = self.run_validation()
+
+                # While updates are skipped, a checkpoint would only push out an older, better one.
+                save_due = self.step % self.stage.checkpoint.every_steps == 0 and self.nonfinite.sound
+                if at_end or stop_agreed or save_due:
+                    self.save(validation_cer, last=at_end or stop_agreed)
+                if stop_agreed:
+                    break
+                wait_started = time.perf_counter()
+
         self.profiler.finish()
         self.log.event("training_ended", self.step)
         self.log.goodput(self.step)
-        return "done" if self.step == self.stage.steps else "stopped"
-
-    def _train(self, garbage_collection: GarbageCollection) -> None:
-        wait_started = time.perf_counter()
-        for batches in self.inputs.steps(self.step, self.stage.steps):
-            data_wait_s = time.perf_counter() - wait_started
-            self.profiler.before_step(self.step)
-            stop_agreed = self.train_step(batches, data_wait_s)
-            self.profiler.after_step(self.step)
-            garbage_collection.after_step(self.step)
-
-            at_end = self.step == self.stage.steps
-            validation_cer = None
-            if at_end or self.step % self.stage.validate_every == 0:
-                validation_cer = self.run_validation()
-
-            save_due = self.step % self.stage.checkpoint.every_steps == 0 and self.nonfinite.sound
-            if at_end or stop_agreed or save_due:
-                self.save(validation_cer, last=at_end or stop_agreed)
-            if stop_agreed:
-                return
-            wait_started = time.perf_counter()
+        if self.step == self.stage.steps:
+            return "done"
+        return "stopped"
 
     def _report_wait(self) -> None:
         # How long one utterance may take is the loader's to judge: it knows the shard.
