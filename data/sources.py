@@ -6,9 +6,10 @@ them, are good shards whose recordings are not known.
 """
 
 import json
+import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.errors import DataError
@@ -91,17 +92,29 @@ def read_sources(folder: Path) -> dict[str, Source] | None:
     return sources
 
 
-def changed_sources(sources: Iterable[Source]) -> Iterator[tuple[Source, Source]]:
-    """The recordings whose content is no longer what it was, each as it was and as it is.
+def changed_sources(sources: Iterable[Source]) -> Iterator[Source]:
+    """The recordings, as they were, whose content is no longer that.
 
     One that was not there and is now has changed; one that is gone has not: shards outlive the recordings.
     """
     for source in sources:
-        now = describe(Path(source.path), with_content=False)
+        path = Path(source.path)
+        now = describe(path, with_content=False)
         if now.num_bytes is None or now.state == source.state:
             continue
-        if source.sha256:
-            now = describe(Path(source.path), with_content=True)
         # Without a hash of what it was, the time has to decide.
-        if not source.sha256 or now.sha256 != source.sha256:
-            yield source, now
+        if not source.sha256 or describe(path, with_content=True).sha256 != source.sha256:
+            yield source
+
+
+def moved_sources(sources: dict[str, Source], paths: set[str]) -> dict[str, Source]:
+    """The recordings, as they were, under the absolute paths that they have in a corpus that was moved as a whole."""
+    if not paths or not sources or paths == sources.keys():
+        return sources
+    before = os.path.commonpath([os.path.dirname(path) for path in sources])
+    after = os.path.commonpath([os.path.dirname(path) for path in paths])
+    moved: dict[str, Source] = {}
+    for source in sources.values():
+        path = os.path.join(after, os.path.relpath(source.path, before))
+        moved[path] = replace(source, path=path)
+    return moved

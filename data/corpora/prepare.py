@@ -8,25 +8,20 @@ were repaired. Refused, with a `DataError`: a folder that holds the shards of so
 import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
-from data.audio import RejectedRow, Utterance, read_audio
+from data.audio import RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig
+from data.corpora.finished import REJECTED, finished_splits
 from data.corpora.registry import select
 from data.corpora.rejections import describe_rejections
-from data.errors import DataError
-from data.files import parse_json, replacing
-from data.shard_index import FORMAT, SUMMARY, SplitReport, read_index, read_report, read_summary
-from data.shards import EmptySplitError, OnProgress, fingerprint, write_split
-from data.sources import SOURCES, Source, changed_sources, describe, read_sources, write_sources
-
-REJECTED = "rejected.jsonl"
+from data.files import replacing
+from data.shard_index import FORMAT, SplitReport, read_report, read_summary
+from data.shards import EmptySplitError, OnProgress, write_split
+from data.sources import describe, write_sources
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +73,7 @@ def prepare(
         splits.setdefault(utterance.split, []).append(utterance)
 
     shape = {"sample_rate_hz": sample_rate_hz, "shard_seconds": config.shard_seconds, "seed": seed}
-    kept = _finished_splits(out_dir, splits, shape, replace)
+    kept = finished_splits(out_dir, splits, shape, replace)
     reports: dict[str, SplitReport] = {}
     rejected = list(selection.rejected)
     unusable: list[EmptySplitError] = []
@@ -124,168 +119,6 @@ def prepare(
     assert report.rows == report.used + len(report.rejected), "a row of the corpus was lost"
     _write_records(report, config, seed=seed, sample_rate_hz=sample_rate_hz)
     return report
-
-
-def changed_recordings(out_dir: Path) -> list[str]:
-    """The recordings that are not what they were when `prepare` wrote a folder: of used rows by their content, of
-    rejected ones by their time too. Empty where nothing is known of them, as of shards of earlier versions.
-    """
-    paths: list[str] = []
-    for folder in sorted({path.parent for path in out_dir.glob(f"*/{SOURCES}")} | {out_dir}):
-        # Hidden folders are splits that are still being written.
-        if not folder.name.startswith(".") or folder == out_dir:
-            sources = read_sources(folder) or {}
-            paths += [source.path for source, _ in changed_sources(sources.values())]
-    return paths
-
-
-def _finished_splits(
-    out_dir: Path, splits: dict[str, list[Utterance]], shape: dict[str, Any], replace: bool
-) -> tuple[str, ...]:
-    """The splits that are there already. Those to be made again are removed: of something else only when `replace`,
-    else refused, and those of which rejected rows were repaired."""
-    if not out_dir.is_dir():
-        return ()
-    rejected_lines = _rejected_lines(out_dir)
-    finished: list[str] = []
-    for folder in sorted(out_dir.iterdir()):
-        if not (folder / SUMMARY).is_file():
-            continue
-        # Whole by its own records, and made of what would be written now.
-        problem = ""
-        is_repaired = False
-        try:
-            read_index(folder)
-            utterances = _listed_before(folder, splits.get(folder.name, []), shape, rejected_lines)
-            if utterances is None:
-                problem = "it was made from something else"
-            else:
-                problem, is_repaired = _recordings_problem(folder, utterances, shape["sample_rate_hz"], replace)
-                # What was rejected before and is usable now is the one difference that needs no permission.
-                is_repaired = is_repaired or len(utterances) < len(splits[folder.name])
-        except DataError as error:
-            problem = str(error)
-
-        if problem and not replace:
-            raise DataError(
-                f"{folder} is not what this corpus, seed and sample rate give ({problem}); "
-                "choose another folder, or have its shards replaced (--replace)."
-            )
-        if problem or is_repaired:
-            shutil.rmtree(folder)
-        else:
-            finished.append(folder.name)
-    return tuple(finished)
-
-
-def _listed_before(
-    folder: Path, utterances: list[Utterance], shape: dict[str, Any], rejected_lines: set[int]
-) -> list[Utterance] | None:
-    """The utterances that a split was made from: all, or those whose rows were not rejected; None for others."""
-    made_from = read_summary(folder).get("made_from")
-    if made_from == fingerprint(utterances, **shape):
-        return utterances
-    # Those whose audio was found broken only when it was decoded are part of what the split was made from.
-    rejected_keys = {row.key for row in read_report(folder).rejected}
-    before: list[Utterance] = []
-    for utterance in utterances:
-        if utterance.line not in rejected_lines or utterance.key in rejected_keys:
-            before.append(utterance)
-    if made_from == fingerprint(before, **shape):
-        return before
-    return None
-
-
-def _rejected_lines(out_dir: Path) -> set[int]:
-    """The lines of the rows that were rejected before; none where they are not recorded."""
-    lines: set[int] = set()
-    try:
-        with (out_dir / REJECTED).open(encoding="utf-8") as file:
-            for line in file:
-                lines.add(parse_json(line)["line"])
-    except (OSError, ValueError, KeyError, TypeError):
-        # A split with more rows than before is then made from something else, as it is without the file.
-        return set()
-    return lines
-
-
-def _recordings_problem(
-    folder: Path, utterances: list[Utterance], sample_rate_hz: int, replace: bool
-) -> tuple[str, bool]:
-    """What is wrong with a split because its recordings changed, and whether rows that it rejected may be usable now.
-
-    Where their content is what it was, what is recorded of them is brought up to date.
-    """
-    rejected_keys = {row.key for row in read_report(folder).rejected}
-    used_paths: set[str] = set()
-    for utterance in utterances:
-        if utterance.key not in rejected_keys:
-            used_paths |= {str(clip.path.absolute()) for clip in utterance.clips}
-
-    recorded = read_sources(folder)
-    if recorded is None:
-        problem = _newer_recordings(folder, used_paths)
-        if problem and not replace:
-            logger.warning("%s: %s. The shards are kept; --replace makes them anew.", folder, problem)
-            problem = ""
-        rejected = [utterance for utterance in utterances if utterance.key in rejected_keys]
-        return problem, any(_is_readable(utterance, sample_rate_hz) for utterance in rejected)
-
-    sources = _where_they_are(recorded, utterances)
-    changed = {source.path for source, _ in changed_sources(sources.values())}
-    # With those of which nothing is recorded: the corpus is elsewhere, and its folders have another shape.
-    changed_used = sorted(used_paths & changed | used_paths - sources.keys())
-    if changed_used:
-        return f"{len(changed_used)} of its {len(used_paths)} recordings changed, the first is {changed_used[0]}", False
-    if not changed:
-        now = [_seen_now(source) for source in sources.values()]
-        if now != list(recorded.values()):
-            write_sources(folder, now)
-    return "", bool(changed)
-
-
-def _seen_now(source: Source) -> Source:
-    """A recording whose content is what it was, at the time that its file has now."""
-    now = describe(Path(source.path), with_content=False)
-    if now.num_bytes is None:
-        return source
-    return replaced(now, sha256=source.sha256)
-
-
-def _newer_recordings(folder: Path, paths: Iterable[str]) -> str:
-    """A sentence where recordings are newer than shards that do not know what they were, else empty."""
-    made_ns = (folder / SUMMARY).stat().st_mtime_ns
-    newer = sorted(path for path in paths if describe(Path(path), with_content=False).mtime_ns > made_ns)
-    if not newer:
-        return ""
-    return (
-        f"the shards do not record what their recordings were, and {len(newer)} of these are newer than the shards, "
-        f"the first is {newer[0]}"
-    )
-
-
-def _where_they_are(sources: dict[str, Source], utterances: Iterable[Utterance]) -> dict[str, Source]:
-    """The recordings as recorded, under the paths that they have in a corpus that was moved as a whole."""
-    paths: set[str] = set()
-    for utterance in utterances:
-        paths |= {str(clip.path.absolute()) for clip in utterance.clips}
-    if not paths or not sources or paths == sources.keys():
-        return sources
-    before = os.path.commonpath([os.path.dirname(path) for path in sources])
-    after = os.path.commonpath([os.path.dirname(path) for path in paths])
-    moved: dict[str, Source] = {}
-    for source in sources.values():
-        path = os.path.join(after, os.path.relpath(source.path, before))
-        moved[path] = replaced(source, path=path)
-    return moved
-
-
-def _is_readable(utterance: Utterance, sample_rate_hz: int) -> bool:
-    try:
-        read_audio(utterance, sample_rate_hz)
-    except DataError:
-        return False
-    return True
 
 
 def _write_records(report: PrepareReport, config: BaseCorpusConfig, *, seed: int, sample_rate_hz: int) -> None:
