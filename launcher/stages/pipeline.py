@@ -9,7 +9,7 @@ arithmetic is.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,11 @@ class Pipeline:
 
         What comes after a stage that is not done depends on what that stage will give.
         """
-        not_done: list[str] = []
-        for node in self.nodes:
+        return self._statuses(self.nodes, [])
+
+    def _statuses(self, nodes: Iterable[StageNode], not_done: list[str]) -> Iterator[tuple[StageNode, StageStatus]]:
+        """Yield the statuses of some nodes, in order, where those named before them are known not to be done."""
+        for node in nodes:
             status = self.status_of(node)
             awaited = []
             for name in node.inputs:
@@ -167,11 +170,12 @@ class Pipeline:
 
     def later_steps(self, name: str) -> int:
         """Return the steps of the trainings after a stage, which is not done, that are to run."""
-        to_run = []
-        for node, status in self.statuses():
+        position = self.nodes.index(self.node(name))
+        later = []
+        # Those before it are done, and to look at them again would list the corpus and hash every model.
+        for node, status in self._statuses(self.nodes[position + 1 :], [name]):
             if not status.done:
-                to_run.append(node.name)
-        later = to_run[to_run.index(name) + 1 :]
+                later.append(node.name)
         num_steps = 0
         for stage in self.recipe.training_stages():
             if stage.name in later:

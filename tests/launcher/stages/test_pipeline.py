@@ -107,6 +107,18 @@ def test_the_steps_that_are_left_are_those_of_what_is_to_run(run):
     assert run.pipeline(*overrides).later_steps("teacher-1") == 7
 
 
+def test_the_corpus_is_not_listed_again_for_each_stage(run, monkeypatch):
+    pipeline = run.pipeline("seeds=[1, 2]")
+    run.finish("seeds=[1, 2]", names=["prepare", "tokenizer"])
+    looked_at = []
+    input_hash = pipeline._input_hash
+    monkeypatch.setattr(pipeline, "_input_hash", lambda name: looked_at.append(name) or input_hash(name))
+    for name in ("teacher-1", "teacher-2", "student-1"):
+        pipeline.later_steps(name)
+    assert looked_at
+    assert not [name for name in looked_at if name.startswith("corpus.")]
+
+
 def test_looking_changes_nothing(run, tmp_path):
     run.to_run()
     assert list(tmp_path.iterdir()) == []
