@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow faults two-hosts slurm bench ladder lint format clean distclean
+.PHONY: demo test slow faults fuzz two-hosts slurm bench ladder lint format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -23,6 +23,10 @@ slow: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m pytest -q -m fault $(ARGS)
+
+# Files of ours with anything in them: ten minutes or so, and other changes each time.
+fuzz: $(READY)
+	CHORUS_FUZZ_EXAMPLES=2000 $(PYTEST) --timeout 3600 tests/security/test_fuzz.py $(ARGS)
 
 # These two install Debian packages where something is missing, and need root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

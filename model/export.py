@@ -7,15 +7,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.encoder import Encoder, EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 FORMAT = 1
 DESCRIPTION_FILE = "model.json"
@@ -113,11 +116,20 @@ def read_description(folder: Path) -> ModelDescription:
     mel_bins = _read_size(stored, "mel_bins", MAX_MEL_BINS, path)
     # An encoder alone has its configuration at the top, a recogniser under its own.
     if "encoder" in stored:
-        encoder = EncoderConfig.model_validate(stored["encoder"])
+        encoder = _validate(EncoderConfig, stored["encoder"], path)
         return ModelDescription(encoder, mel_bins)
-    recognizer = RecognizerConfig.model_validate(stored.get("recognizer"))
+    recognizer = _validate(RecognizerConfig, stored.get("recognizer"), path)
     vocabulary_size = _read_size(stored, "vocabulary_size", MAX_VOCABULARY_SIZE, path)
     return ModelDescription(recognizer.encoder, mel_bins, recognizer, vocabulary_size)
+
+
+def _validate(kind: type[ConfigT], values: Any, path: Path) -> ConfigT:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} describes no {kind.__name__}: {place[:80]} {first['msg']}") from None
 
 
 def _read_size(stored: dict[str, Any], key: str, largest: int, path: Path) -> int:
@@ -134,24 +146,33 @@ def load_model(folder: Path) -> Recognizer:
     weights are not those of its description, and KeyError when what it holds is an encoder alone.
     """
     description = read_description(folder)
-    state = _read_weights(folder, description.build_recognizer)
+    state = _read_weights(folder, description, description.build_recognizer)
     recognizer = description.build_recognizer()
     recognizer.load_state_dict(state)
     return recognizer.eval()
 
 
-def _read_weights(folder: Path, build: Callable[[], nn.Module], prefix: str = "") -> dict[str, Tensor]:
+def _read_weights(
+    folder: Path, description: ModelDescription, build: Callable[[], nn.Module], prefix: str = ""
+) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it, of the model that `build` makes.
 
     ValueError when they cannot be read or are of another model. They are compared before the model gets any memory: a
     description of a few bytes may ask for more than a machine has, but not for more than its weights' file holds.
     """
     path = folder / WEIGHTS_FILE
-    with torch.device("meta"):
-        expected = build().state_dict()
     state: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as tensors:
+            num_tensors = len(tensors.keys())
+            # Every layer has some of its own; without them a model of a thousand is not even put together.
+            if num_tensors < description.encoder.layers:
+                raise ValueError(
+                    f"{path} lacks tensors: it holds {num_tensors}, and {DESCRIPTION_FILE} speaks of "
+                    f"{description.encoder.layers} layers"
+                )
+            with torch.device("meta"):
+                expected = build().state_dict()
             for stored_name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
                 if not stored_name.startswith(prefix):
                     continue
@@ -192,7 +213,7 @@ def load_encoder(folder: Path) -> Encoder:
     def build_encoder() -> Encoder:
         return Encoder(description.encoder, description.mel_bins)
 
-    state = _read_weights(folder, build_encoder, ENCODER_PREFIX)
+    state = _read_weights(folder, description, build_encoder, ENCODER_PREFIX)
     encoder = build_encoder()
     encoder.load_state_dict(state)
     return encoder.eval()

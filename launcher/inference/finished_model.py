@@ -65,8 +65,10 @@ class FinishedModel:
             tokenizer = Tokenizer.load(folder / "tokenizer")
         # DataError: of features.json and of the tokenizer.
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, DataError, SafetensorError) as error:
+            # Of a configuration pydantic tells over several lines.
+            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{folder} cannot be opened as a finished model: {error}. Copy it again from where it was trained, or "
+                f"{folder} cannot be opened as a finished model: {reason}. Copy it again from where it was trained, or "
                 "remove the folder and run the recipe again: the stage's last checkpoint makes it anew."
             ) from None
         searcher = Search(search or GreedyConfig(), recognizer, tokenizer, f"the model in {folder}")
@@ -142,9 +144,10 @@ def read_features(folder: Path) -> FeaturesConfig:
         stored = read_statistics(folder / "features.json")
         return FeaturesConfig.model_validate(stored["config"])
     except (OSError, ValueError, KeyError, DataError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{folder / 'features.json'} of a finished model cannot be read: {error}. Copy the folder again from where "
-            "it was trained."
+            f"{folder / 'features.json'} of a finished model cannot be read: {reason}. Copy the folder again from "
+            "where it was trained."
         ) from None
 
 

@@ -1,6 +1,5 @@
 """Opens checkpoints, finds damage, and puts tensors together again. Needs no process group and no DeepSpeed."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.files import file_sha256
+from data.files import file_sha256, read_json
 from launcher.errors import CheckpointError
 from launcher.run_folder import StageFolder
-from launcher.training.checkpoint.layout import FORMAT, MANIFEST, WEIGHT, Piece, manifest_digest
+from launcher.training.checkpoint.layout import FORMAT, MANIFEST, WEIGHT, Piece, find_problem, manifest_digest
 
 if TYPE_CHECKING:
     from launcher.training.fragments import Fragment
@@ -24,16 +23,20 @@ logger = logging.getLogger(__name__)
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint; CheckpointError when it is missing, not what was written, or too new."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         intact = manifest.pop("sha256") == manifest_digest(manifest)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {folder} has no readable manifest: {error!r}.") from None
     if not intact:
         raise CheckpointError(f"{folder / MANIFEST} is not what was written: its own SHA-256 differs.")
-    if manifest["format"] > FORMAT:
+    version = manifest.get("format")
+    if type(version) is not int or version > FORMAT:
         raise CheckpointError(
-            f"The checkpoint {folder} has format {manifest['format']}; this version reads formats up to {FORMAT}."
+            f"The checkpoint {folder} has format {version}; this version reads formats up to {FORMAT}."
         )
+    problem = find_problem(manifest)
+    if problem:
+        raise CheckpointError(f"{folder / MANIFEST} is not that of a checkpoint: {problem}.")
     return manifest
 
 
@@ -59,15 +62,17 @@ class Checkpoint:
             self._verify(manifest["files"], on_progress)
 
     def _verify(self, files: list[dict[str, Any]], on_progress: Callable[[], None]) -> None:
-        """Compare every file with its record, sizes first: a file that was cut short is told from a changed one."""
+        """Compare every file with its record."""
         for file in files:
             on_progress()
             path = self.folder / file["name"]
             if not path.exists():
                 raise CheckpointError(f"The checkpoint {self.folder} lacks its part {file['name']}.")
-            if path.stat().st_size != file["bytes"]:
+            num_bytes = path.stat().st_size
+            # Before the digest, which would not tell a file that was cut short from a changed one.
+            if num_bytes != file["bytes"]:
                 raise CheckpointError(
-                    f"{path} has {path.stat().st_size} bytes where {file['bytes']} were written: it was cut short."
+                    f"{path} has {num_bytes} bytes where {file['bytes']} were written: it was cut short."
                 )
             try:
                 intact = file_sha256(path) == file["sha256"]
@@ -84,7 +89,12 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter and buffer whole, in fp32, by its name in an unspread model."""
-        return {name: self.whole(self.kinds(name)[0], name) for name in self.shapes}
+        weights = {}
+        for name in self.shapes:
+            # A buffer has one kind; of a parameter's, the weight is stored before the optimizer's state.
+            kind = self.kinds(name)[0]
+            weights[name] = self.whole(kind, name)
+        return weights
 
     def kinds(self, name: str) -> list[str]:
         """What is stored of a tensor: "buffer", or "weight" and the optimizer's state."""
@@ -104,11 +114,12 @@ class Checkpoint:
         for piece in self._pieces.get((kind, name), []):
             low = max(start, piece.start)
             high = min(stop, piece.stop)
-            if low < high:
-                # A slice, so that only the bytes of the overlap are read.
-                stored = self._open_file(piece.file).get_slice(piece.key)[low - piece.start : high - piece.start]
-                values[low - start : high - start].copy_(stored)
-                num_copied += high - low
+            if low >= high:
+                continue
+            # A slice, so that only the bytes of the overlap are read.
+            stored = self._open_file(piece.file).get_slice(piece.key)
+            values[low - start : high - start].copy_(stored[low - piece.start : high - piece.start])
+            num_copied += high - low
         if num_copied != stop - start:
             raise CheckpointError(
                 f"The checkpoint {self.folder} holds {num_copied} of the {stop - start} values [{start}, {stop}) of "

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import main
+from launcher.comparison import bootstrap
 from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
 from launcher.comparison.model_results import read_comparison
 from launcher.comparison.picture import Point, _spread
@@ -216,3 +217,17 @@ def test_models_of_one_size_are_moved_apart_around_it_and_no_others_are_moved(si
     assert np.mean(places) == pytest.approx(np.mean(sizes))
     if all(after - before >= gap for before, after in pairwise(sorted(sizes))):
         assert places == pytest.approx(sorted(sizes))
+
+
+def test_draws_take_ten_kilobytes_per_utterance_and_are_those_of_one_block(monkeypatch):
+    """rates of R replicates in blocks == rates of R replicates at once"""
+    utterances, replicates = 300, 2000
+    generator = np.random.default_rng(5)
+    errors_SU = generator.integers(0, 9, (2, utterances)).astype(float)
+    lengths_U = generator.integers(1, 40, utterances).astype(float)
+    draws = Draws.sample(utterances, 2, replicates)
+    assert draws.utterances_RU.nbytes == utterances * replicates
+    monkeypatch.setattr(bootstrap, "BLOCK_REPLICATES", replicates)
+    at_once = Draws.sample(utterances, 2, replicates)
+    assert np.array_equal(draws.utterances_RU, at_once.utterances_RU)
+    assert np.array_equal(draws.rates(errors_SU, lengths_U), at_once.rates(errors_SU, lengths_U))
