@@ -82,7 +82,9 @@ def _pieces(sentence: dict[str, Any], phrases: list[Phrase], config: AelitaConfi
         for number in range(len(phrases)):
             runs.add((number, number))
     if "spans" in config.cuts:
-        runs.update(_spans(phrases, config.span_s, derive_seed(seed, "spans", sentence["id"])))
+        # A generator per sentence: the spans of one do not depend on which others there are.
+        span_seed = derive_seed(seed, "spans", sentence["id"])
+        runs.update(_spans(phrases, config.span_s, span_seed))
     if "sentences" in config.cuts:
         # All phrases together are the whole sentence, which is there already.
         runs.discard((0, len(phrases) - 1))
@@ -95,11 +97,14 @@ def _pieces(sentence: dict[str, Any], phrases: list[Phrase], config: AelitaConfi
     bounds_s.append(audio_seconds(path))
 
     for first, last in sorted(runs):
-        start_s = max(bounds_s[first], phrases[first]["start_s"] - MARGIN_S)
-        end_s = min(bounds_s[last + 1], phrases[last]["end_s"] + MARGIN_S)
-        clip = Clip(path, start_s, round(end_s - start_s, 4))
+        speech_start_s = phrases[first]["start_s"]
+        speech_end_s = phrases[last]["end_s"]
+        start_s = max(bounds_s[first], speech_start_s - MARGIN_S)
+        end_s = min(bounds_s[last + 1], speech_end_s + MARGIN_S)
+        seconds = round(end_s - start_s, 4)
         text = " ".join(phrase["text"] for phrase in phrases[first : last + 1])
-        yield _utterance(f"{sentence['id']}_{first:02d}-{last:02d}", clip, text, sentence["split"])
+        key = f"{sentence['id']}_{first:02d}-{last:02d}"
+        yield _utterance(key, Clip(path, start_s, seconds), text, sentence["split"])
 
 
 def _spans(phrases: list[Phrase], span_s: float, seed: int) -> Iterator[tuple[int, int]]:
@@ -107,14 +112,17 @@ def _spans(phrases: list[Phrase], span_s: float, seed: int) -> Iterator[tuple[in
 
     A phrase longer than that stands alone.
     """
-    # A generator per sentence: the spans of one do not depend on which others there are.
     generator = np.random.default_rng(seed)
     first = 0
     while first < len(phrases):
-        max_s = span_s * generator.uniform(0.5, 1.0) - 2 * MARGIN_S
+        share = generator.uniform(0.5, 1.0)
+        # Both margins are part of the span.
+        max_s = span_s * share - 2 * MARGIN_S
         start_s = phrases[first]["start_s"]
         last = first
-        while last + 1 < len(phrases) and phrases[last + 1]["end_s"] - start_s <= max_s:
-            last += 1
+        for following in range(first + 1, len(phrases)):
+            if phrases[following]["end_s"] - start_s > max_s:
+                break
+            last = following
         yield first, last
         first = last + 1

@@ -94,18 +94,20 @@ def select(config: FsddConfig, seed: int) -> Selection:
             f"{', '.join(sorted(speakers))}."
         )
 
-    seen = speakers - held_out
+    num_strings = {"train": config.train_strings, "dev": config.dev_strings, "test": config.test_strings}
+    takes_of_split: dict[str, list[Take]] = {split: [] for split in num_strings}
+    unseen: list[Take] = []
+    for take in takes:
+        if take.speaker not in held_out:
+            takes_of_split.setdefault(take.split, []).append(take)
+        elif take.split == "test":
+            unseen.append(take)
+
     utterances: list[Utterance] = []
-    for split, num_strings in (
-        ("train", config.train_strings),
-        ("dev", config.dev_strings),
-        ("test", config.test_strings),
-    ):
-        chosen = [take for take in takes if take.split == split and take.speaker in seen]
-        utterances += _strings(split, chosen, num_strings, config, seed)
+    for split, number in num_strings.items():
+        utterances += _strings(split, takes_of_split[split], number, config, seed)
     if held_out:
-        chosen = [take for take in takes if take.split == "test" and take.speaker in held_out]
-        utterances += _strings("test_unseen", chosen, config.test_strings, config, seed)
+        utterances += _strings("test_unseen", unseen, config.test_strings, config, seed)
     return Selection(utterances, rejected)
 
 

@@ -4,13 +4,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data.corpora import aelita, folder, fsdd
+from data.corpora import aelita, folder, fsdd, librispeech
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 
-CORPORA: dict[str, Corpus] = {"aelita": aelita.CORPUS, "fsdd": fsdd.CORPUS, "folder": folder.CORPUS}
+CORPORA: dict[str, Corpus] = {
+    "aelita": aelita.CORPUS,
+    "fsdd": fsdd.CORPUS,
+    "folder": folder.CORPUS,
+    "librispeech": librispeech.CORPUS,
+}
 
 CorpusConfig = Annotated[
-    aelita.AelitaConfig | fsdd.FsddConfig | folder.FolderConfig,
+    aelita.AelitaConfig | fsdd.FsddConfig | folder.FolderConfig | librispeech.LibriSpeechConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""

@@ -33,6 +33,7 @@ KINDS = (
     ("save it again", "headers that say too little"),
     ("channel", "a channel that is not there"),
     ("its text is empty", "no text"),
+    ("has no line there", "recordings without a transcript"),
     ("nothing is left of its text", "no words in the text"),
     ("names no audio", "no name of a file"),
     ("is already that of line", "a key or recording that another row has"),

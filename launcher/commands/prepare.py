@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 from pydantic.fields import FieldInfo
 
-from data.corpora import CORPORA, prepare
+from data.corpora import CORPORA, PrepareReport, prepare
 from data.corpora.rejections import count_reasons
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
@@ -51,15 +51,7 @@ def prepare_shards(options: argparse.Namespace) -> int:
         display.end()
 
     if options.json:
-        splits = {}
-        for name, split in report.splits.items():
-            splits[name] = {"utterances": split.utterances, "hours": split.seconds / 3600, "shards": split.shards}
-        reasons = []
-        for reason in count_reasons(report.rejected):
-            first = {"line": reason.first.line, "reason": reason.first.reason}
-            reasons.append({"kind": reason.kind, "rows": reason.count, "first": first})
-        counts = {"rows": report.rows, "used": report.used, "rejected": len(report.rejected), "reasons": reasons}
-        print(json.dumps({"folder": str(report.folder), "splits": splits, **counts}, ensure_ascii=False, indent=2))
+        print(json.dumps(_as_json(report), ensure_ascii=False, indent=2))
         return 0
     for name, split in report.splits.items():
         print(f"{name}: {split.utterances} utterances, {split.seconds / 3600:.2f} h in {split.shards} shards")
@@ -67,6 +59,28 @@ def prepare_shards(options: argparse.Namespace) -> int:
     if report.rejected:
         print(f"{report.folder / 'rejected.jsonl'} says why of each rejected row")
     return 0
+
+
+def _as_json(report: PrepareReport) -> dict[str, Any]:
+    splits = {}
+    for name, split in report.splits.items():
+        splits[name] = {
+            "utterances": split.utterances,
+            "hours": split.seconds / 3600,
+            "shards": split.shards,
+        }
+    reasons = []
+    for reason in count_reasons(report.rejected):
+        first = {"line": reason.first.line, "reason": reason.first.reason}
+        reasons.append({"kind": reason.kind, "rows": reason.count, "first": first})
+    return {
+        "folder": str(report.folder),
+        "splits": splits,
+        "rows": report.rows,
+        "used": report.used,
+        "rejected": len(report.rejected),
+        "reasons": reasons,
+    }
 
 
 def _corpus_config(options: argparse.Namespace) -> Any:

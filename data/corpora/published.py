@@ -1,0 +1,154 @@
+"""What the readers of published corpora share: where a corpus lies, what is done to its texts, and the account of rows.
+
+A row is what a corpus lists with a transcript, or a recording that should have one. Every row is an utterance or is
+rejected with its reason. Nothing is opened here but lists of transcripts: a recording that is missing or broken is found
+where it is decoded, in parallel, and is then a rejected row too.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from data.audio import Clip, RejectedRow, Utterance, is_key_character
+from data.corpora.corpus import BaseCorpusConfig, Selection
+from data.corpora.rejections import describe_rejections
+from data.errors import DataError
+from data.manifest_rows import NOT_UTF8, UNDECODED
+from data.text import RULES_VERSION, join_han, normalize_text
+
+# Languages that are written without spaces, in the codes of the corpora; a space there is an annotator's.
+HAN_LANGUAGES = ("zh", "cmn", "yue", "nan", "ja")
+
+
+class PublishedCorpusConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
+    """The fields that all published corpora share; each adds a `name` and its own."""
+
+    root: Path = Field(description="the folder of the unpacked corpus")
+    normalize: Literal["lower", "none"] = Field(
+        default="lower", description="lower: texts in lower case; none: as published"
+    )
+    punctuation: Literal["remove", "keep"] = Field(
+        default="remove",
+        description="remove: punctuation and symbols become spaces, except an apostrophe between letters",
+    )
+
+    # Names of what is done to texts of this corpus alone; docs/corpora.md says what they mean.
+    own_text_rules: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def text_rules(self) -> dict[str, Any]:
+        """The version of the rules of `data.text`, the choices among them, and the rules of this corpus alone."""
+        return {
+            "version": RULES_VERSION,
+            "normalize": self.normalize,
+            "punctuation": self.punctuation,
+            "spaces": f"none beside Han and kana in {', '.join(HAN_LANGUAGES)}",
+            "own": list(self.own_text_rules),
+        }
+
+
+class RowCollector:
+    """Collects the rows of one corpus; each is used or rejected."""
+
+    def __init__(self, config: PublishedCorpusConfig, language: str) -> None:
+        self._config = config
+        self._language = language
+        self._keys: set[str] = set()
+        self._utterances: list[Utterance] = []
+        self._rejected: list[RejectedRow] = []
+
+    def add(
+        self,
+        name: str,
+        clip: Clip,
+        text: str,
+        split: str,
+        *,
+        speaker: str = "",
+        line: int = 0,
+        place: Path | None = None,
+    ) -> None:
+        """Use a row, its text normalised; reject it when its text has no words or another row has its name.
+
+        `line` and `place` say where the row is listed.
+        """
+        key = "".join(character if is_key_character(character) else "_" for character in name)
+        where = {"line": line, "place": place, "key": key, "clip": clip}
+        if UNDECODED.search(name + text + speaker):
+            self.reject(NOT_UTF8, **(where | {"key": ""}))
+            return
+        if "\ufffd" in text:
+            self.reject(f"its text holds U+FFFD, which stands for a character that was lost: {text[:80]!r}", **where)
+            return
+        if not text.strip():
+            self.reject("its text is empty", **where)
+            return
+        normalized = self._normalized(text)
+        if not any(character.isalnum() for character in normalized):
+            self.reject(f"nothing is left of its text {text[:80]!r}", **where)
+            return
+        if key in self._keys:
+            self.reject(f"key {key} is already that of another row", **where)
+            return
+        self._keys.add(key)
+        utterance = Utterance(
+            key=key,
+            clips=(clip,),
+            text=normalized,
+            split=split,
+            speaker=speaker,
+            language=self._language,
+            line=line,
+        )
+        self._utterances.append(utterance)
+
+    def reject(
+        self, reason: str, *, line: int = 0, place: Path | None = None, key: str = "", clip: Clip | None = None
+    ) -> None:
+        """Count a row that cannot be used."""
+        path = ""
+        if clip is not None:
+            path = str(clip.path.absolute())
+        if place is not None:
+            reason = f"{place.relative_to(self._config.root)}: {reason}"
+        self._rejected.append(RejectedRow(line, reason, key, path))
+
+    def selection(self) -> Selection:
+        """All rows. DataError when none can be used."""
+        if self._utterances:
+            return Selection(self._utterances, self._rejected)
+        if self._rejected:
+            raise DataError(
+                f"None of the {len(self._rejected)} rows of {self._config.root} can be used, "
+                f"{describe_rejections(self._rejected)}."
+            )
+        raise DataError(f"{self._config.root} lists no recordings; docs/corpora.md shows the layout that is read.")
+
+    def _normalized(self, text: str) -> str:
+        text = normalize_text(
+            text,
+            lower=self._config.normalize == "lower",
+            punctuation=self._config.punctuation == "keep",
+            language=self._language,
+        )
+        if self._language.replace("_", "-").split("-")[0] in HAN_LANGUAGES:
+            text = join_han(text)
+        return text
+
+
+def find_folder(root: Path, names: tuple[str, ...], inside: str, corpus: str) -> Path:
+    """The folder of a corpus: `root`, or the folder in it that has one of the names, whichever has something that
+    matches the pattern `inside`. DataError when neither has."""
+    candidates = [root, *(root / name for name in names)]
+    for folder in candidates:
+        if folder.is_dir() and next(folder.glob(inside), None) is not None:
+            return folder
+    seen = "it does not exist"
+    if root.is_dir():
+        entries = sorted(path.name for path in root.iterdir())[:8]
+        seen = f"it holds {', '.join(entries) or 'nothing'}"
+    raise DataError(
+        f"{root} is not {corpus}: nothing in it is called {inside}, and {seen}. Unpack the corpus and set corpus.root "
+        "to its folder; docs/corpora.md shows the layout."
+    )
