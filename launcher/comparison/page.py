@@ -85,9 +85,11 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
     evaluated = comparison.evaluated
     search = evaluated.search.replace("_", " ")
     # What is the same for all models is said once.
-    seeds = "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
-    if len({model.seeds for model in comparison.models}) == 1:
-        seeds = _name_seeds(comparison.models[0].seeds).capitalize()
+    seeds_of_models = [model.seeds for model in comparison.models]
+    if len(set(seeds_of_models)) == 1:
+        seeds = _name_seeds(seeds_of_models[0]).capitalize()
+    else:
+        seeds = "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
     lines = [
         f"## {comparison.title}",
         "",
@@ -211,9 +213,13 @@ def _differences(intervals: ModelIntervals) -> list[str]:
     rows = []
     for previous, model in itertools.pairwise(models):
         against_first = _format_difference(intervals.difference(model, first))
+        descriptions = []
+        for baseline in models:
+            if baseline.name in model.compare_to:
+                descriptions.append(_describe_difference(intervals, model, baseline))
         # Of a recipe that names no baseline, models are steps of a ladder: each follows from the one before.
-        baselines = [baseline for baseline in models if baseline.name in model.compare_to] or [previous]
-        descriptions = [_describe_difference(intervals, model, baseline) for baseline in baselines]
+        if not descriptions:
+            descriptions.append(_describe_difference(intervals, model, previous))
         against_baselines = "; ".join(descriptions)
         against_last = MISSING
         if model is not last:
@@ -236,4 +242,7 @@ def _describe_difference(intervals: ModelIntervals, model: ModelResult, baseline
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table of Markdown."""
     rule = ["---"] * len(headings)
-    return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows)]
+    lines = []
+    for cells in (headings, rule, *rows):
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -1,6 +1,7 @@
 """Error rate against encoder parameters, with intervals."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,9 +31,13 @@ class Point:
 @mpl.rc_context(svg.STYLE)
 def draw_comparison(points: Sequence[Point], name: str) -> Markup:
     """Draw the models of a comparison; those of about the same size are moved apart as far as their names need it."""
-    largest = max(point.encoder_parameters for point in points)
-    lowest_rate = min(point.rate.low for point in points)
-    highest_rate = max(point.rate.high for point in points)
+    largest = 0
+    lowest_rate = math.inf
+    highest_rate = 0.0
+    for point in points:
+        largest = max(largest, point.encoder_parameters)
+        lowest_rate = min(lowest_rate, point.rate.low)
+        highest_rate = max(highest_rate, point.rate.high)
     # On an even axis, rates that lie ten times below the highest would be told apart no longer.
     use_log = 0 < 10 * lowest_rate < highest_rate
 

@@ -83,40 +83,25 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder.
 
-    `on_batch` is told the number of utterances done, `on_read` is called for each recording that is read. DataError
-    when the split has no transcripts.
-    An utterance that cannot be read is named in the log, counted as `quarantined`, and not scored; too many of them are
-    a DataError.
+    `on_batch` is given the number of utterances done, `on_read` is called for each recording that is read. DataError
+    when the split has no transcripts. An utterance that cannot be read is named in the log, counted as `quarantined`,
+    and not scored; too many of them are a DataError.
     """
-    reader = ShardReader(read_index(folder))
-    if not reader.index.text_length.any():
-        raise DataError(
-            f"None of the {len(reader.index)} utterances at {folder} has a transcript: no error rate can be measured. "
-            "Name a split with transcripts."
-        )
-
-    split_reader = _SplitReader(reader)
+    sample_rate_hz = model.features.config.sample_rate_hz
+    reader = _SplitReader(folder, sample_rate_hz)
     keys: list[str] = []
     references: list[str] = []
     hypotheses: list[str] = []
     busy_s = 0.0
     audio_s = 0.0
-    sample_rate_hz = model.features.config.sample_rate_hz
-    for batch in _batches(reader, sample_rate_hz):
+    for batch in reader.batches(on_read):
         waveforms = []
         num_samples = 0
-        for utterance in batch:
-            on_read()
-            example = split_reader.read(utterance)
-            if example is None:
-                continue
+        for example in batch:
             keys.append(example.key)
             references.append(example.text)
             waveforms.append(example.waveform)
             num_samples += len(example.waveform)
-
-        if not waveforms:
-            continue
         if not hypotheses:
             # The first call sets up threads and kernels, which is not the model's speed.
             model.recognise(waveforms)
@@ -127,12 +112,9 @@ def evaluate_model(
         audio_s += num_samples / sample_rate_hz
         on_batch(len(keys))
 
-    if not keys:
-        raise DataError(f"None of the utterances at {folder} could be read. The last one: {split_reader.last_error}")
     # Sorted: batches go by length, and hypotheses of two evaluations are to be compared line by line.
-    utterances = sorted(zip(keys, references, hypotheses, strict=True))
     rows = []
-    for key, reference, hypothesis in utterances:
+    for key, reference, hypothesis in sorted(zip(keys, references, hypotheses, strict=True)):
         rows.append({"key": key, "reference": reference, "hypothesis": hypothesis})
     operations = operations_per_second(model.recognizer, model.features.config)
     return {
@@ -143,7 +125,7 @@ def evaluate_model(
             "cer": jiwer.cer(references, hypotheses),
             "wer": jiwer.wer(references, hypotheses),
             "utterances": len(keys),
-            "quarantined": split_reader.num_broken,
+            "quarantined": reader.num_broken,
             "seconds": round(audio_s, 3),
             "rtf": busy_s / audio_s,
             "threads": torch.get_num_threads(),
@@ -155,28 +137,50 @@ def evaluate_model(
 
 
 class _SplitReader:
-    """Reads the utterances of a split; counts and names those that are broken."""
+    """Reads the utterances of a split that have a transcript; counts and names those that are broken."""
 
-    def __init__(self, reader: ShardReader):
-        self._reader = reader
-        self._num_transcribed = int(np.count_nonzero(reader.index.text_length))
+    def __init__(self, folder: Path | str, sample_rate_hz: int):
+        """DataError when the split has no transcripts."""
+        self._folder = folder
+        self._sample_rate_hz = sample_rate_hz
+        self._reader = ShardReader(read_index(folder))
+        self._num_transcribed = int(np.count_nonzero(self._reader.index.text_length))
         self.num_broken = 0
-        self.last_error = ""
-
-    def read(self, utterance: int) -> Example | None:
-        """The utterance, None when it is broken. DataError when too many of the split are."""
-        try:
-            return self._reader.read(utterance)
-        except UtteranceError as error:
-            self.num_broken += 1
-            self.last_error = str(error)
-            logger.warning("Skipped broken utterance %d of %d: %s", self.num_broken, self._num_transcribed, error)
-        if self.num_broken >= MIN_BROKEN and self.num_broken > MAX_BROKEN_RATIO * self._num_transcribed:
+        if self._num_transcribed == 0:
             raise DataError(
-                f"{self.num_broken} of the {self._num_transcribed} utterances with a transcript could not be read, "
-                f"more than the {MAX_BROKEN_RATIO:.0%} that an evaluation may skip. The last one: {self.last_error}"
+                f"None of the {len(self._reader.index)} utterances at {folder} has a transcript: no error rate can be "
+                "measured. Name a split with transcripts."
             )
-        return None
+
+    def batches(self, on_read: Callable[[], None]) -> Iterator[list[Example]]:
+        """The utterances that can be read, batch by batch; DataError when none can be, or too many cannot."""
+        last_error = None
+        any_read = False
+        for batch in _batches(self._reader, self._sample_rate_hz):
+            examples = []
+            for utterance in batch:
+                on_read()
+                try:
+                    examples.append(self._reader.read(utterance))
+                except UtteranceError as error:
+                    last_error = error
+                    self._count_broken(error)
+            if examples:
+                any_read = True
+                yield examples
+        if not any_read:
+            raise DataError(f"None of the utterances at {self._folder} could be read. The last one: {last_error}")
+
+    def _count_broken(self, error: UtteranceError) -> None:
+        num_transcribed = self._num_transcribed
+        self.num_broken += 1
+        logger.warning("Skipped broken utterance %d of %d: %s", self.num_broken, num_transcribed, error)
+        # A few may break anywhere; of a small split, one is a large share.
+        if self.num_broken >= MIN_BROKEN and self.num_broken > MAX_BROKEN_RATIO * num_transcribed:
+            raise DataError(
+                f"{self.num_broken} of the {num_transcribed} utterances with a transcript could not be read, more than "
+                f"the {MAX_BROKEN_RATIO:.0%} that an evaluation may skip. The last one: {error}"
+            )
 
 
 def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:

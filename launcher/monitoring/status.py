@@ -72,10 +72,14 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     holder = run.holder()
     events = run.events()
 
-    implicit = [name for name in ("prepare", "features", "tokenizer") if name in records]
-    last = ["report"] if "report" in records else []
+    # The stages that come by themselves are not in the recipe; those of them that this run has are on record.
+    names = [name for name in ("prepare", "features", "tokenizer") if name in records]
+    names += planned
+    if "report" in records:
+        names.append("report")
+
     stages = []
-    for name in [*implicit, *planned, *last]:
+    for name in names:
         record = records.get(name, {})
         status = record.get("status", "waiting")
         if status == "running" and holder is None:
@@ -85,21 +89,30 @@ def run_status(run: RunFolder) -> dict[str, Any]:
         if "steps" in planned.get(name, {}):
             entry |= _training_status(run.stage(name), planned[name]["steps"], status)
             goodput = stage_goodput(run, name, events)
-            entry["goodput"] = None if goodput is None else goodput.shares()
-            entry["restarts"] = sum(event["event"] == "restart" and event.get("stage") == name for event in events)
+            entry["goodput"] = None
+            if goodput is not None:
+                entry["goodput"] = goodput.shares()
+            entry["restarts"] = 0
+            for event in events:
+                if event["event"] == "restart" and event.get("stage") == name:
+                    entry["restarts"] += 1
         stages.append(entry)
     return {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
 
 
 def _training_status(folder: StageFolder, steps: int, status: str) -> dict[str, Any]:
-    rows = last_rows(folder.metrics_file)
-    last = rows[-1] if rows else {}
     pace = Pace()
-    for row in rows:
+    last: dict[str, Any] = {}
+    for row in last_rows(folder.metrics_file):
         pace.add(row)
+        last = row
     step = last.get("step", 0)
     step_s = pace.step_s()
+    last_row_age_s = None
+    if "time" in last:
+        last_row_age_s = time.time() - last["time"]
     left_s = None
+    # A stage that stands still has no pace.
     if step_s is not None and status == "running":
         left_s = step_s * (steps - step)
     return {
@@ -109,6 +122,6 @@ def _training_status(folder: StageFolder, steps: int, status: str) -> dict[str, 
         "audio_s_per_s": last.get("audio_s_per_s"),
         "step_s": step_s,
         "eta_s": left_s,
-        "last_row_age_s": time.time() - last["time"] if "time" in last else None,
+        "last_row_age_s": last_row_age_s,
         "checkpoint_step": max(folder.checkpoint_steps(), default=None),
     }
