@@ -45,75 +45,132 @@ FRAMES_AT_ONCE = 100
 class Search:
     """Finds the texts of a batch that a recogniser has encoded."""
 
-    def __init__(self, config: SearchConfig, recognizer: Recognizer, tokenizer: Tokenizer, name: str = "the model"):
+    def __init__(
+        self,
+        config: SearchConfig,
+        recognizer: Recognizer,
+        tokenizer: Tokenizer,
+        name: str = "the model",
+    ):
         """ConfigError when the model called `name` lacks what the search needs, DataError when a file of the search is
         missing or of no use."""
         check_search_model(config, recognizer.config, name)
         check_search_files(config, "search")
-        self.config, self.recognizer = config, recognizer
+        self.config = config
+        self.recognizer = recognizer
         # A prefix beam search calls it every few frames.
         self.on_progress: Callable[[], None] = lambda: None
-        unaided = isinstance(config, GreedyConfig | TransducerSearchConfig)
-        self.fusion = None if unaided else _fusion(config, tokenizer)
+        # A greedy search takes the best token of each frame: nothing else is added to its scores.
+        self.fusion = None
+        if not isinstance(config, GreedyConfig | TransducerSearchConfig):
+            self.fusion = _build_fusion(config, tokenizer)
 
     @torch.inference_mode()
     def __call__(self, output: RecognizerOutput) -> list[list[Hypothesis]]:
         """The texts of each utterance, best first; one, or as many as `n_best` asks for."""
-        config, logits_BSV, lengths_B = self.config, output.ctc_BSV, output.encoder.lengths_B
+        config = self.config
+        logits_BSV = output.ctc_BSV
+        frames_BSD = output.encoder.frames_BSD
+        lengths_B = output.encoder.lengths_B
+
         if isinstance(config, GreedyConfig):
             return [[hypothesis] for hypothesis in greedy(logits_BSV, lengths_B)]
         if isinstance(config, TransducerSearchConfig):
-            return self._transducer(output, config.symbols_per_frame)
+            transducer = self.recognizer.transducer
+            assert transducer is not None
+            texts = transducer_greedy(transducer, frames_BSD, lengths_B, config.symbols_per_frame)
+            return [[hypothesis] for hypothesis in texts]
         if isinstance(config, PrefixBeamConfig):
             return self._prefix_beam(logits_BSV, lengths_B, config, config.n_best)
-        frames_BSD, decoder = output.encoder.frames_BSD, self.recognizer.decoder
-        assert decoder is not None
         if isinstance(config, RescoringConfig):
+            # The decoder chooses among the whole beam: the best text may lie behind the `n_best` of CTC.
             hypotheses = self._prefix_beam(logits_BSV, lengths_B, config, config.beam)
-            weights = config.ctc_weight, config.reverse_weight
-            hypotheses = rescore(self.recognizer, frames_BSD, lengths_B, hypotheses, *weights)
-            return [texts[: config.n_best] for texts in hypotheses]
-        options = _attention_options(config)
+            rescored = rescore(
+                self.recognizer,
+                frames_BSD,
+                lengths_B,
+                hypotheses,
+                config.ctc_weight,
+                config.reverse_weight,
+            )
+            return [texts[: config.n_best] for texts in rescored]
+
+        decoder = self.recognizer.decoder
+        assert decoder is not None
         if isinstance(config, JointConfig):
-            return joint(decoder, frames_BSD, logits_BSV, lengths_B, options, config.n_best, self.fusion)
-        hypotheses = attention_beam(decoder, frames_BSD, lengths_B, options, config.n_best, self.fusion)
+            options = _attention_options(config, config.ctc_weight)
+            return joint(
+                decoder,
+                frames_BSD,
+                logits_BSV,
+                lengths_B,
+                options,
+                config.n_best,
+                self.fusion,
+            )
+        options = _attention_options(config, ctc_weight=0.0)
+        hypotheses = attention_beam(
+            decoder,
+            frames_BSD,
+            lengths_B,
+            options,
+            config.n_best,
+            self.fusion,
+        )
+        # The decoder knows no times: they are those of CTC.
         return with_times(hypotheses, logits_BSV, lengths_B)
 
     def _prefix_beam(
-        self, logits_BSV: Tensor, lengths_B: Tensor, config: PrefixBeamConfig | RescoringConfig, n_best: int
+        self,
+        logits_BSV: Tensor,
+        lengths_B: Tensor,
+        config: PrefixBeamConfig | RescoringConfig,
+        n_best: int,
     ) -> list[list[Hypothesis]]:
+        batch, num_frames, _ = logits_BSV.shape
+        search = PrefixBeamSearch(batch, config.beam, config.candidates, self.fusion)
         # In pieces, which change nothing, so that a long search is seen to get on.
-        search = PrefixBeamSearch(len(logits_BSV), config.beam, config.candidates, self.fusion)
-        for start in range(0, logits_BSV.shape[1], FRAMES_AT_ONCE):
+        for start in range(0, num_frames, FRAMES_AT_ONCE):
             self.on_progress()
             piece_BSV = logits_BSV[:, start : start + FRAMES_AT_ONCE]
-            search.advance(piece_BSV, (lengths_B - start).clamp(0, piece_BSV.shape[1]))
+            piece_frames = piece_BSV.shape[1]
+            piece_lengths_B = (lengths_B - start).clamp(0, piece_frames)
+            search.advance(piece_BSV, piece_lengths_B)
         return search.finish(n_best)
 
-    def _transducer(self, output: RecognizerOutput, symbols_per_frame: int) -> list[list[Hypothesis]]:
-        transducer, encoder = self.recognizer.transducer, output.encoder
-        assert transducer is not None
-        hypotheses = transducer_greedy(transducer, encoder.frames_BSD, encoder.lengths_B, symbols_per_frame)
-        return [[hypothesis] for hypothesis in hypotheses]
+
+def _attention_options(config: AttentionBeamConfig, ctc_weight: float) -> AttentionOptions:
+    return AttentionOptions(
+        beam=config.beam,
+        candidates=config.candidates,
+        length_power=config.length_power,
+        ctc_weight=ctc_weight,
+    )
 
 
-def _attention_options(config: AttentionBeamConfig) -> AttentionOptions:
-    ctc_weight = config.ctc_weight if isinstance(config, JointConfig) else 0.0
-    return AttentionOptions(config.beam, config.candidates, config.length_power, ctc_weight)
-
-
-def _fusion(config: PrefixBeamConfig | AttentionBeamConfig | RescoringConfig, tokenizer: Tokenizer) -> Fusion | None:
+def _build_fusion(
+    config: PrefixBeamConfig | AttentionBeamConfig | RescoringConfig,
+    tokenizer: Tokenizer,
+) -> Fusion | None:
+    """The scorers that a search asks for; None where it asks for none."""
     scorers = []
     if config.language_model:
-        scorers.append((_language_model(config.language_model, tokenizer), config.language_model.weight))
+        language_model = read_scorer(config.language_model, tokenizer)
+        scorers.append((language_model, config.language_model.weight))
     if config.hotwords:
-        scorers.append((_hotwords(config.hotwords, tokenizer), 1.0))
+        # Their weight is the bonus.
+        hotwords = read_hotwords(config.hotwords, tokenizer)
+        scorers.append((hotwords, 1.0))
     if not scorers and not config.length_bonus:
         return None
     return Fusion(tokenizer.vocabulary_size, scorers, config.length_bonus)
 
 
-def _language_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> TokenLanguageModel | WordLanguageModel:
+def read_scorer(
+    config: LanguageModelConfig,
+    tokenizer: Tokenizer,
+) -> TokenLanguageModel | WordLanguageModel:
+    """The language model of a search. Raises DataError when its file is none, or knows none of the tokens."""
     try:
         model = read_language_model(config.path)
     except (OSError, EOFError, ValueError) as error:
@@ -123,7 +180,10 @@ def _language_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> TokenL
     pieces = tokenizer.pieces
     if config.unit == "word":
         return WordLanguageModel(model, pieces)
-    if not any(model.knows(piece) for piece in pieces[UNKNOWN + 1 :] if piece not in ("<s>", "</s>")):
+
+    # Every model of words knows the start and the end of a sentence too.
+    tokens = set(pieces[UNKNOWN + 1 :]) - {"<s>", "</s>"}
+    if not any(model.knows(token) for token in tokens):
         raise DataError(
             f"The language model {config.path} knows none of the tokenizer's tokens. If it is one of words, set "
             "language_model.unit to word; if it is one of tokens, it must be made with this tokenizer."
@@ -131,26 +191,37 @@ def _language_model(config: LanguageModelConfig, tokenizer: Tokenizer) -> TokenL
     return TokenLanguageModel(model, pieces)
 
 
-def _hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
-    phrases = [*config.phrases, *(_lines(config.path) if config.path else ())]
-    tokens = [tokenizer.encode(phrase) for phrase in phrases]
-    for phrase, ids in zip(phrases, tokens, strict=True):
-        if not ids or UNKNOWN in ids:
+def read_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
+    """The phrases of the recipe and of the file that it names.
+
+    Raises DataError when the file is no text or is empty, and when a phrase cannot be written with the tokens.
+    """
+    phrases = list(config.phrases)
+    if config.path:
+        phrases += _read_phrases(config.path)
+
+    phrases_as_tokens = []
+    for phrase in phrases:
+        tokens = tokenizer.encode(phrase)
+        if not tokens or UNKNOWN in tokens:
             raise DataError(
                 f"The hotword {phrase!r} cannot be written with the model's tokens: the transcripts that the tokenizer "
                 "was trained on lack one of its characters. Spell it as transcripts do, or leave it out."
             )
-    return Hotwords(tokens, tokenizer.pieces, config.bonus)
+        phrases_as_tokens.append(tokens)
+    return Hotwords(phrases_as_tokens, tokenizer.pieces, config.bonus)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_phrases(path: Path) -> list[str]:
     try:
         # Editors may put a byte order mark before the first phrase, which is no part of it.
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The hotwords in {path} cannot be read as UTF-8 text: {error}.") from None
+
     phrases = []
     for line in text.splitlines():
+        # Spaces between words as in transcripts: one.
         phrase = " ".join(line.split())
         if phrase:
             phrases.append(phrase)
