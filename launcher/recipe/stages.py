@@ -256,7 +256,13 @@ class EvaluateStage(Stage, frozen=True, extra="forbid"):
 
     kind: Literal["evaluate"] = Field(description="nothing is trained")
     models: tuple[str, ...] = Field(min_length=1, description="training stages whose models are compared")
-    split: str = Field(default="test", description="split of the corpus to recognise")
+    split: str = Field(
+        # The name of a folder beside that of train, and of nothing else.
+        default="test",
+        pattern=r"^\w[\w.-]*$",
+        max_length=200,
+        description="split of the corpus to recognise",
+    )
     search: SearchConfig = Field(default_factory=GreedyConfig, description="how texts are found in a model's outputs")
     device: str | None = Field(
         default=None,

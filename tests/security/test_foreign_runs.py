@@ -106,6 +106,23 @@ def test_a_stage_name_that_leads_out_of_the_run_is_refused(run: RunFolder, name:
         read_state(run)
 
 
+@pytest.mark.parametrize(
+    "split", ["../../elsewhere", "/etc", "..", ".", "", ".hidden", "a/b", "a\\b", "test\n", "a::b"]
+)
+def test_a_split_that_leads_out_of_the_corpus_is_refused(run: RunFolder, split: str) -> None:
+    values = load_yaml(run.recipe_file.read_text())
+    values["stages"][-1]["split"] = split
+    run.recipe_file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="split"):
+        load_run_recipe(run)
+
+
+@pytest.mark.parametrize("split", ["test-clean", "test.other", "тест", "dev_2"])
+def test_a_split_of_any_script_is_a_split(run: RunFolder, split: str) -> None:
+    recipe = load_run_recipe(run, [f"stages.evaluation.split={split}"])
+    assert recipe.split_folder(run, split) == run.corpus / split
+
+
 # --- another user's run can be read -------------------------------------------------------------------
 
 
