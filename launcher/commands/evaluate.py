@@ -35,7 +35,8 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
 
     display: Display
     if options.json:
-        display = PlainDisplay(sys.stderr)  # standard output is for the results alone
+        # Standard output is for the results alone.
+        display = PlainDisplay(sys.stderr)
     else:
         display = open_display(sys.stdout)
     with run.locked():
@@ -60,7 +61,8 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
 def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
     """Return the names of a run's evaluations, or of those that are, or include, a stage."""
     if stage is not None:
-        recipe.stage(stage)  # refuses a name that is none
+        # Refuses a name that is none.
+        recipe.stage(stage)
     names = set()
     for evaluation in recipe.stages:
         if not isinstance(evaluation, EvaluateStage):

@@ -118,7 +118,8 @@ def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
             "would be started."
         )
     for name in options.set_aside:
-        recipe.training_stage(name)  # refuses a name that is none
+        # Refuses a name that is none.
+        recipe.training_stage(name)
     if options.node_rank is None:
         return
     if recipe.cluster.kind != "no_ssh":

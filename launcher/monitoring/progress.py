@@ -81,9 +81,11 @@ class Pace:
         if self._marks:
             last_step, _ = self._marks[-1]
             if step == last_step:
-                return  # validation and saves write rows of a step that has one already
+                # Validation and saves write rows of a step that has one already.
+                return
             if step < last_step:
-                self._marks.clear()  # the stage has resumed from an earlier checkpoint
+                # The stage has resumed from an earlier checkpoint.
+                self._marks.clear()
         if not self._marks:
             self._first_step_s = row.get("step_s")
         self._marks.append((step, written))

@@ -130,7 +130,8 @@ class Trainer:
             loss = self.forward_backward(batch, totals, metrics)
             lane_losses.append(loss)
             if index < len(batches) - 1:
-                self.engine.step()  # counts the micro-batch; the one after the last lane is the update
+                # It counts the micro-batch; the one after the last lane is the update.
+                self.engine.step()
 
         # Agreement: the step's one collective of our own.
         self.heartbeat.tick()

@@ -228,7 +228,8 @@ def _write_part(folder: Path, rank: int, step: int, tensors: dict[str, Tensor], 
         _log_failure(step, error)
         return False
     finally:
-        tensors.clear()  # the future of this call lives on; the copies must not
+        # The future of this call lives on; the copies must not.
+        tensors.clear()
     return True
 
 

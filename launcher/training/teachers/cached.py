@@ -56,7 +56,8 @@ class CachedTeacher(Teacher):
         num_frames = 1
         if self.factor:
             num_frames = output_length(batch.features_BTF.shape[1], self.factor)
-        num_targets = batch.tokens_BU.shape[1] + 1  # the tokens and the end
+        # The tokens and the end.
+        num_targets = batch.tokens_BU.shape[1] + 1
         stored = batch.sidecars[self.name] or [self.empty_arrays]
         return restore(stored, self.vocabulary_size, self.device, num_frames, num_targets)
 
