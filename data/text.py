@@ -27,6 +27,8 @@ ZERO_WIDTH_SPACE = "\u200b"
 # Thai, Lao, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet: class SA of Unicode's line breaking (UAX 14). They
 # put no space between words, and a zero-width space may stand there.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
+# Chinese characters and kana, with the marks that stand among them as letters; Korean is written with spaces.
+HAN = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # Languages with a dotless i; i and ı are two letters there.
 DOTLESS = ("tr", "tur", "turkish", "az", "aze", "azj", "azb", "azerbaijani", "crh", "gag")
 
@@ -58,6 +60,11 @@ def split_key(text: str) -> str:
     not stand in two splits."""
     words = normalize_text(text, lower=True, punctuation=False) or text
     return re.sub(rf"(?<=[{UNSPACED}]) | (?=[{UNSPACED}])", "", words)
+
+
+def join_han(text: str) -> str:
+    """The text without spaces beside Chinese characters and kana, where annotators put them between words."""
+    return re.sub(rf"(?<=[{HAN}]) +| +(?=[{HAN}])", "", text)
 
 
 def _visible(text: str) -> str:

@@ -1,8 +1,8 @@
 """What the readers of published corpora share: where a corpus lies, what is done to its texts, and the account of rows.
 
 A row is what a corpus lists with a transcript, or a recording that should have one. Every row is an utterance or is
-rejected with its reason. Nothing is opened here but lists of transcripts: a recording that is missing or broken is found
-where it is decoded, in parallel, and is then a rejected row too.
+rejected with its reason. Nothing but lists of transcripts is opened here: a recording that is missing or broken is
+noticed where it is decoded, in parallel, and is then a rejected row too.
 """
 
 from pathlib import Path
@@ -54,7 +54,7 @@ class RowCollector:
     def __init__(self, config: PublishedCorpusConfig, language: str) -> None:
         self._config = config
         self._language = language
-        self._keys: set[str] = set()
+        self._line_of_key: dict[str, int] = {}
         self._utterances: list[Utterance] = []
         self._rejected: list[RejectedRow] = []
 
@@ -74,24 +74,16 @@ class RowCollector:
         `line` and `place` say where the row is listed.
         """
         key = "".join(character if is_key_character(character) else "_" for character in name)
-        where = {"line": line, "place": place, "key": key, "clip": clip}
-        if UNDECODED.search(name + text + speaker):
-            self.reject(NOT_UTF8, **(where | {"key": ""}))
-            return
-        if "\ufffd" in text:
-            self.reject(f"its text holds U+FFFD, which stands for a character that was lost: {text[:80]!r}", **where)
-            return
-        if not text.strip():
-            self.reject("its text is empty", **where)
-            return
         normalized = self._normalized(text)
-        if not any(character.isalnum() for character in normalized):
-            self.reject(f"nothing is left of its text {text[:80]!r}", **where)
+        reason = self._problem(key, text, normalized)
+        # The name of a file may be in any encoding, and what is recorded of a row is UTF-8.
+        if UNDECODED.search(name + text + speaker):
+            reason = NOT_UTF8
+            key = ""
+        if reason:
+            self.reject(reason, line=line, place=place, key=key, clip=clip)
             return
-        if key in self._keys:
-            self.reject(f"key {key} is already that of another row", **where)
-            return
-        self._keys.add(key)
+        self._line_of_key[key] = line
         utterance = Utterance(
             key=key,
             clips=(clip,),
@@ -124,6 +116,18 @@ class RowCollector:
                 f"{describe_rejections(self._rejected)}."
             )
         raise DataError(f"{self._config.root} lists no recordings; docs/corpora.md shows the layout that is read.")
+
+    def _problem(self, key: str, text: str, normalized: str) -> str:
+        """Why a row cannot be used; empty where it can."""
+        if "\ufffd" in text:
+            return f"its text holds U+FFFD, which stands for a character that was lost: {text[:80]!r}"
+        if not text.strip():
+            return "its text is empty"
+        if not any(character.isalnum() for character in normalized):
+            return f"nothing is left of its text {text[:80]!r}"
+        if key in self._line_of_key:
+            return f"key {key} is already that of line {self._line_of_key[key]}"
+        return ""
 
     def _normalized(self, text: str) -> str:
         text = normalize_text(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.text import normalize_text, split_key
+from data.text import join_han, normalize_text, split_key
 
 BOTH = pytest.mark.parametrize("punctuation", [False, True])
 
@@ -160,3 +160,17 @@ def test_normalising_twice_changes_nothing_more(text: str, lower: bool, punctuat
     once = normalize_text(text, lower=lower, punctuation=punctuation, language=language)
     assert normalize_text(once, lower=lower, punctuation=punctuation, language=language) == once
     assert unicodedata.is_normalized("NFC", once)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("而 对 楼市 成交", "而对楼市成交"),
+        ("我 用 iphone 打 电话", "我用iphone打电话"),
+        ("東京 タワー へ", "東京タワーへ"),
+        ("good morning", "good morning"),
+        ("서울 타워", "서울 타워"),
+    ],
+)
+def test_spaces_vanish_beside_han_and_kana_and_nowhere_else(text: str, written: str) -> None:
+    assert join_han(text) == written
