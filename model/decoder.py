@@ -184,7 +184,7 @@ class DecoderLayer(nn.Module):
             key = torch.cat((past_key, key), dim=2)
             value = torch.cat((past_value, value), dim=2)
 
-        # No mask: everything that is kept is before the token.
+        # No mask: everything that is kept is before the token, and one token per row has no later ones to hide.
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed_BJD = mixed.transpose(1, 2).reshape(x_BJD.shape)
         added_BJD = self.attention.output(mixed_BJD)
@@ -259,6 +259,7 @@ class Decoder(nn.Module):
 
     def begin(self, frames_BSD: Tensor, valid_BS: Tensor) -> DecoderState:
         """The state before the first token."""
+        # The frames do not change from token to token: their keys and values are computed once.
         memory = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
@@ -307,6 +308,7 @@ def reverse(tokens_BU: Tensor, lengths_B: Tensor) -> Tensor:
     position_U = torch.arange(num_tokens, device=tokens_BU.device)
     position_BU = position_U.expand_as(tokens_BU)
     last_B1 = lengths_B[:, None] - 1
+    # Negative after the last token, where nothing is mirrored.
     mirrored_BU = last_B1 - position_BU
     source_BU = torch.where(mirrored_BU >= 0, mirrored_BU, position_BU)
     return tokens_BU.gather(1, source_BU)
@@ -318,6 +320,7 @@ def append_end(
     end: int,
 ) -> Tensor:
     """The decoder's target: `end` after each row's last valid token, [B, U + 1]."""
+    # One place more, as a row without padding has none for its end.
     target_BU = functional.pad(tokens_BU, (0, 1))
     after_last_B1 = lengths_B[:, None]
     end_B1 = torch.full_like(after_last_B1, end)

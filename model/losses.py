@@ -89,6 +89,7 @@ def ctc_sum(
         blank=BLANK,
         reduction="none",
     )
+    # Not times 0: the product of 0 and an infinite loss is NaN.
     losses_B = torch.where(lengths_B > 0, losses_B, 0.0)
     if weight_B is not None:
         losses_B = losses_B * weight_B
@@ -107,6 +108,7 @@ def attention_sum(
     weights; rows where valid_B is False count 0."""
     target_BU = append_end(tokens_BU, token_lengths_B, END)
     losses_BU = functional.cross_entropy(
+        # torch takes the classes second.
         logits_BUV.float().transpose(1, 2),
         target_BU,
         reduction="none",
@@ -125,8 +127,10 @@ def target_mask(
     num_targets: int,
 ) -> Tensor:
     """[B, num_targets] bool: True at each valid utterance's tokens and at the end after them."""
-    positions = torch.arange(num_targets, device=token_lengths_B.device)
-    return (positions <= token_lengths_B[:, None]) & valid_B[:, None]
+    positions_U = torch.arange(num_targets, device=token_lengths_B.device)
+    # Up to and with the place after the last token, which is the end's.
+    within_BU = positions_U <= token_lengths_B[:, None]
+    return within_BU & valid_B[:, None]
 
 
 def hidden_sum(
@@ -165,6 +169,7 @@ def divergence_sum(
 
     `weight` [...] is 0 where a position does not count.
     """
+    # Log probabilities of both: a probability may be 0 in fp32, its logarithm stays finite.
     log_student_V = (student_V.float() / temperature).log_softmax(-1)
     log_teacher_V = (teacher_V.float() / temperature).log_softmax(-1)
     divergence = functional.kl_div(

@@ -71,6 +71,7 @@ class Recognizer(nn.Module):
         self.mel_bins = mel_bins
         self.vocabulary_size = vocabulary_size
         width = config.encoder.width
+        # Weights are drawn in this order: another one would start every seeded run differently.
         self.encoder = Encoder(config.encoder, mel_bins)
         self.ctc = nn.Linear(width, vocabulary_size)
 
@@ -78,8 +79,10 @@ class Recognizer(nn.Module):
         self.reverse_decoder = None
         if config.decoder is not None:
             self.decoder = Decoder(config.decoder, width, vocabulary_size)
-            if config.decoder.right_to_left_layers:
-                backwards = config.decoder.model_copy(update={"layers": config.decoder.right_to_left_layers})
+            num_backwards = config.decoder.right_to_left_layers
+            if num_backwards:
+                # The same decoder but for its depth; only the order of its tokens differs.
+                backwards = config.decoder.model_copy(update={"layers": num_backwards})
                 self.reverse_decoder = Decoder(backwards, width, vocabulary_size)
 
         self.transducer = None
@@ -111,6 +114,7 @@ class Recognizer(nn.Module):
                 backwards_BU = reverse(tokens_BU, token_lengths_B)
                 reverse_BUV = self.reverse_decoder(frames_BSD, valid_BS, shift_right(backwards_BU, START))
 
+        # These outputs serve a loss alone: a finished model does not compute them.
         intermediate = []
         if self.training:
             for layer in self.config.intermediate_ctc:

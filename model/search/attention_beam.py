@@ -110,6 +110,7 @@ class _AttentionBeam:
         last_BJ = torch.full((batch, 1), START)
         for num_tokens in range(max_tokens + 1):
             logits_BJV = self.decoder.step(self.state, last_BJ.to(self.device))
+            # On the CPU, where the fusion's tables are and the choice of hypotheses is made.
             log_probs_BJV = logits_BJV.float().log_softmax(-1).cpu().double()
             tokens_BJC, grown_BJC, ends_BJ = self._score(log_probs_BJV)
 
@@ -230,6 +231,7 @@ class _AttentionBeam:
             tokens_BJU=torch.cat((tokens_BJU, token_BJ[..., None]), dim=-1),
             log_probs_BJU=torch.cat((log_probs_BJU, log_prob_BJ[..., None]), dim=-1),
         )
+        # The decoder and CTC keep states of their own, in the order of the hypotheses.
         self.state.select(source_BJ.to(self.device))
         if self.prefix_scores:
             self.prefix_scores.select(source_BJ, candidate_BJ)

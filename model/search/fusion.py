@@ -147,6 +147,7 @@ class FusionTable:
                 self._transitions[row, token] = target
             targets.append(target)
 
+        # A clone: the rows may be those of the beams before the frame, which inactive utterances keep.
         row_BK = row_BK.clone()
         row_BK[moves_BK] = torch.tensor(targets, dtype=row_BK.dtype)
         if len(self._states) > self.most_rows:

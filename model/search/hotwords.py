@@ -120,6 +120,7 @@ class Hotwords:
 
     def _pending(self, active: tuple[int, ...]) -> int:
         """Tokens given on account: of the longest match that may still go on, or end with its word."""
+        # The longest, not the sum: they are ends of the same tokens.
         pending = 0
         for node in active:
             pending = max(pending, self._nodes[node].pending)

@@ -64,6 +64,7 @@ def unflatten(
     start = 0
     for utterance_hypotheses in like:
         end = start + len(utterance_hypotheses)
+        # An utterance without hypotheses keeps its place, with none.
         hypotheses.append(list(flat[start:end]))
         start = end
     return hypotheses

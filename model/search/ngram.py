@@ -116,6 +116,7 @@ class NgramModel:
                 return self.unknown_score + total_backoff
             word = self.unknown
 
+        # Ends at the latest with the empty context, in which every known word has an entry.
         total_backoff = 0.0
         score = self.entries.get((*context, word))
         while score is None:

@@ -130,6 +130,7 @@ class PrefixBeamSearch:
                 top_BSC[:, frame],
             )
             active_B = frame < lengths_B
+            # Utterances that are over stay as they were after their last frame.
             if not bool(active_B.all()):
                 beams = beams.where(active_B, self._beams)
             if self.table:
@@ -302,6 +303,7 @@ class PrefixBeamSearch:
             values_BN = values_BKC.flatten(1)
             return values_BN.gather(1, selection.extension_BK)
 
+        # A prefix that is extended: its last token is the added one, its parent the prefix that it comes from.
         last_BK = pick(beams.last_BK, selection.token_BK)
         source_prefix_BK = beams.prefix_BK.gather(1, source_BK)
         extended_prefix_BK = extend_hash(source_prefix_BK, selection.token_BK)
@@ -328,6 +330,7 @@ class PrefixBeamSearch:
             token_BK=pick(frame.token_BK, extended_BK),
             bonus_BK=pick(beams.bonus_BK, extended_bonus_BK),
             last_BK=last_BK,
+            # Empty places get hashes of their own, so that no prefix joins them.
             prefix_BK=torch.where(dead_BK, dead_hashes(self.beam), prefix_BK),
             parent_BK=torch.where(dead_BK, 0, parent_BK),
             row_BK=beams.row_BK.gather(1, source_BK),
