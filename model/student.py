@@ -104,6 +104,7 @@ class Student(Recognizer):
 
 def without_auxiliary_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a finished model, of a student's state dict."""
+    # They serve the distillation alone.
     remaining = {}
     for name, tensor in state.items():
         if not name.startswith(AUXILIARY_PREFIX):

@@ -37,6 +37,7 @@ class _BestPath:
             self.starts.append(self.num_frames)
             self.log_probs.append(log_prob)
 
+        # Blanks and repeats count too: the score is that of the path, not of the text alone.
         self.score += log_prob
         self.last_token = token
         self.num_frames += 1

@@ -86,6 +86,7 @@ class CtcPrefixScores:
         last_frame_B = (self.lengths_B - 1).clamp(min=0)
         last_frame_BJ1 = last_frame_B[:, None, None].expand(batch, hypotheses, 1)
         whole_BJ = exactly_BJS.gather(2, last_frame_BJ1).squeeze(2)
+        # Without frames the empty text is the only one, and certain.
         if self.empty:
             has_no_frames_B1 = self.lengths_B[:, None] == 0
             whole_BJ = torch.where(has_no_frames_B1, 0.0, whole_BJ)

@@ -47,6 +47,7 @@ def transducer_greedy(
         for _ in range(symbols_per_frame):
             prediction_BW = transducer.prediction(context_BC)[:, 0]
             joint_BW = frames_BSW[:, frame] + prediction_BW
+            # The loss is over these probabilities, of tokens and the blank together.
             log_probs_BV = transducer.joint.logits(joint_BW).log_softmax(-1)
             best_B, token_B = log_probs_BV.max(-1)
             scores_B = scores_B + torch.where(at_frame_B, best_B, 0.0)
