@@ -233,7 +233,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.experts = ExpertStack(num_experts, width, hidden)
-        # Replaced from outside where experts are spread over processes.
+        # Where experts are spread over processes, a module with another dispatcher takes this one's place.
         self.dispatcher: TokenDispatcher = LocalDispatcher()
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
