@@ -7,7 +7,6 @@ Splits of known other names, such as valid or Train, are read as train, dev and 
 be used comes back with its reason.
 """
 
-import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 
 from data.audio import RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
+from data.corpora.hashed_splits import split_by_hash
 from data.corpora.rejections import describe_rejections
 from data.errors import DataError
 from data.manifest import read_manifest
@@ -149,18 +149,9 @@ def _with_splits(utterances: list[Utterance], config: FolderConfig) -> list[Utte
             utterance = replace(utterance, split="train")
         elif not utterance.split:
             words = split_key(utterance.text)
-            split = split_of_words.get(words) or _split_by_hash(words, config)
+            split = split_of_words.get(words)
+            if not split:
+                split = split_by_hash(words, config.dev_fraction, config.test_fraction)
             utterance = replace(utterance, split=split)
         placed.append(utterance)
     return placed
-
-
-def _split_by_hash(text: str, config: FolderConfig) -> str:
-    # A hash and not a generator: a row stays in its split when others are added to the manifest.
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    position = int.from_bytes(digest) / 2**64
-    if position < config.test_fraction:
-        return "test"
-    if position < config.test_fraction + config.dev_fraction:
-        return "dev"
-    return "train"
