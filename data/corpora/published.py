@@ -66,15 +66,17 @@ class RowCollector:
         split: str,
         *,
         speaker: str = "",
+        language: str = "",
         line: int = 0,
         place: Path | None = None,
     ) -> None:
         """Use a row, its text normalised; reject it when its text has no words or another row has its name.
 
-        `line` and `place` say where the row is listed.
+        `language` is that of the row where a corpus has several; `line` and `place` say where the row is listed.
         """
         key = "".join(character if is_key_character(character) else "_" for character in name)
-        normalized = self._normalized(text)
+        language = language or self._language
+        normalized = self._normalized(text, language)
         reason = self._problem(key, text, normalized)
         # The name of a file may be in any encoding, and what is recorded of a row is UTF-8.
         if UNDECODED.search(name + text + speaker):
@@ -90,7 +92,7 @@ class RowCollector:
             text=normalized,
             split=split,
             speaker=speaker,
-            language=self._language,
+            language=language,
             line=line,
         )
         self._utterances.append(utterance)
@@ -126,17 +128,18 @@ class RowCollector:
         if not any(character.isalnum() for character in normalized):
             return f"nothing is left of its text {text[:80]!r}"
         if key in self._line_of_key:
-            return f"key {key} is already that of line {self._line_of_key[key]}"
+            line = self._line_of_key[key]
+            return f"key {key} is already that of {f'line {line}' if line else 'another row'}"
         return ""
 
-    def _normalized(self, text: str) -> str:
+    def _normalized(self, text: str, language: str) -> str:
         text = normalize_text(
             text,
             lower=self._config.normalize == "lower",
             punctuation=self._config.punctuation == "keep",
-            language=self._language,
+            language=language,
         )
-        if self._language.replace("_", "-").split("-")[0] in HAN_LANGUAGES:
+        if language.replace("_", "-").split("-")[0] in HAN_LANGUAGES:
             text = join_han(text)
         return text
 

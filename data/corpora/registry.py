@@ -4,7 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data.corpora import aelita, folder, fsdd, librispeech
+from data.corpora import (
+    aelita,
+    aishell,
+    folder,
+    fsdd,
+    librispeech,
+)
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 
 CORPORA: dict[str, Corpus] = {
@@ -12,10 +18,15 @@ CORPORA: dict[str, Corpus] = {
     "fsdd": fsdd.CORPUS,
     "folder": folder.CORPUS,
     "librispeech": librispeech.CORPUS,
+    "aishell": aishell.CORPUS,
 }
 
 CorpusConfig = Annotated[
-    aelita.AelitaConfig | fsdd.FsddConfig | folder.FolderConfig | librispeech.LibriSpeechConfig,
+    aelita.AelitaConfig
+    | fsdd.FsddConfig
+    | folder.FolderConfig
+    | librispeech.LibriSpeechConfig
+    | aishell.AishellConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""
