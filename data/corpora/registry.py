@@ -7,6 +7,7 @@ from pydantic import Field
 from data.corpora import (
     aelita,
     aishell,
+    common_voice,
     folder,
     fsdd,
     librispeech,
@@ -19,6 +20,7 @@ CORPORA: dict[str, Corpus] = {
     "folder": folder.CORPUS,
     "librispeech": librispeech.CORPUS,
     "aishell": aishell.CORPUS,
+    "common_voice": common_voice.CORPUS,
 }
 
 CorpusConfig = Annotated[
@@ -26,7 +28,8 @@ CorpusConfig = Annotated[
     | fsdd.FsddConfig
     | folder.FolderConfig
     | librispeech.LibriSpeechConfig
-    | aishell.AishellConfig,
+    | aishell.AishellConfig
+    | common_voice.CommonVoiceConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""
