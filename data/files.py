@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,6 +53,18 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     if durable:
         # The rename is an entry of the folder, which has its own place on the disk.
         flush_folder(path.parent)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a folder with all that is in it, or the file or link in its place, as far as that is possible.
+
+    What a link leads to stays: it may be a folder of somebody else.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def flush_folder(folder: Path) -> None:

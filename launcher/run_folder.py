@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from data import files
 from data.redaction import redact
 from launcher.errors import ConfigError
+from launcher.run_links import check_links
 
 # The kinds of stages that train a model, for what must not wait for a recipe to be imported.
 TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
@@ -344,8 +345,11 @@ class RunFolder:
         return None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run folder for this process; ConfigError naming the process that holds it already."""
+    def locked(self) -> Iterator[list[Path]]:
+        """Hold the run folder for this process, and yield its links to folders on other disks.
+
+        ConfigError naming the process that holds it already, or a link through which files elsewhere would be written.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with _open_no_link(self.lock_file) as file:
             is_locked = False
@@ -366,4 +370,4 @@ class RunFolder:
             file.truncate(0)
             file.write(str(os.getpid()).encode())
             file.flush()
-            yield
+            yield check_links(self.path)

@@ -70,7 +70,9 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
 
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
-    with folder.locked():
+    with folder.locked() as links:
+        for link in links:
+            display.say(f"{link} is a link: what belongs there is written to, and removed from, {link.resolve()}.")
         executor = Executor(
             recipe,
             folder,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
+from data.files import remove_path
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.inference.search import Search
@@ -164,7 +165,7 @@ def write_finished_model(
     """
     # Hidden: what is half written under a final name would count as the stage's model.
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_path(temporary)
     temporary.mkdir(parents=True)
     if isinstance(config, MaskedPredictorConfig):
         save_encoder(temporary, config.encoder, features.mel_bins, state)
@@ -179,5 +180,5 @@ def write_finished_model(
     write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
     # A folder that is not empty cannot be replaced by a rename. A kill in between leaves none, and the stage, which is
     # not done without it, writes it anew.
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_path(folder)
     temporary.rename(folder)

@@ -9,13 +9,13 @@ hour as the recipe allows. Stopping is a file that the processes agree on at a s
 Of an attempt that failed, the user sees the error that came first, as the worker that had it recorded it.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import DataError
+from data.files import remove_path
 from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
 from launcher.monitoring.progress import Display, MetricsTail
 from launcher.processes.agent import ABORT, STOP
@@ -200,7 +200,7 @@ class _Attempt:
                 return failure
 
         # Nothing of an earlier attempt may be taken for this one's.
-        shutil.rmtree(self._stage.heartbeats, ignore_errors=True)
+        remove_path(self._stage.heartbeats)
         self._stage.heartbeats.mkdir(parents=True, exist_ok=True)
         self._stage.logs.mkdir(parents=True, exist_ok=True)
         for path in self._stage.error_files():

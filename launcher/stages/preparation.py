@@ -4,11 +4,11 @@ A kill at any moment leaves nothing half-made under a final name; what was finis
 """
 
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.files import flush_folder
+from data.files import flush_folder, remove_path
 from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
 from launcher.recipe import Recipe, ShardsCorpus
@@ -80,7 +80,7 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
     index = read_index(recipe.split_folder(run, "train"))
     partial = run.path / ".tokenizer.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_path(partial)
     partial.mkdir()
     transcripts = (text for text in index.transcripts() if text)
     tokenizer = train_tokenizer(transcripts, recipe.tokenizer, partial)
@@ -98,9 +98,9 @@ def _replace_folder(folder: Path, new: Path) -> None:
     """Put a finished folder in the place of an old one; a kill in between leaves none, never a mixture."""
     # A folder that is not empty cannot be replaced by a rename; the old one steps aside under a hidden name.
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    remove_path(old)
+    if os.path.lexists(folder):
         folder.rename(old)
     new.rename(folder)
     flush_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_path(old)

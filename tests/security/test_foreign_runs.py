@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from limits import REPOSITORY, run_limited
 
-from data.files import is_file_name, parse_json, read_json, replacing
+from data.files import is_file_name, parse_json, read_json, remove_path, replacing
 from launcher.bounded_yaml import load_yaml
 from launcher.cli import main
 from launcher.errors import ConfigError
@@ -89,6 +89,83 @@ def test_a_link_in_the_place_of_the_lock_or_the_events_is_refused(run: RunFolder
     with pytest.raises(ConfigError, match="is a link"), run.locked():
         run.append_event("stage_started", stage="teacher")
     assert victim.read_text() == "before"
+
+
+# Each would have the run write, or remove, elsewhere.
+LINKS_ELSEWHERE = [
+    "teacher",
+    "teacher/logs",
+    "teacher/logs/launcher.log",
+    "teacher/metrics.jsonl",
+    "teacher/.model.tmp",
+    "teacher/model",
+    "teacher/model/tokenizer",
+    "teacher/checkpoints/step-00000003",
+    "teacher/checkpoints/.step-00000004.tmp",
+    "teacher/export",
+    "nodes",
+    "tokenizer",
+    ".tokenizer.old",
+    "recipe.yaml.link",
+]
+
+
+@pytest.mark.parametrize("name", LINKS_ELSEWHERE)
+def test_a_link_out_of_the_run_is_refused_before_anything_is_written(run: RunFolder, tmp_path: Path, name: str) -> None:
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    for target in (tmp_path, tmp_path / "nowhere"):
+        link.symlink_to(target)
+        with pytest.raises(ConfigError, match=f"{link} is a link to {target}, out of the run"), run.locked():
+            pass
+        link.unlink()
+
+
+@pytest.mark.parametrize("name", ["corpus", "corpus/train", "teacher/checkpoints"])
+def test_shards_and_checkpoints_may_lie_on_another_disk_and_the_run_says_so(
+    run: RunFolder, tmp_path: Path, name: str
+) -> None:
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path)
+    with run.locked() as links:
+        assert links == [link]
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is a link"), run.locked():
+        pass
+
+
+def test_links_within_the_run_and_those_of_wandb_are_nothing_new(run: RunFolder, tmp_path: Path) -> None:
+    logs = run.path / "teacher/wandb/run-1/logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "cache.log")
+    (run.path / "teacher/wandb/latest-run").symlink_to("run-1")
+    (run.path / "latest").symlink_to("teacher")
+    with run.locked() as links:
+        assert links == []
+
+
+@pytest.mark.parametrize("plant", ["link", "dangling link", "file", "folder"])
+def test_what_was_planted_in_the_place_of_a_folder_goes_and_what_it_leads_to_stays(tmp_path: Path, plant: str) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("before")
+    place = tmp_path / ".model.tmp"
+    match plant:
+        case "link":
+            place.symlink_to(victim)
+        case "dangling link":
+            place.symlink_to(tmp_path / "nowhere")
+        case "file":
+            place.write_text("")
+        case "folder":
+            (place / "inner").mkdir(parents=True)
+            (place / "inner/link").symlink_to(victim)
+    remove_path(place)
+    assert not os.path.lexists(place)
+    assert (victim / "file").read_text() == "before"
+    remove_path(place)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "..", "", ".hidden", "a/b", "a\nb", "<b>", "a" * 300])

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from data.files import remove_path
 from launcher.errors import CheckpointError
 from launcher.recipe import CheckpointConfig
 from launcher.run_folder import StageFolder
@@ -64,9 +65,9 @@ def remove(folder: Path) -> None:
     # Renamed first: what a kill leaves then has a hidden name, which no reader takes for a checkpoint and the next save
     # clears away.
     hidden = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove_path(hidden)
     folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove_path(hidden)
 
 
 def has_room(folder: Path, state_bytes: int, step: int) -> bool:

@@ -10,7 +10,6 @@ previous checkpoints as they were and training goes on. One save at a time: the 
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import file_sha256, flush_folder
+from data.files import file_sha256, flush_folder, remove_path
 from launcher.recipe import CheckpointConfig
 from launcher.run_folder import StageFolder, write_json, write_text
 from launcher.training.checkpoint.layout import (
@@ -169,7 +168,7 @@ class Saver:
         try:
             self._stage.checkpoints.mkdir(parents=True, exist_ok=True)
             for left_behind in self._stage.checkpoints.glob(".step-*.tmp"):
-                shutil.rmtree(left_behind, ignore_errors=True)
+                remove_path(left_behind)
             if not has_room(self._stage.checkpoints, state_bytes, step):
                 return False
             folder.mkdir()
@@ -238,9 +237,8 @@ def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
     final = stage.checkpoint(save.step)
     try:
         _write_manifest(save)
-        if final.exists():
-            # Damaged: a run goes on from its newest intact checkpoint and reaches the steps of later ones again.
-            shutil.rmtree(final)
+        # One that is damaged: a run goes on from its newest intact one and reaches the steps of later ones again.
+        remove_path(final)
         # Renamed when everything in it is on the disk: whoever sees the name may rely on the content.
         save.folder.rename(final)
         flush_folder(stage.checkpoints)
@@ -259,7 +257,7 @@ def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
 
 
 def _discard(save: _Save) -> bool:
-    shutil.rmtree(save.folder, ignore_errors=True)
+    remove_path(save.folder)
     return False
 
 
