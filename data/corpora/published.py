@@ -54,7 +54,8 @@ class RowCollector:
     def __init__(self, config: PublishedCorpusConfig, language: str) -> None:
         self._config = config
         self._language = language
-        self._line_of_key: dict[str, int] = {}
+        # By split: a name may recur in another one.
+        self._line_of_key: dict[tuple[str, str], int] = {}
         self._utterances: list[Utterance] = []
         self._rejected: list[RejectedRow] = []
 
@@ -70,14 +71,14 @@ class RowCollector:
         line: int = 0,
         place: Path | None = None,
     ) -> None:
-        """Use a row, its text normalised; reject it when its text has no words or another row has its name.
+        """Use a row, its text normalised; reject it when its text has no words or its split has its name already.
 
         `language` is that of the row where a corpus has several; `line` and `place` say where the row is listed.
         """
-        key = "".join(character if is_key_character(character) else "_" for character in name)
+        key = key_of(name)
         language = language or self._language
         normalized = self._normalized(text, language)
-        reason = self._problem(key, text, normalized)
+        reason = self._problem(split, key, text, normalized)
         # The name of a file may be in any encoding, and what is recorded of a row is UTF-8.
         if UNDECODED.search(name + text + speaker):
             reason = NOT_UTF8
@@ -85,7 +86,7 @@ class RowCollector:
         if reason:
             self.reject(reason, line=line, place=place, key=key, clip=clip)
             return
-        self._line_of_key[key] = line
+        self._line_of_key[split, key] = line
         utterance = Utterance(
             key=key,
             clips=(clip,),
@@ -106,7 +107,7 @@ class RowCollector:
             path = str(clip.path.absolute())
         if place is not None:
             reason = f"{place.relative_to(self._config.root)}: {reason}"
-        self._rejected.append(RejectedRow(line, reason, key, path))
+        self._rejected.append(RejectedRow(line, reason, key_of(key), path))
 
     def selection(self) -> Selection:
         """All rows. DataError when none can be used."""
@@ -119,7 +120,7 @@ class RowCollector:
             )
         raise DataError(f"{self._config.root} lists no recordings; docs/corpora.md shows the layout that is read.")
 
-    def _problem(self, key: str, text: str, normalized: str) -> str:
+    def _problem(self, split: str, key: str, text: str, normalized: str) -> str:
         """Why a row cannot be used; empty where it can."""
         if "\ufffd" in text:
             return f"its text holds U+FFFD, which stands for a character that was lost: {text[:80]!r}"
@@ -127,8 +128,8 @@ class RowCollector:
             return "its text is empty"
         if not any(character.isalnum() for character in normalized):
             return f"nothing is left of its text {text[:80]!r}"
-        if key in self._line_of_key:
-            line = self._line_of_key[key]
+        if (split, key) in self._line_of_key:
+            line = self._line_of_key[split, key]
             return f"key {key} is already that of {f'line {line}' if line else 'another row'}"
         return ""
 
@@ -142,6 +143,17 @@ class RowCollector:
         if language.replace("_", "-").split("-")[0] in HAN_LANGUAGES:
             text = join_han(text)
         return text
+
+
+def key_of(name: str) -> str:
+    """The name of a row as a key, which cannot hold every character."""
+    characters: list[str] = []
+    for character in name:
+        if is_key_character(character):
+            characters.append(character)
+        else:
+            characters.append("_")
+    return "".join(characters)
 
 
 def find_folder(root: Path, names: tuple[str, ...], inside: str, corpus: str) -> Path:

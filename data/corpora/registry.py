@@ -10,7 +10,9 @@ from data.corpora import (
     common_voice,
     folder,
     fsdd,
+    gigaspeech,
     librispeech,
+    wenetspeech,
 )
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 
@@ -21,6 +23,8 @@ CORPORA: dict[str, Corpus] = {
     "librispeech": librispeech.CORPUS,
     "aishell": aishell.CORPUS,
     "common_voice": common_voice.CORPUS,
+    "gigaspeech": gigaspeech.CORPUS,
+    "wenetspeech": wenetspeech.CORPUS,
 }
 
 CorpusConfig = Annotated[
@@ -29,7 +33,9 @@ CorpusConfig = Annotated[
     | folder.FolderConfig
     | librispeech.LibriSpeechConfig
     | aishell.AishellConfig
-    | common_voice.CommonVoiceConfig,
+    | common_voice.CommonVoiceConfig
+    | gigaspeech.GigaSpeechConfig
+    | wenetspeech.WenetSpeechConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""
