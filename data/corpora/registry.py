@@ -12,6 +12,8 @@ from data.corpora import (
     fsdd,
     gigaspeech,
     librispeech,
+    mls,
+    tedlium,
     wenetspeech,
 )
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
@@ -25,6 +27,8 @@ CORPORA: dict[str, Corpus] = {
     "common_voice": common_voice.CORPUS,
     "gigaspeech": gigaspeech.CORPUS,
     "wenetspeech": wenetspeech.CORPUS,
+    "tedlium": tedlium.CORPUS,
+    "mls": mls.CORPUS,
 }
 
 CorpusConfig = Annotated[
@@ -35,7 +39,9 @@ CorpusConfig = Annotated[
     | aishell.AishellConfig
     | common_voice.CommonVoiceConfig
     | gigaspeech.GigaSpeechConfig
-    | wenetspeech.WenetSpeechConfig,
+    | wenetspeech.WenetSpeechConfig
+    | tedlium.TedliumConfig
+    | mls.MlsConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""

@@ -1,0 +1,77 @@
+"""TEDLIUM 3: English talks, segments of long SPHERE files listed in STM, `legacy/{train,dev,test}/{sph,stm}`.
+
+Its `legacy` division is the one that results are reported on. Suffixes stand apart from their words (`it 's`) and are
+joined to them; segments that are marked as not to be scored are rejected rows.
+"""
+
+import re
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from data.audio import Clip
+from data.corpora.corpus import Corpus, Selection
+from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
+from data.manifest_rows import read_lines
+
+NOT_SCORED = "ignore_time_segment_in_scoring"
+# Not before every apostrophe: 'em and 'cause are words.
+SUFFIXES = re.compile(r"(?<=\w) +(?='(?:s|re|ve|ll|d|m|t|all)\b)", re.IGNORECASE)
+# Which of the pronunciations of a dictionary was said, in texts of earlier releases: read(2).
+PRONUNCIATIONS = re.compile(r"\(\d+\)")
+
+
+class TedliumConfig(PublishedCorpusConfig, frozen=True, extra="forbid"):
+    """Where TEDLIUM 3 lies."""
+
+    own_text_rules: ClassVar[tuple[str, ...]] = ("joined_suffixes", "pronunciation_numbers")
+
+    name: Literal["tedlium"] = "tedlium"
+    root: Path = Field(description="the folder TEDLIUM_release-3, or the one that it was unpacked in")
+
+
+def select(config: TedliumConfig, seed: int) -> Selection:
+    """The segments of train, dev and test. Nothing is random here: `seed` is not used.
+
+    Raises DataError when the corpus is not there or nothing in it can be used.
+    """
+    folder = find_folder(config.root, ("TEDLIUM_release-3",), "legacy/*/stm", "TEDLIUM 3") / "legacy"
+    rows = RowCollector(config, "en")
+    for split in ("train", "dev", "test"):
+        recordings = {path.stem: path for path in (folder / split / "sph").glob("*.sph")}
+        without_text = set(recordings)
+        for stm in sorted((folder / split / "stm").glob("*.stm")):
+            for line, content in enumerate(read_lines(stm), 1):
+                # STM has comments.
+                if content.strip() and not content.startswith(";;"):
+                    without_text.discard(content.split()[0])
+                    _add(content, line, stm, split, rows)
+        for name in sorted(without_text):
+            rows.reject(f"{name}.sph has no line there", place=folder / split / "stm", key=name)
+    return rows.selection()
+
+
+CORPUS = Corpus(TedliumConfig, select)
+
+
+def _add(content: str, line: int, stm: Path, split: str, rows: RowCollector) -> None:
+    # RECORDING CHANNEL SPEAKER START END <LABELS> TEXT
+    fields = content.split(maxsplit=6)
+    try:
+        recording, _, speaker, start, end = fields[:5]
+        start_s = float(start)
+        end_s = float(end)
+        key = f"{recording}-{round(start_s * 100):07d}-{round(end_s * 100):07d}"
+    except (ValueError, OverflowError):
+        rows.reject("not a line of STM: it lacks a recording, channel, speaker, start or end", line=line, place=stm)
+        return
+    text = " ".join(fields[5:])
+    if text.startswith("<"):
+        text = text.partition(">")[2]
+    if text.strip() == NOT_SCORED:
+        rows.reject("it is not to be scored", line=line, place=stm, key=key)
+        return
+    text = SUFFIXES.sub("", PRONUNCIATIONS.sub("", text))
+    clip = Clip(stm.parent.parent / "sph" / f"{recording}.sph", start_s, round(end_s - start_s, 6))
+    rows.add(key, clip, text, split, speaker=speaker, line=line, place=stm)
