@@ -7,14 +7,18 @@ from pydantic import Field
 from data.corpora import (
     aelita,
     aishell,
+    asterisk,
     common_voice,
+    fleurs,
     folder,
     fsdd,
     gigaspeech,
     librispeech,
     mls,
     tedlium,
+    voxpopuli,
     wenetspeech,
+    yesno,
 )
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 
@@ -29,6 +33,10 @@ CORPORA: dict[str, Corpus] = {
     "wenetspeech": wenetspeech.CORPUS,
     "tedlium": tedlium.CORPUS,
     "mls": mls.CORPUS,
+    "voxpopuli": voxpopuli.CORPUS,
+    "fleurs": fleurs.CORPUS,
+    "asterisk": asterisk.CORPUS,
+    "yesno": yesno.CORPUS,
 }
 
 CorpusConfig = Annotated[
@@ -41,7 +49,11 @@ CorpusConfig = Annotated[
     | gigaspeech.GigaSpeechConfig
     | wenetspeech.WenetSpeechConfig
     | tedlium.TedliumConfig
-    | mls.MlsConfig,
+    | mls.MlsConfig
+    | voxpopuli.VoxPopuliConfig
+    | fleurs.FleursConfig
+    | asterisk.AsteriskConfig
+    | yesno.YesnoConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any corpus: what the `corpus` section of a recipe holds, told apart by `name`."""

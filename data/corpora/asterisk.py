@@ -1,0 +1,107 @@
+"""The prompts of the Asterisk telephone exchange: English, Spanish, French, Italian and Russian, one voice each.
+
+A voice is a folder of recordings, such as `it_IT_m_Carlo`, or `it` of an archive; `core-sounds-it.txt` or `.txt.gz`
+lists `NAME: TEXT`. Wherever both lie in the folder that the packages were unpacked in, they are read. Rows are dealt to
+train, dev and test by a hash of their text, as the prompts have no splits.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data.audio import Clip
+from data.corpora.corpus import Corpus, Selection
+from data.corpora.hashed_splits import split_by_hash
+from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.errors import DataError
+from data.manifest_rows import read_lines
+from data.text import split_key
+
+Language = Literal["en", "es", "fr", "it", "ru"]
+# All of a text in brackets is about a sound: (silence), [beep].
+SOUNDS = re.compile(r"\s*(\(.*\)|\[.*\]|<.*>)\s*")
+
+
+class AsteriskConfig(PublishedCorpusConfig, frozen=True, extra="forbid"):
+    """Where the prompts lie, and which languages of them."""
+
+    name: Literal["asterisk"] = "asterisk"
+    shard_seconds: float = Field(default=120.0, gt=0, le=1e6, description="audio per shard in seconds")
+    root: Path = Field(description="the folder that packages or archives of the prompts were unpacked in")
+    languages: tuple[Language, ...] = Field(default=(), description="languages; none: all that are there")
+    dev_fraction: float = Field(default=0.05, ge=0, lt=0.5, description="share of the texts that go to dev")
+    test_fraction: float = Field(default=0.05, ge=0, lt=0.5, description="share of the texts that go to test")
+
+
+def select(config: AsteriskConfig, seed: int) -> Selection:
+    """The prompts of the chosen languages. Nothing is random here: `seed` is not used.
+
+    Raises DataError when the list or the voice of a language is not there.
+    """
+    lists: dict[str, Path] = {}
+    for path in sorted(config.root.rglob("core-sounds-*.txt*")):
+        match = re.fullmatch(r"core-sounds-([a-z]{2})\.txt(\.gz)?", path.name)
+        if match is not None:
+            lists.setdefault(match[1], path)
+    languages = config.languages or tuple(sorted(lists))
+    missing = sorted(set(languages) - set(lists))
+    if missing or not languages:
+        raise DataError(
+            f"There is no core-sounds-{(missing or ['LANGUAGE'])[0]}.txt, nor .txt.gz, in {config.root}; it has the "
+            f"lists of {', '.join(sorted(lists)) or 'no language'}. Unpack the prompts there, with their list."
+        )
+    rows = RowCollector(config, "")
+    for language in languages:
+        voices = _voices(config.root, language)
+        if not voices:
+            raise DataError(
+                f"There are no recordings of {language} in {config.root}, in a folder called {language} or "
+                f"{language}_VOICE; unpack them there as wav."
+            )
+        for voice in voices:
+            _add_voice(voice, language, lists[language], config, rows)
+    return rows.selection()
+
+
+CORPUS = Corpus(AsteriskConfig, select)
+
+
+def _voices(root: Path, language: str) -> list[Path]:
+    voices: list[Path] = []
+    for folder in [root, *sorted(root.rglob(f"{language}*"))]:
+        is_voice = folder.name == language or folder.name.startswith(f"{language}_")
+        if is_voice and folder.is_dir() and _recordings(folder):
+            voices.append(folder)
+    return voices
+
+
+def _recordings(voice: Path) -> dict[str, Path]:
+    """The recordings of a voice by their names, which may lie in folders: digits/1."""
+    recordings: dict[str, Path] = {}
+    # Those in wav come last, and take the place of others.
+    for suffix in ("g722", "wav"):
+        for path in sorted(voice.rglob(f"*.{suffix}")):
+            recordings[path.relative_to(voice).with_suffix("").as_posix()] = path
+    return recordings
+
+
+def _add_voice(voice: Path, language: str, texts: Path, config: AsteriskConfig, rows: RowCollector) -> None:
+    recordings = _recordings(voice)
+    for line, content in enumerate(read_lines(texts), 1):
+        name, _, text = content.strip().partition(":")
+        if not name or name.startswith(";"):
+            continue
+        name = name.strip()
+        key = f"{voice.name}_{name}"
+        path = recordings.pop(name, None)
+        if path is None:
+            rows.reject(f"there is no audio file of {name!r} in {voice.name}", line=line, place=texts, key=key)
+        elif SOUNDS.fullmatch(text):
+            rows.reject(f"is marked as no speech: {text.strip()!r}", line=line, place=texts, key=key)
+        else:
+            split = split_by_hash(split_key(text), config.dev_fraction, config.test_fraction)
+            rows.add(key, Clip(path), text, split, speaker=voice.name, language=language, line=line, place=texts)
+    for name, path in recordings.items():
+        rows.reject(f"{name}{path.suffix} has no line there", place=texts, key=f"{voice.name}_{name}")

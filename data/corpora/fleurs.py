@@ -1,0 +1,84 @@
+"""FLEURS: the same sentences read in 102 languages, `LANGUAGE/{train,dev,test}.tsv` and `LANGUAGE/audio/SPLIT/*.wav`.
+
+The lists have no first line with names: sentence, recording, text as written, text normalised, characters, samples,
+gender. A sentence is read by several speakers, who are not named.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data.audio import Clip
+from data.corpora.corpus import Corpus, Selection
+from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.errors import DataError
+from data.manifest_rows import read_lines
+
+NUM_COLUMNS = 7
+TEXT_COLUMN = {"raw": 2, "normalized": 3}
+
+
+class FleursConfig(PublishedCorpusConfig, frozen=True, extra="forbid"):
+    """Where FLEURS lies, which language, and which of its texts."""
+
+    name: Literal["fleurs"] = "fleurs"
+    root: Path = Field(description="the folder of a language, or the one that holds those of several")
+    language: str = Field(default="", max_length=100, description="as its folder is called: it_it; none: the only one")
+    text: Literal["normalized", "raw"] = Field(
+        default="normalized", description="normalized: lower case, without punctuation; raw: as written"
+    )
+
+
+def select(config: FleursConfig, seed: int) -> Selection:
+    """The rows of train, dev and test. Nothing is random here: `seed` is not used.
+
+    Raises DataError when the language is not there or its archives are still packed.
+    """
+    folder = _language_folder(config)
+    rows = RowCollector(config, config.language or folder.absolute().name)
+    for split in ("train", "dev", "test"):
+        path = folder / f"{split}.tsv"
+        if path.is_file():
+            _add_split(path, split, TEXT_COLUMN[config.text], rows)
+    return rows.selection()
+
+
+CORPUS = Corpus(FleursConfig, select)
+
+
+def _add_split(path: Path, split: str, text_column: int, rows: RowCollector) -> None:
+    audio = path.parent / "audio"
+    if not (audio / split).is_dir() and (audio / f"{split}.tar.gz").is_file():
+        raise DataError(f"{audio / split}.tar.gz is not unpacked. Run: cd {audio} && tar xzf {split}.tar.gz")
+    without_text = {recording.name for recording in (audio / split).glob("*.wav")}
+    for line, content in enumerate(read_lines(path), 1):
+        fields = content.rstrip("\r\n").split("\t")
+        if len(fields) != NUM_COLUMNS:
+            rows.reject(f"the row has {len(fields)} fields, not {NUM_COLUMNS}", line=line, place=path)
+            continue
+        name = fields[1]
+        without_text.discard(name)
+        clip = Clip(audio / split / name)
+        rows.add(Path(name).stem, clip, fields[text_column], split, line=line, place=path)
+    for name in sorted(without_text):
+        rows.reject(f"{name} has no line there", place=path, key=Path(name).stem)
+
+
+def _language_folder(config: FleursConfig) -> Path:
+    if (config.root / "train.tsv").is_file() or (config.root / "test.tsv").is_file():
+        return config.root
+    languages = sorted({path.parent.name for path in config.root.glob("*/t*.tsv")})
+    if config.language in languages:
+        return config.root / config.language
+    if len(languages) == 1 and not config.language:
+        return config.root / languages[0]
+    if not languages:
+        raise DataError(
+            f"{config.root} is not FLEURS: neither it nor a folder in it has train.tsv. Get a language and set "
+            "corpus.root to its folder."
+        )
+    raise DataError(
+        f"{config.root} has {', '.join(languages)[:400]}, and corpus.language is {config.language!r}; set it to one "
+        "of them."
+    )

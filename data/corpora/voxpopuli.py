@@ -1,0 +1,82 @@
+"""VoxPopuli, transcribed part: speeches in the European Parliament, listed in `asr_{train,dev,test}.tsv`.
+
+Both published layouts are read: that of its own scripts, `transcribed_data/LANGUAGE/YEAR/ID.ogg`, and that of its
+archives, `LANGUAGE/SPLIT/SPLIT_part_N/ID.wav`. Columns are read by their names.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data.audio import Clip
+from data.corpora.corpus import Corpus, Selection
+from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.errors import DataError
+from data.manifest_rows import read_rows
+
+
+class VoxPopuliConfig(PublishedCorpusConfig, frozen=True, extra="forbid"):
+    """Where VoxPopuli lies, which language, and which of its texts."""
+
+    name: Literal["voxpopuli"] = "voxpopuli"
+    root: Path = Field(description="the folder with transcribed_data, or that of a language")
+    language: str = Field(default="", max_length=100, description="as its folder is called: en, de; none: the only one")
+    text: Literal["normalized", "raw"] = Field(
+        default="normalized", description="normalized: numbers in words; raw: as the parliament published it"
+    )
+
+
+def select(config: VoxPopuliConfig, seed: int) -> Selection:
+    """The rows of train, dev and test. Nothing is random here: `seed` is not used.
+
+    Raises DataError when the language is not there or a list lacks a column.
+    """
+    folder = _language_folder(config)
+    rows = RowCollector(config, config.language or folder.absolute().name)
+    column = f"{config.text}_text"
+    for split in ("train", "dev", "test"):
+        path = folder / f"asr_{split}.tsv"
+        # Some languages have no train.
+        if not path.is_file():
+            continue
+        unpacked = {recording.stem: recording for recording in (folder / split).rglob("*.wav")}
+        for row in read_rows(path, (("id", "id_"), (column,))):
+            if isinstance(row.content, str):
+                rows.reject(row.content, line=row.line, place=path)
+                continue
+            name = str(row.content.get("id") or row.content.get("id_") or "")
+            if not name:
+                rows.reject("it names no audio file", line=row.line, place=path)
+                continue
+            speaker = row.content.get("speaker_id", "")
+            if speaker == "None":
+                speaker = ""
+            # The year that a name begins with is that of the session.
+            recording = unpacked.get(name, folder / name[:4] / f"{name}.ogg")
+            rows.add(name, Clip(recording), row.content[column], split, speaker=speaker, line=row.line, place=path)
+    return rows.selection()
+
+
+CORPUS = Corpus(VoxPopuliConfig, select)
+
+
+def _language_folder(config: VoxPopuliConfig) -> Path:
+    folders: dict[str, Path] = {}
+    for parent in (config.root, config.root / "transcribed_data"):
+        for path in sorted(parent.glob("*/asr_*.tsv")):
+            folders[path.parent.name] = path.parent
+    if next(config.root.glob("asr_*.tsv"), None) is not None:
+        return config.root
+    if config.language in folders:
+        return folders[config.language]
+    if len(folders) == 1 and not config.language:
+        return next(iter(folders.values()))
+    if not folders:
+        raise DataError(
+            f"{config.root} is not VoxPopuli: there is no asr_train.tsv in it, in LANGUAGE or in "
+            "transcribed_data/LANGUAGE. Get the transcribed data of a language and set corpus.root to the folder."
+        )
+    raise DataError(
+        f"{config.root} has {', '.join(folders)}, and corpus.language is {config.language!r}; set it to one of them."
+    )

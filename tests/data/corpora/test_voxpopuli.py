@@ -1,0 +1,61 @@
+"""VoxPopuli as it is published: the layout of its own scripts, and that of its archives."""
+
+import pytest
+from lookalikes import of_split, texts, write_noise, write_text
+
+from data.corpora import prepare, voxpopuli
+from data.corpora.voxpopuli import VoxPopuliConfig
+from data.errors import DataError
+
+SESSION = "20180613-0900-PLENARY-2-en_20180613-09:13:31"
+
+
+@pytest.fixture
+def scripted(tmp_path):
+    folder = tmp_path / "vox" / "transcribed_data" / "en"
+    for split, number in (("train", 0), ("dev", 1), ("test", 2)):
+        name = f"{SESSION}_{number}"
+        write_noise(folder / "2018" / f"{name}.ogg", 0.3, format="OGG", subtype="VORBIS")
+        write_text(
+            folder / f"asr_{split}.tsv",
+            "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender",
+            f"{name}\tIn 2018, we agreed.\tin twenty eighteen we agreed\t28150\t{split}\tmale",
+        )
+    return folder
+
+
+def test_the_layout_of_its_scripts_is_read_by_the_year_of_the_session(scripted, tmp_path):
+    root = scripted.parent.parent
+    report = prepare(VoxPopuliConfig(root=root), tmp_path / "shards", seed=1)
+    assert {split: part.utterances for split, part in report.splits.items()} == {"train": 1, "dev": 1, "test": 1}
+    (row,) = of_split(voxpopuli.select(VoxPopuliConfig(root=root), 1), "train")
+    assert (row.key, row.speaker, row.language) == (f"{SESSION}_0".replace(":", "_"), "28150", "en")
+    assert row.text == "in twenty eighteen we agreed"
+    raw = voxpopuli.select(VoxPopuliConfig(root=scripted, text="raw"), 1)
+    assert list(texts(raw, "train").values()) == ["in 2018 we agreed"]
+
+
+def test_the_layout_of_its_archives_is_read_by_the_names_of_recordings(tmp_path):
+    folder = tmp_path / "en"
+    write_noise(folder / "train" / "train_part_0" / "speech_1.wav", 0.3)
+    write_text(
+        folder / "asr_train.tsv",
+        "id\traw_text\tnormalized_text\tspeaker_id\tgender\tis_gold_transcript\taccent",
+        "speech_1\tYes.\tyes\tNone\tmale\tTrue\tNone",
+        "speech_2\tNo.\tno\tNone\tmale\tTrue\tNone",
+        "speech_3\tHm.\t\tNone\tmale\tTrue\tNone",
+    )
+    report = prepare(VoxPopuliConfig(root=folder), tmp_path / "shards", seed=1)
+    assert (report.rows, report.used) == (3, 1)
+    assert {row.key for row in report.rejected} == {"speech_2", "speech_3"}
+    assert of_split(voxpopuli.select(VoxPopuliConfig(root=folder), 1), "train")[0].speaker == ""
+
+
+def test_a_language_that_is_not_there_is_named_with_those_that_are(scripted, tmp_path):
+    write_text(scripted.parent / "de" / "asr_dev.tsv", "id\tnormalized_text")
+    root = scripted.parent.parent
+    with pytest.raises(DataError, match=r"has de, en, and corpus\.language is 'fr'"):
+        voxpopuli.select(VoxPopuliConfig(root=root, language="fr"), 1)
+    assert len(voxpopuli.select(VoxPopuliConfig(root=root, language="en"), 1).utterances) == 3
+    with pytest.raises(DataError, match="is not VoxPopuli"):
+        voxpopuli.select(VoxPopuliConfig(root=tmp_path / "nowhere"), 1)
