@@ -6,7 +6,6 @@ Refuses to write into a folder that holds something already.
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from data.features import FeaturesConfig
 from launcher.errors import CheckpointError, ConfigError
@@ -14,7 +13,6 @@ from launcher.inference.finished_model import write_finished_model
 from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.recipe import validate
 from launcher.run_files import read_set_aside
-from launcher.run_folder import StageFolder
 from launcher.stages.pipeline import Pipeline
 from launcher.training.checkpoint import open_checkpoint
 from model.masked_prediction import MaskedPredictorConfig
@@ -33,7 +31,17 @@ def export(options: argparse.Namespace) -> int:
         features = recipe.features
     else:
         # The recipe has other settings by now: those of this work are in its record.
-        _check_derived_data(record, folder_of_stage, Pipeline(recipe, run))
+        pipeline = Pipeline(recipe, run)
+        for node in pipeline.nodes:
+            # Both are replaced in place when their settings change, and a model written with others would read noise.
+            if node.kind not in ("tokenizer", "features"):
+                continue
+            expected = record["inputs"].get(node.name)
+            if expected is not None and expected != pipeline.output_hash(node):
+                raise CheckpointError(
+                    f"{folder_of_stage.path} was trained with another {node.name} than the run has now, so that its "
+                    "outputs could not be read. Run the recipe with the settings that it had; then export the stage."
+                )
         settings = record["settings"]
         source = folder_of_stage.record_file
         features = validate(FeaturesConfig, settings.get("features"), f"{source}: features")
@@ -58,17 +66,3 @@ def export(options: argparse.Namespace) -> int:
     else:
         print(folder)
     return 0
-
-
-def _check_derived_data(record: dict[str, Any], folder: StageFolder, pipeline: Pipeline) -> None:
-    """Refuse (CheckpointError) work that was set aside and whose tokenizer, or feature statistics, are gone."""
-    for node in pipeline.nodes:
-        # Both are replaced in place when their settings change, and a model written with others would read noise.
-        if node.kind not in ("tokenizer", "features"):
-            continue
-        expected = record["inputs"].get(node.name)
-        if expected is not None and expected != pipeline.output_hash(node):
-            raise CheckpointError(
-                f"{folder.path} was trained with another {node.name} than the run has now, so that its outputs could "
-                "not be read. Run the recipe with the settings that it had; then export the stage."
-            )

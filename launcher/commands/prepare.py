@@ -30,11 +30,26 @@ def add_corpora(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", help="print JSON")
         for key, field in corpus.config.model_fields.items():
             if key != "name":
-                command.add_argument(flag(key), dest=f"corpus.{key}", metavar="VALUE", help=_help(field))
+                default = f"default: {field.get_default()}"
+                if field.is_required():
+                    default = "required"
+                # argparse formats help texts with %.
+                description = f"{field.description} ({default})".replace("%", "%%")
+                command.add_argument(flag(key), dest=f"corpus.{key}", metavar="VALUE", help=description)
 
 
 def prepare_shards(options: argparse.Namespace) -> int:
-    config = _corpus_config(options)
+    config_type = CORPORA[options.corpus].config
+    values = {}
+    for key, field in config_type.model_fields.items():
+        text = getattr(options, f"corpus.{key}", None)
+        if text is not None:
+            values[key] = _parse(text, field, flag(key))
+    try:
+        config = validate(config_type, values, f"chorus prepare {options.corpus}")
+    except ConfigError as error:
+        raise ConfigError(in_flags(str(error), config_type)) from None
+
     display = open_display(sys.stderr)
     display.begin(f"prepare {options.corpus}", 1)
     try:
@@ -83,20 +98,6 @@ def _as_json(report: PrepareReport) -> dict[str, Any]:
     }
 
 
-def _corpus_config(options: argparse.Namespace) -> Any:
-    """Return the corpus configuration that the options give; ConfigError when they give none."""
-    config_type = CORPORA[options.corpus].config
-    values = {}
-    for key, field in config_type.model_fields.items():
-        text = getattr(options, f"corpus.{key}", None)
-        if text is not None:
-            values[key] = _parse(text, field, flag(key))
-    try:
-        return validate(config_type, values, f"chorus prepare {options.corpus}")
-    except ConfigError as error:
-        raise ConfigError(in_flags(str(error), config_type)) from None
-
-
 def _parse(text: str, field: FieldInfo, option: str) -> Any:
     """Read an option as YAML; several values are given as a,b,c."""
     source = f"The value of {option}"
@@ -110,12 +111,6 @@ def _parse(text: str, field: FieldInfo, option: str) -> Any:
 def flag(key: str) -> str:
     """The option that sets a field."""
     return f"--{key.replace('_', '-')}"
-
-
-def _help(field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"default: {field.get_default()}"
-    # argparse formats help texts with %.
-    return f"{field.description} ({default})".replace("%", "%%")
 
 
 def in_flags(message: str, config_type: Any) -> str:

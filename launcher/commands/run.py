@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.errors import ConfigError
 from launcher.executor import Executor, claim_folder
 from launcher.formatting import duration
-from launcher.monitoring.progress import Display, open_display
+from launcher.monitoring.progress import open_display
 from launcher.processes import shared_folder, slurm
 from launcher.processes.launchers import make_launcher
 from launcher.processes.stop_request import StopRequest
@@ -66,7 +66,14 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
     display = open_display(sys.stdout)
     # Host 0 holds the run; the others start what it writes into the folder.
     if recipe.cluster.kind == "no_ssh" and options.node_rank != 0:
-        return _join(recipe, folder, options, stop, display)
+        launcher = make_launcher(recipe.cluster)
+        if options.node_rank is None:
+            # Without its number, a host is not known: say what to start on each.
+            shared_folder.show_commands(launcher.topology, folder, options.arguments)
+        else:
+            assert isinstance(launcher, shared_folder.SharedFolderLauncher)
+            shared_folder.Follower(recipe, launcher, folder, options.node_rank, stop, display).follow()
+        return 0
 
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
@@ -129,17 +136,6 @@ def _check_options(recipe: Recipe, options: argparse.Namespace) -> None:
     hosts = len(make_launcher(recipe.cluster).topology.hosts)
     if not 0 <= options.node_rank < hosts:
         raise ConfigError(f"--node-rank is {options.node_rank}, but the hosts in use are 0 to {hosts - 1}.")
-
-
-def _join(recipe: Recipe, folder: RunFolder, options: argparse.Namespace, stop: StopRequest, display: Display) -> int:
-    """Follow the first host of a run without ssh; without a number, say what to start on each host."""
-    launcher = make_launcher(recipe.cluster)
-    if options.node_rank is None:
-        shared_folder.show_commands(launcher.topology, folder, options.arguments)
-    else:
-        assert isinstance(launcher, shared_folder.SharedFolderLauncher)
-        shared_folder.Follower(recipe, launcher, folder, options.node_rank, stop, display).follow()
-    return 0
 
 
 def _queue(recipe: Recipe, folder: RunFolder, options: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from typing import Any
 
 from launcher.formatting import duration
 from launcher.monitoring.status import open_run, run_status
@@ -30,32 +29,28 @@ def status(options: argparse.Namespace) -> int:
     for heading in ("step", "loss", "audio s/s", "left", "saved at", "restarts", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in run["stages"]:
-        cells = []
+        cells = [table_cell(stage["name"]), table_cell(stage["status"])]
         # Only training stages have steps.
         if "steps" in stage:
-            cells = _training_cells(stage)
-        table.add_row(table_cell(stage["name"]), table_cell(stage["status"]), *cells)
+            useful = None
+            if stage["goodput"] is not None:
+                useful = stage["goodput"]["useful"]
+            left = ""
+            if stage["eta_s"] is not None:
+                left = duration(stage["eta_s"])
+            cells += [
+                f"{stage['step']}/{stage['steps']}",
+                _format_known(stage["loss"], ".3f"),
+                _format_known(stage["audio_s_per_s"], ".1f"),
+                left,
+                _format_known(stage["checkpoint_step"], "d"),
+                str(stage["restarts"]),
+                _format_known(useful, ".1%"),
+            ]
+        table.add_row(*cells)
     # Rows are neither broken nor names cut to fit: a program or a log may read them.
     make_console(soft_wrap=True, width=WIDEST_TABLE).print(table)
     return 0
-
-
-def _training_cells(stage: dict[str, Any]) -> list[str]:
-    useful = None
-    if stage["goodput"] is not None:
-        useful = stage["goodput"]["useful"]
-    left = ""
-    if stage["eta_s"] is not None:
-        left = duration(stage["eta_s"])
-    return [
-        f"{stage['step']}/{stage['steps']}",
-        _format_known(stage["loss"], ".3f"),
-        _format_known(stage["audio_s_per_s"], ".1f"),
-        left,
-        _format_known(stage["checkpoint_step"], "d"),
-        str(stage["restarts"]),
-        _format_known(useful, ".1%"),
-    ]
 
 
 def _format_known(value: float | None, spec: str) -> str:

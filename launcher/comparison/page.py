@@ -103,8 +103,20 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
         "",
         "Models of about the same size are moved apart.",
         "",
-        *_findings(intervals),
     ]
+    # Each student beside its teacher, in a sentence.
+    models = {model.name: model for model in comparison.models}
+    for student in comparison.models:
+        teacher = None
+        if student.teacher is not None:
+            teacher = models.get(student.teacher)
+        if teacher is None:
+            continue
+        share = student.encoder_parameters / teacher.encoder_parameters
+        lines.append(
+            f"- `{student.name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
+            f"{_format_difference(intervals.difference(student, teacher))} errors in characters against it."
+        )
     # A single model differs from nothing.
     if len(comparison.models) > 1:
         lines += ["", *_differences(intervals)]
@@ -185,24 +197,6 @@ def _format_verdict(difference: Interval | None) -> str:
         verdict = "fewer errors"
     detects = 100 * (difference.high - difference.low) / 2
     return f"{_format_difference(difference)}, {verdict} (detects {detects:.0f} %)"
-
-
-def _findings(intervals: ModelIntervals) -> list[str]:
-    """Each student beside its teacher, in a sentence."""
-    models = {model.name: model for model in intervals.comparison.models}
-    findings = []
-    for student in models.values():
-        teacher = None
-        if student.teacher is not None:
-            teacher = models.get(student.teacher)
-        if teacher is None:
-            continue
-        share = student.encoder_parameters / teacher.encoder_parameters
-        findings.append(
-            f"- `{student.name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
-            f"{_format_difference(intervals.difference(student, teacher))} errors in characters against it."
-        )
-    return findings
 
 
 def _differences(intervals: ModelIntervals) -> list[str]:

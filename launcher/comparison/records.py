@@ -32,7 +32,16 @@ def write_records(folder: Path, evaluated: EvaluationSet, trainings: Sequence[Tr
     models: list[str] = []
     if is_records_folder(folder):
         recorded, models = _read_header(folder)
-        _check_same_set(folder, recorded, evaluated)
+        # Not threads and seconds: they change speeds alone.
+        for field in ("split", "search", "sha256"):
+            before = getattr(recorded, field)
+            now = getattr(evaluated, field)
+            if before != now:
+                raise ConfigError(
+                    f"The records in {folder} are of another evaluation: its {field} is {before}, that of the run is "
+                    f"{now}. Models can be compared on the same utterances alone; write these records to another "
+                    "folder."
+                )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder} is no folder of records: it holds files and no {HEADER_NAME}. Name a new or empty folder."
@@ -82,18 +91,6 @@ def _merge_order(models: Sequence[str], trainings: Sequence[Training]) -> list[s
             merged.insert(place, training.model)
         previous = training.model
     return merged
-
-
-def _check_same_set(folder: Path, recorded: EvaluationSet, evaluated: EvaluationSet) -> None:
-    # Not threads and seconds: they change speeds alone.
-    for field in ("split", "search", "sha256"):
-        before = getattr(recorded, field)
-        now = getattr(evaluated, field)
-        if before != now:
-            raise ConfigError(
-                f"The records in {folder} are of another evaluation: its {field} is {before}, that of the run is "
-                f"{now}. Models can be compared on the same utterances alone; write these records to another folder."
-            )
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
