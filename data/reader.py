@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import tarfile
 import threading
 import time
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ import soundfile
 
 from data.errors import DataError
 from data.recordings import MAX_UTTERANCE_S
-from data.shard_index import TRANSCRIPTS, ShardIndex, check_url, is_url, parse_row, parse_texts
+from data.shard_index import MAX_ROW_BYTES, TRANSCRIPTS, ShardIndex, check_url, is_url, parse_row, parse_texts
+from data.tar_members import read_members
 
 # The bytes of one utterance in a tar: an hour at 96 kHz and 16 bits. Its samples have the bound of recordings.
 MAX_UTTERANCE_BYTES = 2**30
@@ -140,11 +140,11 @@ class ShardReader:
             # The index has no keys: the one of the utterance is that of its members.
             (flac_name,) = [name for name in members if name.endswith(".flac")]
             key = flac_name.removesuffix(".flac")
-            label = parse_texts(members[f"{key}.json"], LABELS)
+            label = parse_label(members[f"{key}.json"])
             waveform = self._decode(members[flac_name], utterance)
         except RangeError as error:
             raise self._broken(utterance, str(error)) from error
-        except (tarfile.TarError, EOFError, KeyError, ValueError, soundfile.SoundFileError) as error:
+        except (KeyError, ValueError, soundfile.SoundFileError) as error:
             raise self._broken(utterance, f"its bytes are not readable ({error!r})") from error
         return Example(
             key=key,
@@ -199,23 +199,8 @@ class ShardReader:
             return f"number {utterance}"
 
 
-def read_members(content: bytes, num_members: int) -> dict[str, bytes]:
-    """The members in a range of a tar, by name.
-
-    Raises what tarfile raises for bytes that are no members, and ValueError when there are not so many, or one is no
-    plain file that lies in the range as it is: what is compressed or sparse may have any size.
-    """
-    members: dict[str, bytes] = {}
-    # "r:" is a tar and nothing else, "r" also a gzip of one.
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-        for member in tar:
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-                raise ValueError(f"member {member.name[:80]!r} is no plain file")
-            if len(members) == num_members:
-                raise ValueError(f"there are more than {num_members} members")
-            if not 0 <= member.size <= len(content) - member.offset_data:
-                raise ValueError(f"member {member.name[:80]!r} is said to have {member.size} bytes")
-            members[member.name] = content[member.offset_data : member.offset_data + member.size]
-    if len(members) != num_members:
-        raise ValueError(f"there are {len(members)} members where {num_members} belong")
-    return members
+def parse_label(content: bytes) -> dict[str, str]:
+    """Text, speaker and language in the JSON of an utterance. ValueError when it has them not, or is too long."""
+    if len(content) > MAX_ROW_BYTES:
+        raise ValueError(f"its JSON has {len(content)} bytes, more than {MAX_ROW_BYTES}")
+    return parse_texts(content, LABELS)

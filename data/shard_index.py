@@ -200,13 +200,18 @@ def parse_row(line: bytes) -> dict[str, str]:
 
 
 def parse_texts(content: bytes, names: Sequence[str]) -> dict[str, str]:
-    """A JSON mapping that has a text under each of the names. ValueError when it has not."""
+    """A JSON mapping that has a text under each of the names. ValueError when it has not.
+
+    Half of a surrogate pair, which JSON can write, is no text: no file in UTF-8 and no tokenizer takes it.
+    """
     values = parse_json(content)
     if not isinstance(values, dict):
         raise ValueError("it is no mapping")
     for name in names:
         if not isinstance(values.get(name), str):
             raise ValueError(f"it has no {name}")
+        # Raises a ValueError.
+        values[name].encode()
     return values
 
 

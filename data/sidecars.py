@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import logging
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ import numpy.typing as npt
 from data.errors import DataError
 from data.files import replacing
 from data.npz import Arrays, load_arrays, read_npz, write_npz
-from data.reader import RangeError, RangeReader, UtteranceError, read_members
+from data.reader import RangeError, RangeReader, UtteranceError
 from data.shard_index import ShardIndex
 from data.shards import open_tar
+from data.tar_members import read_members
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class SidecarReader:
             if member.partition(".speed-")[0] != key:
                 raise ValueError(f"they are those of {member}")
             return load_arrays(io.BytesIO(content))
-        except (RangeError, OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+        except (RangeError, OSError, KeyError, ValueError) as error:
             reason = f"its bytes are not readable ({error!r})"
             if isinstance(error, RangeError):
                 reason = str(error)

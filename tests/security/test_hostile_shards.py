@@ -21,6 +21,7 @@ from data.npz import load_arrays
 from data.reader import ShardReader, UtteranceError
 from data.shard_index import INDEX_COLUMNS, read_index, read_summary
 from data.shards import write_split
+from data.tar_members import read_members
 
 RATE_HZ = 8000
 KEY = "u0"
@@ -82,8 +83,43 @@ def long_pax_header() -> bytes:
     return bytes(content)
 
 
+def header(kind: bytes, size: bytes, content: bytes = b"") -> bytes:
+    """A header of that kind and size, which may be none, and its content."""
+    block = bytearray(member("name", b"", kind)[0].tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+def pax(content: bytes) -> bytes:
+    return header(b"x", b"%011o\0" % len(content), content)
+
+
 LABEL_MEMBER = member(f"{KEY}.json", LABEL)
+GOOD_TAR = tar_of(member(f"{KEY}.flac", FLAC), LABEL_MEMBER)
+LABEL_END = b', "speaker": "", "language": ""}'
 HOSTILE_TARS = {
+    "thousands of long names": header(b"L", b"%011o\0" % 512, b"a" * 512) * 3000 + GOOD_TAR,
+    "thousands of long links": header(b"K", b"%011o\0" % 0) * 3000 + GOOD_TAR,
+    "thousands of pax headers": pax(b"6 a=b\n") * 3000 + GOOD_TAR,
+    "thousands of global pax headers": header(b"g", b"%011o\0" % 6, b"6 a=b\n") * 3000 + GOOD_TAR,
+    "a long name of 2^80": header(b"L", b"\x80" + (2**80).to_bytes(11, "big")) + GOOD_TAR,
+    "a pax header of 2^80": header(b"x", b"\x80" + (2**80).to_bytes(11, "big")) + GOOD_TAR,
+    "a pax header of less than nothing": header(b"x", b"\xff" * 12) + GOOD_TAR,
+    "a pax header of 200,000 digits": pax(b"1" * 200_000) + GOOD_TAR,
+    "a pax header of digits": pax(b"1" * 10_000) + GOOD_TAR,
+    "a pax record of 10^4000 bytes": pax(b"9" * 4000 + b" a=b\n") + GOOD_TAR,
+    "a pax record of no bytes": pax(b"0 a=b\n") + GOOD_TAR,
+    "a pax size": pax(b"19 size=9999999999\n") + GOOD_TAR,
+    "a pax map of holes": pax(b"22 GNU.sparse.map=0,1\n") + GOOD_TAR,
+    "a pax name in no UTF-8": pax(b"9 path=\xff\n") + GOOD_TAR,
+    "half of a surrogate pair": tar_of(
+        member(f"{KEY}.flac", FLAC), member(f"{KEY}.json", b'{"text": "\\ud800"' + LABEL_END)
+    ),
+    "a label of 3 MB": tar_of(
+        member(f"{KEY}.flac", FLAC), member(f"{KEY}.json", b'{"x": [' + b"[]," * 2**20 + b'1], "text": ""' + LABEL_END)
+    ),
     "gzip": gzip.compress(tar_of(member(f"{KEY}.flac", bytes(600 * 2**20 // 4)), LABEL_MEMBER)),
     "sparse": tar_of(sparse_member(f"{KEY}.flac", 2**30), LABEL_MEMBER),
     "sparse label": tar_of(member(f"{KEY}.flac", FLAC), sparse_member(f"{KEY}.json", 2**30)),
@@ -123,6 +159,19 @@ def test_hostile_tars_are_broken_utterances_with_their_key_in_little_memory(tmp_
         "import sys\nfrom pathlib import Path\nfrom data.reader import *\nfrom data.shard_index import read_index\n"
     )
     assert run_limited(imports, READ_ALL, tmp_path).splitlines() == sorted(HOSTILE_TARS)
+
+
+@pytest.mark.parametrize("key", ["k" * 150, "ключ" * 20, "k" * 99])
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_and_names_of_other_letters_are_read_in_either_format(key: str, tar_format: int) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tar_format) as tar:
+        for name, content in ((f"{key}.flac", FLAC), (f"{key}.json", LABEL)):
+            info, _ = member(name, content)
+            # As float it makes a header of pax that gives no name.
+            info.mtime = 1.5
+            tar.addfile(info, io.BytesIO(content))
+    assert read_members(stream.getvalue(), 2) == {f"{key}.flac": FLAC, f"{key}.json": LABEL}
 
 
 def test_an_index_that_claims_what_no_utterance_has_gives_a_broken_utterance(tmp_path: Path) -> None:
