@@ -48,24 +48,23 @@ def _load_arrays(file: IO[bytes]) -> Arrays:
                 raise ValueError(f"its member {member.filename!r} is compressed")
             # Compares the checksum too.
             content = archive.read(member)
-            arrays[member.filename.removesuffix(".npy")] = _parse_array(content)
+            stream = io.BytesIO(content)
+            version = np.lib.format.read_magic(stream)
+            if version not in _HEADER_READERS:
+                raise ValueError(f"an array has version {version} of the format")
+            shape, is_fortran, dtype = _HEADER_READERS[version](stream)
+            if dtype.hasobject:
+                raise ValueError("an array holds Python objects")
+            start = stream.tell()
+            num_content_bytes = len(content) - start
+            if math.prod(shape) * dtype.itemsize != num_content_bytes:
+                raise ValueError(f"an array of shape {shape} has {num_content_bytes} bytes")
+
+            order = "F" if is_fortran else "C"
+            array = np.ndarray(shape, dtype, content, start, order=order)
+            # A copy, because an array over bytes cannot be written to.
+            arrays[member.filename.removesuffix(".npy")] = array.copy(order)
     return arrays
-
-
-def _parse_array(content: bytes) -> np.ndarray:
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version not in _HEADER_READERS:
-        raise ValueError(f"an array has version {version} of the format")
-    shape, is_fortran, dtype = _HEADER_READERS[version](stream)
-    start = stream.tell()
-    if dtype.hasobject:
-        raise ValueError("an array holds Python objects")
-    if math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ValueError(f"an array of shape {shape} has {len(content) - start} bytes")
-    order = "F" if is_fortran else "C"
-    # A copy, because an array over bytes cannot be written to.
-    return np.ndarray(shape, dtype, content, start, order=order).copy(order)
 
 
 def read_npz(path: Path) -> Arrays | None:

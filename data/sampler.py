@@ -69,7 +69,10 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
     """How utterances become micro-batches. The process count is not part of it, on purpose."""
 
     lanes: int = Field(
-        default=8, ge=1, le=65_536, description="micro-batches per step; any number of processes dividing it can run"
+        default=8,
+        ge=1,
+        le=65_536,
+        description="micro-batches per step; any number of processes dividing it can run",
     )
     seconds: float = Field(
         default=60.0,
@@ -78,7 +81,10 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
         description="budget of a micro-batch: padded seconds after augmentation, attention included",
     )
     pool_shards: int = Field(
-        default=8, ge=1, le=10**6, description="shards whose utterances are mixed and bucketed together"
+        default=8,
+        ge=1,
+        le=10**6,
+        description="shards whose utterances are mixed and bucketed together",
     )
     attention_s: float = Field(
         default=30.0,
@@ -87,10 +93,16 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
         description="an utterance of T seconds costs T * (1 + T / attention_s) seconds of the budget",
     )
     max_utterance_s: float = Field(
-        default=30.0, gt=0, le=21_600, description="longer utterances are excluded, in seconds"
+        default=30.0,
+        gt=0,
+        le=21_600,
+        description="longer utterances are excluded, in seconds",
     )
     min_utterance_s: float = Field(
-        default=0.1, ge=0, le=21_600, description="shorter utterances are excluded, in seconds"
+        default=0.1,
+        ge=0,
+        le=21_600,
+        description="shorter utterances are excluded, in seconds",
     )
 
     @model_validator(mode="after")
@@ -328,7 +340,12 @@ class BatchSampler:
         starts: list[Integers] = []
         pool_starts = [0]
         for shards in np.array_split(shuffled, num_pools):
-            pool = np.concatenate([self._utterances_of(shard) for shard in shards])
+            utterances_of_shards = []
+            for shard in shards:
+                first = self._shard_starts[shard]
+                end = self._shard_starts[shard + 1]
+                utterances_of_shards.append(self._utterances[first:end])
+            pool = np.concatenate(utterances_of_shards)
             # The budget is one of audio as the model gets it, so lengths are those after the speed perturbation.
             samples = change_length(self._samples[pool], self._speeds(epoch, pool))
             jitter = 1.0 + LENGTH_JITTER * _uniform(jitter_seed, pool)
@@ -346,11 +363,6 @@ class BatchSampler:
             starts.append(start + bounds[:-1])
             pool_starts.append(stop)
         return _CutEpoch(order, np.concatenate(starts), np.array(pool_starts))
-
-    def _utterances_of(self, shard: int) -> Positions:
-        start = self._shard_starts[shard]
-        stop = self._shard_starts[shard + 1]
-        return self._utterances[start:stop]
 
     def _fit(self, epoch: int, source_epoch: int, cut: _CutEpoch) -> _Epoch:
         """Halve the fullest micro-batches until the slots are taken, shuffle within pools, share out to lanes."""

@@ -152,30 +152,10 @@ class DecoderLayer(nn.Module):
         In evaluation: there is no dropout. `position` is (cos, sin) of the token.
         """
         normed_BJD = self.attention_norm(x_BJD)
-        added_BJD, past = self._attend_to_past(normed_BJD, position, past)
-        x_BJD = x_BJD + added_BJD
-
-        # To the frames, the hypotheses of an utterance are so many queries.
-        key_BHSK, value_BHSK = memory
-        normed_BJD = self.cross_norm(x_BJD)
-        added_BJD = self.cross.attend(normed_BJD, key_BHSK, value_BHSK, mask_B11S)
-        x_BJD = x_BJD + added_BJD
-
-        normed_BJD = self.feedforward_norm(x_BJD)
-        x_BJD = x_BJD + self.feedforward(normed_BJD)
-        return x_BJD, past
-
-    def _attend_to_past(
-        self,
-        x_BJD: Tensor,
-        position: tuple[Tensor, Tensor],
-        past: KeyValue | None,
-    ) -> tuple[Tensor, KeyValue]:
-        batch, hypotheses, _ = x_BJD.shape
-        num_rows = batch * hypotheses
-        packed = self.attention.query_key_value(x_BJD)
+        packed = self.attention.query_key_value(normed_BJD)
         # Hypotheses do not attend to each other: each is a row of a batch with one token.
-        packed = packed.view(num_rows, 1, -1)
+        batch, hypotheses, _ = x_BJD.shape
+        packed = packed.view(batch * hypotheses, 1, -1)
         query, key, value = split_heads(packed, self.attention.heads)
         query = rotate(query, *position)
         key = rotate(key, *position)
@@ -187,8 +167,17 @@ class DecoderLayer(nn.Module):
         # No mask: everything that is kept is before the token, and one token per row has no later ones to hide.
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed_BJD = mixed.transpose(1, 2).reshape(x_BJD.shape)
-        added_BJD = self.attention.output(mixed_BJD)
-        return added_BJD, (key, value)
+        x_BJD = x_BJD + self.attention.output(mixed_BJD)
+
+        # To the frames, the hypotheses of an utterance are so many queries.
+        key_BHSK, value_BHSK = memory
+        normed_BJD = self.cross_norm(x_BJD)
+        added_BJD = self.cross.attend(normed_BJD, key_BHSK, value_BHSK, mask_B11S)
+        x_BJD = x_BJD + added_BJD
+
+        normed_BJD = self.feedforward_norm(x_BJD)
+        x_BJD = x_BJD + self.feedforward(normed_BJD)
+        return x_BJD, (key, value)
 
 
 @dataclass

@@ -76,7 +76,14 @@ def initialize_encoder(
     drawn = []
     check_start_from_encoder(student.config, teacher.config, num_layers)
     if num_layers is not None:
-        for module in _modules_above(student, num_layers):
+        # What the layers above the lowest `num_layers` alone use.
+        modules = list(student.layers[num_layers:])
+        blocks = set(student.config.block_of_layer[num_layers:])
+        for block in sorted(blocks):
+            modules.append(student.blocks[block])
+            if len(student.groups):
+                modules.append(student.groups[block])
+        for module in modules:
             # A copy: the state's tensors are the weights themselves.
             state = deepcopy(module.state_dict())
             drawn.append((module, state))
@@ -119,17 +126,6 @@ def check_layers_to_copy(config: EncoderConfig, num_layers: int) -> None:
             f"layer {num_layers - 1} and some above it share a block (encoder.groups is {config.groups}): choose a "
             "number of layers that ends a group"
         )
-
-
-def _modules_above(encoder: Encoder, num_layers: int) -> list[nn.Module]:
-    """The modules that the layers above the lowest `num_layers` alone use."""
-    modules = list(encoder.layers[num_layers:])
-    blocks = set(encoder.config.block_of_layer[num_layers:])
-    for block in sorted(blocks):
-        modules.append(encoder.blocks[block])
-        if len(encoder.groups):
-            modules.append(encoder.groups[block])
-    return modules
 
 
 def _upcycle(student: Encoder, teacher: Encoder) -> None:

@@ -110,7 +110,16 @@ def activation_bytes(recognizer: Recognizer, batch: MicroBatchSize, value_bytes:
         if decoder.right_to_left_layers:
             total += _decoder_bytes(decoder, encoder.width, shape, decoder.right_to_left_layers)
     if config.transducer:
-        total += _transducer_bytes(config.transducer.width, shape)
+        width = config.transducer.width
+        # T W of projected frames; 3 (U + 1) W of the prediction network.
+        num_vectors = shape.encoder_frames + 3 * shape.decoder_positions
+        total += value_bytes * width * num_vectors
+        # The loss takes one utterance after the other, so that the joint tensors of one exist at a time.
+        pairs = shape.frames_per_utterance * (batch.tokens + 1)
+        # Per pair 2 W of sums and their tanh, V logits and the loss's V gradients.
+        pair_bytes = value_bytes * 2 * width
+        pair_bytes += FP32 * 2 * shape.vocabulary
+        total += pairs * pair_bytes
 
     if value_bytes < FP32:
         total += _autocast_weight_bytes(recognizer, value_bytes)
@@ -161,32 +170,23 @@ def _encoder_layer_bytes(encoder: EncoderConfig, shape: _Shape) -> int:
     # Six norms, and log-sum-exp of each frame and head in attention.
     statistics_bytes = FP32 * (6 * NORM_STATISTICS + encoder.heads)
     if encoder.experts:
-        second_bytes = _experts_bytes_per_frame(encoder, shape)
+        router = encoder.experts.router
+        # fp32: D of the router's input, 2 E + K + 2 of logits and probabilities.
+        routing_values = width + 2 * encoder.experts.count + router.per_frame + 2
+        routing_bytes = FP32 * routing_values
+        # 2 K indices: from frames to the order of experts and back.
+        routing_bytes += INT64 * 2 * router.per_frame
+        if router.jitter:
+            # D: the router's input before its jitter.
+            routing_bytes += FP32 * width
+        # D of the norm's output; 3 D + F for each of the K experts that a frame passes.
+        expert_values = 3 * width + encoder.feedforward_width
+        expert_bytes = shape.value_bytes * (width + router.per_frame * expert_values)
+        second_bytes = routing_bytes + expert_bytes
     else:
         second_bytes = feedforward * shape.value_bytes
     frame_bytes = values * shape.value_bytes + statistics_bytes + second_bytes
     return shape.encoder_frames * frame_bytes
-
-
-def _experts_bytes_per_frame(encoder: EncoderConfig, shape: _Shape) -> int:
-    """The router's input and probabilities, frames in the order of experts, indices."""
-    assert encoder.experts is not None
-    width = encoder.width
-    count = encoder.experts.count
-    router = encoder.experts.router
-    per_frame = router.per_frame
-    # fp32: D of the router's input, 2 E + K + 2 of logits and probabilities.
-    routing_values = width + 2 * count + per_frame + 2
-    routing_bytes = FP32 * routing_values
-    # 2 K indices: from frames to the order of experts and back.
-    routing_bytes += INT64 * 2 * per_frame
-    if router.jitter:
-        # D: the router's input before its jitter.
-        routing_bytes += FP32 * width
-    # D of the norm's output; 3 D + F for each of the K experts that a frame passes.
-    expert_values = 3 * width + encoder.feedforward_width
-    values = width + per_frame * expert_values
-    return routing_bytes + shape.value_bytes * values
 
 
 def _decoder_bytes(
@@ -220,19 +220,6 @@ def _decoder_bytes(
     output_by_position += INT64
     output = shape.decoder_positions * output_by_position
     return num_layers * one_layer + output
-
-
-def _transducer_bytes(width: int, shape: _Shape) -> int:
-    """The projected frames and the prediction network's values, and the joint tensors of one utterance."""
-    # T W of frames; 3 (U + 1) W of the prediction network.
-    num_vectors = shape.encoder_frames + 3 * shape.decoder_positions
-    values_bytes = shape.value_bytes * width * num_vectors
-    # The loss takes one utterance after the other, so that the joint tensors of one exist at a time.
-    pairs = shape.frames_per_utterance * (shape.batch.tokens + 1)
-    # Per pair 2 W of sums and their tanh, V logits and the loss's V gradients.
-    by_pair = shape.value_bytes * 2 * width
-    by_pair += FP32 * 2 * shape.vocabulary
-    return values_bytes + pairs * by_pair
 
 
 def _autocast_weight_bytes(recognizer: Recognizer, value_bytes: int) -> int:

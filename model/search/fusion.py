@@ -150,12 +150,10 @@ class FusionTable:
         # A clone: the rows may be those of the beams before the frame, which inactive utterances keep.
         row_BK = row_BK.clone()
         row_BK[moves_BK] = torch.tensor(targets, dtype=row_BK.dtype)
-        if len(self._states) > self.most_rows:
-            return self._forget_others(row_BK)
-        return row_BK
+        if len(self._states) <= self.most_rows:
+            return row_BK
 
-    def _forget_others(self, row_BK: Tensor) -> Tensor:
-        """Keep the states of these rows alone, whose new rows are returned."""
+        # Keep the states of these rows alone, under new numbers.
         states = self._states
         self._reset()
         new_rows = []

@@ -47,27 +47,24 @@ class Hotwords:
         # A trie of all phrases, whose root is node 0.
         self._nodes = [TrieNode()]
         for phrase in phrases:
-            self._insert(phrase)
+            # The space before the first word is no part of the phrase: a text may begin with it, or without.
+            tokens = list(phrase)
+            while tokens and self._space_V[tokens[0]]:
+                tokens.pop(0)
+            if not tokens:
+                continue
+
+            node = self._nodes[0]
+            for token in tokens:
+                if token not in node.children:
+                    depth = node.depth
+                    if not self._space_V[token]:
+                        depth += 1
+                    node.children[token] = len(self._nodes)
+                    self._nodes.append(TrieNode(depth))
+                node = self._nodes[node.children[token]]
+            node.ends = True
         self._count_pending(0, 0)
-
-    def _insert(self, phrase: Sequence[int]) -> None:
-        # The space before the first word is no part of the phrase: a text may begin with it, or without.
-        tokens = list(phrase)
-        while tokens and self._space_V[tokens[0]]:
-            tokens.pop(0)
-        if not tokens:
-            return
-
-        node = self._nodes[0]
-        for token in tokens:
-            if token not in node.children:
-                depth = node.depth
-                if not self._space_V[token]:
-                    depth += 1
-                node.children[token] = len(self._nodes)
-                self._nodes.append(TrieNode(depth))
-            node = self._nodes[node.children[token]]
-        node.ends = True
 
     def _count_pending(self, index: int, last_end: int) -> None:
         node = self._nodes[index]

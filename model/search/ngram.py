@@ -271,15 +271,12 @@ class TokenLanguageModel:
         self._known_V[[START, END]] = False
         # Of each context the tokens that follow it, with their scores.
         self._followers: dict[Context, list[tuple[int, float]]] = {}
-        if isinstance(model, NgramModel):
-            self._index_followers(model)
-
-    def _index_followers(self, model: NgramModel) -> None:
+        if not isinstance(model, NgramModel):
+            return
         token_of_piece = {}
         for token, piece in enumerate(self.pieces):
             if token not in (START, END):
                 token_of_piece[piece] = token
-
         for context, words in model.followers.items():
             followers = []
             for word in words:

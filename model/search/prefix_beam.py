@@ -165,7 +165,14 @@ class PrefixBeamSearch:
 
             hypotheses = []
             for rank, place in enumerate(places[:n_best]):
-                text = self._settled[row] + self._unsettled(row, place)
+                # What is still in the beams has the times of the prefix's best path.
+                best_path = int(beams.best_BK2[row, place].argmax())
+                unsettled = text_tokens(
+                    beams.tokens_BKU[row, place],
+                    beams.trail_BK2U2[row, place, best_path],
+                    int(beams.length_BK[row, place]),
+                )
+                text = self._settled[row] + unsettled
                 log_probs = [entry.log_prob for entry in text]
                 confidences = torch.tensor(log_probs, dtype=torch.float64).exp()
                 hypothesis = Hypothesis(
@@ -178,15 +185,6 @@ class PrefixBeamSearch:
                 hypotheses.append(hypothesis)
             results.append(hypotheses)
         return results
-
-    def _unsettled(self, row: int, place: int) -> list[TextToken]:
-        """The tokens of a prefix that are still in the beams, with the times of its best path."""
-        beams = self._beams
-        length = int(beams.length_BK[row, place])
-        best_path = int(beams.best_BK2[row, place].argmax())
-        tokens_U = beams.tokens_BKU[row, place]
-        trail_U2 = beams.trail_BK2U2[row, place, best_path]
-        return text_tokens(tokens_U, trail_U2, length)
 
     # --- one frame ----------------------------------------------------------------------------------
 
