@@ -27,12 +27,13 @@ def read_members(content: bytes, num_members: int) -> dict[str, bytes]:
     long_name: str | None = None
     position = 0
     while True:
+        block = content[position : position + BLOCK_BYTES]
+        # The end of the range, or of the tar.
+        if not block.strip(b"\0"):
+            break
         try:
             # UTF-8, whatever the locale: names are those of keys.
-            header = tarfile.TarInfo.frombuf(content[position : position + BLOCK_BYTES], "utf-8", "surrogateescape")
-        # Empty blocks, or the end of the range.
-        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):
-            break
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ValueError(f"byte {position} begins no member ({error})") from None
         name = long_name or header.name
