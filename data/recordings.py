@@ -15,6 +15,8 @@ import numpy as np
 import soundfile
 
 from data.containers import AudioError, Stream, StreamFile, read_streams
+from data.g722 import RATE_HZ as G722_RATE_HZ
+from data.g722 import decode_g722, is_g722
 
 # Below: no microphone; a file of 20 kB at 1 Hz would become gigabytes at 16 kHz. Above: no recorder of speech.
 MIN_RATE_HZ = 1000
@@ -87,6 +89,11 @@ class Recording:
 @contextmanager
 def open_stream(path: Path, stream: Stream) -> Iterator[soundfile.SoundFile]:
     """One stream of a file, open for decoding."""
+    if is_g722(path):
+        samples = decode_g722(path)
+        with soundfile.SoundFile(samples, "r", G722_RATE_HZ, 1, "PCM_16", "LITTLE", "RAW") as audio:
+            yield audio
+        return
     is_whole_file = stream == Stream(0, path.stat().st_size)
     if is_whole_file:
         # As bytes: a name may be no UTF-8.
@@ -114,7 +121,8 @@ def read_recording(path: Path) -> Recording:
 # Many clips may lie in one long file, which is then walked once. Size and time: a file may be replaced.
 @functools.lru_cache(maxsize=1 << 16)
 def _read_recording(path: Path, size: int, modified_ns: int) -> Recording:
-    streams = read_streams(path)
+    # Without a header, its first bytes may look like those of any container.
+    streams = (Stream(0, size),) if is_g722(path) else read_streams(path)
     shapes: set[tuple[int, int]] = set()
     stream_samples: list[int] = []
     try:

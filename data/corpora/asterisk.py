@@ -58,7 +58,7 @@ def select(config: AsteriskConfig, seed: int) -> Selection:
         if not voices:
             raise DataError(
                 f"There are no recordings of {language} in {config.root}, in a folder called {language} or "
-                f"{language}_VOICE; unpack them there as wav."
+                f"{language}_VOICE; unpack them there, as g722 or wav."
             )
         for voice in voices:
             _add_voice(voice, language, lists[language], config, rows)
@@ -80,8 +80,8 @@ def _voices(root: Path, language: str) -> list[Path]:
 def _recordings(voice: Path) -> dict[str, Path]:
     """The recordings of a voice by their names, which may lie in folders: digits/1."""
     recordings: dict[str, Path] = {}
-    # Those in wav come last, and take the place of others.
-    for suffix in ("g722", "wav"):
+    # The last takes the place of the others: G.722 has 16 kHz, wav has 8.
+    for suffix in ("wav", "g722"):
         for path in sorted(voice.rglob(f"*.{suffix}")):
             recordings[path.relative_to(voice).with_suffix("").as_posix()] = path
     return recordings

@@ -33,6 +33,9 @@ def add_corpora(parser: argparse.ArgumentParser) -> None:
                 default = f"default: {field.get_default()}"
                 if field.is_required():
                     default = "required"
+                # Of several names, or of a text.
+                elif field.get_default() in ((), ""):
+                    default = "default: none"
                 # argparse formats help texts with %.
                 description = f"{field.description} ({default})".replace("%", "%%")
                 command.add_argument(flag(key), dest=f"corpus.{key}", metavar="VALUE", help=description)

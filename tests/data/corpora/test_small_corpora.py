@@ -2,7 +2,9 @@
 
 import gzip
 
+import numpy as np
 import pytest
+from G722 import G722
 from lookalikes import of_split, reasons, samples_by_key, texts, write_noise, write_text
 
 from data.corpora import asterisk, prepare, yesno
@@ -61,6 +63,14 @@ def test_lists_and_voices_are_found_wherever_they_were_unpacked(prompts):
         ("it_IT_m_Carlo_digits_1", "uno", "it", "it_IT_m_Carlo"),
         ("en_activated", "activated", "en", "en"),
     }
+
+
+def test_prompts_in_g722_are_preferred_to_those_of_half_the_rate(prompts, tmp_path):
+    noise = np.random.default_rng(1).integers(-8000, 8000, 6400).tolist()
+    (prompts / "en" / "activated.g722").write_bytes(G722(16000, 64000).encode(noise))
+    report = prepare(AsteriskConfig(root=prompts, languages=("en",)), tmp_path / "shards", seed=1)
+    (split,) = report.splits
+    assert samples_by_key(tmp_path / "shards" / split) == {"en_activated": 6400}
 
 
 def test_prompts_without_speech_without_text_and_without_recording_are_counted(prompts):
