@@ -28,12 +28,18 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
     )
     frequency_masks: int = Field(default=2, ge=0, le=1000, description="masks over mel bins per utterance")
     frequency_width_bins: int = Field(
-        default=20, ge=1, le=1024, description="largest width of a frequency mask, in mel bins"
+        default=20,
+        ge=1,
+        le=1024,
+        description="largest width of a frequency mask, in mel bins",
     )
     time_masks: int = Field(default=4, ge=0, le=1000, description="masks over time per utterance")
     time_width_s: float = Field(default=0.4, gt=0, le=3600, description="largest width of a time mask, in seconds")
     time_ratio: float = Field(
-        default=0.08, gt=0, le=1, description="largest width of a time mask as a share of the utterance"
+        default=0.08,
+        gt=0,
+        le=1,
+        description="largest width of a time mask as a share of the utterance",
     )
 
     @field_validator("speeds")

@@ -38,7 +38,10 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """Log-mel filterbank."""
 
     sample_rate_hz: int = Field(
-        default=16000, ge=1000, le=96_000, description="rate of the shards and of the features, in Hz"
+        default=16000,
+        ge=1000,
+        le=96_000,
+        description="rate of the shards and of the features, in Hz",
     )
     mel_bins: int = Field(default=80, ge=1, le=1024, description="number of mel filters")
     kind: Literal["log_mel", "kaldi"] = Field(
@@ -50,7 +53,10 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     hop_ms: float = Field(default=10.0, gt=0, le=1000, description="distance between frames, in milliseconds")
     low_hz: float = Field(default=20.0, ge=0, le=48_000, description="lower edge of the lowest filter, in Hz")
     high_hz: float | None = Field(
-        default=None, gt=0, le=48_000, description="upper edge of the highest filter, in Hz; half the rate if unset"
+        default=None,
+        gt=0,
+        le=48_000,
+        description="upper edge of the highest filter, in Hz; half the rate if unset",
     )
     floor: float = Field(
         default=1e-6,
@@ -214,7 +220,10 @@ class LogMel(nn.Module):
 
 
 def measure_statistics(
-    reader: ShardReader, config: FeaturesConfig, seed: int, utterances: int = 200
+    reader: ShardReader,
+    config: FeaturesConfig,
+    seed: int,
+    utterances: int = 200,
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each mel bin, float32 [F], over a seeded sample of a split.
 

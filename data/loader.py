@@ -143,28 +143,27 @@ class Loader:
         pending: deque[list[_PendingBatch]] = deque()
         try:
             for step in range(start, stop):
-                pending.append([self._submit(step, lane, executor) for lane in self.lanes])
+                readers: dict[str, SidecarReader] = {}
+                for name, source in self.sidecars.items():
+                    if source.is_needed(step):
+                        readers[name] = source.reader
+
+                lane_batches: list[_PendingBatch] = []
+                for lane in self.lanes:
+                    spec = self.sampler.micro_batch(step, lane)
+                    # Plain numbers: threads take them one by one.
+                    rows = zip(spec.utterances.tolist(), spec.speeds.tolist(), spec.samples.tolist(), strict=True)
+                    utterances: list[Future[_Prepared]] = []
+                    for utterance, speed, length in rows:
+                        utterances.append(executor.submit(self._prepare, utterance, speed, length, readers))
+                    lane_batches.append(_PendingBatch(spec, list(readers), utterances))
+                pending.append(lane_batches)
                 if len(pending) == steps_ahead:
                     yield [self._collect(batch) for batch in pending.popleft()]
             while pending:
                 yield [self._collect(batch) for batch in pending.popleft()]
         finally:
             executor.close()
-
-    def _submit(self, step: int, lane: int, executor: _Threads | _Inline) -> _PendingBatch:
-        """Have the utterances of a micro-batch read."""
-        spec = self.sampler.micro_batch(step, lane)
-        readers: dict[str, SidecarReader] = {}
-        for name, source in self.sidecars.items():
-            if source.is_needed(step):
-                readers[name] = source.reader
-
-        utterances: list[Future[_Prepared]] = []
-        for utterance, speed, length in zip(
-            spec.utterances.tolist(), spec.speeds.tolist(), spec.samples.tolist(), strict=True
-        ):
-            utterances.append(executor.submit(self._prepare, utterance, speed, length, readers))
-        return _PendingBatch(spec, list(readers), utterances)
 
     def _prepare(self, utterance: int, speed: float, length: int, readers: Mapping[str, SidecarReader]) -> _Prepared:
         example = self.reader.read(utterance)

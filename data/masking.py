@@ -26,7 +26,10 @@ class MaskingConfig(BaseModel, frozen=True, extra="forbid"):
 
     # The defaults are BEST-RQ's: a third of the frames of a long utterance are masked.
     start_probability: float = Field(
-        default=0.01, gt=0, le=1, description="share of the feature frames at which a masked span starts"
+        default=0.01,
+        gt=0,
+        le=1,
+        description="share of the feature frames at which a masked span starts",
     )
     span_s: float = Field(default=0.4, gt=0, le=600, description="length of a masked span, in seconds")
     noise: float = Field(

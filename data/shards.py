@@ -240,7 +240,10 @@ def _log_and_encode(utterance: Utterance, sample_rate_hz: int, sources: SourceLo
 
 
 def _encode_ahead(
-    utterances: list[Utterance], sample_rate_hz: int, workers: int, sources: SourceLog
+    utterances: list[Utterance],
+    sample_rate_hz: int,
+    workers: int,
+    sources: SourceLog,
 ) -> Iterator[tuple[Utterance, Flac | RejectedRow]]:
     """Encode in threads (libsndfile releases the GIL), in order, a bounded number ahead of the consumer."""
     remaining = iter(utterances)

@@ -48,9 +48,27 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str =
     while num_tags:
         text, num_tags = TAGS.subn(" ", text)
     if lower:
-        text = _lower(text, language)
+        if re.split("[-_]", language.lower())[0] in DOTLESS:
+            text = text.replace("I", "ı")
+        # Python's lower case of İ is an i with a second dot above.
+        text = text.replace("İ", "i").lower()
+        # Tools that lower İ so leave that dot, and Lithuanian may write it below another accent: one letter, two
+        # spellings.
+        text = re.sub("(?<=[ijį])\u0307+", "", text)
     if not punctuation:
-        text = _without_symbols(text)
+        # Only between letters: the other apostrophes are quotation marks.
+        text = text.replace("’", "'")
+        apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
+        characters: list[str] = []
+        for position, character in enumerate(text):
+            category = unicodedata.category(character)
+            # Me: what encloses a character, such as the key around a digit.
+            is_symbol = category[0] in "PS" or category == "Me"
+            if is_symbol and position not in apostrophes:
+                characters.append(" ")
+            else:
+                characters.append(character)
+        text = "".join(characters)
     # Lowering and the removals can take a composed character apart or bring two parts together.
     return " ".join(unicodedata.normalize("NFC", text).split())
 
@@ -87,28 +105,3 @@ def _joiner_of_letters(match: re.Match[str]) -> str:
     if len(around) == 2 and all(unicodedata.category(character)[0] in "LM" for character in around):
         return match[0][0]
     return ""
-
-
-def _lower(text: str, language: str) -> str:
-    if re.split("[-_]", language.lower())[0] in DOTLESS:
-        text = text.replace("I", "ı")
-    # Python's lower case of İ is an i with a second dot above.
-    text = text.replace("İ", "i").lower()
-    # Tools that lower İ so leave that dot, and Lithuanian may write it below another accent: one letter, two spellings.
-    return re.sub("(?<=[ijį])\u0307+", "", text)
-
-
-def _without_symbols(text: str) -> str:
-    # Only between letters: the other apostrophes are quotation marks.
-    text = text.replace("’", "'")
-    apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
-    characters: list[str] = []
-    for position, character in enumerate(text):
-        category = unicodedata.category(character)
-        # Me: what encloses a character, such as the key around a digit.
-        is_symbol = category[0] in "PS" or category == "Me"
-        if is_symbol and position not in apostrophes:
-            characters.append(" ")
-        else:
-            characters.append(character)
-    return "".join(characters)

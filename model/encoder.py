@@ -122,6 +122,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_convolution(self):
+        # An even kernel has no frame in its middle: its output would lie half a frame off.
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} is even: choose {self.kernel_size + 1}")
         return self
@@ -171,6 +172,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         """The block that each layer uses; blocks count like the layers that use them first."""
         blocks = list(range(self.private_head))
         for layer in range(self.num_grouped):
+            # ABAB (MoEUT, Csordás et al., 2024), or AABB, the publication's (Bai et al., 2022).
             if self.sharing == "cyclic":
                 group = layer % self.num_groups
             else:
@@ -248,9 +250,12 @@ class Encoder(nn.Module):
         router_scope = None
         if config.experts is not None:
             router_scope = config.experts.router.scope
+        # By default norms and routers are a layer's own (Bai et al., 2022): with them a shared block adapts to its
+        # depth.
         layer_owns_norms = config.norms == "layer"
         group_owns_router = router_scope == "group"
 
+        # The names `layers`, `groups`, `common` and `blocks` are those of tensors in checkpoints and finished models.
         self.layers = nn.ModuleList()
         for index in range(config.layers):
             layer = LayerParameters(
@@ -370,6 +375,7 @@ class Encoder(nn.Module):
         """
         if not moments:
             return
+        # Moved once per step: one by one its layers' moments would move it as many times as fast.
         pooled: dict[FrameBatchNorm, Tensor] = {}
         for layer, layer_moments in zip(self.layers, moments, strict=True):
             norm = layer.convolution_inner_norm
@@ -389,6 +395,7 @@ class Encoder(nn.Module):
         routers: list[Router] = []
         for layer in self._layer_parameters():
             routers.extend(layer.routers())
+        # Likewise one step of the bias for each step of training, however many layers the router serves.
         pooled: dict[Router, Tensor] = {}
         for router, counts_E in zip(routers, counts, strict=True):
             if router in pooled:

@@ -20,6 +20,7 @@ from model.recognizer import Recognizer, RecognizerConfig
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
+# A later version reads earlier formats; a later format is refused.
 FORMAT = 1
 DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -89,7 +90,9 @@ def _save(
 ) -> None:
     tensors = {}
     for name, tensor in state.items():
-        tensors[name] = tensor.detach().cpu().contiguous()  # safetensors refuses others
+        # safetensors refuses tensors that are not contiguous.
+        tensors[name] = tensor.detach().cpu().contiguous()
+    # transformers refuses files of tensors that do not say which framework wrote them.
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(description, indent=1)
     (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
@@ -134,6 +137,7 @@ def _validate(kind: type[ConfigT], values: Any, path: Path) -> ConfigT:
 
 def _read_size(stored: dict[str, Any], key: str, largest: int, path: Path) -> int:
     value = stored.get(key)
+    # Not isinstance: True is an int, and no size.
     if type(value) is not int or not 1 <= value <= largest:
         raise ValueError(f"{path} has {str(value)[:40]} as its {key}, where a number from 1 to {largest} belongs")
     return value
@@ -146,6 +150,7 @@ def load_model(folder: Path) -> Recognizer:
     weights are not those of its description, and KeyError when what it holds is an encoder alone.
     """
     description = read_description(folder)
+    # On the meta device first: weights that do not fit are refused before the model takes memory.
     state = _read_weights(folder, description, description.build_recognizer)
     recognizer = description.build_recognizer()
     recognizer.load_state_dict(state)

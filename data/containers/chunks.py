@@ -87,8 +87,11 @@ def _stream_at(file: BinaryIO, start: int, size: int, container: Container) -> S
         return Stream(start, size)
     content, length = samples
     available = size - content
-    if length == 0 and available > 0 and not _is_chunk(file, content, size, container):
-        return _with_length(file, start, content, size, container)
+    if length == 0 and available > 0:
+        following = _chunk_at(file, content, container)
+        # A chunk that fits into the file: there really are no samples. Anything else is samples.
+        if following is None or following[1] > available:
+            return _with_length(file, start, content, size, container)
     if _is_open_end(length) and length > available:
         # libsndfile 1.2.2 takes this length of a CAF file for damage.
         if container.magic == b"caff":
@@ -160,12 +163,6 @@ def _after(start: int, end: int, container: Container) -> int:
 def _is_open_end(length: int) -> bool:
     """Whether a length is one that a writer leaves who does not know it: nearly 2^31, 2^32 or 2^64."""
     return any(0 <= limit - length <= 1 << 16 for limit in (1 << 31, 1 << 32, 1 << 64))
-
-
-def _is_chunk(file: BinaryIO, position: int, size: int, container: Container) -> bool:
-    """Whether a chunk begins here and fits into the file."""
-    chunk = _chunk_at(file, position, container)
-    return chunk is not None and chunk[1] <= size - position
 
 
 def _with_length(file: BinaryIO, start: int, content: int, size: int, container: Container) -> Stream:

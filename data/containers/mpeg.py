@@ -110,7 +110,15 @@ def _stream(run: _Run, size: int, *, is_only: bool) -> Stream:
         return Stream(run.first_sound, run.stop)
     if run.first.layer != 3:
         raise AudioError("is MPEG audio of layer 1 or 2 whose frames differ in size: its length is unknown")
-    return Stream(run.first_sound, run.stop, _info_frame(run.first, run.num_frames))
+
+    # A frame in front that holds the number of those that follow it: no checksum, bitrate code 9 (room enough at every
+    # rate), no padding.
+    word = run.first.word & ~0xF200 | 0x19000
+    info = _parse(word.to_bytes(4, "big"))
+    assert info is not None
+    number = b"Info" + (1).to_bytes(4, "big") + run.num_frames.to_bytes(4, "big")
+    content = word.to_bytes(4, "big") + bytes(info.side_information_bytes) + number
+    return Stream(run.first_sound, run.stop, content.ljust(info.num_bytes, b"\0"))
 
 
 def _parse(head: bytes) -> Frame | None:
@@ -164,17 +172,6 @@ def _promised_frames(head: bytes, frame: Frame) -> tuple[bool, int | None]:
             return True, None
     # Decoders do not read the number in VBRI.
     return head[36:40] == b"VBRI", None
-
-
-def _info_frame(like: Frame, num_frames: int) -> bytes:
-    """A frame that holds the number of those that follow it."""
-    # No checksum, bitrate code 9 (room enough at every rate), no padding.
-    word = like.word & ~0xF200 | 0x19000
-    frame = _parse(word.to_bytes(4, "big"))
-    assert frame is not None
-    number = b"Info" + (1).to_bytes(4, "big") + num_frames.to_bytes(4, "big")
-    content = word.to_bytes(4, "big") + bytes(frame.side_information_bytes) + number
-    return content.ljust(frame.num_bytes, b"\0")
 
 
 def id3_length(head: bytes) -> int:

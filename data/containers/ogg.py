@@ -38,7 +38,12 @@ def ogg_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
         page = read_at(file, position, header_size + sum(header[HEADER_BYTES:header_size]))
         if position + header_size > size or len(page) < header_size + sum(header[HEADER_BYTES:header_size]):
             raise AudioError("breaks off within an Ogg page")
-        if _checksum(page) != int.from_bytes(page[22:26], "little"):
+        # Ogg's CRC-32 has the polynomial of zlib, but takes the highest bit first, and neither begins nor ends with
+        # ones.
+        without_checksum = page[:22] + bytes(4) + page[26:]
+        reflected = zlib.crc32(without_checksum.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+        checksum = int(f"{reflected:032b}"[::-1], 2)
+        if checksum != int.from_bytes(page[22:26], "little"):
             raise AudioError(f"is damaged: the Ogg page at byte {position} does not have its checksum")
 
         if flags & BEGINNING_OF_STREAM:
@@ -66,10 +71,3 @@ def _all_ended(last_pages: dict[int, tuple[int, int]]) -> bool:
 def _check_ended(last_pages: dict[int, tuple[int, int]]) -> None:
     if not _all_ended(last_pages):
         raise AudioError("breaks off: its last Ogg page is not marked as the end")
-
-
-def _checksum(page: bytes) -> int:
-    """Ogg's CRC-32: the polynomial of zlib, but highest bit first, and neither begun nor ended with ones."""
-    without_checksum = page[:22] + bytes(4) + page[26:]
-    reflected = zlib.crc32(without_checksum.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{reflected:032b}"[::-1], 2)

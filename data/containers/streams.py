@@ -7,7 +7,6 @@ are one stream, of which nothing is checked.
 
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 from data.containers.chunks import chunk_streams, is_chunked
 from data.containers.flac import flac_streams
@@ -25,30 +24,27 @@ def read_streams(path: Path) -> tuple[Stream, ...]:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise AudioError("is an empty file")
-            return _streams(file, size)
+            start = 0
+            tag_length = id3_length(read_at(file, start, 10))
+            while tag_length > 0 and start < size:
+                start += tag_length
+                tag_length = id3_length(read_at(file, start, 10))
+
+            magic = read_at(file, start, 16)
+            if magic.startswith(b"OggS"):
+                return ogg_streams(file, size, start)
+            if magic.startswith(b"fLaC"):
+                return flac_streams(file, size)
+            if magic.startswith(b".snd"):
+                return au_streams(file, size, start)
+            if magic.startswith(b"NIST_1A"):
+                return nist_streams(file, size)
+            if is_chunked(magic):
+                return chunk_streams(file, size, start)
+            if is_mpeg(magic):
+                return mpeg_streams(file, size, start)
+            return (Stream(0, size),)
     except OSError as error:
         raise AudioError(f"{path} cannot be read ({error.strerror})") from error
     except AudioError as error:
         raise AudioError(f"{path} {error}") from error
-
-
-def _streams(file: BinaryIO, size: int) -> tuple[Stream, ...]:
-    start = 0
-    tag_length = id3_length(read_at(file, start, 10))
-    while tag_length > 0 and start < size:
-        start += tag_length
-        tag_length = id3_length(read_at(file, start, 10))
-    magic = read_at(file, start, 16)
-    if magic.startswith(b"OggS"):
-        return ogg_streams(file, size, start)
-    if magic.startswith(b"fLaC"):
-        return flac_streams(file, size)
-    if magic.startswith(b".snd"):
-        return au_streams(file, size, start)
-    if magic.startswith(b"NIST_1A"):
-        return nist_streams(file, size)
-    if is_chunked(magic):
-        return chunk_streams(file, size, start)
-    if is_mpeg(magic):
-        return mpeg_streams(file, size, start)
-    return (Stream(0, size),)

@@ -57,6 +57,7 @@ def examine_hosts(options: argparse.Namespace) -> int:
         print(f"Hosts: {topology}\n")
         _show_hosts(checks)
     if checks.problems:
+        # As a run on these hosts would end.
         return exit_code(ConfigError())
     return 0
 

@@ -51,6 +51,7 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
         return 0
     results = read_results(run) or {"models": {}}
     models = {}
+    # results.json is of all evaluations of the run: shown are those that were asked for.
     for name, result in results["models"].items():
         if stage is None or stage == name or stage in evaluations:
             models[name] = result

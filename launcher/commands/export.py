@@ -55,6 +55,7 @@ def export(options: argparse.Namespace) -> int:
         folder = Path(options.out).expanduser().absolute()
     else:
         folder = folder_of_stage.export(checkpoint.step)
+    # Nothing is lost in a folder that somebody made for it.
     is_empty_folder = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty_folder:
         raise ConfigError(f"{folder} is there already. Remove it, or name another folder with --out.")

@@ -44,6 +44,7 @@ def verify_shards(options: argparse.Namespace) -> int:
                 print(f"  {problem}")
     if is_intact:
         return 0
+    # As a run ends that meets broken data.
     return exit_code(DataError())
 
 
@@ -85,6 +86,7 @@ def _sampling(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
             index.text_length,
             min_frames,
             batches,
+            # Any will do: it draws the order and the speeds, which hardly move these figures.
             seed=1,
             sample_rate_hz=index.sample_rate_hz,
             speeds=AugmentConfig().speeds,

@@ -17,6 +17,7 @@ def status(options: argparse.Namespace) -> int:
         print(json.dumps(run, ensure_ascii=False, indent=2))
         return 0
 
+    # After JSON is printed, which needs none of it.
     from rich.table import Table
 
     state = "not running"

@@ -52,6 +52,7 @@ def transcribe(options: argparse.Namespace) -> int:
         return 0
     if len(options.audio) > 1:
         print(f"chorus: {num_failed} of {len(options.audio)} recordings could not be recognised.", file=sys.stderr)
+    # What could be recognised has been printed; the code says that it is not all.
     return exit_code(DataError())
 
 

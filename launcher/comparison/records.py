@@ -48,7 +48,17 @@ def write_records(folder: Path, evaluated: EvaluationSet, trainings: Sequence[Tr
         )
     folder.mkdir(parents=True, exist_ok=True)
 
-    header = {"format": RECORDS_FORMAT, **asdict(evaluated), "models": _merge_order(models, trainings)}
+    # Each new model after the one that it follows in its own recipe.
+    previous = None
+    for training in trainings:
+        if training.model not in models:
+            place = len(models)
+            if previous is not None:
+                place = models.index(previous) + 1
+            models.insert(place, training.model)
+        previous = training.model
+
+    header = {"format": RECORDS_FORMAT, **asdict(evaluated), "models": models}
     written = [folder / HEADER_NAME]
     _write(folder / HEADER_NAME, header)
     for training in trainings:
@@ -77,20 +87,6 @@ def read_records(folder: Path) -> tuple[EvaluationSet, list[Training]]:
         return place, training.model, training.seed
 
     return evaluated, sorted(trainings, key=position)
-
-
-def _merge_order(models: Sequence[str], trainings: Sequence[Training]) -> list[str]:
-    """The order of models with those of new trainings: each after the one that it follows in its own recipe."""
-    merged = list(models)
-    previous = None
-    for training in trainings:
-        if training.model not in merged:
-            place = len(merged)
-            if previous is not None:
-                place = merged.index(previous) + 1
-            merged.insert(place, training.model)
-        previous = training.model
-    return merged
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

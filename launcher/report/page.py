@@ -148,6 +148,16 @@ def _content(run_data: RunData) -> dict[str, Any]:
         if stage.expert_layers():
             with_experts.append(stage)
 
+    # The first examples that the evaluation kept, each with the hypotheses of all models.
+    examples: dict[str, Example] = {}
+    for model, model_examples in run_data.examples.items():
+        for entry in model_examples:
+            key = entry.get("key", "")
+            reference = entry.get("reference", "")
+            example = examples.setdefault(key, Example(key, reference, hypotheses=[]))
+            pieces, errors, units = differences(reference, entry.get("hypothesis", ""))
+            example.hypotheses.append(Hypothesis(model, pieces, errors, units))
+
     return {
         "name": run_data.name,
         "written": time.strftime("%d %B %Y, %H:%M %Z"),
@@ -165,7 +175,7 @@ def _content(run_data: RunData) -> dict[str, Any]:
         "times": times,
         "silent": silent,
         "expected_experts": run_data.plans_experts(),
-        "examples": _align_examples(run_data),
+        "examples": list(examples.values())[:MAX_EXAMPLES],
         "events": [_describe_event(event) for event in run_data.events[-MAX_EVENTS:]],
         "quarantined": run_data.quarantined[:MAX_QUARANTINED],
         "num_quarantined": len(run_data.quarantined),
@@ -239,19 +249,6 @@ def time_spent(run_data: RunData, stage: StageData) -> TimeSpent | None:
     if goodput is None or goodput.wall_s <= 0:
         return None
     return TimeSpent(stage.name, goodput)
-
-
-def _align_examples(run_data: RunData) -> list[Example]:
-    """The first examples the evaluation kept, each with the hypotheses of all models."""
-    by_key: dict[str, Example] = {}
-    for model, model_examples in run_data.examples.items():
-        for entry in model_examples:
-            key = entry.get("key", "")
-            reference = entry.get("reference", "")
-            example = by_key.setdefault(key, Example(key, reference, hypotheses=[]))
-            pieces, errors, units = differences(reference, entry.get("hypothesis", ""))
-            example.hypotheses.append(Hypothesis(model, pieces, errors, units))
-    return list(by_key.values())[:MAX_EXAMPLES]
 
 
 def _describe_event(event: dict[str, Any]) -> dict[str, str]:

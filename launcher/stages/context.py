@@ -83,5 +83,6 @@ class StageContext(Generic[StageT]):
 
     @property
     def _training(self) -> TrainingStage:
+        # Evaluations have none of these settings.
         assert isinstance(self.stage, TrainingStage)
         return self.stage

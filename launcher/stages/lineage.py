@@ -32,6 +32,7 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
             yield _derived_artifact(pipeline, name, fingerprint, note)
         elif "/" in name:
             kind = "model"
+            # Language models and hotwords of a search are files, teachers folders.
             if Path(name).is_file():
                 kind = "search"
             # Two files of one name are not one input: what is in them names the artifact.

@@ -24,6 +24,7 @@ def merge_results(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
                 # They stay with their evaluation: results are numbers.
                 if key == "examples":
                     continue
+                # A second evaluation, with another search, must not hide the first.
                 if key == stage.split and key in model:
                     key = f"{key}/{stage.name}"
                 model[key] = value

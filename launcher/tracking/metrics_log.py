@@ -44,7 +44,13 @@ class MetricsLog:
     def append(self, row: dict) -> None:
         """Writes one row; one that cannot be written is counted in `lost_rows`, the first with a warning."""
         try:
-            self._write_whole(_encode(row))
+            line = _encode(row)
+            start_bytes = os.fstat(self._file.fileno()).st_size
+            written_bytes = self._file.write(line)
+            if written_bytes != len(line):
+                # A full disk takes a part of the line: without this the next row would be glued to the torn one.
+                os.ftruncate(self._file.fileno(), start_bytes)
+                raise OSError(f"only {written_bytes} of {len(line)} bytes were taken; is the disk full?")
         except (OSError, ValueError, TypeError) as error:
             self.lost_rows += 1
             # On a full disk every step would warn.
@@ -53,14 +59,6 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-
-    def _write_whole(self, line: bytes) -> None:
-        start_bytes = os.fstat(self._file.fileno()).st_size
-        written_bytes = self._file.write(line)
-        if written_bytes != len(line):
-            # A full disk takes a part of the line: without this the next row would be glued to the torn one.
-            os.ftruncate(self._file.fileno(), start_bytes)
-            raise OSError(f"only {written_bytes} of {len(line)} bytes were taken; is the disk full?")
 
 
 def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:

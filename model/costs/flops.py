@@ -150,7 +150,16 @@ def _count_by_part(parts: Iterable[ModuleUse], experts_per_frame: int) -> dict[s
         unique = _num_parameters(module)
         if unique == 0:
             continue
-        activated = _num_activated(module, experts_per_frame)
+        # What one frame or token multiplies with: of experts those it is sent to, of an embedding one row.
+        activated = unique
+        for inner in module.modules():
+            if isinstance(inner, MixtureOfExperts):
+                all_experts = _num_parameters(inner)
+                one_expert = all_experts // inner.num_experts
+                activated -= all_experts - one_expert * experts_per_frame
+            if isinstance(inner, nn.Embedding):
+                one_row = inner.embedding_dim
+                activated -= inner.weight.numel() - one_row
         # A shared router holds an embedding row per layer, and each layer reads its own: sharing does not repeat them.
         per_layer = 0
         if isinstance(module, Router) and module.embedding is not None:
@@ -177,20 +186,6 @@ def _experts_per_frame(recognizer: Model) -> int:
 
 def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _num_activated(module: nn.Module, experts_per_frame: int) -> int:
-    """What one frame or token multiplies with: of experts those it is sent to, of an embedding one row."""
-    total = _num_parameters(module)
-    for inner in module.modules():
-        if isinstance(inner, MixtureOfExperts):
-            all_experts = _num_parameters(inner)
-            one_expert = all_experts // inner.num_experts
-            total -= all_experts - one_expert * experts_per_frame
-        if isinstance(inner, nn.Embedding):
-            one_row = inner.embedding_dim
-            total -= inner.weight.numel() - one_row
-    return total
 
 
 # --- operations ----------------------------------------------------------------------------------------------------
@@ -336,7 +331,17 @@ class _Utterance:
         if isinstance(module, JointNetwork):
             return self.joint_network(module)
         if isinstance(module, RelativeSelfAttention):
-            return _relative_self_attention(module, positions)
+            # Beside plain attention: the encodings of all offsets through a matrix, and a score for each.
+            width = module.output.in_features
+            # Offsets from -(T - 1) to T - 1.
+            offsets = 2 * positions - 1
+            # 2 T x 4 D^2: queries, keys and values in one matrix, and the output.
+            projections = _product(positions, module.query_key_value.weight, module.output.weight)
+            # 2 (2 T - 1) D^2 for the encodings, and 2 T (2 T - 1) D for a score per query and offset.
+            offset_encodings = _product(offsets, module.position.weight)
+            offset_scores = MULTIPLY_ADD * offsets * positions * width
+            plain = _attention(positions, positions, width)
+            return projections + offset_encodings + offset_scores + plain
 
         # All known modules with parameters of their own stand above; those below hold them in children.
         own_parameters = list(module.parameters(recurse=False))
@@ -419,17 +424,3 @@ def _attention(queries: int, keys: int, width: int) -> int:
     scores = MULTIPLY_ADD * queries * keys * width
     mixing = MULTIPLY_ADD * queries * keys * width
     return scores + mixing
-
-
-def _relative_self_attention(module: RelativeSelfAttention, frames: int) -> int:
-    """Beside plain attention: the encodings of all offsets through a matrix, and a score for each."""
-    width = module.output.in_features
-    # Offsets from -(T - 1) to T - 1.
-    offsets = 2 * frames - 1
-    # 2 T x 4 D^2: queries, keys and values in one matrix, and the output.
-    projections = _product(frames, module.query_key_value.weight, module.output.weight)
-    # 2 (2 T - 1) D^2 for the encodings, and 2 T (2 T - 1) D for a score per query and offset.
-    offset_encodings = _product(offsets, module.position.weight)
-    offset_scores = MULTIPLY_ADD * offsets * frames * width
-    plain = _attention(frames, frames, width)
-    return projections + offset_encodings + offset_scores + plain
