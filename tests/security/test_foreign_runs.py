@@ -4,20 +4,26 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from limits import REPOSITORY, run_limited
 
+from data.errors import DataError
 from data.files import is_file_name, parse_json, read_json, remove_path, replacing
+from data.sources import SOURCES, changed_sources, read_sources
 from launcher.bounded_yaml import load_yaml
 from launcher.cli import main
+from launcher.comparison.model_results import read_hypotheses
 from launcher.errors import ConfigError
 from launcher.monitoring.status import load_run_recipe, open_run, run_status
+from launcher.processes.run_processes import token_environment
 from launcher.recipe import dump, load_recipe
 from launcher.recipe.yaml_io import parse_recipe, parse_value
+from launcher.report.run_data import Quarantined, read_run_data
 from launcher.run_files import parse_metrics_row, read_recipe_values, read_state
-from launcher.run_folder import RunFolder, write_json, write_text
+from launcher.run_folder import RunFolder, write_json, write_lines, write_text
 
 RECORD = {"kind": "pretrain", "status": "running", "fingerprint": "f", "settings": {}, "inputs": {}}
 # A number of a user that is nobody in particular.
@@ -427,3 +433,115 @@ def test_a_row_of_metrics_that_is_none_is_passed_over(run: RunFolder, line: byte
     stage.metrics_file.write_bytes(line + b'\n{"step": 5, "loss": null}\n{"step": 6, "loss": 2.0, "time": 1.0}\n')
     status = next(entry for entry in run_status(run)["stages"] if entry["name"] == "teacher")
     assert (status["step"], status["loss"]) == (6, 2.0)
+
+
+# --- what else a run folder holds ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plant", ["pipe", "device", "words"])
+def test_a_token_that_is_no_file_of_ours_is_none(run: RunFolder, plant: str) -> None:
+    match plant:
+        case "pipe":
+            os.mkfifo(run.token_file)
+        case "device":
+            run.token_file.symlink_to("/dev/zero")
+        case "words":
+            run.token_file.write_text("x" * 10**6)
+    assert token_environment(run) == {}
+
+
+@pytest.mark.parametrize("name", ["lost-", "lost-x", "lost-²", "lost-01.tmp", "lost-" + "1" * 200])
+def test_a_file_beside_the_heartbeats_that_names_no_rank_is_nobodys_loss(run: RunFolder, name: str) -> None:
+    stage = run.stage("teacher")
+    stage.heartbeats.mkdir(parents=True)
+    (stage.heartbeats / name).touch()
+    stage.loss_file(3).touch()
+    stage.loss_file(104).touch()
+    assert stage.read_losses() == {3, 104}
+
+
+SOURCE = {"path": "/nowhere/a.wav", "num_bytes": 3, "mtime_ns": 1, "sha256": "0"}
+HOSTILE_SOURCES = [
+    {**SOURCE, "path": 5},
+    {**SOURCE, "path": "a.wav"},
+    {**SOURCE, "path": "/a\0.wav"},
+    {**SOURCE, "num_bytes": "3"},
+    {**SOURCE, "mtime_ns": 1.5},
+    {**SOURCE, "sha256": None},
+    {**SOURCE, "more": 1},
+    {},
+    [],
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE_SOURCES)
+def test_recordings_that_are_none_are_one_clear_error(tmp_path: Path, source: object) -> None:
+    write_lines(tmp_path / SOURCES, [SOURCE, source])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_sources(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "link to a device"])
+def test_a_recording_that_is_no_file_is_neither_read_nor_waited_for(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero")
+    if kind == "pipe":
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+    if kind == "link to a device":
+        path = tmp_path / "link"
+        path.symlink_to("/dev/zero")
+    write_lines(tmp_path / SOURCES, [{**SOURCE, "path": str(path)}])
+    sources = read_sources(tmp_path)
+    assert sources is not None
+    assert len(list(changed_sources(sources.values()))) == 1
+
+
+def test_a_list_of_recordings_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / SOURCES)
+    with pytest.raises(DataError, match="no regular file"):
+        read_sources(tmp_path)
+
+
+HYPOTHESIS = {"key": "a", "reference": "one", "hypothesis": "two"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"key": "a"', "[]", "{}", '{"key": 1, "reference": "", "hypothesis": ""}', "[" * 10**5, "\xff", '"\\ud800"'],
+)
+def test_hypotheses_that_are_torn_are_one_clear_error(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "hypotheses" / "teacher.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(json.dumps(HYPOTHESIS).encode() + b"\n" + line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=r"Line 2 of .* cannot be read"):
+        read_hypotheses(path)
+
+
+def test_a_line_of_a_log_that_is_made_to_be_searched_for_long_is_not(run: RunFolder) -> None:
+    logs = run.stage("teacher").logs
+    logs.mkdir(parents=True)
+    hostile = b"Utterance x at offset 1 of s is broken: y " * 10**5
+    good = (
+        b"Utterance u1 at offset 7 of shard-0.tar is broken: it ends. Look at the split with `chorus shards verify`.\n"
+    )
+    (logs / "rank-00.log").write_bytes(hostile + b"\n" + good)
+    os.mkfifo(logs / "rank-01.log")
+    began = time.process_time()
+    data = read_run_data(run.path)
+    assert time.process_time() - began < 5
+    assert data.quarantined == [Quarantined("teacher", "u1", "shard-0.tar is broken: it ends")]
+    assert any("rank-01.log" in gap for gap in data.gaps)
+
+
+def test_names_in_no_utf8_do_not_end_a_run(run: RunFolder) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    run.append_event("recordings_changed", first=name)
+    write_json(run.path / "record.json", {"path": name})
+    assert run.events()[-1]["first"] == name
+    assert read_json(run.path / "record.json") == {"path": name}
+
+
+@pytest.mark.parametrize("text", [r'name: "\ud800"', r'a: {b: ["\udc80"]}', r'"\udfff": 1'])
+def test_half_of_a_character_in_yaml_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="half of a character"):
+        load_yaml(text)
