@@ -140,20 +140,17 @@ class Executor:
     def _check_extension(self, node: StageNode) -> None:
         """Refuse (ConfigError) to extend a stage that has no work, or whose other settings or inputs changed."""
         record = self._pipeline.record(node.name)
-        steps_saved = self._run.stage(node.name).checkpoint_steps()
-        last_step = max(steps_saved, default=0)
+        status = self._pipeline.status_of(node)
+        if self._find_further(node, status):
+            return
+        last_step = max(self._run.stage(node.name).checkpoint_steps(), default=0)
         if not record or not last_step:
             raise ConfigError(
                 f"--extend names stage {node.name}, which has no checkpoint in {self._run.path} to go on from. Give "
                 "its settings with --set."
             )
-        status = self._pipeline.status_of(node)
         changed = self._pipeline.changes(node, status.inputs)
-        others = []
-        for key in changed:
-            # Weights and moments of a checkpoint keep their meaning under these alone.
-            if key != "steps" and not key.startswith("optimizer."):
-                others.append(key)
+        others = [key for key in changed if not _can_be_extended(key)]
         if others:
             raise ConfigError(
                 f"--extend goes on with stage {node.name} under other steps or another optimizer, and "
@@ -170,8 +167,8 @@ class Executor:
         record = self._pipeline.record(node.name)
         # Again: what a stage learns from may have changed since the run began.
         self._check_extension(node)
-        changes = self._describe_changes(node, status)
-        if not changes:
+        changes = ", ".join(self._pipeline.changes(node, status.inputs).values())
+        if not changes or self._find_further(node, status):
             return
         last_step = max(self._run.stage(node.name).checkpoint_steps())
         former = {"up_to_step": last_step, "fingerprint": record["fingerprint"], "settings": record["settings"]}
@@ -187,25 +184,54 @@ class Executor:
         self._display.say(f"{node.name}: goes on from step {last_step} with {changes}")
 
     def _refuse_half_trained(self, node: StageNode, status: StageStatus) -> None:
-        record = self._pipeline.record(node.name)
-        steps = self._run.stage(node.name).checkpoint_steps()
-        if not record or record["status"] == "done" or not steps:
+        """Refuse (ConfigError) to begin anew a stage that is half trained, or that was extended, unless told to."""
+        folder = self._run.stage(node.name)
+        steps = folder.checkpoint_steps()
+        if not steps or node.name in self._may_set_aside:
             return
-        if node.name in self._may_set_aside:
-            return
-        changes = self._describe_changes(node, status)
-        # Where work of these settings was set aside before, the run goes on with that: nothing is begun anew.
-        if not changes or self._find_set_aside(node, status):
-            return
-        raise ConfigError(
-            f"Stage {node.name} in {self._run.path} is half trained, up to step {max(steps)}, under other settings or "
-            f"inputs: {changes}. To go on from there, give the settings that it has; to begin it anew and keep that "
-            f"work in {_unused_name(self._run.stage(node.name).path).name}, add --set-aside {node.name}."
+        begin_anew = (
+            f"to begin it anew and keep that work in {_unused_name(folder.path).name}, add --set-aside {node.name}."
         )
+        record = self._pipeline.record(node.name)
+        if not record:
+            raise ConfigError(
+                f"Stage {node.name} in {self._run.path} has checkpoints up to step {max(steps)}, and "
+                f"{self._run.state_file.name} does not say under which settings they were trained. Put back the "
+                f"{self._run.state_file.name} that does; {begin_anew}"
+            )
+        changes = self._pipeline.changes(node, status.inputs)
+        # Where work of these settings was set aside before, the run goes on with that: nothing is begun anew.
+        if changes and self._find_set_aside(node, status):
+            return
 
-    def _describe_changes(self, node: StageNode, status: StageStatus) -> str:
-        """What differs from the stage's record, in words; empty where nothing does."""
-        return ", ".join(self._pipeline.changes(node, status.inputs).values())
+        if record["status"] == "done":
+            # A finished stage follows the recipe. But one that was extended is asked for by options that are not in it.
+            if changes and record.get("extended") and all(map(_can_be_extended, changes)):
+                raise ConfigError(
+                    f"Stage {node.name} in {self._run.path} was extended up to step {max(steps)}, and this command has "
+                    f"other settings: {', '.join(changes.values())}. To keep its work, give the settings that it has; "
+                    f"{begin_anew}"
+                )
+            return
+        # Of stages before it too: it would be refused when they have been trained anew.
+        changes = self._pipeline.changes_before(node) | changes
+        if changes:
+            raise ConfigError(
+                f"Stage {node.name} in {self._run.path} is half trained, up to step {max(steps)}, under other settings "
+                f"or inputs: {', '.join(changes.values())}. To go on from there, give the settings that it has; "
+                f"{begin_anew}"
+            )
+
+    def _find_further(self, node: StageNode, status: StageStatus) -> StageFolder | None:
+        """Return work that was set aside under a stage's present settings and inputs, and has come further than the
+        stage's own: what an extension would do is done there."""
+        aside = self._find_set_aside(node, status)
+        if aside is None:
+            return None
+        own_step = max(self._run.stage(node.name).checkpoint_steps(), default=0)
+        if max(aside.checkpoint_steps(), default=0) <= own_step:
+            return None
+        return aside
 
     def _find_set_aside(self, node: StageNode, status: StageStatus) -> StageFolder | None:
         """Return the folder of work that was set aside under the stage's present settings and inputs."""
@@ -253,29 +279,30 @@ class Executor:
     def _set_aside(self, node: StageNode, status: StageStatus) -> None:
         """Move the work of other settings or inputs out of the way, and say where it is."""
         record = self._pipeline.record(node.name)
-        if not record or record["fingerprint"] == status.fingerprint:
+        if record and record["fingerprint"] == status.fingerprint:
             return
         # Shards and tokenizer are derived data, and are replaced in place.
         if node.kind not in (*TRAINING_KINDS, "evaluate"):
             return
         folder = self._run.stage(node.name)
-        has_work = folder.checkpoint_steps() or folder.model.exists() or folder.evaluation_file.exists()
-        if not has_work:
-            return
-        if node.kind in TRAINING_KINDS:
-            self._refuse_half_trained(node, status)
-        aside = _unused_name(folder.path)
-        # Before the rename, so that the folder under its new name says what it is.
-        write_json(folder.record_file, record)
-        folder.path.rename(aside)
-        self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=status.reason)
-        self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
+        if _has_work(folder):
+            if node.kind in TRAINING_KINDS:
+                self._refuse_half_trained(node, status)
+            aside = _unused_name(folder.path)
+            if record:
+                # Before the rename, so that the folder under its new name says what it is.
+                write_json(folder.record_file, record)
+            folder.path.rename(aside)
+            self._run.append_event("stage_set_aside", stage=node.name, folder=aside.name, reason=status.reason)
+            self._display.say(f"{node.name}: starts anew; its former work is in {aside}")
+        self._pipeline.forget(node)
 
     def _take_up(self, node: StageNode, status: StageStatus) -> bool:
         """Go on from work that was set aside under the same settings and inputs; return whether it is done already."""
         record = self._pipeline.record(node.name)
         folder = self._run.stage(node.name)
-        if record and self._pipeline.matches(node, record, status.inputs):
+        # A kill may have come between setting work aside and recording that: a record alone is no work.
+        if record and self._pipeline.matches(node, record, status.inputs) and _has_work(folder):
             return False
         aside = self._find_set_aside(node, status)
         if aside is None:
@@ -410,6 +437,16 @@ def _deadlines(cluster: ClusterConfig) -> Deadlines:
         evaluation_s=cluster.evaluation_deadline_s,
         stop_s=cluster.stop_deadline_s,
     )
+
+
+def _can_be_extended(key: str) -> bool:
+    """Whether weights and moments of a checkpoint keep their meaning when this setting of their stage changes."""
+    return key == "steps" or key.startswith("optimizer.")
+
+
+def _has_work(folder: StageFolder) -> bool:
+    """Whether a stage's folder holds more than logs."""
+    return bool(folder.checkpoint_steps()) or folder.model.exists() or folder.evaluation_file.exists()
 
 
 def _unused_name(folder: Path) -> Path:

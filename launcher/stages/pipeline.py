@@ -352,11 +352,36 @@ class Pipeline:
         expected = {name: recorded.get(name, "") for name in node.inputs}
         return self._changes(node, expected | inputs)
 
+    def changes_before(self, node: StageNode) -> Changes:
+        """Return in words how settings of the stages that a stage's inputs come from differ from their records.
+
+        Not how their inputs do: a corpus that was written again may give the same shards.
+        """
+        changes: Changes = {}
+        for name in node.inputs:
+            # The shards of a split are what prepare leaves; a path is no stage of this run.
+            upstream = "prepare" if name.startswith("corpus/") else name
+            if "/" in upstream or upstream.startswith("corpus."):
+                continue
+            before = self.node(upstream)
+            changes |= self.changes_before(before)
+            record = self.record(upstream)
+            if record:
+                # Its own inputs as recorded, so that only settings can differ.
+                for key, words in self._changes(before, record["inputs"]).items():
+                    changes[f"{upstream}.{key}"] = f"{upstream}: {words}"
+        return changes
+
     def adopt(self, node: StageNode, record: Record) -> None:
         """Record a stage as another record has it: that of work which takes the place of the stage's own."""
         # Not an update: keys of the former record must not survive in it.
         self._records.pop(node.name, None)
         self._update_record(node, **record)
+
+    def forget(self, node: StageNode) -> None:
+        """Record nothing of a stage any more: what there was is elsewhere, and its record goes with it."""
+        if self._records.pop(node.name, None):
+            self._write_state()
 
     def ended(self, node: StageNode, outcome: str) -> None:
         """Record how a stage ended: done, stopped or failed."""
@@ -371,11 +396,16 @@ class Pipeline:
     def _update_record(self, node: StageNode, **values: Any) -> None:
         record = {"kind": node.kind, **self.record(node.name)}
         self._records[node.name] = record | values
-        # In the order of the recipe; a stage that left the recipe leaves the file.
+        self._write_state()
+
+    def _write_state(self) -> None:
+        # In the order of the recipe. A stage that left the recipe may come back: without its record, nobody could tell
+        # under which settings its checkpoints were trained.
         stages = {}
-        for other in self.nodes:
-            if other.name in self._records:
-                stages[other.name] = self._records[other.name]
+        for node in self.nodes:
+            if node.name in self._records:
+                stages[node.name] = self._records[node.name]
+        stages |= self._records
         state = {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages}
         write_json(self.run.state_file, state)
 

@@ -16,8 +16,10 @@ import yaml
 from paths import HELPERS
 
 from launcher.cli import main as chorus
+from launcher.errors import Preempted
 from launcher.processes.watchdog import processes_of
 from launcher.run_folder import RunFolder, read_json
+from launcher.stages.pipeline import Pipeline
 
 FAKE_CHORUS = HELPERS / "fake_chorus.py"
 ROOT = FAKE_CHORUS.parents[2]
@@ -245,6 +247,82 @@ def test_a_finished_or_stopped_stage_is_extended_and_the_later_ones_follow(start
     for refused in ("stages.teacher.steps=3", "stages.teacher.model.encoder.width=8", "batches.seconds=3"):
         assert start(command=(*command, "--extend", refused))[0] == 2
     assert start("batches.seconds=3", command=further)[0] == 2
+
+
+def test_a_stage_that_left_the_recipe_and_came_back_under_other_settings_is_no_work_of_these(start, run):
+    assert start()[0] == 0
+    without = ("stages.student=null", "stages.evaluation.models=[teacher]")
+    assert start(*without)[0] == 0
+    # As it was: nothing of it is done again.
+    before = len(started(run))
+    assert start()[0] == 0
+    assert "student" not in started(run)[before:]
+    assert start(*without)[0] == 0
+    code, output, _ = start("stages.student.optimizer.clip_norm=4.0")
+    assert code == 0
+    assert "student: starts anew; its former work is in" in output
+    assert "for 600 steps, from step 0;" in output
+
+    # Checkpoints of which nothing says how they were trained.
+    state = read_json(run.state_file)
+    del state["stages"]["student"]
+    run.state_file.write_text(json.dumps(state))
+    code, _, error = start()
+    assert code == 2
+    assert "does not say under which settings they were trained" in error
+    assert "--set-aside student" in error
+
+
+def test_a_kill_after_work_was_set_aside_loses_neither_way_back(start, recipe, run, monkeypatch):
+    dying = {"attempts": [{"at": 3, "do": "die", "rank": 0}]}
+    assert start("cluster.max_restarts=0", teacher=dying)[0] == 5
+    step = run.stage("teacher").checkpoint_steps()[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "forget", lambda *arguments: (_ for _ in ()).throw(Preempted("killed")))
+        command = ("run", str(recipe), "--run-dir", str(run.path), "--set-aside", "teacher")
+        assert start("stages.teacher.optimizer.clip_norm=4.0", command=command)[0] == 75
+    assert not run.stage("teacher").path.exists()
+    code, output, _ = start()
+    assert code == 0
+    assert "teacher: goes on from teacher.old-1" in output
+    assert f"from step {step};" in output
+
+
+def test_a_stage_that_was_extended_is_not_begun_anew_for_a_forgotten_option(start, recipe, run):
+    command = ("run", str(recipe), "--run-dir", str(run.path))
+    longer = (*command, "--extend", "stages.teacher.steps=700")
+    assert start()[0] == 0
+    assert start(command=longer, teacher={"steps": 8})[0] == 0
+    code, output, error = start()
+    assert code == 2
+    assert "was extended up to step" in error
+    assert "steps 700 -> 600" in error
+    assert "[1/6]" not in output
+    assert start("stages.teacher.steps=700")[0] == 0
+
+    # Told to, it is set aside, and the extension is there again when it is asked for.
+    assert start(command=(*command, "--set-aside", "teacher"))[0] == 0
+    assert "extended" not in read_json(run.state_file)["stages"]["teacher"]
+    code, output, _ = start(command=longer)
+    assert code == 0
+    assert "teacher: goes on from teacher.old-1" in output
+    assert len(read_json(run.state_file)["stages"]["teacher"]["extended"]) == 1
+
+
+def test_a_forgotten_option_of_a_stage_before_a_half_trained_one_changes_nothing(start, run):
+    dying = {"attempts": [{"at": 3, "do": "die", "rank": 0}]}
+    assert start("cluster.max_restarts=0", student=dying)[0] == 5
+    before = len(started(run))
+    changes = {
+        "stages.teacher.optimizer.clip_norm=4.0": "teacher: optimizer.clip_norm",
+        "tokenizer.pieces=12": "tokenizer: tokenizer.pieces",
+    }
+    for option, change in changes.items():
+        code, _, error = start(option)
+        assert code == 2
+        assert f"Stage student in {run.path} is half trained" in error
+        assert change in error
+    assert len(started(run)) == before
 
 
 def test_work_that_was_moved_back_by_hand_goes_on(start, recipe, run):
