@@ -265,6 +265,8 @@ def test_the_environment_arrives_whole_and_secrets_are_on_no_command_line(run, t
     names = {"NCCL_DEBUG": odd, "WANDB_API_KEY": "s3cret", "MY_TOKEN": "t0ken", "MY_PATH": "/a b"}
     for name, value in {**names, "FAKE_BEHAVIOUR": "{}", "UNRELATED": "stays"}.items():
         monkeypatch.setenv(name, value)
+    # Set by a tracker that was opened in this process.
+    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
     shown = tmp_path / "shown.json"
     code = f"import json, os; json.dump(dict(os.environ), open({str(shown)!r}, 'w'))"
     monkeypatch.setattr(

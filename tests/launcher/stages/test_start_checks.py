@@ -64,7 +64,6 @@ def shards(prepared, tmp_path):
         ("valid", "here it is called dev. Pass --set stages.evaluation.split=dev"),
         ("training", "here it is called train"),
         ("eval", "There are: dev, test, test_noisy, train."),
-        ("../dev", "has no such split"),
     ],
 )
 def test_a_misspelt_split_is_refused_before_anything_starts(shards, recipe_of, tmp_path, split, remedy):
