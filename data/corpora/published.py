@@ -79,7 +79,6 @@ class RowCollector:
         language = language or self._language
         normalized = self._normalized(text, language)
         reason = self._problem(split, key, text, normalized)
-        # The name of a file may be in any encoding, and what is recorded of a row is UTF-8.
         if UNDECODED.search(name + text + speaker):
             reason = NOT_UTF8
             key = ""
@@ -103,10 +102,12 @@ class RowCollector:
     ) -> None:
         """Count a row that cannot be used."""
         path = ""
-        if clip is not None:
+        # Names of files may be in any encoding, and what is recorded of a row is UTF-8.
+        if clip is not None and not UNDECODED.search(str(clip.path)):
             path = str(clip.path.absolute())
         if place is not None:
             reason = f"{place.relative_to(self._config.root)}: {reason}"
+        reason = reason.encode("utf-8", "backslashreplace").decode()
         self._rejected.append(RejectedRow(line, reason, key_of(key), path))
 
     def selection(self) -> Selection:
@@ -122,6 +123,8 @@ class RowCollector:
 
     def _problem(self, split: str, key: str, text: str, normalized: str) -> str:
         """Why a row cannot be used; empty where it can."""
+        if not key:
+            return "it has no name"
         if "\ufffd" in text:
             return f"its text holds U+FFFD, which stands for a character that was lost: {text[:80]!r}"
         if not text.strip():

@@ -3,6 +3,7 @@
 Such a file has gigabytes and is never held as a whole: one recording with its segments is parsed at a time.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,13 +39,18 @@ def read_segments(path: Path, text_key: str, rows: RowCollector) -> Iterator[Seg
         for segment in segments:
             try:
                 start_s = float(segment["begin_time"])
-                clip = Clip(recording, start_s, round(float(segment["end_time"]) - start_s, 6))
+                seconds = round(float(segment["end_time"]) - start_s, 6)
+                clip = Clip(recording, start_s, seconds)
                 name = str(segment["sid"])
                 text = str(segment[text_key])
                 subsets = frozenset(segment["subsets"])
                 confidence = float(segment.get("confidence", 1.0))
             except (TypeError, KeyError, ValueError, AttributeError) as error:
                 rows.reject(f"a segment of {recording.name} without {error!r:.80}", place=path)
+                continue
+            # "nan" is a number for Python, and compares with no length.
+            if not math.isfinite(start_s + seconds):
+                rows.reject("its begin_time or end_time is no number", place=path, key=name)
                 continue
             speaker = str(segment.get("speaker") or "")
             if speaker == "N/A":

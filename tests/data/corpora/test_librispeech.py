@@ -1,5 +1,7 @@
 """LibriSpeech as it is published: which split a subset becomes, and where every recording went."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,32 @@ def test_every_recording_and_every_line_is_accounted_for(corpus, tmp_path):
     assert "there is no audio file" in why["1088-134315-0002"]
     assert "134315.trans.txt: 1088-134315-0007.flac has no line there" in why["1088-134315-0007"]
     assert report.rows == report.used + 4 == 9
+
+
+def test_names_and_texts_in_another_encoding_are_rejected_rows(corpus, tmp_path):
+    chapter = corpus / "train-clean-100" / "1088" / "134315"
+    lines = [b"1088-134315-0000 CAF\xc9", b"1088-\xe9-0001 YES", b"1088-134315-0001 \xef\xbf\xbd", b""]
+    (chapter / "1088-134315.trans.txt").write_bytes(b"\n".join(lines))
+    (chapter / os.fsdecode(b"1088-\xe9.flac")).touch()
+    report = prepare(
+        LibriSpeechConfig(root=corpus, train=("train-other-500", "train-clean-100")), tmp_path / "s", seed=1
+    )
+    assert (report.rows, report.used) == (9, 5)
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "s" / "rejected.jsonl").read_text().splitlines()]
+    assert len([reason for reason in reasons if reason.endswith("it is not UTF-8")]) == 2
+    assert any("a character that was lost" in reason for reason in reasons)
+
+
+def test_a_recording_that_arrives_later_is_used_when_the_corpus_is_prepared_again(corpus, tmp_path):
+    recording = corpus / "train-clean-100" / "1088" / "134315" / "1088-134315-0001.flac"
+    content = recording.read_bytes()
+    recording.unlink()
+    config = LibriSpeechConfig(root=corpus)
+    assert prepare(config, tmp_path / "shards", seed=1).used == 6
+    recording.write_bytes(content)
+    report = prepare(config, tmp_path / "shards", seed=1)
+    assert (report.used, report.rejected) == (7, ())
+    assert set(report.kept) == {"dev", "test-clean", "test-other"}
 
 
 def test_a_recording_listed_twice_is_used_once(corpus):

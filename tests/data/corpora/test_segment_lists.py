@@ -104,11 +104,14 @@ def test_a_segment_that_lacks_something_takes_no_other_with_it(giga, tmp_path):
         gigaspeech_segment(1, "NO", ALL_SUBSETS) | {"end_time": "soon"},
         gigaspeech_segment(2, "BEHIND THE END", ALL_SUBSETS, 9.0),
         gigaspeech_segment(3, "BACKWARDS", ALL_SUBSETS) | {"end_time": -1},
+        gigaspeech_segment(4, "ENDLESS", ALL_SUBSETS) | {"end_time": "inf"},
+        gigaspeech_segment(5, "NO NUMBER", ALL_SUBSETS) | {"begin_time": "nan"},
+        gigaspeech_segment(6, "NO NAME", ALL_SUBSETS) | {"sid": ""},
         "no segment",
     ]
     write_list(giga, "GigaSpeech.json", [audio("audio/podcast/P0/A.opus", segments), {"path": "b"}, "no audio"])
     report = prepare(GigaSpeechConfig(root=giga), tmp_path / "shards", seed=1)
-    assert (report.rows, report.used, len(report.rejected)) == (8, 1, 7)
+    assert (report.rows, report.used, len(report.rejected)) == (11, 1, 10)
 
 
 def test_a_list_of_which_half_was_downloaded_is_refused_though_its_beginning_was_read(tmp_path):
