@@ -14,8 +14,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 # The largest file of JSON that is read. Parsed, JSON takes up to twenty times its bytes.
 MAX_JSON_BYTES = 128 * 2**20
@@ -81,12 +82,12 @@ def _flush(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, as lower-case hexadecimal digits."""
-    with path.open("rb") as file:
+    """The SHA-256 of a file's content, as lower-case hexadecimal digits. ValueError when it is no regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read bytes. ValueError when it is none, OSError as from `open`."""
     # Without O_NONBLOCK a named pipe in a folder from elsewhere would be waited for without end.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -103,6 +104,16 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         if num_bytes > max_bytes:
             raise ValueError(f"{path.name} has {num_bytes} bytes, more than {max_bytes}")
         return file.read(num_bytes)
+
+
+def read_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
+    """The lines of a regular file, one longer than `max_bytes` in pieces. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        while True:
+            line = file.readline(max_bytes)
+            if not line:
+                return
+            yield line
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.errors import DataError
-from data.files import file_sha256, parse_json, replacing
+from data.files import file_sha256, parse_json, read_lines, replacing
 
 SOURCES = "sources.jsonl"
+# A path of Linux has 4096 bytes at most, of which each may be written as an escape.
+MAX_LINE_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,10 @@ def read_sources(folder: Path) -> dict[str, Source] | None:
     """The recordings of a split by their path; None where they were not recorded. DataError when the file is torn."""
     sources: dict[str, Source] = {}
     try:
-        with (folder / SOURCES).open(encoding="utf-8") as file:
-            for line in file:
-                source = Source(**parse_json(line))
-                sources[source.path] = source
+        for line in read_lines(folder / SOURCES, MAX_LINE_BYTES):
+            source = Source(**parse_json(line))
+            _check_types(source)
+            sources[source.path] = source
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -90,6 +92,16 @@ def read_sources(folder: Path) -> dict[str, Source] | None:
             "noticed, or prepare the corpus again."
         ) from error
     return sources
+
+
+def _check_types(source: Source) -> None:
+    """Raise TypeError for a line that another program wrote."""
+    if not isinstance(source.path, str) or not os.path.isabs(source.path) or "\0" in source.path:
+        raise TypeError("a path is none")
+    if not isinstance(source.num_bytes, int | None) or not isinstance(source.mtime_ns, int):
+        raise TypeError("a size or a time is no number")
+    if not isinstance(source.sha256, str):
+        raise TypeError("a hash is no text")
 
 
 def changed_sources(sources: Iterable[Source]) -> Iterator[Source]:

@@ -45,6 +45,14 @@ def _check_number(num_values: int) -> None:
         raise ValueError(f"with its aliases written out it has more than {MAX_VALUES} values")
 
 
+def _check_characters(text: str) -> None:
+    """ValueError for half of a surrogate pair, which an escape of YAML can write, and no file in UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text {text[:40]!r} holds half of a character, {text[error.start]!r}") from None
+
+
 def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
     """The nodes of a tree, those behind an alias as often as it stands; `counts` are those of the nodes seen, by id."""
     if id(node) in counts:
@@ -55,7 +63,9 @@ def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
         return count
     counts[id(node)] = None
     count = 1
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.ScalarNode):
+        _check_characters(node.value)
+    elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             count += _count_values(item, counts)
     elif isinstance(node, yaml.MappingNode):

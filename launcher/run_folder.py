@@ -61,7 +61,8 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
     with files.replacing(path) as temporary:
         if private:
             temporary.chmod(0o600)
-        temporary.write_text(text, encoding="utf-8")
+        # What is no UTF-8 in the name of a file becomes the escape that JSON has for it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any, private: bool = False) -> None:
@@ -205,7 +206,10 @@ class StageFolder:
         """Return the ranks whose hosts say that they are gone."""
         ranks = set()
         for path in self.heartbeats.glob("lost-*"):
-            ranks.add(int(path.name.removeprefix("lost-")))
+            rank = path.name.removeprefix("lost-")
+            # Not int() of anything: a file of another name is nobody's loss.
+            if re.fullmatch("[0-9]{2,7}", rank):
+                ranks.add(int(rank))
         return ranks
 
     def checkpoint_steps(self) -> list[int]:
@@ -304,7 +308,7 @@ class RunFolder:
                 if file.read(1) != b"\n":
                     line = f"\n{line}"
             # One write, so that lines of this host's processes do not mix where there are no locks.
-            file.write(f"{line}\n".encode())
+            file.write(f"{line}\n".encode(errors="backslashreplace"))
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events so far; a line that a kill cut short, or that is no event, is skipped."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from data.audio import Utterance, read_audio
 from data.errors import DataError
-from data.files import parse_json
-from data.shard_index import SUMMARY, read_index, read_report, read_summary
+from data.files import parse_json, read_lines
+from data.shard_index import MAX_ROW_BYTES, SUMMARY, read_index, read_report, read_summary
 from data.shards import fingerprint
 from data.sources import SOURCES, changed_sources, describe, moved_sources, read_sources, write_sources
 
@@ -85,9 +85,8 @@ def _rejected_lines(out_dir: Path) -> set[int]:
     """The lines of the rows that were rejected before; none where they are not recorded."""
     lines: set[int] = set()
     try:
-        with (out_dir / REJECTED).open(encoding="utf-8") as file:
-            for line in file:
-                lines.add(parse_json(line)["line"])
+        for line in read_lines(out_dir / REJECTED, MAX_ROW_BYTES):
+            lines.add(parse_json(line)["line"])
     except (OSError, ValueError, KeyError, TypeError):
         # A split with more rows than before is then made from something else, as it is without the file.
         return set()

@@ -6,7 +6,6 @@ were made of them (`records`), and put together here.
 Shapes: S seeds, U utterances, L layers with experts, E experts.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,9 @@ from typing import Any
 import jiwer
 import numpy as np
 
+from data.errors import DataError
+from data.files import read_lines
+from data.shard_index import MAX_ROW_BYTES, parse_texts
 from launcher.comparison.bootstrap import Numbers
 from launcher.errors import ConfigError
 from launcher.inference.error_counts import count_errors
@@ -23,7 +25,7 @@ from launcher.monitoring.status import load_run_recipe
 from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, PretrainStage, Recipe
 from launcher.report.run_data import StageData, average_load, read_run_data
 from launcher.run_files import read_evaluation
-from launcher.run_folder import RunFolder
+from launcher.run_folder import RunFolder, is_number
 from launcher.stages.fingerprint import hash_value
 from launcher.stages.settings import training_settings
 
@@ -140,6 +142,7 @@ def compare_trainings(title: str, evaluated: EvaluationSet, trainings: Sequence[
         repetitions.setdefault(training.model, []).append(training)
     models = []
     for same_model in repetitions.values():
+        # In the order in which the page gives their rates.
         same_model.sort(key=lambda training: training.seed)
         models.append(_put_together(evaluated, same_model))
     return Comparison(title, evaluated, tuple(models))
@@ -190,6 +193,7 @@ def _put_together(evaluated: EvaluationSet, repetitions: Sequence[Training]) -> 
         encoder_parameters=first.encoder_parameters,
         characters=Errors(character_errors_SU, characters_U),
         words=Errors(word_errors_SU, words_U),
+        # A median: one seed that another program slowed down does not move it.
         real_time_factor=float(np.median(real_time_factors)),
         load_entropy=_mean(load_entropies),
         minutes=float(np.mean(minutes)),
@@ -227,8 +231,7 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
         rows = read_hypotheses(run.stage(evaluation.name).hypotheses_file(stage.name))
         character_errors, character_lengths = _count_all_errors(rows, jiwer.process_characters)
         word_errors, word_lengths = _count_all_errors(rows, jiwer.process_words)
-        sizes = results["models"][stage.name]
-        measured = sizes[evaluation.split]
+        sizes, measured = _read_measures(run, evaluation, results, stage.name)
         if evaluated is None:
             # All models of an evaluation are measured on the same utterances with the same threads.
             evaluated = EvaluationSet(
@@ -275,11 +278,34 @@ def _read_first_evaluation(run: RunFolder, recipe: Recipe) -> tuple[EvaluateStag
         results = read_evaluation(run.stage(stage.name))
         if results is not None:
             return stage, results
+        # Not a later one, which may be of another split or search: a comparison is of one evaluation.
         break
     raise ConfigError(
         f"The run in {run.path} has no evaluation yet, so there is nothing to compare. `chorus status {run.path}` "
         "shows how far it is; run its recipe to the end."
     )
+
+
+def _read_measures(
+    run: RunFolder, evaluation: EvaluateStage, results: dict[str, Any], stage: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an evaluation's file has of a model, and of that what it measured; DataError where numbers are missing."""
+    path = run.stage(evaluation.name).evaluation_file
+    sizes = results["models"].get(stage, {})
+    measured = sizes.get(evaluation.split)
+    if not isinstance(measured, dict):
+        measured = {}
+    for key in ("threads", "seconds", "rtf"):
+        if not is_number(measured.get(key)):
+            raise _torn(path, f"no {key} of model {stage} on {evaluation.split}")
+    for key in ("parameters", "encoder_parameters"):
+        if not is_number(sizes.get(key)):
+            raise _torn(path, f"no {key} of model {stage}")
+    return sizes, measured
+
+
+def _torn(path: Path, problem: str) -> DataError:
+    return DataError(f"{path} has {problem}. Delete it and run the same command as before: it evaluates again.")
 
 
 def _teacher(recipe: Recipe, stage: AnyTrainingStage) -> str | None:
@@ -316,16 +342,26 @@ def _with_sources(recipe: Recipe, stage: AnyTrainingStage, costs: dict[str, floa
 
 
 def read_hypotheses(path: Path) -> list[dict[str, str]]:
-    """The hypotheses of an evaluation, by key; ConfigError where it was made without keeping them."""
+    """The hypotheses of an evaluation, by key.
+
+    ConfigError where it was made without keeping them, DataError where the file is torn.
+    """
+    rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in read_lines(path, MAX_ROW_BYTES):
+            rows.append(parse_texts(line, ("key", "reference", "hypothesis")))
     except FileNotFoundError:
         raise ConfigError(
             f"There is no {path}, which holds the hypothesis of each utterance. Delete "
             f"{path.parents[1] / 'evaluation.json'} and run the same command as before: it evaluates again."
         ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"Line {len(rows) + 1} of {path} cannot be read: {error}. Delete {path.parents[1] / 'evaluation.json'} and "
+            "run the same command as before: it evaluates again."
+        ) from None
     # In one order for all seeds and models: a bootstrap replicate draws the same utterances of each.
-    return sorted(map(json.loads, lines), key=lambda row: row["key"])
+    return sorted(rows, key=lambda row: row["key"])
 
 
 def _count_all_errors(rows: Iterable[dict[str, str]], align: Align) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from data.files import read_bounded
 from launcher.run_folder import RunFolder, write_text
 
 TOKEN_VARIABLE = "CHORUS_RUN_TOKEN"  # noqa: S105  a name; and the token is an identity, not a secret
 TOKEN = re.compile(r"[0-9a-f]{32}")
+MAX_TOKEN_BYTES = 64
 MODULES = ("launcher.worker", "launcher.processes.agent", "launcher.processes.shared_folder")
 
 
@@ -57,7 +59,7 @@ def processes_of(run: RunFolder, stage: str | None = None) -> list[psutil.Proces
 def _read_token(run: RunFolder) -> str:
     """Return the token of a run; empty where it has none."""
     try:
-        token = run.token_file.read_text(encoding="ascii")
+        token = read_bounded(run.token_file, MAX_TOKEN_BYTES).decode("ascii")
     except (OSError, ValueError):
         return ""
     if not TOKEN.fullmatch(token):

@@ -5,7 +5,6 @@ Nothing here fails because a part is missing or torn: what cannot be read is nam
 Shapes: L layers with experts, E experts.
 """
 
-import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import yaml
 
 from data.errors import DataError
-from data.files import read_bounded
+from data.files import read_bounded, read_lines
 from data.redaction import redact
 from launcher.bounded_yaml import MAX_CHARACTERS, load_yaml
 from launcher.errors import ConfigError
@@ -26,8 +25,8 @@ from launcher.tracking import EXPERT_LOAD, read_metrics
 # A figure shows at most 500 points of a series, smoothed over a twentieth of its rows: these are more than enough.
 _MAX_ROWS = 20_000
 _LAST_SHARE = 0.1
-# As data/reader.py words it.
-BROKEN_UTTERANCE = re.compile(r"Utterance (.+?) at offset \d+ of (.+? is broken: .+?)\. Look at the split with")
+# Of a log; what is longer names no utterance.
+_MAX_LINE_BYTES = 2**14
 
 
 @dataclass(frozen=True)
@@ -221,14 +220,25 @@ def _read_quarantined(run: RunFolder, stages: list[str], gaps: list[str]) -> lis
     for name in stages:
         for path in sorted(run.stage(name).logs.glob("rank-*.log")):
             try:
-                with path.open(encoding="utf-8", errors="replace") as file:
-                    for line in file:
-                        match = BROKEN_UTTERANCE.search(line)
-                        if match:
-                            utterances[name, match[1]] = Quarantined(name, match[1], match[2])
-            except OSError as error:
+                for line in read_lines(path, _MAX_LINE_BYTES):
+                    utterance = _parse_quarantined(name, line.decode(errors="replace"))
+                    if utterance is not None:
+                        utterances[name, utterance.key] = utterance
+            except (OSError, ValueError) as error:
                 gaps.append(f"{name}/{path.name} could not be read ({type(error).__name__}).")
     return list(utterances.values())
+
+
+def _parse_quarantined(stage: str, line: str) -> Quarantined | None:
+    """The utterance that a line of a log names, as data/reader.py words it; None for other lines."""
+    # Part by part: a search for all of it at once takes minutes for a line that is made for that.
+    _, _, rest = line.partition("Utterance ")
+    key, _, rest = rest.partition(" at offset ")
+    _, _, rest = rest.partition(" of ")
+    reason, end, _ = rest.partition(". Look at the split with")
+    if not end or " is broken: " not in reason:
+        return None
+    return Quarantined(stage, key, reason)
 
 
 def _read_stage(folder: StageFolder, plan: dict[str, Any], events: list[dict], gaps: list[str]) -> StageData:
