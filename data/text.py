@@ -7,7 +7,7 @@ What no reader sees is removed, so that one sentence is one text however it was 
 import re
 import unicodedata
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Counts the changes of the rules below; splits that record none were written under the first."""
 
 # Events and annotations: <unk>, <|en|>, [noise], {um}, <COMMA>. In round brackets, which writers use too, known ones
@@ -29,6 +29,11 @@ ZERO_WIDTH_SPACE = "\u200b"
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
 # Chinese characters and kana, with the marks that stand among them as letters; Korean is written with spaces.
 HAN = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Signs of category P that are written inside of words and say nothing of their letters: of stress, exclamation and
+# question in Armenian; of abbreviations in Hebrew, for which a quotation mark between two letters is the usual stand-in.
+WITHIN_WORDS = re.compile('[\u055b\u055c\u055e\u05f3\u05f4]|(?<=[\u05d0-\u05ea])"(?=[\u05d0-\u05ea])')
+# Letters of category P: an apostrophe between letters, and the dot of the Catalan l·l, which is another sound than ll.
+LETTERS = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])|(?<=[lL])·(?=[lL])")
 # Languages with a dotless i; i and ı are two letters there.
 DOTLESS = ("tr", "tur", "turkish", "az", "aze", "azj", "azb", "azerbaijani", "crh", "gag")
 
@@ -39,9 +44,22 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str =
 
     A zero-width space becomes a space beside a letter of a script that writes none, and vanishes elsewhere. Joiners
     stay between letters, where Persian and Indic scripts spell with them. The typographic apostrophe counts as the
-    plain one, and an apostrophe between two letters is a letter.
+    plain one, and an apostrophe between two letters is a letter, as is the dot of the Catalan l·l. Signs that Armenian
+    and Hebrew put into words vanish and part none.
     """
-    text = unicodedata.normalize("NFC", _visible(text))
+    visible: list[str] = []
+    for character in BLANKS.sub(" ", IGNORABLE.sub("", text)):
+        category = unicodedata.category(character)
+        if category == "Cc":
+            visible.append(" ")
+        # Cf: marks of direction, byte order marks, soft hyphens, word joiners, tags of flags.
+        elif category != "Cf" or character in JOINERS or character == ZERO_WIDTH_SPACE:
+            visible.append(character)
+    text = "".join(visible)
+    text = re.sub(rf"(?<=[{UNSPACED}]){ZERO_WIDTH_SPACE}+|{ZERO_WIDTH_SPACE}+(?=[{UNSPACED}])", " ", text)
+    text = text.replace(ZERO_WIDTH_SPACE, "")
+
+    text = unicodedata.normalize("NFC", text)
     text = re.sub(rf"(?<!\w)[{JOINERS}]+|[{JOINERS}]+(?!\w)", _joiner_of_letters, text)
     # Removing one tag may close another around it.
     num_tags = 1
@@ -56,15 +74,15 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str =
         # spellings.
         text = re.sub("(?<=[ijį])\u0307+", "", text)
     if not punctuation:
-        # Only between letters: the other apostrophes are quotation marks.
-        text = text.replace("’", "'")
-        apostrophes = {match.start() for match in re.finditer(r"(?<=[^\W\d_])'(?=[^\W\d_])", text)}
+        text = WITHIN_WORDS.sub("", text.replace("’", "'"))
+        # Not elsewhere: the other apostrophes are quotation marks.
+        letters = {match.start() for match in LETTERS.finditer(text)}
         characters: list[str] = []
         for position, character in enumerate(text):
             category = unicodedata.category(character)
             # Me: what encloses a character, such as the key around a digit.
             is_symbol = category[0] in "PS" or category == "Me"
-            if is_symbol and position not in apostrophes:
+            if is_symbol and position not in letters:
                 characters.append(" ")
             else:
                 characters.append(character)
@@ -83,20 +101,6 @@ def split_key(text: str) -> str:
 def join_han(text: str) -> str:
     """The text without spaces beside Chinese characters and kana, where annotators put them between words."""
     return re.sub(rf"(?<=[{HAN}]) +| +(?=[{HAN}])", "", text)
-
-
-def _visible(text: str) -> str:
-    characters: list[str] = []
-    for character in BLANKS.sub(" ", IGNORABLE.sub("", text)):
-        category = unicodedata.category(character)
-        if category == "Cc":
-            characters.append(" ")
-        # Cf: marks of direction, byte order marks, soft hyphens, word joiners, tags of flags.
-        elif category != "Cf" or character in JOINERS or character == ZERO_WIDTH_SPACE:
-            characters.append(character)
-    text = "".join(characters)
-    text = re.sub(rf"(?<=[{UNSPACED}]){ZERO_WIDTH_SPACE}+|{ZERO_WIDTH_SPACE}+(?=[{UNSPACED}])", " ", text)
-    return text.replace(ZERO_WIDTH_SPACE, "")
 
 
 def _joiner_of_letters(match: re.Match[str]) -> str:

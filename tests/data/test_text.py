@@ -151,7 +151,8 @@ def test_emoji_and_signs_are_no_words(text: str) -> None:
 
 
 @given(
-    text=st.text() | st.text("aIi\u0307\u0300\u0328\u200b\u200c\u200d\ufe0f<>[](){}|-'’ \u0e01\u1780\u17d2j"),
+    text=st.text()
+    | st.text("aIi\u0307\u0300\u0328\u200b\u200c\u200d\ufe0f<>[](){}|-'’ \u0e01\u1780\u17d2jl·\"\u05d0\u05f4\u055e"),
     lower=st.booleans(),
     punctuation=st.booleans(),
     language=st.sampled_from(["", "tr", "lt"]),
@@ -174,3 +175,18 @@ def test_normalising_twice_changes_nothing_more(text: str, lower: bool, punctuat
 )
 def test_spaces_vanish_beside_han_and_kana_and_nowhere_else(text: str, written: str) -> None:
     assert join_han(text) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Ինչո՞ւ, ա՛յ մարդ։", "ինչու այ մարդ"),
+        ('צה"ל וארה״ב', "צהל וארהב"),
+        ("גב׳ כהן", "גב כהן"),
+        ('"שלום"', "שלום"),
+        ("Col·lecció intel·ligent · bo", "col·lecció intel·ligent bo"),
+        ("a·b", "a b"),
+    ],
+)
+def test_signs_inside_of_words_part_none(text: str, written: str) -> None:
+    assert spoken(text) == written
