@@ -30,7 +30,7 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua
 # Chinese characters and kana, with the marks that stand among them as letters; Korean is written with spaces.
 HAN = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # Signs of category P that are written inside of words and say nothing of their letters: of stress, exclamation and
-# question in Armenian; of abbreviations in Hebrew, for which a quotation mark between two letters is the usual stand-in.
+# question in Armenian; of abbreviations in Hebrew, for which a quotation mark often stands.
 WITHIN_WORDS = re.compile('[\u055b\u055c\u055e\u05f3\u05f4]|(?<=[\u05d0-\u05ea])"(?=[\u05d0-\u05ea])')
 # Letters of category P: an apostrophe between letters, and the dot of the Catalan l·l, which is another sound than ll.
 LETTERS = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])|(?<=[lL])·(?=[lL])")
