@@ -80,9 +80,12 @@ def find_file(folder: Path, name: str) -> Path:
     """The path of a file that a manifest names.
 
     Disks may hold a name with its accents apart from their letters (NFD), as macOS writes them, and the manifest one
-    with both as one character (NFC), or the other way round.
+    with both as one character (NFC), or the other way round. Manifests written on Windows divide folders by `\\`.
     """
     path = folder / name
+    if "\\" in name and not is_file(path):
+        name = name.replace("\\", "/")
+        path = folder / name
     for form in ("NFC", "NFD"):
         other = folder / unicodedata.normalize(form, name)
         if not name.isascii() and not is_file(path) and is_file(other):

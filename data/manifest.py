@@ -29,27 +29,9 @@ from data.audio import (
 from data.errors import DataError
 from data.kaldi import kaldi_directories, kaldi_files, read_kaldi
 from data.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
+from data.manifest_columns import COLUMNS, known_columns
 from data.manifest_rows import NOT_UTF8, Columns, Row, read_rows
 
-# Among the aliases are the columns of NeMo's manifests (audio_filepath, offset, duration), of Common Voice's tables
-# (path, sentence), of WeNet's lists (wav, txt), of SpeechBrain's tables (ID, wav, wrd), and those in use for Kaldi's
-# segments and lhotse's supervisions (start, end, utterance_id).
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "audio": ("audio", "path", "audio_filepath", "audio_path", "file", "filename", "wav"),
-    "text": ("text", "transcript", "transcription", "sentence", "txt", "wrd"),
-    "key": ("key", "id", "utt", "utt_id", "utterance_id"),
-    "speaker": ("speaker", "speaker_id"),
-    "language": ("language", "lang"),
-    "split": ("split",),
-    "start_s": ("start_s", "start", "offset", "offset_s", "start_time", "begin", "begin_s", "begin_time"),
-    "seconds": ("seconds", "duration", "duration_s"),
-    "end_s": ("end_s", "end", "end_time", "stop"),
-    "channel": ("channel", "channel_id"),
-}
-"""What a manifest may say, and the column names under which it may say it. Other columns are not read."""
-
-# Places in a recording in other units than seconds: a row that gives them would be read whole without them.
-OTHER_UNITS = re.compile(r"(start|begin|offset|end|stop)_(ms|milliseconds|samples?|frames?)|(sample|frame)_offset")
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20
 # No file system takes longer paths.
@@ -65,11 +47,11 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
     file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.lhotse`), or a folder of Kaldi's (see
     `data.kaldi`).
 
-    Columns and their aliases are those of `COLUMNS`, in any case; audio is required, and text unless rows without one
-    are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every recording's
-    length is measured, none is decoded. A row without a key gets one from its path, start and channel; characters that
-    a key cannot hold become `_`, and a key that another row has by this gets a few digits of a hash. `split` stays
-    empty where the row names none. Texts are stripped of outer white space and otherwise as written.
+    Columns and their aliases are those of `COLUMNS` in `data.manifest_columns`; audio is required, and text unless rows
+    without one are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every
+    recording's length is measured, none is decoded. A row without a key gets one from its path, start and channel;
+    characters that a key cannot hold become `_`, and a key that another row has by this gets a few digits of a hash.
+    `split` stays empty where the row names none. Texts are stripped of outer white space and otherwise as written.
 
     Raises DataError when the file is missing, not UTF-8, of another kind, or lacks a required column.
     """
@@ -95,10 +77,10 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
         if len(reader.unknown_columns) > MAX_NAMED:
             names.append(f"and {len(reader.unknown_columns) - MAX_NAMED} others")
         logger.warning(
-            "%s: these columns are not read: %s. Known are %s.",
+            "%s: these columns are not read: %s. Known are %s, and what other tools call these.",
             path,
             ", ".join(names),
-            ", ".join(alias for aliases in COLUMNS.values() for alias in aliases),
+            ", ".join(COLUMNS),
         )
     return utterances, rejected
 
@@ -146,24 +128,15 @@ class _RowReader:
         self._line_of_name: dict[tuple[Any, ...], int] = {}
         self._keys: set[str] = set()
         self.unknown_columns: set[str] = set()
-        self._known_columns = {alias for aliases in COLUMNS.values() for alias in aliases}
 
     def utterance(self, given: Row) -> Utterance:
         """The utterance of a row. AudioError when the row cannot be used."""
         if isinstance(given.content, str):
             raise AudioError(given.content)
         line = given.line
-        row: Columns = {}
-        for name, value in given.content.items():
-            column = name.strip().lower()
-            if column in row:
-                raise AudioError(f"it has the column {column!r} twice, in different case")
-            row[column] = value
-            if column in self._known_columns or value in ("", None):
-                continue
-            if OTHER_UNITS.fullmatch(column):
-                raise AudioError(f"column {column} is not in seconds; give start_s and end_s, or start_s and seconds")
-            self.unknown_columns.add(column.encode("utf-8", "backslashreplace").decode()[:MAX_QUOTED])
+        row, unknown = known_columns(given.content)
+        for name in unknown:
+            self.unknown_columns.add(name.strip().encode("utf-8", "backslashreplace").decode()[:MAX_QUOTED])
         audio = _text_cell(row, "audio", is_path=True)
         text = _text_cell(row, "text", numbers=False)
         if not audio:
@@ -180,7 +153,7 @@ class _RowReader:
         if name:
             identity: tuple[Any, ...] = (name,)
         else:
-            name = str(Path(audio).with_suffix("")).strip("./")
+            name = str(Path(audio).with_suffix("")).strip("./\\")
             # Several clips of one file would otherwise share a key.
             if clip.start_s:
                 name += f"_{round(clip.start_s * 1000):08d}ms"

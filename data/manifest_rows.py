@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from data.audio import is_file
 from data.errors import DataError
+from data.manifest_columns import column_name
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.
@@ -75,7 +76,11 @@ def read_lines(path: Path) -> list[str]:
         content = b"".join(pieces)
     except FileNotFoundError as error:
         raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"The manifest {path} cannot be read ({error}); it is no gzip, damaged or not whole: fetch it again."
+        ) from error
+    except OSError as error:
         raise DataError(f"The manifest {path} cannot be read ({error}); check the path and its permissions.") from error
     if len(content) > MAX_BYTES:
         raise DataError(f"{path} holds more than {MAX_BYTES} bytes of text; divide it into several corpora.")
@@ -93,8 +98,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_rows(path: Path, required: Sequence[Sequence[str]]) -> Iterator[Row]:
-    """The rows of a manifest file. A table must have one column of each group in `required`; names of columns count in
-    lower case and without outer spaces. Blank lines are no rows."""
+    """The rows of a manifest file. A table must have one column of each group in `required`; see `column_name` for how
+    names are compared. Blank lines are no rows."""
     suffix = manifest_suffix(path)
     lines = read_lines(path)
     if suffix in (".csv", ".tsv"):
@@ -211,7 +216,14 @@ def _header(names: list[str], path: Path, required: Sequence[Sequence[str]]) -> 
     for name in names:
         header.append(UNDECODED.sub("\ufffd", name.strip().lower()))
     for aliases in required:
-        if not set(aliases) & set(header):
+        if set(aliases).isdisjoint(map(column_name, header)):
+            separators = [separator for separator in (";", "|", "\t") if separator in "".join(header)]
+            if len(header) == 1 and separators:
+                kind = "tabs" if manifest_suffix(path) == ".tsv" else "commas"
+                raise DataError(
+                    f"{path} is read with {kind} between columns, and its first line has {separators[0]!r} instead: "
+                    f"{header[0][:400]!r}. Save it with commas, as .csv, or with tabs, as .tsv."
+                )
             raise DataError(
                 f"{path} has no {aliases[0]} column: its first line names {', '.join(header)[:400] or 'nothing'}; "
                 f"name one of its columns {' or '.join(aliases)}."

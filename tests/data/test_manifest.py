@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
-from data.manifest import COLUMNS, read_manifest
+from data.manifest import read_manifest
+from data.manifest_columns import COLUMNS
 
 RATE_HZ = 16000
 
@@ -474,3 +475,29 @@ def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
     utterances, _ = read_manifest(write_jsonl(tmp_path / "m.jsonl", [{"audio": "a\udce9.wav", "text": "t"}]))
     assert utterances[0].key == "a_"
     assert len(read_audio(utterances[0], RATE_HZ)) == 160
+
+
+@pytest.mark.parametrize("name", ["parts\\\\a.wav", ".\\\\parts\\\\a.wav"])
+def test_a_path_with_the_backslashes_of_windows_is_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / "parts").mkdir()
+    soundfile.write(tmp_path / "parts" / "a.wav", np.full(16000, 0.1), 16000)
+    (tmp_path / "m.csv").write_text(f"audio,text\n{name}, one\n".replace("\\\\", "\\"))
+    utterances, rejected = read_manifest(tmp_path / "m.csv")
+    assert [utterance.key for utterance in utterances] == ["parts_a"]
+    assert not rejected
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        ("audio;text\na.wav;one\n", "';'"),
+        ("sep=;\naudio;text\na.wav;one\n", "';'"),
+        ("audio\ttext\na.wav\tone\n", "'\\t'"),
+        ("a.wav|one\n", "'|'"),
+    ],
+)
+def test_a_table_of_a_spreadsheet_with_other_separators_is_named_as_one(folder: Path, content: str, seen: str) -> None:
+    (folder / "m.csv").write_text(content)
+    with pytest.raises(DataError, match="Save it with commas") as error:
+        read_manifest(folder / "m.csv")
+    assert seen in str(error.value)
