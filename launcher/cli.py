@@ -9,15 +9,25 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
 from launcher.commands.search_options import add_search_options
-from launcher.errors import CheckpointError, ConfigError, DistributedError, DivergedError, Preempted, exit_code
+from launcher.errors import (
+    CheckpointError,
+    ConfigError,
+    DistributedError,
+    DivergedError,
+    Preempted,
+    exit_code,
+    place_problem,
+)
 from launcher.plain_text import printable_output
 from launcher.processes.stop_request import StopRequest
 
@@ -48,20 +58,43 @@ def _run_command(arguments: list[str]) -> int:
     namespace = argparse.Namespace(arguments=arguments)
     options = build_parser(arguments).parse_args(arguments, namespace)
     try:
-        return options.command(options)
+        code = options.command(options)
+        # Here, and not when Python ends, an error of what is still in the buffer can be told.
+        sys.stdout.flush()
+        return code
     except Preempted as stopped:
         command = shlex.join(["chorus", *arguments])
-        print(f"chorus: {stopped} Run the same command again to go on: {command}", file=sys.stderr)
+        _print_error(f"{stopped} Run the same command again to go on: {command}")
         return exit_code(stopped)
     except FORESEEN as error:
-        print(redact(f"chorus: {error}"), file=sys.stderr)
+        _print_error(redact(str(error)))
         return exit_code(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does; closing it again at exit would say so once more.
-        sys.stderr.close()
+        # Whoever read our output has gone, as `head` does.
+        _discard_output()
         return 0
+    except OSError as error:
+        problem = place_problem(error)
+        if problem is None:
+            raise
+        _print_error(redact(problem))
+        _discard_output()
+        return exit_code(ConfigError())
+
+
+def _print_error(text: str) -> None:
+    # The terminal may be gone, which must not change the exit code.
+    with suppress(OSError):
+        print(f"chorus: {text}", file=sys.stderr, flush=True)
+
+
+def _discard_output() -> None:
+    """Let go nowhere what is still in the buffer: Python would try to write it again at its end, and say so."""
+    # Where standard output is no file, as in a test, nothing is in a buffer.
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ A message is one paragraph: what happened, where, what was seen, what to do. Any
 is a fault of Chorus itself and is shown with its traceback.
 """
 
+import errno
+
 from data.errors import DataError
 
 
@@ -38,6 +40,40 @@ EXIT_CODES: dict[type[BaseException], int] = {
     DivergedError: 6,
     Preempted: 75,
 }
+
+
+# What the system says of a place, and what helps. Other errors of the system are faults of ours.
+PLACE_REMEDIES = {
+    errno.ENOSPC: "Make room there",
+    errno.EDQUOT: "Make room there, or have the quota raised",
+    errno.EFBIG: "Choose a folder on another file system",
+    errno.EROFS: "Choose a folder that can be written to",
+    errno.EACCES: "Have the permission given, or choose another folder",
+    errno.EPERM: "Have the permission given, or choose another folder",
+    errno.ENOTDIR: "A file stands where a folder belongs: move it away, or choose another folder",
+    errno.EISDIR: "A folder stands where a file belongs: move it away",
+    errno.EEXIST: "Something else stands there: move it away",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.EIO: "Look after the disk, or the server that it is on",
+    errno.ESTALE: "Look after the server that the disk is on",
+    errno.EMFILE: "Raise the number of open files (ulimit -n)",
+    errno.ENFILE: "Close programs that hold many files open",
+    errno.ENOMEM: "Free memory",
+    errno.EAGAIN: "Raise the number of processes (ulimit -u)",
+}
+
+
+def place_problem(error: OSError) -> str | None:
+    """Return in one paragraph what is wrong with the place of a file, and what helps; None where the fault is ours."""
+    remedy = PLACE_REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return None
+    # Without a name it is what was printed that found no room.
+    place = error.filename or "The output of this command"
+    return (
+        f"{place} cannot be used: {error.strerror}. {remedy}, and give the same command again: what is done is not "
+        "repeated."
+    )
 
 
 def exit_code(error: BaseException) -> int:

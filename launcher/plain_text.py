@@ -5,6 +5,7 @@ an escape sequence in them could move the cursor, set the title or hide a line; 
 character is no valid XML. Whatever Chorus prints passes `PrintableStream`; pages and pictures call `printable`.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -66,13 +67,15 @@ def printable_output() -> Iterator[None]:
     """Let all that is printed pass a PrintableStream, on standard output and on standard error."""
     output = sys.stdout
     errors = sys.stderr
-    sys.stdout = cast(TextIO, PrintableStream(output))
-    sys.stderr = cast(TextIO, PrintableStream(errors))
-    try:
-        yield
-    finally:
-        sys.stdout = output
-        sys.stderr = errors
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        # Both are None where whoever started this process had closed them.
+        sys.stdout = cast(TextIO, PrintableStream(output or nowhere))
+        sys.stderr = cast(TextIO, PrintableStream(errors or nowhere))
+        try:
+            yield
+        finally:
+            sys.stdout = output
+            sys.stderr = errors
 
 
 def raw_stream(stream: TextIO) -> TextIO:

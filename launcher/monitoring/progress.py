@@ -8,6 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -172,7 +173,9 @@ class PlainDisplay(Display):
         self._seconds_between_lines = seconds_between_lines
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        # Whoever read this has gone, or its disk is full: no reason to end a training, of which the run folder has all.
+        with suppress(OSError):
+            print(text, file=self._stream, flush=True)
 
     def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
         super().begin(stage, steps, later_steps)
@@ -211,7 +214,9 @@ class TerminalDisplay(Display):
         self._task: TaskID | None = None  # between stages
 
     def say(self, text: str) -> None:
-        self._progress.console.print(printable(text), highlight=False, markup=False)
+        # The terminal may be gone.
+        with suppress(OSError):
+            self._progress.console.print(printable(text), highlight=False, markup=False)
 
     def begin(self, stage: str, steps: int, later_steps: int = 0) -> None:
         self.end()

@@ -11,13 +11,13 @@ from launcher.errors import Preempted
 
 
 class StopRequest:
-    """Takes SIGINT, SIGTERM and SIGUSR1 as a request to stop.
+    """Takes SIGINT, SIGTERM, SIGUSR1 and the end of the terminal (SIGHUP) as a request to stop.
 
     It only counts, so that what is under way can be saved; inside `interrupting()` it raises Preempted.
     """
 
     # SIGUSR1 is what SLURM sends before the time limit, as our batch script asks it to.
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.count = 0
@@ -27,6 +27,9 @@ class StopRequest:
     def installed(self) -> Iterator["StopRequest"]:
         former_handlers = {}
         for number in self.SIGNALS:
+            # `nohup` asks for that.
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             former_handlers[number] = signal.signal(number, self._on_signal)
         try:
             yield self

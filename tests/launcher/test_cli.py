@@ -1,5 +1,6 @@
 """The command line, with `fake_chorus.py` where a run trains and evaluates."""
 
+import errno
 import json
 import os
 import runpy
@@ -500,6 +501,57 @@ def test_a_users_mistake_is_one_paragraph_with_its_exit_code(capsys, tmp_path, m
     assert fragment in error
     assert len(error.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "words"),
+    [
+        ("file/run", "Not a directory. A file stands where a folder belongs"),
+        ("name" * 80, "File name too long. Choose a shorter name"),
+        ("/proc/run", "cannot be used"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_one_paragraph(recipe, tmp_path, capsys, monkeypatch, run_dir, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    # What the system says of /proc differs from one to the next.
+    if run_dir == "/proc/run":
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/proc/run/.state.json.tmp")
+        monkeypatch.setattr(RunFolder, "locked", lambda self: (_ for _ in ()).throw(full))
+    assert chorus(["run", str(recipe), "--run-dir", run_dir]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("chorus: ")
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "errors"),
+    [
+        ("<&- >&- 2>&-", 0, ""),
+        ("| true", 0, ""),
+        ("> /dev/full", 2, "chorus: The output of this command cannot be used: No space left on device. Make room"),
+    ],
+)
+def test_output_that_nobody_takes_is_no_traceback(tmp_path, redirection, code, errors):
+    (tmp_path / "text.txt").write_text("one two three four\n")
+    command = f"{sys.executable} -m launcher.cli language-model {tmp_path}/text.txt --out {tmp_path}/model.arpa"
+    script = f"set -o pipefail; {command} {redirection}"
+    ended = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr.startswith(errors)
+    assert len(ended.stderr.splitlines()) == bool(errors)
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on(recipe, run):
+    command = [sys.executable, str(FAKE_CHORUS), "{}", "run", str(recipe), "--run-dir", str(run.path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert started(run)[-1] == "report"
 
 
 def test_a_folder_that_is_no_run_folder_is_not_written_to(start, run):

@@ -159,3 +159,15 @@ def test_a_signal_before_the_work_begins_ends_it_too():
 
 def test_being_stopped_has_an_exit_code_of_its_own():
     assert exit_code(Preempted()) == 75
+
+
+@pytest.mark.parametrize(("handler", "count"), [(signal.SIG_DFL, 1), (signal.SIG_IGN, 0)])
+def test_the_end_of_a_terminal_is_a_request_to_stop_unless_nohup_was_asked_for(handler, count):
+    former = signal.signal(signal.SIGHUP, handler)
+    try:
+        with StopRequest().installed() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.count == count
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, former)
