@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from data.redaction import RedactingFormatter
 from launcher.errors import Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
-from launcher.run_folder import RunFolder, StageFolder, write_json
+from launcher.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from launcher.processes.heartbeat import Heartbeat
@@ -36,7 +36,16 @@ def main(arguments: list[str]) -> int:
         stage_name = arguments[1]
         rank = int(os.environ.get("RANK", "0"))
         folder = run.stage(stage_name)
-        _log_to(folder, rank)
+        path = folder.rank_log(rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.basicConfig(handlers=[handler], force=True)
+        for package in ("data", "model", "launcher"):
+            logging.getLogger(package).setLevel(logging.INFO)
+        # A hang is answered with SIGABRT: what every thread was doing then goes into the same log.
+        assert handler.stream is not None
+        faulthandler.enable(handler.stream)
 
         # Heavy imports come after the signal handlers: a signal during them would end the process with nothing saved.
         from launcher.processes.heartbeat import Heartbeat, leave_with_launcher
@@ -64,19 +73,6 @@ def main(arguments: list[str]) -> int:
             heartbeat.leave(code)
             return code
     return 0
-
-
-def _log_to(folder: StageFolder, rank: int) -> None:
-    path = folder.rank_log(rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], force=True)
-    for package in ("data", "model", "launcher"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    # A hang is answered with SIGABRT: what every thread was doing then goes into the same log.
-    assert handler.stream is not None
-    faulthandler.enable(handler.stream)
 
 
 def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopRequest) -> None:

@@ -53,12 +53,18 @@ def main(arguments: list[str]) -> int:
 def facts(folder: Path, mark: str) -> dict[str, Any]:
     """Return versions, accelerator, free disk in bytes; `folder_error` says why the folder cannot be written."""
     from launcher.devices import accelerator
-    from launcher.processes.worker_command import num_cores
+    from launcher.processes.worker_command import PACKAGES, num_cores
 
     facts: dict[str, Any] = {"host": platform.node(), "python": platform.python_version()}
     for library in LIBRARIES:
         facts[library] = package_version(library)
-    facts["chorus"] = _code_digest()
+    # Chorus's own sources: a version number does not tell of an edit.
+    digest = hashlib.sha256()
+    for package in ("data", "launcher", "model"):
+        for path in sorted((PACKAGES / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    facts["chorus"] = digest.hexdigest()[:DIGITS]
+
     facts["accelerator"] = accelerator()
     facts["gpus"] = 0
     if accelerator() == "cuda":
@@ -83,17 +89,6 @@ def package_version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
-
-
-def _code_digest() -> str:
-    """Return the first digits of a SHA-256 over Chorus's own sources: a version number does not tell of an edit."""
-    from launcher.processes.worker_command import PACKAGES
-
-    digest = hashlib.sha256()
-    for package in ("data", "launcher", "model"):
-        for path in sorted((PACKAGES / package).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:DIGITS]
 
 
 def exchange() -> dict[str, Any]:

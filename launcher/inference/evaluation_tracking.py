@@ -37,7 +37,16 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
     tracker.artifacts(lambda: used_artifacts(context), used=True)
     folder = context.split_folder(context.stage.split)
     for name, model in results["models"].items():
-        tracker.summarize(_summary(name, model))
+        # Every number of a model's results, as NAME/SPLIT/METRIC or NAME/METRIC.
+        summary: dict[str, float] = {}
+        for key, value in model.items():
+            if isinstance(value, int | float):
+                summary[f"{name}/{key}"] = value
+            elif isinstance(value, dict):
+                for metric, number in value.items():
+                    if isinstance(number, int | float):
+                        summary[f"{name}/{key}/{metric}"] = number
+        tracker.summarize(summary)
         table_name = f"examples/{name}"
         examples = model["examples"]
         # The defaults bind this turn's values: the tracker calls it later, on a thread of its own.
@@ -50,19 +59,6 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
             tracker.num_dropped,
             context.folder.logs,
         )
-
-
-def _summary(name: str, model: dict[str, Any]) -> dict[str, float]:
-    """Every number of a model's results as NAME/SPLIT/METRIC or NAME/METRIC."""
-    summary: dict[str, float] = {}
-    for key, value in model.items():
-        if isinstance(value, int | float):
-            summary[f"{name}/{key}"] = value
-        elif isinstance(value, dict):
-            for metric, number in value.items():
-                if isinstance(number, int | float):
-                    summary[f"{name}/{key}/{metric}"] = number
-    return summary
 
 
 def examples_table(name: str, examples: list[dict[str, str]], folder: Path | str) -> Table:

@@ -1,7 +1,6 @@
 """A search as a recipe describes it, applied to what a recogniser gives: its files read, its scorers built."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -60,10 +59,20 @@ class Search:
         self.recognizer = recognizer
         # A prefix beam search calls it every few frames.
         self.on_progress: Callable[[], None] = lambda: None
-        # A greedy search takes the best token of each frame: nothing else is added to its scores.
         self.fusion = None
-        if not isinstance(config, GreedyConfig | TransducerSearchConfig):
-            self.fusion = _build_fusion(config, tokenizer)
+        # A greedy search takes the best token of each frame: nothing else is added to its scores.
+        if isinstance(config, GreedyConfig | TransducerSearchConfig):
+            return
+        scorers = []
+        if config.language_model:
+            language_model = read_scorer(config.language_model, tokenizer)
+            scorers.append((language_model, config.language_model.weight))
+        if config.hotwords:
+            # Their weight is the bonus.
+            hotwords = read_hotwords(config.hotwords, tokenizer)
+            scorers.append((hotwords, 1.0))
+        if scorers or config.length_bonus:
+            self.fusion = Fusion(tokenizer.vocabulary_size, scorers, config.length_bonus)
 
     @torch.inference_mode()
     def __call__(self, output: RecognizerOutput) -> list[list[Hypothesis]]:
@@ -148,24 +157,6 @@ def _attention_options(config: AttentionBeamConfig, ctc_weight: float) -> Attent
     )
 
 
-def _build_fusion(
-    config: PrefixBeamConfig | AttentionBeamConfig | RescoringConfig,
-    tokenizer: Tokenizer,
-) -> Fusion | None:
-    """The scorers that a search asks for; None where it asks for none."""
-    scorers = []
-    if config.language_model:
-        language_model = read_scorer(config.language_model, tokenizer)
-        scorers.append((language_model, config.language_model.weight))
-    if config.hotwords:
-        # Their weight is the bonus.
-        hotwords = read_hotwords(config.hotwords, tokenizer)
-        scorers.append((hotwords, 1.0))
-    if not scorers and not config.length_bonus:
-        return None
-    return Fusion(tokenizer.vocabulary_size, scorers, config.length_bonus)
-
-
 def read_scorer(
     config: LanguageModelConfig,
     tokenizer: Tokenizer,
@@ -198,7 +189,19 @@ def read_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
     """
     phrases = list(config.phrases)
     if config.path:
-        phrases += _read_phrases(config.path)
+        try:
+            # Editors may put a byte order mark before the first phrase, which is no part of it.
+            text = config.path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"The hotwords in {config.path} cannot be read as UTF-8 text: {error}.") from None
+        # Spaces between words as in transcripts: one.
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        phrases_of_file = [line for line in lines if line]
+        if not phrases_of_file:
+            raise DataError(
+                f"The file of hotwords {config.path} has no phrase in it. Write one a line, or leave the option out."
+            )
+        phrases += phrases_of_file
 
     phrases_as_tokens = []
     for phrase in phrases:
@@ -210,21 +213,3 @@ def read_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
             )
         phrases_as_tokens.append(tokens)
     return Hotwords(phrases_as_tokens, tokenizer.pieces, config.bonus)
-
-
-def _read_phrases(path: Path) -> list[str]:
-    try:
-        # Editors may put a byte order mark before the first phrase, which is no part of it.
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The hotwords in {path} cannot be read as UTF-8 text: {error}.") from None
-
-    phrases = []
-    for line in text.splitlines():
-        # Spaces between words as in transcripts: one.
-        phrase = " ".join(line.split())
-        if phrase:
-            phrases.append(phrase)
-    if not phrases:
-        raise DataError(f"The file of hotwords {path} has no phrase in it. Write one a line, or leave the option out.")
-    return phrases

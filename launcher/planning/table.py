@@ -43,7 +43,7 @@ from model.costs.flops import count_parameters, count_parts
 from model.export import read_description
 from model.layers.subsampling import output_length
 from model.masked_prediction import MaskedPredictor, MaskedPredictorConfig
-from model.recognizer import Recognizer, RecognizerConfig
+from model.recognizer import Recognizer
 
 DeepSpeedConfig = dict[str, Any]
 
@@ -148,7 +148,13 @@ class _StagePlan:
         if recipe.cluster.precision == "bf16":
             self.value_bytes = BYTES_BF16
 
-        self.model = _model_on_meta(stage.model, recipe.features.mel_bins, vocabulary_size)
+        self.model: Recognizer | MaskedPredictor
+        # Shapes are enough: a plan of a large model must not need its memory.
+        with torch.device("meta"):
+            if isinstance(stage.model, MaskedPredictorConfig):
+                self.model = MaskedPredictor(stage.model, recipe.features.mel_bins)
+            else:
+                self.model = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
         self.parameter_sizes = parameter_sizes(self.model)
         self.teachers, self.teacher_bytes = _running_teachers(recipe, stage, vocabulary_size)
 
@@ -337,16 +343,6 @@ class _StagePlan:
 
 
 # --- models without storage --------------------------------------------------------------------------------------
-
-
-def _model_on_meta(
-    config: RecognizerConfig | MaskedPredictorConfig, mel_bins: int, vocabulary_size: int
-) -> Recognizer | MaskedPredictor:
-    # Shapes are enough: a plan of a large model must not need its memory.
-    with torch.device("meta"):
-        if isinstance(config, MaskedPredictorConfig):
-            return MaskedPredictor(config, mel_bins)
-        return Recognizer(config, mel_bins, vocabulary_size)
 
 
 def _running_teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: int) -> tuple[list[Recognizer], int]:

@@ -30,7 +30,16 @@ def begun_with_former_defaults(stages: Iterable[Values]) -> bool:
 
 def with_former_defaults(recipe: Recipe) -> Recipe:
     """The same recipe, its training stages with the former defaults where the recipe does not name the setting."""
-    stages = [_with_former_branches(stage) for stage in recipe.stages]
+    stages: list[AnyStage] = []
+    for stage in recipe.stages:
+        # model_fields_set holds what the recipe names.
+        if isinstance(stage, EvaluateStage) or "branch_exponent" in stage.model.encoder.model_fields_set:
+            stages.append(stage)
+            continue
+        former = FORMER_DEFAULTS["model.encoder.branch_exponent"]
+        encoder = stage.model.encoder.model_copy(update={"branch_exponent": former})
+        model = stage.model.model_copy(update={"encoder": encoder})
+        stages.append(stage.model_copy(update={"model": model}))
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
@@ -40,13 +49,3 @@ def _holds(values: Any, dotted: str) -> bool:
             return False
         values = values[key]
     return True
-
-
-def _with_former_branches(stage: AnyStage) -> AnyStage:
-    # model_fields_set holds what the recipe names.
-    if isinstance(stage, EvaluateStage) or "branch_exponent" in stage.model.encoder.model_fields_set:
-        return stage
-    former = FORMER_DEFAULTS["model.encoder.branch_exponent"]
-    encoder = stage.model.encoder.model_copy(update={"branch_exponent": former})
-    model = stage.model.model_copy(update={"encoder": encoder})
-    return stage.model_copy(update={"model": model})

@@ -84,7 +84,16 @@ def _read(path: Path) -> dict[str, Any]:
     to null, which leaves a stage out. With `copy: STAGE` among its keys a new name is a stage like that one, which it
     follows, and its keys reach into the sections of the other's.
     """
-    values = parse_recipe(_read_text(path), f"The recipe {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The recipe {path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for instance with "
+            "iconv."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    values = parse_recipe(text, f"The recipe {path}")
     if "extends" not in values:
         return values
 
@@ -137,18 +146,6 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             value = _merge(before, value)
         merged[key] = value
     return merged
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"The recipe {path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for instance with "
-            "iconv."
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
 
 
 def _built_in_names() -> list[str]:

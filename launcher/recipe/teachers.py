@@ -228,7 +228,14 @@ def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, s
     if "hidden" in terms:
         _check_hidden_layers(stage, teacher, spec, name)
     if "units" in terms:
-        _check_units_layers(stage, spec, name)
+        units = stage.distill.units
+        num_layers = stage.model.encoder.layers
+        if units.layer is not None and units.layer >= num_layers:
+            raise ConfigError(
+                f"Stage {stage.name} predicts units from layer {units.layer} (distill.units.layer), but it has layers "
+                f"0 to {num_layers - 1}."
+            )
+        _check_layers_of_teacher(stage, "distill.units.teacher_layer", [units_layer(stage, spec)], spec, name)
 
     if stage.distill.cache.required:
         reason = why_no_cache(recipe, stage, teacher, spec)
@@ -350,17 +357,6 @@ def _check_hidden_layers(stage: DistillStage, teacher: TeacherConfig, spec: Teac
             f"{list(teacher.layers)} of {name}; name as many of both."
         )
     _check_layers_of_teacher(stage, "teachers", teacher.layers, spec, name)
-
-
-def _check_units_layers(stage: DistillStage, spec: TeacherSpec, name: str) -> None:
-    units = stage.distill.units
-    num_layers = stage.model.encoder.layers
-    if units.layer is not None and units.layer >= num_layers:
-        raise ConfigError(
-            f"Stage {stage.name} predicts units from layer {units.layer} (distill.units.layer), but it has layers 0 to "
-            f"{num_layers - 1}."
-        )
-    _check_layers_of_teacher(stage, "distill.units.teacher_layer", [units_layer(stage, spec)], spec, name)
 
 
 def _check_layers_of_teacher(

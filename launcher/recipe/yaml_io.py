@@ -128,25 +128,20 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         target = _child(target, key, path, override)
     path = ".".join(keys[:-1])
     if isinstance(target, list):
-        _change_item(target, keys[-1], value, path, override)
+        item = _child(target, keys[-1], path, override)
+        if value is None:
+            target.remove(item)
+        elif isinstance(value, dict):
+            item |= value
+        else:
+            raise ConfigError(
+                f"--set {override!r} changes {dotted.strip()} to {_describe(value)}; give keys of it, such as "
+                f"{dotted.strip()}.KEY=VALUE, or null to leave it out."
+            )
     elif isinstance(target, dict):
         target[keys[-1]] = value
     else:
         raise ConfigError(f"--set {override!r}: {path} holds {_describe(target)}, which has no keys.")
-
-
-def _change_item(items: list[Any], name: str, value: Any, path: str, override: str) -> None:
-    """Replace keys of the named item of the list at `path`, or leave the item out."""
-    item = _child(items, name, path, override)
-    if value is None:
-        items.remove(item)
-    elif isinstance(value, dict):
-        item |= value
-    else:
-        raise ConfigError(
-            f"--set {override!r} changes {path}.{name} to {_describe(value)}; give keys of it, such as "
-            f"{path}.{name}.KEY=VALUE, or null to leave it out."
-        )
 
 
 def _child(parent: Any, key: str, path: str, override: str) -> Any:

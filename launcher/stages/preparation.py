@@ -5,7 +5,6 @@ A kill at any moment leaves nothing half-made under a final name; what was finis
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.files import flush_folder, remove_path
@@ -90,17 +89,14 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
         token_counts(dev, tokenizer, partial / run.token_counts_file("dev").name)
     statistics = _feature_statistics(recipe, index)
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
-    _replace_folder(run.tokenizer, partial)
+
+    # A folder that is not empty cannot be replaced by a rename: the old one steps aside under a hidden name, and a kill
+    # in between leaves none, never a mixture.
+    old = run.tokenizer.with_name(f".{run.tokenizer.name}.old")
+    remove_path(old)
+    if os.path.lexists(run.tokenizer):
+        run.tokenizer.rename(old)
+    partial.rename(run.tokenizer)
+    flush_folder(run.path)
+    remove_path(old)
     display.say(f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured")
-
-
-def _replace_folder(folder: Path, new: Path) -> None:
-    """Put a finished folder in the place of an old one; a kill in between leaves none, never a mixture."""
-    # A folder that is not empty cannot be replaced by a rename; the old one steps aside under a hidden name.
-    old = folder.with_name(f".{folder.name}.old")
-    remove_path(old)
-    if os.path.lexists(folder):
-        folder.rename(old)
-    new.rename(folder)
-    flush_folder(folder.parent)
-    remove_path(old)

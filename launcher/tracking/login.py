@@ -44,7 +44,14 @@ def find_login(environment: Mapping[str, str]) -> str | None:
             return f"{name} is set"
 
     host = _host(environment)
-    for path in _netrc_files(environment):
+    netrc_file = environment.get("NETRC")
+    if netrc_file:
+        # W&B looks there alone.
+        netrc_files = [Path(netrc_file)]
+    else:
+        home = Path(environment.get("HOME") or Path.home())
+        netrc_files = [home / ".netrc", home / "_netrc"]
+    for path in netrc_files:
         try:
             login = netrc.netrc(path).authenticators(host)
         except (OSError, netrc.NetrcParseError):
@@ -61,12 +68,3 @@ def _host(environment: Mapping[str, str]) -> str:
     url = environment.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     # Without what stands before the @: the host is shown in logs and by `chorus doctor`.
     return urlsplit(url).netloc.rpartition("@")[2]
-
-
-def _netrc_files(environment: Mapping[str, str]) -> list[Path]:
-    """Where W&B looks for netrc: in $NETRC alone where that is set."""
-    netrc_file = environment.get("NETRC")
-    if netrc_file:
-        return [Path(netrc_file)]
-    home = Path(environment.get("HOME") or Path.home())
-    return [home / ".netrc", home / "_netrc"]

@@ -99,13 +99,22 @@ class WandbBackend:
         try:
             wandb.setup(settings=settings)
             claim_exit()
+            # Kept in the stage's folder, so that a stage that resumes goes on in the same W&B run.
+            identity = read_json(self._stage.wandb_file)
+            if identity is None:
+                identity = {
+                    "id": secrets.token_hex(4),
+                    "project": self._config.project,
+                    "entity": self._config.entity,
+                }
+                write_json(self._stage.wandb_file, identity)
             return wandb.init(
                 project=self._config.project,
                 entity=self._config.entity,
                 tags=list(self._config.tags),
                 group=self._run_name,
                 name=self._stage.name,
-                id=self._run_id(),
+                id=identity["id"],
                 resume="allow",
                 mode=mode,
                 dir=str(self._stage.path),
@@ -120,17 +129,6 @@ class WandbBackend:
     def _refuse_to_stop(self) -> None:
         """The stop button of the W&B page would by default interrupt the main thread of training."""
         logger.warning("a stop was asked for on the W&B page; training goes on, stop the run where it was started")
-
-    def _run_id(self) -> str:
-        identity = read_json(self._stage.wandb_file)
-        if identity is None:
-            identity = {
-                "id": secrets.token_hex(4),
-                "project": self._config.project,
-                "entity": self._config.entity,
-            }
-            write_json(self._stage.wandb_file, identity)
-        return identity["id"]
 
     def log(self, row: dict[str, Any]) -> None:
         self._run.log(flatten_numbers(row))
