@@ -54,6 +54,7 @@ def all_gather_json(value: Any) -> list[Any]:
 def _broadcast(content: bytes) -> bytes:
     """Return the first process's bytes."""
     sent = _as_tensor(content)
+    # The size goes first: only the first process knows how much comes.
     size = torch.tensor([len(sent)], device=sent.device)
     dist.broadcast(size, 0)
     received = sent

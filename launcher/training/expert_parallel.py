@@ -69,7 +69,11 @@ class _AllToAll(torch.autograd.Function):
     def backward(context, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         returned = gradient.new_empty(sum(context.num_sent_P), gradient.shape[1])
         dist.all_to_all_single(
-            returned, gradient.contiguous(), context.num_sent_P, context.num_received_P, group=context.group
+            returned,
+            gradient.contiguous(),
+            context.num_sent_P,
+            context.num_received_P,
+            group=context.group,
         )
         return returned, None, None, None
 
@@ -149,10 +153,8 @@ class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):
         self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
             self.num_experts, self.num_local_experts, expert_parallel
         )
-        self._mark_parameters()
 
-    def _mark_parameters(self) -> None:
-        """Put on the experts' parameters what ZeRO and the engine's checkpoints read of AutoEP's."""
+        # And what ZeRO and the engine's checkpoints read of its parameters:
         placement = self.expert_placement_descriptor
         local_experts = list(autoep_experts_for_rank(placement, self.ep_rank))
         for parameter in self.experts.parameters():

@@ -19,6 +19,7 @@ def initialize_from_encoder(recognizer: Recognizer, context: StageContext[Pretra
     model = stage.initialize_from
     assert model is not None
     folder = context.run.model_folder(model)
+    # The encoder's weights were learnt on these mel bins: other ones it would read as noise.
     features = read_features(folder)
     expected_features = context.recipe.features
     if features != expected_features:
@@ -36,6 +37,7 @@ def initialize_from_encoder(recognizer: Recognizer, context: StageContext[Pretra
 
 def initialize_from_first_teacher(recognizer: Recognizer, stage: DistillStage, teacher_terms: TeacherTerms) -> None:
     """Copy the weights of the first teacher; ConfigError where it is not of the same shape."""
+    # Where its outputs come from a cache it was never loaded: it is read now.
     teacher = recognizer_of(teacher_terms.teacher)
     model = stage.named_teachers[0].model
     if teacher is None:
@@ -43,6 +45,7 @@ def initialize_from_first_teacher(recognizer: Recognizer, stage: DistillStage, t
             f"Stage {stage.name} cannot start from teacher {model}, which is not a model of Chorus. Put one that is "
             "first among its teachers, or set initialize_from_teacher to false."
         )
+    # The output layers have a row for each token.
     if teacher.vocabulary_size != recognizer.vocabulary_size:
         raise ConfigError(
             f"Stage {stage.name} cannot start from teacher {model}: it knows {teacher.vocabulary_size} tokens and this "

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.augment import AugmentConfig, SpecAugment, apply_mask
 from data.features import LogMel
@@ -77,11 +76,39 @@ class Inputs:
     def micro_batch(self, batch: WaveformBatch) -> FeatureBatch:
         """A lane's batch as augmented or masked features on the device."""
         if not batch.keys:
-            return self._empty(batch)
+            config = self.features.config
+            features_BTF = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
+            zero_B = torch.zeros(1, dtype=torch.int64, device=self.device)
+            source = None
+            if self.keeps_source:
+                num_samples = config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples
+                silence_BS = features_BTF.new_zeros(1, num_samples)
+                nothing_masked_BT = features_BTF[..., 0] > 0
+                source = CleanInputs(features_BTF, nothing_masked_BT, silence_BS, zero_B)
+            return FeatureBatch(
+                features_BTF=features_BTF,
+                lengths_B=zero_B,
+                tokens_BU=zero_B[:, None],
+                token_lengths_B=zero_B,
+                source=source,
+                sidecars=batch.sidecars,
+            )
+
         waveforms_BS = batch.waveforms_BS.to(self.device, non_blocking=True)
         samples_B = batch.samples_B.to(self.device)
         clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
-        features_BTF, masked_BT = self._mask(clean_BTF, lengths_B, batch)
+
+        # Masks are drawn from (seed, step, lane): they depend neither on the process nor on what was drawn before.
+        if self.masking is not None:
+            features_BTF, masked_BT = self.masking.apply_mask(clean_BTF, lengths_B, batch.step, batch.lane)
+        elif self.specaugment is not None:
+            generator = torch.Generator()
+            generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
+            masked_BF, masked_BT = self.specaugment.masks(clean_BTF, lengths_B, generator)
+            features_BTF = apply_mask(clean_BTF, masked_BF, masked_BT)
+        else:
+            features_BTF = clean_BTF
+            masked_BT = clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool)
 
         source = None
         if self.keeps_source:
@@ -91,39 +118,6 @@ class Inputs:
             lengths_B=lengths_B,
             tokens_BU=batch.tokens_BU.to(self.device),
             token_lengths_B=batch.token_lengths_B.to(self.device),
-            source=source,
-            sidecars=batch.sidecars,
-        )
-
-    def _mask(self, clean_BTF: Tensor, lengths_B: Tensor, batch: WaveformBatch) -> tuple[Tensor, Tensor]:
-        """A lane's features under the masks of its step, and the frames that are masked as a whole: bool [B, T].
-
-        Masks are drawn from (seed, step, lane), so they depend neither on the process nor on what was drawn before.
-        """
-        if self.masking is not None:
-            return self.masking.apply_mask(clean_BTF, lengths_B, batch.step, batch.lane)
-        if self.specaugment is not None:
-            generator = torch.Generator()
-            generator.manual_seed(derive_seed(self.seed, "specaugment", batch.step, batch.lane))
-            masked_BF, masked_BT = self.specaugment.masks(clean_BTF, lengths_B, generator)
-            return apply_mask(clean_BTF, masked_BF, masked_BT), masked_BT
-        return clean_BTF, clean_BTF.new_zeros(clean_BTF.shape[:2], dtype=torch.bool)
-
-    def _empty(self, batch: WaveformBatch) -> FeatureBatch:
-        config = self.features.config
-        features_BTF = torch.zeros(1, EMPTY_FRAMES, config.mel_bins, device=self.device)
-        zero_B = torch.zeros(1, dtype=torch.int64, device=self.device)
-        source = None
-        if self.keeps_source:
-            num_samples = config.window_samples + (EMPTY_FRAMES - 1) * config.hop_samples
-            silence_BS = features_BTF.new_zeros(1, num_samples)
-            nothing_masked_BT = features_BTF[..., 0] > 0
-            source = CleanInputs(features_BTF, nothing_masked_BT, silence_BS, zero_B)
-        return FeatureBatch(
-            features_BTF=features_BTF,
-            lengths_B=zero_B,
-            tokens_BU=zero_B[:, None],
-            token_lengths_B=zero_B,
             source=source,
             sidecars=batch.sidecars,
         )

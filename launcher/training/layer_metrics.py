@@ -55,6 +55,7 @@ def effective_rank(frames_ND: Tensor) -> Tensor:
     if len(frames_ND) < 2:
         return frames_ND.new_zeros(())
     centred_ND = frames_ND.float() - frames_ND.float().mean(0)
+    # Rounding makes the smallest eigenvalues negative; frames that are all alike have no variance to share out.
     variance_D = torch.linalg.eigvalsh(centred_ND.t() @ centred_ND).clamp(min=0)
     share_D = variance_D / variance_D.sum().clamp(min=torch.finfo(torch.float32).tiny)
     return torch.special.entr(share_D).sum().exp()
@@ -63,6 +64,7 @@ def effective_rank(frames_ND: Tensor) -> Tensor:
 def layer_row(scalars: dict[str, float], num_processes: int) -> dict[str, float]:
     """Take the measures of a step, summed over all lanes, out of its scalars, as the columns of a row."""
     row = {}
+    # A list, because names are taken out of the scalars on the way.
     for name in [name for name in scalars if name.startswith(PREFIX)]:
         value = scalars.pop(name)
         if name.endswith(SQUARE):

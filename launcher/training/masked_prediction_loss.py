@@ -26,13 +26,19 @@ class MaskedPredictionLoss:
         self.encoder = encoder
 
     def __call__(
-        self, model: nn.Module, batch: FeatureBatch, totals: Totals, progress: float
+        self,
+        model: nn.Module,
+        batch: FeatureBatch,
+        totals: Totals,
+        progress: float,
     ) -> tuple[LossTerms, MaskedPredictorOutput]:
         """The weighted terms of the loss, which add up to it. `batch` holds masked features and their source."""
         assert batch.source is not None
         factor = self.encoder.subsampling.factor
         predicted_BS = fully_masked_frames(batch.source.masked_BT, batch.lengths_B, factor)
+        # The codes to predict are those of the features before masks were put on.
         output = model(batch.source.features_BTF, batch.lengths_B, batch.features_BTF, predicted_BS)
+        # A short step may have nothing masked: its loss is 0, not undefined.
         terms = {"loss/masked": output.loss_sum() / max(totals.masked, 1)}
         terms |= router_loss_terms(output.encoder, self.objective, self.encoder, totals)
         return terms, output
@@ -41,6 +47,7 @@ class MaskedPredictionLoss:
 def masked_prediction_metrics(output: MaskedPredictorOutput, totals: Totals) -> StepMetrics:
     """A lane's part of the step's share of codes predicted right, and of how evenly lanes use the codes."""
     num_masked = max(totals.masked, 1)
+    # A lane counts by its masked frames, so that the sum over lanes is a mean over all of them.
     share = len(output.codes_NQ) / num_masked
     return {
         "masked_accuracy": output.num_correct() / num_masked,

@@ -54,7 +54,12 @@ def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     timeout = timedelta(seconds=timeout_s)
     try:
-        if _is_loopback(os.environ.get("MASTER_ADDR", "")):
+        is_loopback = ipaddress.ip_address(os.environ.get("MASTER_ADDR", "")).is_loopback
+    except ValueError:
+        # A name may lead anywhere.
+        is_loopback = False
+    try:
+        if is_loopback:
             _join_on_this_machine(device, timeout)
         # Joins the other processes where that is not done, and tells DeepSpeed of them.
         deepspeed.init_distributed(timeout=timeout, verbose=False)
@@ -69,14 +74,6 @@ def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether an address leads to this machine alone; a name may lead anywhere."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def _join_on_this_machine(device: torch.device, timeout: timedelta) -> None:
@@ -95,7 +92,12 @@ def _join_on_this_machine(device: torch.device, timeout: timedelta) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.create_server((address, port), family=family, backlog=2048).detach()
     store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        address, port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=listener
+        address,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=listener,
     )
     backend = "gloo"
     # As DeepSpeed does, whose later groups are split off this one.
@@ -108,7 +110,12 @@ def _join_on_this_machine(device: torch.device, timeout: timedelta) -> None:
         if any(name == interface for _, name in socket.if_nameindex()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound_device
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=bound_device,
     )
 
 
@@ -137,17 +144,8 @@ def build_engine(
             "lower_precision_safe_modules": [],
         },
     }
-    adamw = torch.optim.AdamW(
-        _parameter_groups(model, optimizer.weight_decay),
-        lr=optimizer.peak_learning_rate,
-        betas=optimizer.betas,
-    )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=configuration)
-    return engine
 
-
-def _parameter_groups(model: Model, weight_decay: float) -> list[dict]:
-    """Weight decay pulls matrices to zero, never the biases and scales of norms; DeepSpeed splits off experts."""
+    # Weight decay pulls matrices to zero, never the biases and scales of norms.
     matrices = []
     vectors = []
     for parameter in model.parameters():
@@ -155,11 +153,18 @@ def _parameter_groups(model: Model, weight_decay: float) -> list[dict]:
             matrices.append(parameter)
         else:
             vectors.append(parameter)
-    groups = [
-        {"name": "matrices", "params": matrices, "weight_decay": weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"name": "matrices", "params": matrices, "weight_decay": optimizer.weight_decay},
         {"name": "vectors", "params": vectors, "weight_decay": 0.0},
     ]
-    return split_params_into_different_moe_groups_for_optimizer(groups)
+    adamw = torch.optim.AdamW(
+        # DeepSpeed reduces experts among the processes that hold the same ones: they are groups of their own.
+        split_params_into_different_moe_groups_for_optimizer(groups),
+        lr=optimizer.peak_learning_rate,
+        betas=optimizer.betas,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=configuration)
+    return engine
 
 
 def update(engine: Engine) -> bool:

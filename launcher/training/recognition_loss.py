@@ -31,7 +31,11 @@ class RecognitionLoss:
         self.encoder = encoder
 
     def __call__(
-        self, model: nn.Module, batch: FeatureBatch, totals: Totals, progress: float
+        self,
+        model: nn.Module,
+        batch: FeatureBatch,
+        totals: Totals,
+        progress: float,
     ) -> tuple[LossTerms, RecognizerOutput]:
         """The weighted terms of the loss, which add up to it. `progress` is the share of the stage's steps done."""
         output = model(batch.features_BTF, batch.lengths_B, batch.tokens_BU, batch.token_lengths_B)
@@ -39,10 +43,9 @@ class RecognitionLoss:
 
     def terms(self, output: RecognizerOutput, batch: FeatureBatch, totals: Totals) -> LossTerms:
         objective = self.objective
-        has_decoder = output.decoder_BUV is not None
         # Without a decoder nothing shares the weight of 1 with it.
         ctc_weight = 1.0
-        if has_decoder:
+        if output.decoder_BUV is not None:
             ctc_weight = objective.ctc_weight
 
         ctc_sum = self._ctc_sum(output.ctc_BSV, output, batch)
@@ -55,8 +58,35 @@ class RecognitionLoss:
                 intermediate.append(ctc_weight * layer_sum / totals.tokens)
             mean = torch.stack(intermediate).mean()
             terms["loss/intermediate"] = objective.intermediate_weight * mean
-        if has_decoder:
-            terms |= self._attention_terms(output, batch, totals, 1 - ctc_weight)
+
+        if output.decoder_BUV is not None:
+            # Each utterance has one target more than tokens: its end.
+            num_targets = totals.tokens + totals.utterances
+            valid_B = output.encoder.lengths_B > 0
+            weight = 1 - ctc_weight
+            # A decoder that reads backwards takes its share of the weight.
+            forward_weight = weight
+            if output.reverse_BUV is not None:
+                forward_weight = weight * (1 - objective.reverse_weight)
+            forward_sum = losses.attention_sum(
+                output.decoder_BUV,
+                batch.tokens_BU,
+                batch.token_lengths_B,
+                valid_B,
+                objective.label_smoothing,
+            )
+            terms["loss/attention"] = forward_weight * forward_sum / num_targets
+            if output.reverse_BUV is not None:
+                reversed_BU = reverse(batch.tokens_BU, batch.token_lengths_B)
+                reverse_sum = losses.attention_sum(
+                    output.reverse_BUV,
+                    reversed_BU,
+                    batch.token_lengths_B,
+                    valid_B,
+                    objective.label_smoothing,
+                )
+                terms["loss/reverse_attention"] = weight * objective.reverse_weight * reverse_sum / num_targets
+
         if output.transducer_B is not None:
             transducer_sum = output.transducer_B.sum()
             terms["loss/transducer"] = objective.transducer_weight * transducer_sum / totals.tokens
@@ -65,35 +95,12 @@ class RecognitionLoss:
     def _ctc_sum(self, logits_BSV: Tensor, output: RecognizerOutput, batch: FeatureBatch) -> Tensor:
         return losses.ctc_sum(logits_BSV, output.encoder.lengths_B, batch.tokens_BU, batch.token_lengths_B)
 
-    def _attention_terms(
-        self, output: RecognizerOutput, batch: FeatureBatch, totals: Totals, weight: float
-    ) -> LossTerms:
-        """The decoder's cross-entropy, shared with that of the decoder that reads backwards where there is one."""
-        assert output.decoder_BUV is not None
-        # Each utterance has one target more than tokens: its end.
-        num_targets = totals.tokens + totals.utterances
-        valid_B = output.encoder.lengths_B > 0
-        smoothing = self.objective.label_smoothing
-
-        forward_weight = weight
-        if output.reverse_BUV is not None:
-            forward_weight = weight * (1 - self.objective.reverse_weight)
-        forward_sum = losses.attention_sum(
-            output.decoder_BUV, batch.tokens_BU, batch.token_lengths_B, valid_B, smoothing
-        )
-        terms = {"loss/attention": forward_weight * forward_sum / num_targets}
-
-        if output.reverse_BUV is not None:
-            reversed_BU = reverse(batch.tokens_BU, batch.token_lengths_B)
-            reverse_sum = losses.attention_sum(
-                output.reverse_BUV, reversed_BU, batch.token_lengths_B, valid_B, smoothing
-            )
-            terms["loss/reverse_attention"] = weight * self.objective.reverse_weight * reverse_sum / num_targets
-        return terms
-
 
 def router_loss_terms(
-    output: EncoderOutput, objective: ExpertsObjectiveConfig, encoder: EncoderConfig, totals: Totals
+    output: EncoderOutput,
+    objective: ExpertsObjectiveConfig,
+    encoder: EncoderConfig,
+    totals: Totals,
 ) -> LossTerms:
     """The weighted losses of the routers; none without experts."""
     if not encoder.experts:

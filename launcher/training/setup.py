@@ -59,11 +59,11 @@ def build_trainer(
     if context.has_split("dev"):
         validation_inputs = open_inputs(context, "dev", lanes, device)
         heartbeat.tick()
-
     model, stage_loss, validator = _build_model_and_loss(context, device, heartbeat)
     heartbeat.tick()
     if isinstance(stage_loss, DistillationLoss):
         inputs.keeps_source = needs_source(stage_loss)
+        # In this order: units are clusters of a teacher's states, which may come from its cache.
         read_caches(stage_loss, inputs, context.stage.steps)
         make_cluster_targets(stage_loss, context.folder, inputs, context.seed, heartbeat)
 

@@ -300,7 +300,12 @@ class Trainer:
         started = time.perf_counter()
         self.heartbeat.beat(self.step, "validate")
         metrics = validate(
-            self.engine, self.stage_loss, self.validation_inputs, self.validator, self.heartbeat, self.step
+            self.engine,
+            self.stage_loss,
+            self.validation_inputs,
+            self.validator,
+            self.heartbeat,
+            self.step,
         )
         self.log.row(self.step, **metrics, validation_s=time.perf_counter() - started)
         return metrics.get("validation/cer")

@@ -59,6 +59,7 @@ class ErrorRateValidator:
 
     def sums(self, batch: WaveformBatch, output: RecognizerOutput) -> Sequence[float]:
         """Character edits between the greedy hypotheses and the references, and the references' length."""
+        # An empty lane has a hypothesis, of no frames, and no reference.
         if not batch.keys:
             return 0, 0
         hypotheses = []
@@ -68,6 +69,7 @@ class ErrorRateValidator:
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         edits, characters = sums
+        # References may be empty, all of them.
         return {"validation/cer": edits / max(characters, 1)}
 
 
@@ -95,7 +97,12 @@ class MaskedAccuracyValidator:
 
 @torch.no_grad()
 def validate(
-    engine: Engine, stage_loss: Any, inputs: Inputs, validator: Validator, heartbeat: Heartbeat, step: int
+    engine: Engine,
+    stage_loss: Any,
+    inputs: Inputs,
+    validator: Validator,
+    heartbeat: Heartbeat,
+    step: int,
 ) -> dict[str, float]:
     """The loss and the validator's metrics over a whole split, each process on its lanes. Collective.
 
@@ -106,6 +113,7 @@ def validate(
     num_steps = inputs.sampler.steps_per_epoch
     # Not the mean over steps: how many utterances the last one holds depends on the number of lanes.
     totals = inputs.sum_totals(range(num_steps))
+    # In fp64, so that edits and codes of any split are counted exactly.
     sums = torch.zeros(1 + validator.num_sums, dtype=torch.float64, device=inputs.device)
     for batches in inputs.steps(0, num_steps):
         heartbeat.beat(step, "validate")

@@ -285,7 +285,11 @@ def _cached_utterances(writer: SidecarWriter, shard: int, contents: CacheContent
 
 
 def _check_room(
-    writer: SidecarWriter, missing: Sequence[int], contents: CacheContents, spec: TeacherSpec, vocabulary: int
+    writer: SidecarWriter,
+    missing: Sequence[int],
+    contents: CacheContents,
+    spec: TeacherSpec,
+    vocabulary: int,
 ) -> None:
     """DataError when the disk has no room for the missing shards."""
     expected = expected_bytes(writer, missing, contents, spec, vocabulary)
@@ -300,7 +304,11 @@ def _check_room(
 
 
 def expected_bytes(
-    writer: SidecarWriter, shards: Sequence[int], contents: CacheContents, spec: TeacherSpec, vocabulary: int
+    writer: SidecarWriter,
+    shards: Sequence[int],
+    contents: CacheContents,
+    spec: TeacherSpec,
+    vocabulary: int,
 ) -> float:
     """What some shards will take, by the lengths of recordings and transcripts."""
     # The arrays are those of cache_codec.py.

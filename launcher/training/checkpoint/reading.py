@@ -116,8 +116,14 @@ class Checkpoint:
             high = min(stop, piece.stop)
             if low >= high:
                 continue
+            if piece.file not in self._open_files:
+                path = self.folder / piece.file
+                try:
+                    self._open_files[piece.file] = safe_open(path, framework="pt")
+                except (OSError, SafetensorError) as error:
+                    raise CheckpointError(f"{path} cannot be read: {error}.") from None
             # A slice, so that only the bytes of the overlap are read.
-            stored = self._open_file(piece.file).get_slice(piece.key)
+            stored = self._open_files[piece.file].get_slice(piece.key)
             values[low - start : high - start].copy_(stored[low - piece.start : high - piece.start])
             num_copied += high - low
         if num_copied != stop - start:
@@ -125,14 +131,6 @@ class Checkpoint:
                 f"The checkpoint {self.folder} holds {num_copied} of the {stop - start} values [{start}, {stop}) of "
                 f"{kind} {name}: it is of another model, or a process did not write its part."
             )
-
-    def _open_file(self, name: str):
-        if name not in self._open_files:
-            try:
-                self._open_files[name] = safe_open(self.folder / name, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.folder / name} cannot be read: {error}.") from None
-        return self._open_files[name]
 
 
 def newest_intact(

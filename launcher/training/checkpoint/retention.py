@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from data.files import remove_path
@@ -47,17 +48,15 @@ def retained(validation_cer: Mapping[int, float | None], newest: int, config: Ch
 
 def retire(stage: StageFolder, newest: int, config: CheckpointConfig) -> None:
     """Remove the checkpoints that the settings no longer keep."""
-    validation_cer = {step: _validation_cer(stage.checkpoint(step)) for step in stage.checkpoint_steps()}
+    validation_cer: dict[int, float | None] = {}
+    for step in stage.checkpoint_steps():
+        validation_cer[step] = None
+        # One that cannot be read counts as one without validation.
+        with suppress(CheckpointError):
+            # Checkpoints of before there was this field have not got it.
+            validation_cer[step] = read_manifest(stage.checkpoint(step)).get("validation_cer")
     for step in sorted(validation_cer.keys() - retained(validation_cer, newest, config)):
         remove(stage.checkpoint(step))
-
-
-def _validation_cer(folder: Path) -> float | None:
-    try:
-        # Checkpoints of before there was this field have not got it.
-        return read_manifest(folder).get("validation_cer")
-    except CheckpointError:
-        return None
 
 
 def remove(folder: Path) -> None:

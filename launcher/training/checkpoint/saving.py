@@ -236,7 +236,20 @@ def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
     """Make a save whose parts are all written a checkpoint, then the latest one; then retire older checkpoints."""
     final = stage.checkpoint(save.step)
     try:
-        _write_manifest(save)
+        files = []
+        pieces = []
+        # By the number of their rank and not as a listing shows them: on a shared file system a listing may lag behind,
+        # and a checkpoint without a part is none.
+        records = [save.folder / record_name(rank) for rank in range(save.num_parts)]
+        for path in records:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            files.append(record["file"])
+            pieces += record["pieces"]
+        manifest = {**save.header, "files": files, "pieces": pieces}
+        write_json(save.folder / MANIFEST, {"sha256": manifest_digest(manifest), **manifest})
+        for path in records:
+            path.unlink()
+
         # One that is damaged: a run goes on from its newest intact one and reaches the steps of later ones again.
         remove_path(final)
         # Renamed when everything in it is on the disk: whoever sees the name may rely on the content.
@@ -259,22 +272,3 @@ def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
 def _discard(save: _Save) -> bool:
     remove_path(save.folder)
     return False
-
-
-def _write_manifest(save: _Save) -> None:
-    """Put the records of all parts together as the manifest, which seals the folder.
-
-    Raises OSError when the part of a rank is not there. Parts are opened by the number of their rank and not as a
-    listing shows them: on a shared file system a listing may lag behind, and a checkpoint without a part is none.
-    """
-    files = []
-    pieces = []
-    records = [save.folder / record_name(rank) for rank in range(save.num_parts)]
-    for path in records:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        files.append(record["file"])
-        pieces += record["pieces"]
-    manifest = {**save.header, "files": files, "pieces": pieces}
-    write_json(save.folder / MANIFEST, {"sha256": manifest_digest(manifest), **manifest})
-    for path in records:
-        path.unlink()

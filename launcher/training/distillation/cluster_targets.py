@@ -44,7 +44,11 @@ def nearest_units(states: Tensor, centroids_CD: Tensor) -> Tensor:
 
 
 def k_means(
-    states_ND: Tensor, count: int, iterations: int, seed: int, on_progress: Callable[[], None] = lambda: None
+    states_ND: Tensor,
+    count: int,
+    iterations: int,
+    seed: int,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Centroids [C, D] of states: k-means++, then Lloyd's rounds until no state changes its cluster.
 
@@ -75,7 +79,10 @@ def k_means(
 
 
 def k_means_plus_plus(
-    states_ND: Tensor, count: int, generator: torch.Generator, on_progress: Callable[[], None] = lambda: None
+    states_ND: Tensor,
+    count: int,
+    generator: torch.Generator,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """The first centroids [C, D] (Arthur and Vassilvitskii, k-means++, 2007): states drawn one after the other, each
     with a probability proportional to its squared distance from the nearest one drawn before."""

@@ -39,8 +39,10 @@ def gather_nearest(units_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames
 
 def _positions(lengths_B: Tensor, ratio: float, num_frames: int) -> tuple[Tensor, Tensor]:
     """Where the student's frames lie, counted in the teacher's, and the teacher's last valid frame."""
+    # An utterance without frames would have a last frame of -1.
     last_B = (lengths_B - 1).clamp(min=0)
     last_B1 = last_B[:, None]
+    # In fp64, in which a frame times a ratio such as 2 / 3 keeps its fraction in recordings of any length.
     frame_R = torch.arange(num_frames, device=lengths_B.device, dtype=torch.float64)
     position_R = frame_R * ratio
     position_BR = torch.minimum(position_R, last_B1.double())

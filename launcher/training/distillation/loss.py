@@ -53,7 +53,11 @@ class DistillationLoss:
         self.autocast = autocast
 
     def __call__(
-        self, model: nn.Module, batch: FeatureBatch, totals: Totals, progress: float
+        self,
+        model: nn.Module,
+        batch: FeatureBatch,
+        totals: Totals,
+        progress: float,
     ) -> tuple[LossTerms, RecognizerOutput]:
         """The weighted terms of the loss, which add up to it. `progress` is the share of the stage's steps done."""
         # Validation measures recognition alone: no term counts, so no teacher runs.
@@ -74,7 +78,10 @@ class DistillationLoss:
             if "sequence" in active and teacher.ctc_BSV is not None:
                 student_lengths_B = output_length(batch.lengths_B, subsampling_factor)
                 pseudo_labels[teacher_terms.name] = make_pseudo_labels(
-                    teacher.ctc_BSV, teacher.lengths_B, student_lengths_B, self.config.sequence
+                    teacher.ctc_BSV,
+                    teacher.lengths_B,
+                    student_lengths_B,
+                    self.config.sequence,
                 )
 
         # Student.
@@ -125,7 +132,10 @@ class DistillationLoss:
         return torch.stack(zeros).sum()
 
     def _terms_of_teacher(
-        self, teacher_terms: TeacherTerms, forward: TeacherForward, factors: dict[str, float]
+        self,
+        teacher_terms: TeacherTerms,
+        forward: TeacherForward,
+        factors: dict[str, float],
     ) -> LossTerms:
         """The terms of one teacher that count now, each times its schedule's factor and the teacher's share of it."""
         config = self.config

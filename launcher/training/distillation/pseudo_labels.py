@@ -18,7 +18,10 @@ from model.student import PseudoLabels
 
 
 def make_pseudo_labels(
-    logits_BSV: Tensor, lengths_B: Tensor, student_lengths_B: Tensor, config: SequenceDistillConfig
+    logits_BSV: Tensor,
+    lengths_B: Tensor,
+    student_lengths_B: Tensor,
+    config: SequenceDistillConfig,
 ) -> PseudoLabels:
     """The best hypotheses of each utterance in the teacher's CTC logits of `lengths_B` valid frames, for a student of
     `student_lengths_B` frames.

@@ -181,7 +181,11 @@ def needs_source(stage_loss: DistillationLoss) -> bool:
 
 
 def make_cluster_targets(
-    stage_loss: DistillationLoss, folder: StageFolder, train: Inputs, seed: int, heartbeat: Heartbeat
+    stage_loss: DistillationLoss,
+    folder: StageFolder,
+    train: Inputs,
+    seed: int,
+    heartbeat: Heartbeat,
 ) -> None:
     """Give the terms of every teacher that needs them its units: those in the stage's folder, else new ones.
     Collective."""

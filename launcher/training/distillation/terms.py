@@ -141,7 +141,10 @@ def decoder_term(config: DecoderDistillConfig, forward: TeacherForward) -> Tenso
 
 
 def sequence_term(
-    config: SequenceDistillConfig, objective: ObjectiveConfig, teacher: str, forward: TeacherForward
+    config: SequenceDistillConfig,
+    objective: ObjectiveConfig,
+    teacher: str,
+    forward: TeacherForward,
 ) -> Tensor:
     """The recognition objective on the pseudo-labels of a teacher (Kim and Rush, 2016), over the counts of the
     transcripts; CTC alone where the student has no decoder:
@@ -181,7 +184,10 @@ def sequence_term(
 
 
 def units_term(
-    config: UnitsDistillConfig, teacher_terms: TeacherTerms, forward: TeacherForward, subsampling_factor: int
+    config: UnitsDistillConfig,
+    teacher_terms: TeacherTerms,
+    forward: TeacherForward,
+    subsampling_factor: int,
 ) -> Tensor:
     """Cross-entropy of the teacher's units (Hsu et al., HuBERT, 2021, section II.B):
 

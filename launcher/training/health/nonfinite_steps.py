@@ -32,6 +32,7 @@ class NonfiniteSteps:
 
     def update_applied(self) -> None:
         self.in_a_row = 0
+        # The checkpoint has helped: should steps fail again later, the newest one may be tried first.
         self.restored = None
 
     def update_skipped(self) -> None:
@@ -51,6 +52,7 @@ class NonfiniteSteps:
 
     def rolled_back(self, step: int, restored: int, skipped_then: int) -> None:
         """The weights at `step` are now those of the checkpoint of step `restored`, which had missed `skipped_then`."""
+        # Every step since that checkpoint is lost from the weights, and those that it had missed itself.
         self.skipped = skipped_then + step - restored
         self.in_a_row = 0
         self.restored = restored

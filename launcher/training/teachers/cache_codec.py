@@ -63,7 +63,11 @@ def compact(output: TeacherOutput, token_lengths_B: Tensor, contents: CacheConte
 
 
 def _store_posterior(
-    batch: list[Arrays], name: str, logits_BPV: Tensor, lengths: Sequence[int], top_tokens: int
+    batch: list[Arrays],
+    name: str,
+    logits_BPV: Tensor,
+    lengths: Sequence[int],
+    top_tokens: int,
 ) -> None:
     """Add the arrays of a posterior to those of each utterance."""
     log_probs_BPV = logits_BPV.float().log_softmax(-1)
@@ -105,7 +109,11 @@ def empty(width: int, vocabulary: int, contents: CacheContents) -> Arrays:
 
 
 def restore(
-    batch: Sequence[Arrays], vocabulary: int, device: torch.device, num_frames: int = 1, num_targets: int = 1
+    batch: Sequence[Arrays],
+    vocabulary: int,
+    device: torch.device,
+    num_frames: int = 1,
+    num_targets: int = 1,
 ) -> TeacherOutput:
     """The output on the device, in fp32, padded with zeros to so many frames, or more where a teacher has more, and
     targets; posteriors are log probabilities over the vocabulary."""
@@ -140,7 +148,11 @@ def _layer_name(layer: int) -> str:
 
 
 def _restore_posterior(
-    batch: Sequence[Arrays], name: str, positions: int, vocabulary: int, device: torch.device
+    batch: Sequence[Arrays],
+    name: str,
+    positions: int,
+    vocabulary: int,
+    device: torch.device,
 ) -> Tensor | None:
     """Log probabilities [B, P, V] of all tokens, zeros where there is nothing; None where they were not stored."""
     if name not in batch[0]:

@@ -29,6 +29,7 @@ from launcher.run_folder import read_json, write_json
 from launcher.stages.context import StageContext
 from launcher.stages.fingerprint import hash_files, hash_folder, hash_value
 
+# A cache of another format is not read: the teacher runs at every step instead.
 FORMAT = 1
 DESCRIPTION = "teacher.json"
 
@@ -74,6 +75,7 @@ class CacheDescription(BaseModel, frozen=True, extra="forbid", populate_by_name=
         inputs = self.inputs.model_dump(mode="json")
         contents = self.contents.model_dump(mode="json")
         digest = hash_value([inputs, contents])
+        # Enough digits to tell caches apart; whether one suits a stage is for its description to say.
         return f"{self.name}-{digest[:12]}"
 
 
@@ -252,6 +254,7 @@ def _find_cache(context: StageContext[DistillStage], teacher: TeacherConfig) -> 
     root = caches_folder(context)
     folders: list[Path] = []
     if root:
+        # Sorted: a file system lists in any order, and the choice must not depend on it.
         folders = sorted(path.parent for path in root.glob(f"*/{DESCRIPTION}"))
     if not folders and not context.stage.distill.cache.required:
         # The usual case, in which no teacher needs to be hashed.

@@ -29,6 +29,7 @@ class RecognizerTeacher(Teacher):
         config = front_end.config
         frame_samples = recognizer.encoder.subsampling.factor * config.hop_samples
         self.frame_s = frame_samples / config.sample_rate_hz
+        # Augmented features are the student's own; what they were made from is kept only where somebody asks for it.
         self.needs_source = input != "augmented"
         self.has_decoder = same_tokens and recognizer.decoder is not None
 

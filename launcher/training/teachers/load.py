@@ -14,7 +14,11 @@ from model.recognizer import Recognizer
 
 
 def load_teacher(
-    run: RunFolder, config: TeacherConfig, spec: TeacherSpec, pieces: list[str], device: torch.device
+    run: RunFolder,
+    config: TeacherConfig,
+    spec: TeacherSpec,
+    pieces: list[str],
+    device: torch.device,
 ) -> Teacher:
     """A teacher of a student with these tokens, frozen, on the device; CheckpointError when it cannot be read."""
     folder = run.model_folder(config.model)
@@ -27,6 +31,7 @@ def load_teacher(
     return RecognizerTeacher(
         recognizer=model.recognizer.to(device).requires_grad_(False),
         front_end=model.features.to(device),
+        # The student's own input, so that what both make of it can be compared frame by frame.
         input=config.input or "augmented",
         same_tokens=model.tokenizer.pieces == pieces,
     )

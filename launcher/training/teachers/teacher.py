@@ -53,6 +53,7 @@ class Teacher(ABC):
 
 def run_teacher(teacher: Teacher, batch: FeatureBatch, autocast: bool) -> TeacherOutput:
     """A teacher's forward pass on a batch, in bf16 with `autocast`, else at the precision of its weights."""
+    # The engine's autocast covers its own model alone, and a teacher runs outside of it.
     device = batch.features_BTF.device.type
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
         return teacher(batch)

@@ -92,7 +92,22 @@ class TransformersTeacher(WaveformTeacher):
                 f"The teacher in {folder} is a model of transformers, which is not installed. "
                 "Run: pip install 'chorus-asr[teachers]'."
             ) from None
-        _refuse_named_code(folder)
+        # What save_pretrained writes may name code of others, to be fetched by its name.
+        for name in ("config.json", "adapter_config.json"):
+            file = folder / name
+            if not file.is_file():
+                continue
+            try:
+                description = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                raise CheckpointError(f"The teacher in {folder} has a {name} that cannot be read: {error!r}.") from None
+            # transformers 5 takes kernels by the names of repositories, and an adapter's base model from anywhere.
+            if name == "adapter_config.json" or "/" in str(description.get("attn_implementation", "")):
+                raise CheckpointError(
+                    f"The teacher in {folder} has a {name} that names code or weights elsewhere. Take "
+                    "`attn_implementation` out of config.json; merge an adapter with its model and save that."
+                )
+
         try:
             # Without `trust_remote_code` a folder with Python code in it makes transformers ask on a terminal whether
             # to run it. Weights that are pickles are programs too.
@@ -100,7 +115,11 @@ class TransformersTeacher(WaveformTeacher):
                 folder, local_files_only=True, trust_remote_code=False
             )
             model: Any = AutoModel.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
@@ -141,24 +160,6 @@ class TransformersTeacher(WaveformTeacher):
         output = self.encoder(**inputs, output_hidden_states=True)
         # The first is the input of the first layer.
         return output.hidden_states[1:]
-
-
-def _refuse_named_code(folder: Path) -> None:
-    """CheckpointError where a description of transformers names code of others, to be fetched by its name."""
-    for name in ("config.json", "adapter_config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            description = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"The teacher in {folder} has a {name} that cannot be read: {error!r}.") from None
-        # transformers 5 takes kernels by the names of repositories, and an adapter's base model from anywhere.
-        if name == "adapter_config.json" or "/" in str(description.get("attn_implementation", "")):
-            raise CheckpointError(
-                f"The teacher in {folder} has a {name} that names code or weights elsewhere. Take "
-                "`attn_implementation` out of config.json; merge an adapter with its model and save that."
-            )
 
 
 class TorchaudioTeacher(WaveformTeacher):
