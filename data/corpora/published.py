@@ -21,6 +21,10 @@ from data.text import RULES_VERSION, join_han, normalize_text
 HAN_LANGUAGES = ("zh", "cmn", "yue", "nan", "ja")
 
 
+# What the names of lists of transcripts end in, in all published corpora; beside them lie recordings and archives.
+LIST_SUFFIXES = (".txt", ".txt.gz", ".tsv", ".stm", ".json")
+
+
 class PublishedCorpusConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     """The fields that all published corpora share; each adds a `name` and its own."""
 
@@ -146,6 +150,11 @@ class RowCollector:
         if language.replace("_", "-").split("-")[0] in HAN_LANGUAGES:
             text = join_han(text)
         return text
+
+
+def transcript_lists(root: Path) -> list[Path]:
+    """The files of a corpus that may hold transcripts: what it says depends on the content of these."""
+    return [path for path in root.rglob("*") if path.name.endswith(LIST_SUFFIXES) and path.is_file()]
 
 
 def key_of(name: str) -> str:

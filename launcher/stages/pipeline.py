@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora import changed_recordings
+from data.corpora.published import PublishedCorpusConfig, transcript_lists
 from data.errors import DataError
 from data.manifest import manifest_files
 from data.shard_index import read_summary
@@ -265,8 +266,12 @@ class Pipeline:
                 root = path if path.is_dir() else path.parent
                 return hash_files(manifest_files(path), root)
             if path.is_dir():
-                # A folder of recordings may hold terabytes, which are not read again at every start.
-                return hash_listing(path)
+                # A folder of recordings may hold terabytes, which are not read again at every start; lists of their
+                # transcripts are, where it is known which files these are.
+                listing = hash_listing(path)
+                if isinstance(self.recipe.corpus, PublishedCorpusConfig):
+                    return hash_value([listing, hash_files(transcript_lists(path), path)])
+                return listing
             return hash_files([path], path.parent)
         # Names of stages have no slash.
         if "/" in name:

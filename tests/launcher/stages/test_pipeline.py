@@ -216,6 +216,17 @@ def test_a_corpus_folder_elsewhere_with_the_same_files_reruns_nothing(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_a_transcript_of_a_published_corpus_that_changed_counts_though_it_is_as_long_as_before(tmp_path):
+    transcripts = tmp_path / "LibriSpeech" / "train-clean-100" / "1" / "2" / "1-2.trans.txt"
+    hashes = []
+    for text in ("HE WAS", "HE WAS", "SHE IS"):
+        write(transcripts, f"1-2-0000 {text}\n")
+        recipe = load_recipe("librispeech-100", [f"corpus.root={tmp_path}"])
+        pipeline = Pipeline(recipe, RunFolder(tmp_path / "run"))
+        hashes.append(pipeline.status_of(pipeline.nodes[0]).fingerprint)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def prepared_folder_run(tmp_path, manifest):
     """A pipeline of a recipe over a user's manifest, and its run folder, the corpus prepared."""
     run = RunFolder(tmp_path / "run")
