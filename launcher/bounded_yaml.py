@@ -11,6 +11,7 @@ import yaml
 # A ladder of twenty trainings with every default written out has 100,000 characters and 10,000 values.
 MAX_CHARACTERS = 2**20
 MAX_VALUES = 50_000
+MAX_DIGITS = 1000
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -45,8 +46,16 @@ def _check_number(num_values: int) -> None:
         raise ValueError(f"with its aliases written out it has more than {MAX_VALUES} values")
 
 
-def _check_characters(text: str) -> None:
-    """ValueError for half of a surrogate pair, which an escape of YAML can write, and no file in UTF-8 can hold."""
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    """ValueError for what an escape of YAML can write and no file in UTF-8, or no path, can hold; and for long numbers.
+
+    Python reads a number of thousands of digits in hexadecimal, and cannot show it in a message.
+    """
+    text = node.value
+    if len(text) > MAX_DIGITS and node.tag == "tag:yaml.org,2002:int":
+        raise ValueError(f"the number {text[:20]}... has {len(text)} digits, more than {MAX_DIGITS}")
+    if "\0" in text:
+        raise ValueError(f"the text {text[:40]!r} holds a character of value zero")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -64,7 +73,7 @@ def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
     counts[id(node)] = None
     count = 1
     if isinstance(node, yaml.ScalarNode):
-        _check_characters(node.value)
+        _check_scalar(node)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             count += _count_values(item, counts)

@@ -10,9 +10,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.files import read_bounded
 from launcher.errors import ConfigError
 
-LINE_PATTERN = re.compile(r"(\S+)\s+slots=(\d+)")
+# Five digits: a slot is a process, and its number is made before anything is compared.
+LINE_PATTERN = re.compile(r"(\S+)\s+slots=([0-9]{1,5})")
+SLOT = re.compile("[0-9]{1,5}")
+MAX_BYTES = 2**22
 # A name that began with a dash would be an option of ssh; `@` and `:` separate hosts and slots.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -103,7 +107,7 @@ def read_topology(hostfile: str | Path, include: str | None = None, exclude: str
 def read_hostfile(path: Path) -> dict[str, int]:
     """Return the slots of every host of a hostfile; ConfigError names the line that is wrong."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(path, MAX_BYTES).decode("utf-8").splitlines()
     except OSError as error:
         raise ConfigError(
             f"The hostfile {path} cannot be read: {error.strerror}. Pass --hostfile FILE with its path."
@@ -112,6 +116,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
         raise ConfigError(
             f"The hostfile {path} cannot be read: it is no text. Pass --hostfile FILE with its path."
         ) from None
+    except ValueError as error:
+        raise ConfigError(f"The hostfile {path} cannot be read: {error}. Pass --hostfile FILE with its path.") from None
 
     slots: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -122,7 +128,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if not match or not NAME_PATTERN.fullmatch(match[1]) or int(match[2]) == 0:
             raise ConfigError(
                 f"Line {number} of the hostfile {path} is {text!r}. Write one host a line as `NAME slots=N`, N the "
-                "number of processes there, at least 1; users, ports and addresses with colons belong into ssh's "
+                "number of processes there, at least 1 and at most 99999; users, ports and addresses with colons belong into ssh's "
                 "own configuration."
             )
         name = match[1]
@@ -153,7 +159,7 @@ def _parse_selection(text: str, option: str, total_slots: dict[str, int], path: 
             slots.update(range(total_slots[name]))
             continue
         for number in numbers.split(","):
-            if not number.isdigit() or int(number) >= total_slots[name]:
+            if not SLOT.fullmatch(number) or int(number) >= total_slots[name]:
                 raise ConfigError(
                     f"cluster.{option} names slot {number or repr('')} of the host {name}, which has slots 0 to "
                     f"{total_slots[name] - 1} in the hostfile {path}."

@@ -110,7 +110,8 @@ def _read(path: Path) -> dict[str, Any]:
 
     stages = {stage["name"]: stage for stage in base["stages"]}
     for name, keys in changes.items():
-        if name not in stages and isinstance(keys, dict) and keys.get("copy") in stages:
+        # A list of names: what a recipe gives may be no key of a mapping.
+        if name not in stages and isinstance(keys, dict) and keys.get("copy") in list(stages):
             stages = _with_copy(stages, name, keys)
             continue
         if name not in stages or not isinstance(keys, dict | None):

@@ -293,6 +293,7 @@ HOSTILE_YAML = {
     "deep lists": "a: " + "[" * 20_000,
     "deep mappings": "{a: " * 20_000,
     "a long number": "a: " + "1" * 5_000 + "\n",
+    "a long number in hexadecimal": "a: 0x" + "f" * 5_000 + "\n",
     "a long text": "a: " + "x" * 2**21,
     "a hundred thousand values": "a: [" + "1," * 100_000 + "]",
     "a tag": "a: !!python/object/apply:os.system [true]\n",
@@ -539,6 +540,12 @@ def test_names_in_no_utf8_do_not_end_a_run(run: RunFolder) -> None:
     write_json(run.path / "record.json", {"path": name})
     assert run.events()[-1]["first"] == name
     assert read_json(run.path / "record.json") == {"path": name}
+
+
+@pytest.mark.parametrize("text", [r'corpus: {shards: "a\0b"}', r'a: ["\x00"]'])
+def test_a_character_of_value_zero_in_yaml_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="value zero"):
+        load_yaml(text)
 
 
 @pytest.mark.parametrize("text", [r'name: "\ud800"', r'a: {b: ["\udc80"]}', r'"\udfff": 1'])

@@ -13,6 +13,7 @@ from launcher.errors import ConfigError
 from launcher.processes.launchers import make_launcher
 from launcher.processes.slurm import _directive, batch_script
 from launcher.recipe import ClusterConfig, dump, load_recipe, validate
+from launcher.recipe.hostfile import read_topology
 from launcher.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -265,3 +266,37 @@ def test_urls_without_secrets_are_taken(url):
 def test_a_secret_anywhere_in_a_recipe_is_refused_with_its_key(tmp_path):
     with pytest.raises(ConfigError, match=r"stages\.teacher\.about is a URL"):
         load_recipe("mini", [f"stages.teacher.about=see {SECRETS[0]}"])
+
+
+@pytest.mark.parametrize("copy", ["[1]", "{a: b}", "1", "~"])
+def test_a_copy_of_what_is_no_stage_is_refused(tmp_path, copy):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"extends: mini\nstages: {{other: {{copy: {copy}}}}}\n")
+    with pytest.raises(ConfigError, match="changes stage 'other'"):
+        load_recipe(str(recipe))
+
+
+@pytest.mark.parametrize("slots", ["1" * 5000, "1000000000", "99999999", "-1", "0", "٣"])
+def test_slots_that_no_host_has_are_refused_before_they_are_counted(tmp_path, slots):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text(f"a slots={slots}\n")
+    with pytest.raises(ConfigError, match="Line 1 of the hostfile"):
+        read_topology(hostfile)
+
+
+@pytest.mark.parametrize("slot", ["1" * 5000, "²", "-1", ""])
+def test_slots_that_are_none_are_refused_where_they_are_chosen(tmp_path, slot):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("a slots=4\n")
+    with pytest.raises(ConfigError, match="names slot"):
+        read_topology(hostfile, include=f"a:{slot}")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_a_hostfile_that_is_no_file_is_neither_read_nor_waited_for(tmp_path, kind):
+    path = Path("/dev/zero")
+    if kind == "pipe":
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+    with pytest.raises(ConfigError, match="no regular file"):
+        read_topology(path)
