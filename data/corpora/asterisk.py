@@ -41,16 +41,20 @@ def select(config: AsteriskConfig, seed: int) -> Selection:
     Raises DataError when the list or the voice of a language is not there.
     """
     lists: dict[str, Path] = {}
+    # The list of a package lies with its documentation, that of an archive with the recordings.
     for path in sorted(config.root.rglob("core-sounds-*.txt*")):
         match = re.fullmatch(r"core-sounds-([a-z]{2})\.txt(\.gz)?", path.name)
         if match is not None:
             lists.setdefault(match[1], path)
     languages = config.languages or tuple(sorted(lists))
     missing = sorted(set(languages) - set(lists))
-    if missing or not languages:
+    if not languages:
+        missing = ["LANGUAGE"]
+    if missing:
+        present = ", ".join(sorted(lists)) or "no language"
         raise DataError(
-            f"There is no core-sounds-{(missing or ['LANGUAGE'])[0]}.txt, nor .txt.gz, in {config.root}; it has the "
-            f"lists of {', '.join(sorted(lists)) or 'no language'}. Unpack the prompts there, with their list."
+            f"There is no core-sounds-{missing[0]}.txt, nor .txt.gz, in {config.root}; it has the lists of {present}. "
+            "Unpack the prompts there, with their list."
         )
     rows = RowCollector(config, "")
     for language in languages:
@@ -83,7 +87,8 @@ def _recordings(voice: Path) -> dict[str, Path]:
     # The last takes the place of the others: G.722 has 16 kHz, wav has 8.
     for suffix in ("wav", "g722"):
         for path in sorted(voice.rglob(f"*.{suffix}")):
-            recordings[path.relative_to(voice).with_suffix("").as_posix()] = path
+            name = path.relative_to(voice).with_suffix("")
+            recordings[name.as_posix()] = path
     return recordings
 
 
@@ -91,17 +96,30 @@ def _add_voice(voice: Path, language: str, texts: Path, config: AsteriskConfig, 
     recordings = _recordings(voice)
     for line, content in enumerate(read_lines(texts), 1):
         name, _, text = content.strip().partition(":")
+        name = name.strip()
         if not name or name.startswith(";"):
             continue
-        name = name.strip()
         key = f"{voice.name}_{name}"
         path = recordings.pop(name, None)
+        problem = ""
         if path is None:
-            rows.reject(f"there is no audio file of {name!r} in {voice.name}", line=line, place=texts, key=key)
+            problem = f"there is no audio file of {name!r} in {voice.name}"
         elif SOUNDS.fullmatch(text):
-            rows.reject(f"is marked as no speech: {text.strip()!r}", line=line, place=texts, key=key)
+            problem = f"is marked as no speech: {text.strip()!r}"
+        if path is None or problem:
+            rows.reject(problem, line=line, place=texts, key=key)
         else:
-            split = split_by_hash(split_key(text), config.dev_fraction, config.test_fraction)
-            rows.add(key, Clip(path), text, split, speaker=voice.name, language=language, line=line, place=texts)
+            words = split_key(text)
+            split = split_by_hash(words, config.dev_fraction, config.test_fraction)
+            rows.add(
+                key,
+                Clip(path),
+                text,
+                split,
+                speaker=voice.name,
+                language=language,
+                line=line,
+                place=texts,
+            )
     for name, path in recordings.items():
         rows.reject(f"{name}{path.suffix} has no line there", place=texts, key=f"{voice.name}_{name}")

@@ -49,8 +49,9 @@ CORPUS = Corpus(FleursConfig, select)
 
 def _add_split(path: Path, split: str, text_column: int, rows: RowCollector) -> None:
     audio = path.parent / "audio"
-    if not (audio / split).is_dir() and (audio / f"{split}.tar.gz").is_file():
-        raise DataError(f"{audio / split}.tar.gz is not unpacked. Run: cd {audio} && tar xzf {split}.tar.gz")
+    archive = audio / f"{split}.tar.gz"
+    if archive.is_file() and not (audio / split).is_dir():
+        raise DataError(f"{archive} is not unpacked. Run: cd {audio} && tar xzf {archive.name}")
     without_text = {recording.name for recording in (audio / split).glob("*.wav")}
     for line, content in enumerate(read_lines(path), 1):
         fields = content.rstrip("\r\n").split("\t")
@@ -58,15 +59,19 @@ def _add_split(path: Path, split: str, text_column: int, rows: RowCollector) -> 
             rows.reject(f"the row has {len(fields)} fields, not {NUM_COLUMNS}", line=line, place=path)
             continue
         name = fields[1]
+        text = fields[text_column]
         without_text.discard(name)
         clip = Clip(audio / split / name)
-        rows.add(Path(name).stem, clip, fields[text_column], split, line=line, place=path)
+        # Not the number of the sentence, which several speakers read.
+        key = Path(name).stem
+        rows.add(key, clip, text, split, line=line, place=path)
     for name in sorted(without_text):
         rows.reject(f"{name} has no line there", place=path, key=Path(name).stem)
 
 
 def _language_folder(config: FleursConfig) -> Path:
-    if (config.root / "train.tsv").is_file() or (config.root / "test.tsv").is_file():
+    # The evaluation of a language needs no train.
+    if any((config.root / name).is_file() for name in ("train.tsv", "test.tsv")):
         return config.root
     languages = sorted({path.parent.name for path in config.root.glob("*/t*.tsv")})
     if config.language in languages:

@@ -50,6 +50,7 @@ def select(config: GigaSpeechConfig, seed: int) -> Selection:
             rows.reject(f"it is marked as no speech, {', '.join(tags)}", place=path, key=segment.name)
             continue
         text = segment.text
+        # Otherwise they are removed with all other tags.
         if config.punctuation == "keep":
             for tag, mark in MARKS.items():
                 text = re.sub(f" *{tag}", mark, text)

@@ -56,11 +56,13 @@ def _subsets(folder: Path, kind: str, chosen: Sequence[str]) -> list[str]:
     present = sorted(path.name for path in folder.glob(f"{kind}-*") if path.is_dir())
     if not chosen:
         return present
-    missing = sorted(set(chosen) - set(present))
+    missing = set(chosen) - set(present)
     if missing:
+        names = ", ".join(sorted(missing))
+        others = ", ".join(present) or "nothing"
         raise DataError(
-            f"{folder} has no {', '.join(missing)}; of {kind} it has {', '.join(present) or 'nothing'}. Unpack the "
-            f"subset there, or set corpus.{kind} to those that are there."
+            f"{folder} has no {names}; of {kind} it has {others}. Unpack the subset there, or set corpus.{kind} to "
+            "those that are there."
         )
     return sorted(set(chosen))
 
@@ -70,8 +72,10 @@ def _add_subset(subset: Path, split: str, rows: RowCollector) -> None:
     for chapter in sorted(subset.glob("*/*")):
         if not chapter.is_dir():
             continue
+        speaker = chapter.parent.name
         without_text = {path.stem for path in chapter.glob("*.flac")}
-        transcripts = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+        transcripts = chapter / f"{speaker}-{chapter.name}.trans.txt"
+        # A chapter of which only the recordings are there is one of rejected rows.
         lines: list[str] = []
         if transcripts.is_file():
             lines = read_lines(transcripts)
@@ -79,8 +83,8 @@ def _add_subset(subset: Path, split: str, rows: RowCollector) -> None:
             name, _, text = content.strip().partition(" ")
             if not name:
                 continue
-            clip = Clip(chapter / f"{name}.flac")
-            rows.add(name, clip, text, split, speaker=chapter.parent.name, line=line, place=transcripts)
             without_text.discard(name)
+            clip = Clip(chapter / f"{name}.flac")
+            rows.add(name, clip, text, split, speaker=speaker, line=line, place=transcripts)
         for name in sorted(without_text):
             rows.reject(f"{name}.flac has no line there", place=transcripts, key=name)

@@ -39,16 +39,19 @@ def select(config: TedliumConfig, seed: int) -> Selection:
     folder = find_folder(config.root, ("TEDLIUM_release-3",), "legacy/*/stm", "TEDLIUM 3") / "legacy"
     rows = RowCollector(config, "en")
     for split in ("train", "dev", "test"):
-        recordings = {path.stem: path for path in (folder / split / "sph").glob("*.sph")}
-        without_text = set(recordings)
-        for stm in sorted((folder / split / "stm").glob("*.stm")):
+        lists = folder / split / "stm"
+        without_text = {path.stem for path in (folder / split / "sph").glob("*.sph")}
+        # Sorted, so that the order does not depend on the file system.
+        for stm in sorted(lists.glob("*.stm")):
             for line, content in enumerate(read_lines(stm), 1):
                 # STM has comments.
-                if content.strip() and not content.startswith(";;"):
-                    without_text.discard(content.split()[0])
-                    _add(content, line, stm, split, rows)
+                if not content.strip() or content.startswith(";;"):
+                    continue
+                recording = content.split()[0]
+                without_text.discard(recording)
+                _add(content, line, stm, split, rows)
         for name in sorted(without_text):
-            rows.reject(f"{name}.sph has no line there", place=folder / split / "stm", key=name)
+            rows.reject(f"{name}.sph has no line there", place=lists, key=name)
     return rows.selection()
 
 
@@ -57,21 +60,29 @@ CORPUS = Corpus(TedliumConfig, select)
 
 def _add(content: str, line: int, stm: Path, split: str, rows: RowCollector) -> None:
     # RECORDING CHANNEL SPEAKER START END <LABELS> TEXT
-    fields = content.split(maxsplit=6)
+    fields = content.split(maxsplit=5)
     try:
         recording, _, speaker, start, end = fields[:5]
         start_s = float(start)
         end_s = float(end)
-        key = f"{recording}-{round(start_s * 100):07d}-{round(end_s * 100):07d}"
+        # In hundredths of a second, as elsewhere; of what is no number or endless there are none.
+        start_cs = round(start_s * 100)
+        end_cs = round(end_s * 100)
     except (ValueError, OverflowError):
         rows.reject("not a line of STM: it lacks a recording, channel, speaker, start or end", line=line, place=stm)
         return
-    text = " ".join(fields[5:])
+
+    key = f"{recording}-{start_cs:07d}-{end_cs:07d}"
+    text = "".join(fields[5:])
     if text.startswith("<"):
         text = text.partition(">")[2]
     if text.strip() == NOT_SCORED:
         rows.reject("it is not to be scored", line=line, place=stm, key=key)
         return
-    text = SUFFIXES.sub("", PRONUNCIATIONS.sub("", text))
-    clip = Clip(stm.parent.parent / "sph" / f"{recording}.sph", start_s, round(end_s - start_s, 6))
+    text = PRONUNCIATIONS.sub("", text)
+    text = SUFFIXES.sub("", text)
+    path = stm.parent.parent / "sph" / f"{recording}.sph"
+    # Hundredths have no exact difference.
+    seconds = round(end_s - start_s, 6)
+    clip = Clip(path, start_s, seconds)
     rows.add(key, clip, text, split, speaker=speaker, line=line, place=stm)

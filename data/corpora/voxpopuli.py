@@ -40,7 +40,9 @@ def select(config: VoxPopuliConfig, seed: int) -> Selection:
         # Some languages have no train.
         if not path.is_file():
             continue
+        # Archives are unpacked into parts, of which nothing says what is in which.
         unpacked = {recording.stem: recording for recording in (folder / split).rglob("*.wav")}
+        without_text = set(unpacked)
         for row in read_rows(path, (("id", "id_"), (column,))):
             if isinstance(row.content, str):
                 rows.reject(row.content, line=row.line, place=path)
@@ -52,9 +54,12 @@ def select(config: VoxPopuliConfig, seed: int) -> Selection:
             speaker = row.content.get("speaker_id", "")
             if speaker == "None":
                 speaker = ""
+            without_text.discard(name)
             # The year that a name begins with is that of the session.
             recording = unpacked.get(name, folder / name[:4] / f"{name}.ogg")
             rows.add(name, Clip(recording), row.content[column], split, speaker=speaker, line=row.line, place=path)
+        for name in sorted(without_text):
+            rows.reject(f"{name}.wav has no line there", place=path, key=name)
     return rows.selection()
 
 

@@ -41,6 +41,7 @@ def select(config: WenetSpeechConfig, seed: int) -> Selection:
         split = ""
         if segment.subsets & set(config.train):
             split = "train"
+        # Last: nothing that is tested on is trained on, whatever else a list says of it.
         for subset, name in TEST_SPLITS.items():
             if subset in segment.subsets:
                 split = name

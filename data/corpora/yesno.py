@@ -41,9 +41,13 @@ def select(config: YesnoConfig, seed: int) -> Selection:
         words = path.stem.split("_")
         split = "test"
         if words[0] == "0":
-            split = "dev" if num_train % DEV_EVERY == DEV_EVERY - 1 else "train"
             num_train += 1
-        rows.add(path.stem, Clip(path), " ".join(WORDS[word] for word in words), split, speaker="yesno")
+            split = "train"
+            # Of the names in their order, which all machines sort alike.
+            if num_train % DEV_EVERY == 0:
+                split = "dev"
+        text = " ".join(WORDS[word] for word in words)
+        rows.add(path.stem, Clip(path), text, split, speaker="yesno")
     return rows.selection()
 
 

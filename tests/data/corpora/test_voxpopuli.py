@@ -45,9 +45,12 @@ def test_the_layout_of_its_archives_is_read_by_the_names_of_recordings(tmp_path)
         "speech_2\tNo.\tno\tNone\tmale\tTrue\tNone",
         "speech_3\tHm.\t\tNone\tmale\tTrue\tNone",
     )
+    write_noise(folder / "train" / "train_part_1" / "speech_4.wav", 0.3)
     report = prepare(VoxPopuliConfig(root=folder), tmp_path / "shards", seed=1)
-    assert (report.rows, report.used) == (3, 1)
-    assert {row.key for row in report.rejected} == {"speech_2", "speech_3"}
+    assert (report.rows, report.used) == (4, 1)
+    why = {row.key: row.reason for row in report.rejected}
+    assert why.keys() == {"speech_2", "speech_3", "speech_4"}
+    assert "speech_4.wav has no line there" in why["speech_4"]
     assert of_split(voxpopuli.select(VoxPopuliConfig(root=folder), 1), "train")[0].speaker == ""
 
 
