@@ -128,10 +128,21 @@ def _read_recording(path: Path, size: int, modified_ns: int) -> Recording:
     try:
         for stream in streams:
             with open_stream(path, stream) as audio:
+                # It takes anything in which two frames seem to follow each other for MP3, and by its name for u-law.
+                is_guess = audio.format == "MP3" or path.suffix.lower() in (".au", ".snd")
+                if is_guess and not stream.is_checked:
+                    raise AudioError(f"{path} is no audio, or damaged, and not readable as audio (it has no header)")
                 shapes.add((audio.samplerate, audio.channels))
                 stream_samples.append(audio.frames)
     except soundfile.SoundFileError as error:
-        raise AudioError(f"{path} is no audio, or damaged, and not readable as audio ({error})") from error
+        seen = str(error)
+        # Its text alone says again, with the path as bytes, that this file could not be opened.
+        if isinstance(error, soundfile.LibsndfileError):
+            seen = error.error_string
+        raise AudioError(
+            f"{path} is no audio, or damaged, and not readable as audio ({seen.rstrip('.')}); if other programs play "
+            "it, convert it to FLAC or to WAV of 16 bits"
+        ) from error
     if len(shapes) > 1:
         rates_hz = ", ".join(f"{rate_hz} Hz with {channels} channels" for rate_hz, channels in sorted(shapes))
         raise AudioError(f"{path} holds {len(streams)} recordings of unequal shape ({rates_hz}); give them as files")

@@ -5,9 +5,10 @@ The chunk of samples must fit into the file. Writers to a pipe cannot go back to
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from data.containers.mpeg import mpeg_streams
 from data.containers.stream import AudioError, Stream, read_at
 
 # Some writers of WAV count their own header among the samples; so few bytes hold no sound.
@@ -64,7 +65,14 @@ def chunk_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
         if container is None:
             break
         stream = _stream_at(file, start, size, container)
-        streams.append(stream)
+        samples = _find_samples(file, start, size, container)
+        if samples is not None and _holds_mp3(file, start, container):
+            # The frames say how long they are; the header, written before them, is often wrong.
+            content, length = samples
+            for frames in mpeg_streams(file, min(content + length, stream.stop), content):
+                streams.append(replace(frames, start=max(frames.start, content)))
+        else:
+            streams.append(stream)
         start = stream.stop
     if not streams:
         return (Stream(0, size),)
@@ -78,6 +86,12 @@ def _container_at(file: BinaryIO, start: int) -> Container | None:
         if head.startswith(container.magic) and (not container.forms or form in container.forms):
             return container
     return None
+
+
+def _holds_mp3(file: BinaryIO, start: int, container: Container) -> bool:
+    """Whether a WAV holds MP3, as some recorders of calls write it: by the format tag of its first chunk."""
+    head = read_at(file, start + container.first_chunk, 10)
+    return container.magic == b"RIFF" and head.startswith(b"fmt ") and head[8:] == b"\x55\x00"
 
 
 def _stream_at(file: BinaryIO, start: int, size: int, container: Container) -> Stream:
@@ -103,6 +117,8 @@ def _stream_at(file: BinaryIO, start: int, size: int, container: Container) -> S
 
     # Behind the samples: other chunks, or another file.
     position = _after(start, content + length, container)
+    # libsndfile 1.2.2 reads a Wave64 to the end of the file, whatever lies behind the samples.
+    stop = content + length if container.magic == b"riff" else size
     while position < size:
         if _container_at(file, position) is not None:
             return Stream(start, position)
@@ -119,7 +135,7 @@ def _stream_at(file: BinaryIO, start: int, size: int, container: Container) -> S
             continue
         _, length = chunk
         position = _after(start, position + container.head_bytes + length, container)
-    return Stream(start, size)
+    return Stream(start, stop)
 
 
 def _find_samples(file: BinaryIO, start: int, size: int, container: Container) -> tuple[int, int] | None:
@@ -161,8 +177,8 @@ def _after(start: int, end: int, container: Container) -> int:
 
 
 def _is_open_end(length: int) -> bool:
-    """Whether a length is one that a writer leaves who does not know it: nearly 2^31, 2^32 or 2^64."""
-    return any(0 <= limit - length <= 1 << 16 for limit in (1 << 31, 1 << 32, 1 << 64))
+    """Whether a length is one that a writer leaves who does not know it: nearly 2^31, 2^32, 2^63 or 2^64."""
+    return any(0 <= limit - length <= 1 << 16 for limit in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
 
 
 def _with_length(file: BinaryIO, start: int, content: int, size: int, container: Container) -> Stream:

@@ -29,6 +29,10 @@ RATE_DIVISORS = {3: 1, 2: 2, 0: 4}
 SAME_IN_STREAM = 0xFFFE0C00
 # The head of a frame, up to and with the counts of a Xing or VBRI frame.
 HEAD_BYTES = 56
+# How far a first frame is looked for, and how many frames in a row are no accident: in four heads, some 80 bits have to
+# be right.
+SEARCH_BYTES = 1 << 16
+FRAMES_IN_A_ROW = 4
 # Encoders disagree on whether the frame that holds the number is counted in it.
 COUNT_TOLERANCE = 1
 
@@ -65,9 +69,26 @@ class _Run:
     sizes: set[int] = field(default_factory=set)
 
 
-def is_mpeg(magic: bytes) -> bool:
-    """Whether a file that begins so, behind its tags, begins with a frame."""
-    return _parse(magic) is not None or _has_free_bitrate(magic)
+def find_mpeg(file: BinaryIO, start: int) -> int | None:
+    """Where the first frame begins: at `start`, or a little behind it after zeros or a part of a frame, as recorders of
+    radio leave them. None where no frames are."""
+    head = read_at(file, start, SEARCH_BYTES)
+    if _parse(head) is not None or _has_free_bitrate(head):
+        return start
+    for offset in range(len(head)):
+        first = _parse(head[offset : offset + 4])
+        if first is not None and _are_frames(file, start + offset, first):
+            return start + offset
+    return None
+
+
+def _are_frames(file: BinaryIO, position: int, first: Frame) -> bool:
+    for _ in range(FRAMES_IN_A_ROW):
+        frame = _parse(read_at(file, position, 4))
+        if frame is None or (frame.word ^ first.word) & SAME_IN_STREAM:
+            return False
+        position += frame.num_bytes
+    return True
 
 
 def mpeg_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
@@ -105,11 +126,14 @@ def _stream(run: _Run, size: int, *, is_only: bool) -> Stream:
             raise AudioError(f"breaks off: {run.num_frames} of {run.promised} MPEG frames are there")
         if run.num_frames <= run.promised + COUNT_TOLERANCE:
             return Stream(0, size) if is_only else Stream(run.start, run.stop)
-    # Frames of one size: what a decoder guesses from the file's size is right.
-    if not run.is_tagged and len(run.sizes) == 1:
+    # Frames of one size without a tag between them: what a decoder guesses from the file's size is right.
+    frame_bytes = run.num_frames * run.first.num_bytes
+    if not run.is_tagged and len(run.sizes) == 1 and run.stop - run.first_sound == frame_bytes:
         return Stream(run.first_sound, run.stop)
     if run.first.layer != 3:
-        raise AudioError("is MPEG audio of layer 1 or 2 whose frames differ in size: its length is unknown")
+        raise AudioError(
+            "is MPEG audio of layer 1 or 2 whose frames differ in size, or lie apart: its length is unknown"
+        )
 
     # A frame in front that holds the number of those that follow it: no checksum, bitrate code 9 (room enough at every
     # rate), no padding.

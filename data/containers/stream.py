@@ -1,7 +1,7 @@
 """A stretch of a file that is one stream of audio, and that stretch as a file of its own."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,11 +13,12 @@ class AudioError(Exception):
 @dataclass(frozen=True, slots=True)
 class Stream:
     """The bytes of one stream; `header` goes in front of them, where the file's own header is wrong or lacks a
-    length."""
+    length. `is_checked` is False in a container of which nothing is known here."""
 
     start: int
     stop: int
     header: bytes = b""
+    is_checked: bool = field(default=True, compare=False)
 
 
 class StreamFile(io.RawIOBase):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from data.containers.chunks import chunk_streams, is_chunked
 from data.containers.flac import flac_streams
-from data.containers.mpeg import id3_length, is_mpeg, mpeg_streams
+from data.containers.foreign import foreign_kind
+from data.containers.mpeg import find_mpeg, id3_length, mpeg_streams
 from data.containers.ogg import ogg_streams
 from data.containers.sized_headers import au_streams, nist_streams
 from data.containers.stream import AudioError, Stream, read_at
@@ -31,6 +32,9 @@ def read_streams(path: Path) -> tuple[Stream, ...]:
                 tag_length = id3_length(read_at(file, start, 10))
 
             magic = read_at(file, start, 16)
+            reason = foreign_kind(magic)
+            if reason:
+                raise AudioError(reason)
             if magic.startswith(b"OggS"):
                 return ogg_streams(file, size, start)
             if magic.startswith(b"fLaC"):
@@ -41,9 +45,10 @@ def read_streams(path: Path) -> tuple[Stream, ...]:
                 return nist_streams(file, size)
             if is_chunked(magic):
                 return chunk_streams(file, size, start)
-            if is_mpeg(magic):
-                return mpeg_streams(file, size, start)
-            return (Stream(0, size),)
+            mpeg_start = find_mpeg(file, start)
+            if mpeg_start is not None:
+                return mpeg_streams(file, size, mpeg_start)
+            return (Stream(0, size, is_checked=False),)
     except OSError as error:
         raise AudioError(f"{path} cannot be read ({error.strerror})") from error
     except AudioError as error:

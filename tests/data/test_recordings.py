@@ -152,7 +152,7 @@ def test_files_of_unequal_rates_one_after_the_other_are_refused(tmp_path: Path, 
         read(path)
 
 
-@pytest.mark.parametrize("name", ["wav", "aiff", "flac", "mp3", "ogg-vorbis"])
+@pytest.mark.parametrize("name", ["wav", "w64", "aiff", "flac", "mp3", "ogg-vorbis"])
 def test_tags_and_padding_of_players_are_no_audio(tmp_path: Path, name: str) -> None:
     content = encoded(name, 0.5)
     id3 = b"ID3\x04\0\0\0\0\0\x14" + b"x" * 20
@@ -172,6 +172,32 @@ def test_a_segment_is_the_slice_of_all_streams(
         path.write_bytes(part * 3)
     whole = np.tile(decode(part), 3)
     np.testing.assert_array_equal(read(path, start / RATE_HZ, length / RATE_HZ), whole[start : start + length])
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"\0\0\0\x20ftypM4A \0\0\0\0", "is MPEG-4 .*convert it"),
+        (b"\0\0\0\x18ftyp3gp4\0\0\0\0", "is MPEG-4 .*convert it"),
+        (b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81", "is Matroska or WebM"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "is Windows Media"),
+        (b"#!AMR\n\x3c", "is AMR,"),
+        (b"\x02#!SILK_V3", "is SILK,"),
+        (b"RIFF\0\0\1\0AVI LIST", "is AVI,"),
+        (b"\xff\xf1\x60\x40\x04\x3f", "is AAC,"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>404", "is a web page"),
+        (b"PK\x03\x04\x14\0", "unpack it"),
+        (b"\x1f\x8b\x08\0", "unpack it"),
+        (b"\0" * 16, "not readable as audio"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.au"])
+def test_what_is_not_read_here_is_called_by_its_name(tmp_path: Path, head: bytes, reason: str, name: str) -> None:
+    (tmp_path / name).write_bytes(head + bytes(3000))
+    with pytest.raises(AudioError, match=reason) as error:
+        read(tmp_path / name)
+    assert "b'" not in str(error.value)
 
 
 # --- MP3 ---------------------------------------------------------------------------------------------
@@ -222,6 +248,42 @@ def test_mp3s_without_a_length_one_after_the_other_are_read_to_the_end(
     (tmp_path / "twice.mp3").write_bytes(path.read_bytes() + id3 + path.read_bytes())
     # The decoder's delay of 529 samples is dropped once.
     assert len(read(tmp_path / "twice.mp3")) == 2 * num_samples + 529
+
+
+@pytest.mark.parametrize("before", ["zeros", "a part of a frame", "noise"])
+def test_an_mp3_that_does_not_begin_with_a_frame_is_read_to_its_end(
+    no_xing: tuple[Path, np.ndarray], tmp_path: Path, before: str
+) -> None:
+    path, _ = no_xing
+    content = path.read_bytes()
+    # Each byte below 0xFF, which begins a frame.
+    noise = bytes(np.random.default_rng(0).integers(0, 255, 700, np.uint8))
+    beginnings = {"zeros": bytes(512), "a part of a frame": mp3_frames(content)[3][9:], "noise": noise}
+    (tmp_path / "a.mp3").write_bytes(beginnings[before] + content)
+    np.testing.assert_array_equal(read(tmp_path / "a.mp3"), read(path))
+
+
+def test_an_mp3_of_frames_of_one_size_with_a_tag_among_them_is_read_to_its_end(tmp_path: Path) -> None:
+    samples = speech_like(2.0)[:, 0]
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE_HZ, format="MP3", bitrate_mode="CONSTANT", compression_level=0.5)
+    frames = mp3_frames(file.getvalue())[1:]
+    assert len({len(frame) for frame in frames}) == 1
+    id3 = b"ID3\x04\0\0\0\0\x02\x14" + b"x" * 276
+    (tmp_path / "a.mp3").write_bytes(b"".join(frames[:30]) + id3 + b"".join(frames[30:]))
+    assert len(read(tmp_path / "a.mp3")) >= len(samples)
+
+
+def test_an_mp3_in_a_wav_is_read_to_its_end_whatever_the_header_says(no_xing: tuple[Path, np.ndarray]) -> None:
+    path, _ = no_xing
+    frames = path.read_bytes()
+    shape = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE_HZ, 8000, 1, 0, 12, 1, 2, 576, 1, 0)
+    content = b"WAVEfmt " + struct.pack("<I", len(shape)) + shape
+    # More samples than the frames hold.
+    content += b"fact" + struct.pack("<II", 4, 10 * RATE_HZ) + b"data" + struct.pack("<I", len(frames)) + frames
+    wav = path.with_name("a.wav")
+    wav.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    np.testing.assert_array_equal(read(wav), read(path))
 
 
 def test_an_mp3_that_holds_more_frames_than_it_says_is_read_to_its_end(tmp_path: Path) -> None:
@@ -276,6 +338,12 @@ def test_a_header_written_before_the_samples_is_read_to_the_end_of_the_file(tmp_
         path.write_bytes(with_length(content, name, length))
         np.testing.assert_array_equal(read(path), decode(content))
         np.testing.assert_array_equal(read(path, 0.25, 0.5), decode(content)[4000:12000])
+
+
+def test_a_wave64_that_ffmpeg_wrote_to_a_pipe_is_read(tmp_path: Path) -> None:
+    content = encoded("w64")
+    (tmp_path / "a.w64").write_bytes(with_length(content, "w64", 2**63 - 1))
+    np.testing.assert_array_equal(read(tmp_path / "a.w64"), decode(content))
 
 
 @pytest.mark.parametrize("length", [0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF - 36])
