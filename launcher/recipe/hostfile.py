@@ -128,8 +128,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if not match or not NAME_PATTERN.fullmatch(match[1]) or int(match[2]) == 0:
             raise ConfigError(
                 f"Line {number} of the hostfile {path} is {text!r}. Write one host a line as `NAME slots=N`, N the "
-                "number of processes there, at least 1 and at most 99999; users, ports and addresses with colons belong into ssh's "
-                "own configuration."
+                "number of processes there, at least 1 and at most 99999; users, ports and addresses with colons "
+                "belong into ssh's own configuration."
             )
         name = match[1]
         if name in slots:
