@@ -674,13 +674,17 @@ def test_reasons_are_counted_by_kind_whatever_is_quoted_in_them() -> None:
         "there is no audio file /b/he said 'twice, in different case' and left",
         "train/wav.scp: there is no audio file x.wav",
         "Utterance k cannot be read: /a/b c.flac breaks off: 5 of 9 samples could be decoded.",
+        "/a/b.m4a is MPEG-4 (m4a, mp4, mov, 3gp), which is not read here; convert it, for instance with ffmpeg",
+        "column t0 seems to tell which part of the recording is meant, and is not read; call it start_s or channel",
         "a reason of tomorrow",
     ]
     counts = count_reasons(RejectedRow(line, reason) for line, reason in enumerate(reasons, 1))
     assert [(reason.kind, reason.count, reason.first.line) for reason in counts] == [
         ("no such file", 3, 1),
         ("audio that breaks off", 1, 4),
-        ("other reasons", 1, 5),
+        ("formats that are not read", 1, 5),
+        ("columns that name a part and are not read", 1, 6),
+        ("other reasons", 1, 7),
     ]
 
 
