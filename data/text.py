@@ -7,7 +7,7 @@ What no reader sees is removed, so that one sentence is one text however it was 
 import re
 import unicodedata
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Counts the changes of the rules below; splits that record none were written under the first."""
 
 # Events and annotations: <unk>, <|en|>, [noise], {um}, <COMMA>. In round brackets, which writers use too, known ones
@@ -22,6 +22,11 @@ TAGS = re.compile(
 IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 # The blank of Braille and the fillers of Hangul show as a space and are none for Python.
 BLANKS = re.compile("[\u2800\u3164\uffa0]")
+# Letters in the forms of lead type, old Arabic fonts and East Asian terminals: ﬁ, ﻻ, Ａ, ｶﾞ. The isolated marks of
+# vowels among them are left: they would bring a space into a word. So are signs: Chinese has commas of its own width.
+PRESENTATION = re.compile(
+    "[\ufb00-\ufc5d\ufc64-\ufdff\ufe80-\ufefc\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc]+"
+)
 JOINERS = "\u200c\u200d"
 ZERO_WIDTH_SPACE = "\u200b"
 # Thai, Lao, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet: class SA of Unicode's line breaking (UAX 14). They
@@ -29,9 +34,11 @@ ZERO_WIDTH_SPACE = "\u200b"
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
 # Chinese characters and kana, with the marks that stand among them as letters; Korean is written with spaces.
 HAN = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# Signs of category P that are written inside of words and say nothing of their letters: of stress, exclamation and
-# question in Armenian; of abbreviations in Hebrew, for which a quotation mark often stands.
-WITHIN_WORDS = re.compile('[\u055b\u055c\u055e\u05f3\u05f4]|(?<=[\u05d0-\u05ea])"(?=[\u05d0-\u05ea])')
+# Signs that are written inside of words and say nothing of their letters: the line that makes Arabic words longer; of
+# stress, exclamation and question in Armenian; of abbreviations in Hebrew, for which a quotation mark often stands.
+WITHIN_WORDS = re.compile('[\u0640\u055b\u055c\u055e\u05f3\u05f4]|(?<=[\u05d0-\u05ea])"(?=[\u05d0-\u05ea])')
+# What stands for an apostrophe between letters: quotation marks, accents, a prime, and the letter that Ukrainian has.
+APOSTROPHES = re.compile("(?<=[^\\W\\d_])[‘’ʼ＇`´′](?=[^\\W\\d_])")
 # Letters of category P: an apostrophe between letters, and the dot of the Catalan l·l, which is another sound than ll.
 LETTERS = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])|(?<=[lL])·(?=[lL])")
 # Languages with a dotless i; i and ı are two letters there.
@@ -43,9 +50,9 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str =
     `language` (a tag such as tr-TR); without `punctuation`, characters of Unicode's categories P and S become spaces.
 
     A zero-width space becomes a space beside a letter of a script that writes none, and vanishes elsewhere. Joiners
-    stay between letters, where Persian and Indic scripts spell with them. The typographic apostrophe counts as the
-    plain one, and an apostrophe between two letters is a letter, as is the dot of the Catalan l·l. Signs that Armenian
-    and Hebrew put into words vanish and part none.
+    stay between letters, where Persian and Indic scripts spell with them. Presentation forms, such as ligatures, become
+    their letters. All signs that stand for an apostrophe between two letters are the plain one, and that is a letter,
+    as is the dot of the Catalan l·l. Signs that Armenian, Hebrew and Arabic put into words vanish and part none.
     """
     visible: list[str] = []
     for character in BLANKS.sub(" ", IGNORABLE.sub("", text)):
@@ -59,6 +66,7 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str =
     text = re.sub(rf"(?<=[{UNSPACED}]){ZERO_WIDTH_SPACE}+|{ZERO_WIDTH_SPACE}+(?=[{UNSPACED}])", " ", text)
     text = text.replace(ZERO_WIDTH_SPACE, "")
 
+    text = PRESENTATION.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFC", text)
     text = re.sub(rf"(?<!\w)[{JOINERS}]+|[{JOINERS}]+(?!\w)", _joiner_of_letters, text)
     # Removing one tag may close another around it.
@@ -74,7 +82,7 @@ def normalize_text(text: str, *, lower: bool, punctuation: bool, language: str =
         # spellings.
         text = re.sub("(?<=[ijį])\u0307+", "", text)
     if not punctuation:
-        text = WITHIN_WORDS.sub("", text.replace("’", "'"))
+        text = APOSTROPHES.sub("'", WITHIN_WORDS.sub("", text))
         # Not elsewhere: the other apostrophes are quotation marks.
         letters = {match.start() for match in LETTERS.finditer(text)}
         characters: list[str] = []

@@ -152,7 +152,9 @@ def test_emoji_and_signs_are_no_words(text: str) -> None:
 
 @given(
     text=st.text()
-    | st.text("aIi\u0307\u0300\u0328\u200b\u200c\u200d\ufe0f<>[](){}|-'’ \u0e01\u1780\u17d2jl·\"\u05d0\u05f4\u055e"),
+    | st.text(
+        "aIi\u0307\u0300\u0328\u200b\u200c\u200d\ufe0f<>[](){}|-'’ʼ`ﬁＡｶﾞﻻـ \u0e01\u1780\u17d2jl·\"\u05d0\u05f4\u055e"
+    ),
     lower=st.booleans(),
     punctuation=st.booleans(),
     language=st.sampled_from(["", "tr", "lt"]),
@@ -190,3 +192,30 @@ def test_spaces_vanish_beside_han_and_kana_and_nowhere_else(text: str, written: 
 )
 def test_signs_inside_of_words_part_none(text: str, written: str) -> None:
     assert spoken(text) == written
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’", "‘", "ʼ", "＇", "`", "´", "′"])
+def test_an_apostrophe_is_one_letter_whichever_sign_was_typed(apostrophe: str) -> None:
+    text = f"П{apostrophe}ять 'don{apostrophe}t' {apostrophe if apostrophe != 'ʼ' else ''}so"
+    assert normalize_text(text, lower=True, punctuation=False) == "п'ять don't so"
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("ﬁne oﬀice ﬂow", "fine office flow"),
+        ("ＡＢＣ １２３", "abc 123"),
+        ("ｶﾞｷﾞ ﾎﾟ", "ガギ ポ"),
+        ("ﺍﻟﺴﻼﻡ", "السلام"),
+        ("الســـلام", "السلام"),
+        ("ﬓ", "մն"),
+        ("½ ² ①", "½ ² ①"),
+    ],
+)
+def test_one_sentence_is_one_text_whatever_forms_its_letters_have(text: str, letters: str) -> None:
+    assert normalize_text(text, lower=True, punctuation=False) == letters
+    assert split_key(text) == split_key(letters)
+
+
+def test_punctuation_that_is_kept_keeps_its_width() -> None:
+    assert normalize_text("你好，世界！", lower=True, punctuation=True) == "你好，世界！"
