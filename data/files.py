@@ -31,6 +31,17 @@ def is_file_name(name: Any) -> bool:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in those errors of the system that name none: a write that finds no room does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write to; when the block ends well, that file takes the place of `path` in one step.
 
@@ -44,10 +55,11 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     os.close(descriptor)
     try:
-        yield temporary
-        if durable:
-            _flush(temporary)
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            if durable:
+                _flush(temporary)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

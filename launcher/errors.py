@@ -68,8 +68,7 @@ def place_problem(error: OSError) -> str | None:
     remedy = PLACE_REMEDIES.get(error.errno or 0)
     if remedy is None:
         return None
-    # Without a name it is what was printed that found no room.
-    place = error.filename or "The output of this command"
+    place = error.filename or "The output of this command, or a file that it writes,"
     return (
         f"{place} cannot be used: {error.strerror}. {remedy}, and give the same command again: what is done is not "
         "repeated."

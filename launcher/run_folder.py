@@ -297,7 +297,7 @@ class RunFolder:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
         record = {"time": round(time.time(), 3), "event": event, **details}
         line = redact(json.dumps(record, ensure_ascii=False))
-        with _open_no_link(self.events_file) as file:
+        with files.naming(self.events_file), _open_no_link(self.events_file) as file:
             # Over NFS an append is a look for the end and then a write, between which another host may write; taking a
             # lock also makes the client look again. Closing the file gives it back.
             _lock_among_hosts(file)
@@ -371,7 +371,8 @@ class RunFolder:
                     f"Wait for it, stop it (kill -TERM), or choose another folder with --run-dir."
                 )
             # Mode a+ left the number of the process before this one in place, to name it.
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
-            file.flush()
+            with files.naming(self.lock_file):
+                file.truncate(0)
+                # Past the buffer: what finds no room must not be tried again on closing.
+                os.write(file.fileno(), str(os.getpid()).encode())
             yield check_links(self.path)

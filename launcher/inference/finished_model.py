@@ -21,7 +21,7 @@ from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
 from data.files import remove_path
 from data.tokenizer import Tokenizer
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.search import Search
 from launcher.recipe import GreedyConfig, SearchConfig
 from launcher.run_files import read_statistics
@@ -161,24 +161,32 @@ def write_finished_model(
 ) -> None:
     """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all.
 
-    Auxiliary heads, which only served the training, are not part of it.
+    Auxiliary heads, which only served the training, are not part of it. ConfigError when it cannot be written there.
     """
     # Hidden: what is half written under a final name would count as the stage's model.
     temporary = folder.with_name(f".{folder.name}.tmp")
     remove_path(temporary)
-    temporary.mkdir(parents=True)
-    if isinstance(config, MaskedPredictorConfig):
-        save_encoder(temporary, config.encoder, features.mel_bins, state)
-        statistics = read_statistics(run.statistics_file)
-    else:
-        (temporary / "tokenizer").mkdir()
-        vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
-        save_model(temporary, config, features.mel_bins, vocabulary_size, without_auxiliary_heads(state))
-        for name in TOKENIZER_FILES:
-            shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
-        statistics = read_statistics(run.features_file)
-    write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
-    # A folder that is not empty cannot be replaced by a rename. A kill in between leaves none, and the stage, which is
-    # not done without it, writes it anew.
-    remove_path(folder)
-    temporary.rename(folder)
+    try:
+        temporary.mkdir(parents=True)
+        if isinstance(config, MaskedPredictorConfig):
+            save_encoder(temporary, config.encoder, features.mel_bins, state)
+            statistics = read_statistics(run.statistics_file)
+        else:
+            (temporary / "tokenizer").mkdir()
+            vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
+            save_model(temporary, config, features.mel_bins, vocabulary_size, without_auxiliary_heads(state))
+            for name in TOKENIZER_FILES:
+                shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
+            statistics = read_statistics(run.features_file)
+        write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
+        # A folder that is not empty cannot be replaced by a rename. A kill in between leaves none, and the stage, which
+        # is not done without it, writes it anew.
+        remove_path(folder)
+        temporary.rename(folder)
+    # A full disk is no OSError of safetensors.
+    except (OSError, SafetensorError) as error:
+        remove_path(temporary)
+        raise ConfigError(
+            f"The model could not be written to {folder}: {error}. Make room there, or mend what is named, and give "
+            "the same command again."
+        ) from None

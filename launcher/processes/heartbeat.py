@@ -5,11 +5,13 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import psutil
 
 from data.files import replacing
+from launcher.processes.watchdog import is_running
 from launcher.run_folder import StageFolder
 
 INTERVAL_S = 1.0
@@ -58,11 +60,16 @@ class Heartbeat:
 def leave_with_launcher() -> None:
     """End this process when the launcher that started it is gone, as after a kill that nothing can catch."""
     launcher = os.environ.get("CHORUS_LAUNCHER_PID")
-    if launcher is None or not psutil.pid_exists(int(launcher)):
+    if launcher is None:
         return
+    process = None
+    # It may have been killed while this process was being started, which nobody would then watch.
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(int(launcher))
 
     def watch_launcher() -> None:
-        while psutil.pid_exists(int(launcher)):
+        # Of the process that it is now: its number may be given again. And whoever started it may never collect it.
+        while process is not None and is_running(process):
             time.sleep(LAUNCHER_CHECK_S)
         # The main thread may hang in a collective, where no exception and no signal handler of Python's would run.
         os._exit(1)

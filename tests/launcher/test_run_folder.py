@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import files
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, place_problem
 from launcher.processes.heartbeat import Heartbeat
 from launcher.run_folder import RunFolder, read_json, write_json
 
@@ -178,3 +178,23 @@ def test_a_heartbeat_that_is_none_is_not_read(tmp_path, content):
     stage.heartbeat_file(0).write_text(content)
     (stage.heartbeats / "rank-1.json").write_text(stage.heartbeat_file(1).read_text())
     assert [beat["rank"] for beat in stage.read_heartbeats()] == [1]
+
+
+def test_a_full_disk_is_told_with_the_file_that_finds_no_room(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+
+    def find_no_room(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for file, use in {
+        run.state_file: lambda: write_json(run.state_file, {}),
+        run.lock_file: lambda: run.locked().__enter__(),
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", find_no_room)
+            patch.setattr(os, "write", find_no_room)
+            with pytest.raises(OSError, match="No space left") as caught:
+                use()
+        assert caught.value.filename == str(file)
+        assert str(file) in (place_problem(caught.value) or "")
+    assert place_problem(OSError(errno.ENOENT, "No such file", "x")) is None
