@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,12 @@ class SidecarReader:
         self.offset = offset
         self.size = size
         self.ranges = RangeReader(folder, **retries)
+        # Given by whoever knows what was stored: raises ValueError for arrays that were not. Tars may be a stranger's.
+        self.check: Callable[[Arrays], None] | None = None
         # A sampler hands out speeds as float32.
-        self._columns = {np.float32(speed): column for column, speed in enumerate(speeds)}
+        self._columns: dict[np.float32, int] = {}
+        for column, speed in enumerate(speeds):
+            self._columns[np.float32(speed)] = column
 
     def read(self, utterance: int, speed: float, key: str) -> Arrays:
         """The arrays of the utterance at that position of the index, whose key is `key`, at one of the speeds.
@@ -78,7 +82,10 @@ class SidecarReader:
             # Tars of another split may be as long, and their members as sound.
             if member.partition(".speed-")[0] != key:
                 raise ValueError(f"they are those of {member}")
-            return load_arrays(io.BytesIO(content))
+            arrays = load_arrays(io.BytesIO(content))
+            if self.check is not None:
+                self.check(arrays)
+            return arrays
         except (RangeError, OSError, KeyError, ValueError) as error:
             reason = f"its bytes are not readable ({error!r})"
             if isinstance(error, RangeError):
@@ -112,11 +119,18 @@ def open_sidecars(folder: Path, split: ShardIndex, **retries: Any) -> SidecarRea
         expected_shape = (len(split), len(index["speeds"]))
         if index["offset"].shape != expected_shape or index["size"].shape != expected_shape:
             damage = f"its index is of {len(index['offset'])} utterances, and the split has {len(split)}"
-        elif (index["offset"] < 0).any() or (index["size"] < 0).any():
+        elif index["offset"].min(initial=0) < 0 or index["size"].min(initial=0) < 0:
             damage = "its index points outside of its tars"
     if damage or index is None:
         raise DataError(f"{folder} cannot be read: {damage}. Write it again.")
-    return SidecarReader(split, folder, index["speeds"].tolist(), index["offset"], index["size"], **retries)
+    return SidecarReader(
+        split,
+        folder,
+        speeds=index["speeds"].tolist(),
+        offset=index["offset"],
+        size=index["size"],
+        **retries,
+    )
 
 
 def find_broken(reader: SidecarReader) -> list[int]:
@@ -142,11 +156,14 @@ class SidecarWriter:
         self.folder = folder
         self.speeds = tuple(speeds)
         # The index lists utterances shard after shard; the last entry is the end.
-        self._starts = np.searchsorted(split.shard, np.arange(len(split.names) + 1))
+        shards = np.arange(len(split.names) + 1)
+        self._starts = np.searchsorted(split.shard, shards)
 
     def utterances(self, shard: int) -> range:
         """The positions of a shard's utterances in the index of the split."""
-        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+        start = self._starts[shard]
+        stop = self._starts[shard + 1]
+        return range(int(start), int(stop))
 
     def missing(self) -> list[int]:
         """The shards whose tars are not there or not whole; none when all are finished."""
@@ -175,7 +192,8 @@ class SidecarWriter:
         if index is not None:
             # All is finished, and one shard is to be written anew: the index becomes records again.
             for other in range(len(self.split.names)):
-                rows = slice(self._starts[other], self._starts[other + 1])
+                positions = self.utterances(other)
+                rows = slice(positions.start, positions.stop)
                 write_npz(
                     self._record(other),
                     offset=index["offset"][rows],
@@ -194,13 +212,19 @@ class SidecarWriter:
                 content = io.BytesIO()
                 np.savez(content, allow_pickle=False, **members[position])
                 offset[position] = tar.tarstream.offset
-                tar.write({"__key__": keys[row], f"speed-{self.speeds[column]:g}.npz": content.getvalue()})
+                suffix = f"speed-{self.speeds[column]:g}.npz"
+                tar.write({"__key__": keys[row], suffix: content.getvalue()})
                 size[position] = tar.tarstream.offset - offset[position]
             tar.close()
 
         # The record comes last: a kill before it leaves a tar that counts as missing.
         num_bytes = path.stat().st_size
-        write_npz(self._record(shard), offset=offset, size=size, bytes=np.array(num_bytes))
+        write_npz(
+            self._record(shard),
+            offset=offset,
+            size=size,
+            bytes=np.array(num_bytes),
+        )
         return num_bytes
 
     def finish(self) -> None:

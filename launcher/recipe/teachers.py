@@ -6,7 +6,7 @@ torchaudio.models.wav2vec2_model; model.safetensors: its weights).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ TOKEN_TERMS = ("ctc", "decoder", "sequence")
 
 # The largest number of layers or of values in a state that the description of a model may give.
 MAX_COUNT = 65_536
+MAX_CONVOLUTIONS = 64
+MAX_STRIDE = 1024
 
 # What AugmentConfig draws anew at every step; the speeds are a few.
 MASKS = ("frequency_masks", "time_masks")
@@ -91,7 +93,7 @@ class TeacherSpec:
                 kind="transformers",
                 layers=_count(config, "num_hidden_layers"),
                 width=_count(config, "hidden_size"),
-                frame_s=math.prod(config["conv_stride"]) / SAMPLE_RATE_HZ,
+                frame_s=_samples_per_frame(config["conv_stride"]) / SAMPLE_RATE_HZ,
             )
         if model_type in FILTERBANK_MODELS:
             # Each convolution has a stride of 2.
@@ -99,7 +101,7 @@ class TeacherSpec:
                 kind="transformers",
                 layers=_count(config, "encoder_layers"),
                 width=_count(config, "d_model"),
-                frame_s=FILTERBANK_HOP_S * 2 ** _count(config, "num_conv_layers"),
+                frame_s=FILTERBANK_HOP_S * 2 ** _count(config, "num_conv_layers", MAX_CONVOLUTIONS),
             )
         raise ValueError(f"model_type is {model_type!r}; known are {', '.join(WAVEFORM_MODELS + FILTERBANK_MODELS)}")
 
@@ -112,15 +114,26 @@ class TeacherSpec:
             kind="torchaudio",
             layers=_count(arguments, "encoder_num_layers"),
             width=_count(arguments, "encoder_embed_dim"),
-            frame_s=math.prod(strides) / SAMPLE_RATE_HZ,
+            frame_s=_samples_per_frame(strides) / SAMPLE_RATE_HZ,
         )
 
 
-def _count(config: dict[str, Any], key: str) -> int:
+def _samples_per_frame(strides: Sequence[Any]) -> int:
+    """The samples from one frame to the next; ValueError for strides that no convolutions have."""
+    # A bound on each alone: the product of a few dozen is already beyond what a number of Python's takes for seconds.
+    if not 1 <= len(strides) <= MAX_CONVOLUTIONS:
+        raise ValueError(f"there are {len(strides)} strides of convolutions")
+    for stride in strides:
+        if type(stride) is not int or not 1 <= stride <= MAX_STRIDE:
+            raise ValueError(f"a stride is {str(stride)[:40]!r}, and must be a number from 1 to {MAX_STRIDE}")
+    return math.prod(strides)
+
+
+def _count(config: dict[str, Any], key: str, largest: int = MAX_COUNT) -> int:
     """A number of layers or of values; ValueError when it is none that a model can have."""
     value = config[key]
-    if type(value) is not int or not 1 <= value <= MAX_COUNT:
-        raise ValueError(f"{key} is {str(value)[:40]!r}, and must be a number from 1 to {MAX_COUNT}")
+    if type(value) is not int or not 1 <= value <= largest:
+        raise ValueError(f"{key} is {str(value)[:40]!r}, and must be a number from 1 to {largest}")
     return value
 
 

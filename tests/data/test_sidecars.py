@@ -141,6 +141,20 @@ def test_damage_is_named_with_shard_key_and_offset_and_that_shard_alone_is_writt
     assert times == {name: (written.folder / name).stat().st_mtime_ns for name in times}
 
 
+def test_arrays_that_were_never_stored_are_a_broken_utterance_with_its_key(split, written):
+    def refuse(arrays):
+        raise ValueError("it has no number of frames")
+
+    written.finish()
+    reader = open_sidecars(written.folder, split)
+    key = next(split.keys())
+    assert reader.read(0, 1.0, key)
+    reader.check = refuse
+    with pytest.raises(UtteranceError, match="it has no number of frames") as raised:
+        reader.read(0, 1.0, key)
+    assert raised.value.key == key
+
+
 def open_quickly(reader):
     """The same reader, which gives up at the first error."""
     reader.ranges._attempts = 1

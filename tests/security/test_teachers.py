@@ -7,13 +7,16 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
 
 from launcher.errors import CheckpointError  # noqa: E402
-from launcher.recipe.teachers import read_spec  # noqa: E402
+from launcher.recipe.teachers import TeacherSpec, read_spec  # noqa: E402
+from launcher.training.teachers.cache_match import CacheContents, CacheDescription, CacheInputs  # noqa: E402
+from launcher.training.teachers.cached import CachedTeacher  # noqa: E402
 from launcher.training.teachers.waveform import TransformersTeacher  # noqa: E402
 
 CODE = """
@@ -113,3 +116,91 @@ def test_names_of_code_or_weights_elsewhere_are_refused(folder, name, keys):
     change(folder / name, **keys)
     with pytest.raises(CheckpointError, match="names code or weights elsewhere"):
         open_teacher(folder)
+
+
+WAVEFORM = {"model_type": "wav2vec2", "num_hidden_layers": 1, "hidden_size": 8, "conv_stride": [5, 2]}
+FILTERBANK = {"model_type": "speech_to_text", "encoder_layers": 1, "d_model": 8, "num_conv_layers": 2}
+HOSTILE_SHAPES = [
+    WAVEFORM | {"conv_stride": [10**300] * 5},
+    WAVEFORM | {"conv_stride": [0]},
+    WAVEFORM | {"conv_stride": []},
+    WAVEFORM | {"conv_stride": [1] * 10**5},
+    WAVEFORM | {"conv_stride": [float("inf")]},
+    WAVEFORM | {"conv_stride": "52"},
+    WAVEFORM | {"hidden_size": 10**9},
+    FILTERBANK | {"num_conv_layers": 60_000},
+    FILTERBANK | {"model_type": ["speech_to_text"]},
+]
+
+
+@pytest.mark.parametrize("description", HOSTILE_SHAPES, ids=range(len(HOSTILE_SHAPES)))
+def test_a_shape_that_no_model_has_is_refused(tmp_path, description):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_spec(tmp_path, "The teacher")
+
+
+# --- stored outputs of a stranger's -------------------------------------------------------------------
+
+
+VOCABULARY = 38
+WIDTH = 8
+
+
+@pytest.fixture
+def cached(tmp_path):
+    inputs = CacheInputs(teacher="t", shards=("s",), features=None, tokenizer="t", precision="fp32")
+    contents = CacheContents(
+        speeds=(1.0,), min_utterance_s=0, max_utterance_s=9, layers=(0,), ctc=True, decoder=True, top_tokens=2
+    )
+    # By the names that teacher.json has.
+    description = CacheDescription(name="t", heard=inputs, kept=contents, same_tokens=True, has_decoder=True)
+    spec = TeacherSpec(kind="chorus", layers=1, width=WIDTH, frame_s=0.04)
+    return CachedTeacher("t", tmp_path, description, tmp_path, spec, VOCABULARY, torch.device("cpu"))
+
+
+def stored(**changes):
+    """Arrays of three frames and two targets, as they are stored; those that are None are left out."""
+    arrays = {"frames": np.array(3, np.int32), "layer-00": np.zeros((3, WIDTH), np.float16)}
+    for name, length in (("ctc", 3), ("decoder", 2)):
+        arrays[name] = np.zeros((length, 2), np.float16)
+        arrays[name + "_tokens"] = np.zeros((length, 2), np.uint16)
+        arrays[name + "_rest"] = np.zeros(length, np.float16)
+    arrays |= changes
+    return {name: values for name, values in arrays.items() if values is not None}
+
+
+def test_stored_outputs_are_taken_with_some_tokens_and_with_all(cached):
+    cached.check_stored(cached.empty_arrays)
+    cached.check_stored(stored())
+    whole = np.zeros((3, VOCABULARY), np.float16)
+    cached.check_stored(stored(ctc=whole, ctc_tokens=None, ctc_rest=None))
+
+
+HOSTILE_OUTPUTS = {
+    "a billion frames": {"frames": np.array(10**9, np.int32)},
+    "fewer than no frames": {"frames": np.array(-3, np.int32)},
+    "frames in words": {"frames": np.array("three")},
+    "several numbers of frames": {"frames": np.zeros(3, np.int32)},
+    "no number of frames": {"frames": None},
+    "no layer": {"layer-00": None},
+    "a layer of another width": {"layer-00": np.zeros((3, 10**6), np.float16)},
+    "a layer of another type": {"layer-00": np.zeros((3, WIDTH), np.float64)},
+    "a layer of other frames": {"layer-00": np.zeros((4, WIDTH), np.float16)},
+    "a layer in words": {"layer-00": np.zeros((3, WIDTH), "U2")},
+    "a posterior over too many tokens": {"ctc": np.zeros((3, 10**6), np.float16)},
+    "a posterior over no token": {"ctc": np.zeros((3, 0), np.float16)},
+    "a token that there is not": {"ctc_tokens": np.full((3, 2), 60_000, np.uint16)},
+    "tokens below zero": {"ctc_tokens": np.full((3, 2), -1, np.int16)},
+    "no tokens": {"decoder_tokens": None},
+    "tokens of other frames": {"decoder_tokens": np.zeros((3, 2), np.uint16)},
+    "nothing left": {"decoder_rest": None},
+    "what is left of other frames": {"ctc_rest": np.zeros(1, np.float16)},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_OUTPUTS)
+def test_stored_outputs_that_no_teacher_has_are_refused_before_they_get_memory(cached, name):
+    with pytest.raises(ValueError, match=r"^its? "):
+        cached.check_stored(stored(**HOSTILE_OUTPUTS[name]))

@@ -167,6 +167,7 @@ def read_caches(stage_loss: DistillationLoss, train: Inputs, steps: int) -> None
             return bool(terms & factors.keys())
 
         reader = open_sidecars(teacher.folder, train.loader.reader.index)
+        reader.check = teacher.check_stored
         train.loader.sidecars[teacher_terms.name] = SidecarSource(reader, needed_at)
 
 
