@@ -107,6 +107,13 @@ def read_rows(path: Path, required: Sequence[Sequence[str]]) -> Iterator[Row]:
     # Some tools, NeMo among them, name files of one object a line .json.
     if suffix == ".json" and "".join(lines[:100]).lstrip().startswith("["):
         return _array_rows("".join(lines))
+    beginnings = [content.strip()[:2] for content in lines[:100] if content.strip()]
+    # Each line of it would be a rejected row.
+    if beginnings[:1] == ["{"] and len(beginnings) > 1 and not beginnings[1].startswith("{"):
+        raise DataError(
+            f"{path} holds an object over several lines, as SpeechBrain and pretty printers write it; write one object "
+            "per line (jq -c), or a .json file with an array of them."
+        )
     return _json_rows(lines)
 
 

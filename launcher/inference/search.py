@@ -193,7 +193,9 @@ def read_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
             # Editors may put a byte order mark before the first phrase, which is no part of it.
             text = config.path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"The hotwords in {config.path} cannot be read as UTF-8 text: {error}.") from None
+            raise DataError(
+                f"The hotwords in {config.path} cannot be read as UTF-8 text: {error}. Save it so."
+            ) from None
         # Spaces between words as in transcripts: one.
         lines = [" ".join(line.split()) for line in text.splitlines()]
         phrases_of_file = [line for line in lines if line]

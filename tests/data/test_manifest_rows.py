@@ -122,3 +122,10 @@ def test_a_small_file_that_expands_without_end_is_refused_in_little_memory(
         list(read_rows(tmp_path / "m.jsonl.gz", ()))
     assert tracemalloc.get_traced_memory()[1] < 2**23
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
+def test_an_object_over_several_lines_is_not_a_row_for_each_of_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(json.dumps({"u1": {"wav": "a.wav", "wrd": "one"}}, indent=2))
+    with pytest.raises(DataError, match="an object over several lines"):
+        list(read_rows(tmp_path / name, NEEDED))
