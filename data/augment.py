@@ -75,14 +75,17 @@ class SpecAugment(nn.Module):
         # Two draws per mask, one for its width and one for its start. On the CPU, for the same masks on every device.
         num_masks = config.frequency_masks + config.time_masks
         draws = torch.rand(batch, 2, num_masks, generator=generator, dtype=torch.float64)
-        frequency_draws, time_draws = draws.to(device).split([config.frequency_masks, config.time_masks], dim=2)
+        draws = draws.to(device)
+        frequency_draws = draws[:, :, : config.frequency_masks]
+        time_draws = draws[:, :, config.frequency_masks :]
 
         bins_B1 = torch.full((batch, 1), bins, device=device)
         frequency_widths_B1 = bins_B1.clamp(max=config.frequency_width_bins)
         masked_BF = _masked(frequency_draws, frequency_widths_B1, bins_B1, bins)
 
         lengths_B1 = lengths_B[:, None]
-        time_widths_B1 = (lengths_B1 * config.time_ratio).long().clamp(max=self.time_width_frames)
+        shares_B1 = (lengths_B1 * config.time_ratio).long()
+        time_widths_B1 = shares_B1.clamp(max=self.time_width_frames)
         masked_BT = _masked(time_draws, time_widths_B1, lengths_B1, frames)
         return masked_BF, masked_BT
 
@@ -93,7 +96,12 @@ def apply_mask(features_BTF: Tensor, masked_BF: Tensor, masked_BT: Tensor) -> Te
     return features_BTF.masked_fill(masked_BTF, 0.0)
 
 
-def _masked(draws: Tensor, max_width_B1: Tensor, extent_B1: Tensor, size: int) -> Tensor:
+def _masked(
+    draws: Tensor,
+    max_width_B1: Tensor,
+    extent_B1: Tensor,
+    size: int,
+) -> Tensor:
     """Where [B, size] a mask lies, from uniform draws [B, 2, M] of a width up to `max_width_B1` and a start."""
     # + 1, as the draws are below 1: widths from 0 to the largest, and every start that keeps a mask inside.
     widths_BM = (draws[:, 0] * (max_width_B1 + 1)).long()

@@ -238,9 +238,11 @@ def measure_statistics(
             "other rate."
         )
 
-    generator = torch.Generator().manual_seed(derive_seed(seed, "feature statistics"))
+    statistics_seed = derive_seed(seed, "feature statistics")
+    generator = torch.Generator().manual_seed(statistics_seed)
+    permutation = torch.randperm(len(index), generator=generator)
     # Sorted, so that shards are read from front to back.
-    chosen = torch.randperm(len(index), generator=generator)[:utterances].sort().values
+    chosen = permutation[:utterances].sort().values
     log_mel = LogMel(config)
     num_frames = 0
     # Of features and of their squares. In fp64: the variance is a small difference of large sums.
@@ -251,10 +253,12 @@ def measure_statistics(
         except UtteranceError as error:
             logger.warning("Skipped in the feature statistics: %s", error)
             continue
-        features_BTF, _ = log_mel(waveform[None], torch.tensor([len(waveform)]))
+        samples_B = torch.tensor([len(waveform)])
+        features_BTF, _ = log_mel(waveform[None], samples_B)
         features_TF = features_BTF[0].double()
         num_frames += len(features_TF)
-        sums += torch.stack([features_TF.sum(0), features_TF.square().sum(0)])
+        sums[0] += features_TF.sum(0)
+        sums[1] += features_TF.square().sum(0)
 
     if num_frames == 0:
         raise DataError(

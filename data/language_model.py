@@ -31,7 +31,8 @@ def count_ngrams(texts: Iterable[Sequence[str]], order: int) -> list[Counter[Ngr
         padded = (START, *words, END)
         # From the second word on: the start is a context and is never predicted.
         for stop in range(2, len(padded) + 1):
-            for size in range(1, min(order, stop) + 1):
+            longest = min(order, stop)
+            for size in range(1, longest + 1):
                 ngram = padded[stop - size : stop]
                 counts[size - 1][ngram] += 1
     return counts
@@ -54,14 +55,18 @@ def estimate(counts: list[Counter[Ngram]]) -> tuple[dict[Ngram, float], dict[Ngr
 
     # The words seen, and the unknown one.
     uniform = 1 / (len(counts[0]) + 1)
-    probabilities: dict[Ngram, float] = {(UNKNOWN,): backoffs[()] * uniform}
+    probabilities: dict[Ngram, float] = {}
+    probabilities[(UNKNOWN,)] = backoffs[()] * uniform
     # Order by order, since each probability builds on that of its context without the first word.
     for ngrams in counts:
         for ngram, count in ngrams.items():
             context = ngram[:-1]
-            shorter = probabilities[ngram[1:]] if context else uniform
+            shorter = uniform
+            if context:
+                shorter = probabilities[ngram[1:]]
             numerator = count + num_distinct[context] * shorter
-            probabilities[ngram] = numerator / (totals[context] + num_distinct[context])
+            denominator = totals[context] + num_distinct[context]
+            probabilities[ngram] = numerator / denominator
     return probabilities, backoffs
 
 
@@ -80,7 +85,9 @@ def write_language_model(texts: Iterable[Sequence[str]], order: int, path: Path)
     probabilities, backoffs = estimate(counts)
 
     # The start has no probability of its own, but an ARPA file lists it for its back-off weight.
-    ngrams_by_order: dict[int, list[Ngram]] = {size: [] for size in range(1, order + 1)}
+    ngrams_by_order: dict[int, list[Ngram]] = {}
+    for size in range(1, order + 1):
+        ngrams_by_order[size] = []
     ngrams_by_order[1].append((START,))
     for ngram in probabilities:
         ngrams_by_order[len(ngram)].append(ngram)

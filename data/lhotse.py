@@ -103,7 +103,12 @@ def _cut(cut: Columns, folder: Path) -> list[Columns | str]:
     return contents
 
 
-def _supervision(supervision: Columns, offset_s: float, recording: Columns, folder: Path) -> Columns | str:
+def _supervision(
+    supervision: Columns,
+    offset_s: float,
+    recording: Columns,
+    folder: Path,
+) -> Columns | str:
     """The columns of a supervision, whose start counts from `offset_s` of its recording."""
     if recording.get("transforms"):
         return "its recording has transforms (of speed, rate or volume), which are not applied here"

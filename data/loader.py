@@ -151,11 +151,16 @@ class Loader:
                 lane_batches: list[_PendingBatch] = []
                 for lane in self.lanes:
                     spec = self.sampler.micro_batch(step, lane)
-                    # Plain numbers: threads take them one by one.
-                    rows = zip(spec.utterances.tolist(), spec.speeds.tolist(), spec.samples.tolist(), strict=True)
+                    rows = zip(
+                        spec.utterances.tolist(),
+                        spec.speeds.tolist(),
+                        spec.samples.tolist(),
+                        strict=True,
+                    )
                     utterances: list[Future[_Prepared]] = []
                     for utterance, speed, length in rows:
-                        utterances.append(executor.submit(self._prepare, utterance, speed, length, readers))
+                        future = executor.submit(self._prepare, utterance, speed, length, readers)
+                        utterances.append(future)
                     lane_batches.append(_PendingBatch(spec, list(readers), utterances))
                 pending.append(lane_batches)
                 if len(pending) == steps_ahead:
@@ -165,7 +170,13 @@ class Loader:
         finally:
             executor.close()
 
-    def _prepare(self, utterance: int, speed: float, length: int, readers: Mapping[str, SidecarReader]) -> _Prepared:
+    def _prepare(
+        self,
+        utterance: int,
+        speed: float,
+        length: int,
+        readers: Mapping[str, SidecarReader],
+    ) -> _Prepared:
         example = self.reader.read(utterance)
         tokens: list[int] = []
         if self.tokenizer is not None:
@@ -196,8 +207,10 @@ class Loader:
 
         samples = [len(one.waveform) for one in prepared]
         token_lengths = [len(one.tokens) for one in prepared]
-        waveforms_BS = torch.zeros(len(prepared), max(samples, default=0))
-        tokens_BU = torch.zeros(len(prepared), max(token_lengths, default=0), dtype=torch.int64)
+        most_samples = max(samples, default=0)
+        most_tokens = max(token_lengths, default=0)
+        waveforms_BS = torch.zeros(len(prepared), most_samples)
+        tokens_BU = torch.zeros(len(prepared), most_tokens, dtype=torch.int64)
         for row, one in enumerate(prepared):
             waveforms_BS[row, : len(one.waveform)] = torch.from_numpy(one.waveform)
             tokens_BU[row, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int64)

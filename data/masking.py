@@ -4,7 +4,7 @@ A span may start at every frame and covers a fixed time. Spans may overlap, and 
 Which frames are masked follows from (seed, step, lane) and the lengths of the utterances alone, so that any process can
 count them for every lane before any audio is read.
 
-Shapes: B batch, T feature frames, S encoder frames, F mel bins.
+Shapes: B batch, T feature frames, S encoder frames, K feature frames per encoder frame, F mel bins.
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ class Masking:
     ever be masked as a whole.
     """
 
-    def __init__(self, config: MaskingConfig, features: FeaturesConfig, factor: int, seed: int):
+    def __init__(
+        self,
+        config: MaskingConfig,
+        features: FeaturesConfig,
+        factor: int,
+        seed: int,
+    ):
         self.config = config
         self.features = features
         self.factor = factor
@@ -66,22 +72,32 @@ class Masking:
         valid_BT = positions_T < lengths_B[:, None]
 
         # Only valid frames draw, one utterance after the other: padding does not change what is masked.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "mask", step, lane))
-        draws = torch.rand(int(lengths_B.sum()), generator=generator, dtype=torch.float64)
+        seed = derive_seed(self.seed, "mask", step, lane)
+        generator = torch.Generator().manual_seed(seed)
+        num_draws = int(lengths_B.sum())
+        draws = torch.rand(num_draws, generator=generator, dtype=torch.float64)
         starts_BT = torch.zeros(valid_BT.shape, dtype=torch.int64)
         starts_BT[valid_BT] = (draws < self.config.start_probability).long()
 
         # A frame lies in a span when more spans started up to it than up to `span_frames` frames before it.
         num_starts_BT = starts_BT.cumsum(1)
-        earlier_BT = functional.pad(num_starts_BT, (self.span_frames, 0))[:, : len(positions_T)]
+        padded = functional.pad(num_starts_BT, (self.span_frames, 0))
+        earlier_BT = padded[:, : len(positions_T)]
         return (num_starts_BT > earlier_BT) & valid_BT
 
     def noise(self, step: int, lane: int, shape: Sequence[int]) -> Tensor:
         """What takes the place of masked features: fp32 of a shape [B, T, F]. On the CPU, whatever computes with it."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "mask noise", step, lane))
+        seed = derive_seed(self.seed, "mask noise", step, lane)
+        generator = torch.Generator().manual_seed(seed)
         return self.config.noise * torch.randn(*shape, generator=generator)
 
-    def apply_mask(self, features_BTF: Tensor, lengths_B: Tensor, step: int, lane: int) -> tuple[Tensor, Tensor]:
+    def apply_mask(
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+        step: int,
+        lane: int,
+    ) -> tuple[Tensor, Tensor]:
         """Features of a lane with noise in masked spans, and which frames are masked: bool [B, T]. On their device."""
         device = features_BTF.device
         masked_BT = self.frames(step, lane, lengths_B.tolist())
@@ -95,7 +111,8 @@ class Masking:
         """Masked encoder frames of a step over all lanes. Utterances that turn out broken stay counted."""
         total = 0
         for lane in range(sampler.batches.lanes):
-            lengths = self.features.num_frames(sampler.micro_batch(step, lane).samples)
+            batch = sampler.micro_batch(step, lane)
+            lengths = self.features.num_frames(batch.samples)
             masked_BT = self.frames(step, lane, lengths.tolist())
             masked_BS = fully_masked_frames(masked_BT, torch.from_numpy(lengths), self.factor)
             total += int(masked_BS.sum())
@@ -105,15 +122,18 @@ class Masking:
 def fully_masked_frames(masked_BT: Tensor, lengths_B: Tensor, factor: int) -> Tensor:
     """The encoder frames of which every valid feature frame is masked: bool [B, S], on the device of the mask."""
     batch, num_frames = masked_BT.shape
-    valid_BT = torch.arange(num_frames, device=masked_BT.device) < lengths_B[:, None]
+    positions_T = torch.arange(num_frames, device=masked_BT.device)
+    valid_BT = positions_T < lengths_B[:, None]
     visible_BT = valid_BT & ~masked_BT
 
     # The last encoder frame may have fewer than `factor` feature frames; those that lack are neither.
     padding = (0, -num_frames % factor)
     # No -1 in the shape: an empty lane has no elements to infer it from.
     grouped_shape = (batch, math.ceil(num_frames / factor), factor)
-    any_visible_BS = functional.pad(visible_BT, padding).view(grouped_shape).any(-1)
-    any_masked_BS = functional.pad(masked_BT, padding).view(grouped_shape).any(-1)
+    visible_BSK = functional.pad(visible_BT, padding).view(grouped_shape)
+    masked_BSK = functional.pad(masked_BT, padding).view(grouped_shape)
+    any_visible_BS = visible_BSK.any(-1)
+    any_masked_BS = masked_BSK.any(-1)
     return any_masked_BS & ~any_visible_BS
 
 

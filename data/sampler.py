@@ -124,7 +124,10 @@ class BatchesConfig(BaseModel, frozen=True, extra="forbid"):
     def lanes_of(self, rank: int, world_size: int) -> tuple[int, ...]:
         """The lanes that process `rank` of `world_size` runs. ValueError when `world_size` does not divide `lanes`."""
         if self.lanes % world_size:
-            divisors = [str(number) for number in range(1, self.lanes + 1) if self.lanes % number == 0]
+            divisors = []
+            for number in range(1, self.lanes + 1):
+                if self.lanes % number == 0:
+                    divisors.append(str(number))
             raise ValueError(
                 f"batches.lanes is {self.lanes}, which {world_size} processes do not divide. Run with one of "
                 f"{', '.join(divisors)} processes, or set batches.lanes to a multiple of {world_size}."
@@ -221,7 +224,8 @@ class BatchSampler:
 
         # Shard after shard, so that a pool is a concatenation of slices.
         utterances = np.flatnonzero(usable).astype(np.int32)
-        self._utterances = utterances[np.argsort(self.shard[utterances], kind="stable")]
+        by_shard = np.argsort(self.shard[utterances], kind="stable")
+        self._utterances = utterances[by_shard]
         _, shard_starts = np.unique(self.shard[self._utterances], return_index=True)
         self._shard_starts = np.append(shard_starts, len(self._utterances))
 
@@ -263,8 +267,10 @@ class BatchSampler:
         """Utterances, tokens and encoder frames of a step, over all lanes."""
         epoch, step_in_epoch = self.position(step)
         layout = self._epoch(epoch)
-        lanes = [self._slot(layout, step_in_epoch, lane) for lane in range(self.batches.lanes)]
-        utterances = np.concatenate(lanes)
+        utterances_of_lanes = []
+        for lane in range(self.batches.lanes):
+            utterances_of_lanes.append(self._slot(layout, step_in_epoch, lane))
+        utterances = np.concatenate(utterances_of_lanes)
         speeds = self._speeds(layout.source_epoch, utterances)
         samples = change_length(self._samples[utterances], speeds)
         return Totals(
@@ -353,7 +359,8 @@ class BatchSampler:
             longest_first = np.argsort(-jittered, kind="stable")
 
             # With jitter the first of a batch need not be its longest, so the budget counts the longest to come.
-            longest = np.maximum.accumulate(samples[longest_first][::-1])[::-1]
+            ordered = samples[longest_first]
+            longest = np.maximum.accumulate(ordered[::-1])[::-1]
             capacities = self.batches.capacity(longest, self.sample_rate_hz)
             bounds = cut_batches(capacities)
 
@@ -383,7 +390,8 @@ class BatchSampler:
         # The last key sorts first: by pool, and at random within it.
         shuffled = np.lexsort((_random_bits(batches_seed, starts), pools))
         # Equal to within one micro-batch, so that all lanes end an epoch together.
-        lane_starts = np.arange(self.batches.lanes + 1) * len(starts) // self.batches.lanes
+        num_lanes = self.batches.lanes
+        lane_starts = np.arange(num_lanes + 1) * len(starts) // num_lanes
         return _Epoch(
             source_epoch=source_epoch,
             utterances=cut.utterances,
@@ -425,7 +433,8 @@ def change_length(samples: Integers, speeds: Floats | float) -> Integers:
 def _random_bits(seed: int, positions: AnyIntegers) -> npt.NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood, 2014) at the given positions of the stream `seed`."""
     # Unsigned arithmetic wraps at 2**64, as the algorithm wants; position 0 is the stream's first output.
-    bits = np.uint64(seed) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    counters = positions.astype(np.uint64) + np.uint64(1)
+    bits = np.uint64(seed) + counters * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

@@ -42,7 +42,9 @@ def _utterance_problem(index: ShardIndex, utterance: int, row: dict[str, str]) -
     try:
         # Once: a folder on this machine either answers or does not.
         ranges = RangeReader(index.folder, attempts=1)
-        content = ranges.read(index.shard_name(utterance), int(index.offset[utterance]), int(index.size[utterance]))
+        offset = int(index.offset[utterance])
+        size = int(index.size[utterance])
+        content = ranges.read(index.shard_name(utterance), offset, size)
         members = read_members(content, NUM_MEMBERS)
         label = parse_label(members[f"{row['key']}.json"])
         # The header alone: the samples' bytes are covered by the shard's SHA-256.
@@ -84,7 +86,10 @@ def stats(folder: Path) -> dict[str, Any]:
             "95 %": float(np.quantile(seconds, 0.95)),
             "longest": float(seconds.max()),
         },
-        "characters": {"total": int(index.text_length.sum()), "distinct": "".join(sorted(characters))},
+        "characters": {
+            "total": int(index.text_length.sum()),
+            "distinct": "".join(sorted(characters)),
+        },
         "speakers": dict(sorted(speakers.items())),
         "languages": dict(sorted(languages.items())),
     }

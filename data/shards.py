@@ -133,7 +133,13 @@ def write_split(
     return read_report(folder)
 
 
-def fingerprint(utterances: Iterable[Utterance], *, sample_rate_hz: int, shard_seconds: float, seed: int) -> str:
+def fingerprint(
+    utterances: Iterable[Utterance],
+    *,
+    sample_rate_hz: int,
+    shard_seconds: float,
+    seed: int,
+) -> str:
     """SHA-256 of what decides a split's bytes, except the audio files' content and folder."""
     settings = [FORMAT, sample_rate_hz, shard_seconds, seed]
     digest = hashlib.sha256(json.dumps(settings).encode())

@@ -17,7 +17,8 @@ from data.npz import read_npz, write_npz
 from data.shard_index import ShardIndex
 from data.tokenizer import Tokenizer, token_lengths
 
-Counts = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+Int32s = npt.NDArray[np.int32]
+Counts = tuple[Int32s, Int32s]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,12 @@ def token_counts(index: ShardIndex, tokenizer: Tokenizer, file: Path) -> Counts:
     tokens, min_frames = token_lengths(index.transcripts(), tokenizer)
     # Repeats fit a smaller type than frames: most transcripts have few.
     repeats = min_frames - tokens
-    write_npz(file, origin=np.array(origin), tokens=_narrow(tokens), repeats=_narrow(repeats))
+    write_npz(
+        file,
+        origin=np.array(origin),
+        tokens=_narrow(tokens),
+        repeats=_narrow(repeats),
+    )
     return tokens, min_frames
 
 
@@ -44,18 +50,21 @@ def _read(file: Path, origin: str, count: int) -> Counts | None:
     stored = read_npz(file)
     if stored is None or not {"origin", "tokens", "repeats"} <= stored.keys():
         return None
-    if stored["origin"].shape != () or str(stored["origin"]) != origin:
+    stored_origin = stored["origin"]
+    if stored_origin.shape != () or str(stored_origin) != origin:
         return None
 
     for name in ("tokens", "repeats"):
-        if stored[name].dtype.kind != "u" or stored[name].shape != (count,):
+        array = stored[name]
+        if array.dtype.kind != "u" or array.shape != (count,):
             return None
     tokens = stored["tokens"].astype(np.int32)
     repeats = stored["repeats"].astype(np.int32)
     return tokens, tokens + repeats
 
 
-def _narrow(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.unsignedinteger]:
+def _narrow(numbers: Int32s) -> npt.NDArray[np.unsignedinteger]:
     """The same numbers in the smallest type that holds them all."""
     # Mostly one or two bytes: every process reads the file when it starts.
-    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
+    largest = int(numbers.max(initial=0))
+    return numbers.astype(np.min_scalar_type(largest))

@@ -90,12 +90,22 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
         seeds = _name_seeds(seeds_of_models[0]).capitalize()
     else:
         seeds = "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
+    lengths = []
+    lengths_with_names = []
+    for model in comparison.models:
+        length = f"{model.steps:,} steps, {model.audio_hours:.1f} h of audio"
+        lengths.append(length)
+        lengths_with_names.append(f"`{model.name}` {length}")
+    training_lengths = "; ".join(lengths_with_names)
+    if len(set(lengths)) == 1:
+        training_lengths = f"{lengths[0]} each"
+
     lines = [
         f"## {comparison.title}",
         "",
         f"{evaluated.utterances} utterances ({duration(evaluated.seconds)}) of `{evaluated.split}`, "
         f"{search} search on {evaluated.threads} threads. "
-        f"{seeds}; {_training_lengths(comparison)}.",
+        f"{seeds}; {training_lengths}.",
         "",
         *_table(HEADINGS, [_row(intervals, model) for model in comparison.models]),
         "",
@@ -128,19 +138,6 @@ def _name_seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     return f"seeds {', '.join(map(str, seeds))}"
-
-
-def _training_lengths(comparison: Comparison) -> str:
-    """How long each model was trained; said once where that is the same for all."""
-    lengths = []
-    lengths_with_names = []
-    for model in comparison.models:
-        length = f"{model.steps:,} steps, {model.audio_hours:.1f} h of audio"
-        lengths.append(length)
-        lengths_with_names.append(f"`{model.name}` {length}")
-    if len(set(lengths)) == 1:
-        return f"{lengths[0]} each"
-    return "; ".join(lengths_with_names)
 
 
 def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:

@@ -11,7 +11,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from data.errors import DataError
+from data.files import read_json
 from launcher.comparison.model_results import EvaluationSet, Training
 from launcher.errors import ConfigError
 from launcher.run_folder import write_text
@@ -77,8 +80,27 @@ def read_records(folder: Path) -> tuple[EvaluationSet, list[Training]]:
     evaluated, models = _read_header(folder)
     trainings = []
     for path in sorted(folder.glob("*.json")):
-        if path.name != HEADER_NAME:
-            trainings.append(_read_training(path, evaluated.utterances))
+        if path.name == HEADER_NAME:
+            continue
+        record = _read(path)
+        missing = [field.name for field in fields(Training) if field.name not in record]
+        if missing:
+            raise _torn(path, f"lacks {', '.join(missing)}")
+        try:
+            for key in ("character_errors", "word_errors"):
+                errors = [0] * evaluated.utterances
+                for place, count in record[key].items():
+                    errors[int(place)] = count
+                record[key] = tuple(errors)
+            record["compare_to"] = tuple(record["compare_to"])
+            # Once by their types: a dataclass takes anything.
+            TypeAdapter(Training).validate_python(record)
+            trainings.append(Training(**record))
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            # pydantic tells over several lines.
+            reason = " ".join(str(error).split())
+            raise _torn(path, f"holds something else than a training ({reason})") from None
+
     places = {model: place for place, model in enumerate(models)}
 
     def position(training: Training) -> tuple[int, str, int]:
@@ -105,31 +127,16 @@ def _read_header(folder: Path) -> tuple[EvaluationSet, list[str]]:
     try:
         record["characters"] = tuple(record["characters"])
         record["words"] = tuple(record["words"])
+        TypeAdapter(EvaluationSet).validate_python(record)
+        TypeAdapter(list[str]).validate_python(models)
         return EvaluationSet(**record), models
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise _torn(path, "does not have the keys of a folder's records") from None
-
-
-def _read_training(path: Path, num_utterances: int) -> Training:
-    record = _read(path)
-    missing = [field.name for field in fields(Training) if field.name not in record]
-    if missing:
-        raise _torn(path, f"lacks {', '.join(missing)}")
-    try:
-        for key in ("character_errors", "word_errors"):
-            errors = [0] * num_utterances
-            for place, count in record[key].items():
-                errors[int(place)] = count
-            record[key] = tuple(errors)
-        record["compare_to"] = tuple(record["compare_to"])
-        return Training(**record)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise _torn(path, f"holds something else than a training ({error})") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise _torn(path, f"cannot be read as JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):

@@ -302,7 +302,24 @@ class Follower:
     def _carry_out(self, order: dict[str, Any]) -> None:
         if order["attempt"] != self._attempt and order["held"]:
             self._end_agent()
-            self._start_agent(order)
+            self._attempt = order["attempt"]
+            self._renewed = -1
+            self._num_forwarded = 0
+            self._stage = order["stage"]
+            stage = self._run.stage(self._stage)
+            stage.logs.mkdir(parents=True, exist_ok=True)
+            self._display.say(f"{stage.name}: starts its processes of this host")
+            with stage.launcher_log.open("ab") as log:
+                self._agent = subprocess.Popen(
+                    self._launcher.agent_of(self._node, self._run, self._stage, order["port"]),
+                    env=_agent_environment(self._run),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            # The line of secrets, empty.
+            self._send(b"{}\n")
         if order["attempt"] != self._attempt or self._agent is None:
             return
 
@@ -319,26 +336,6 @@ class Follower:
         code = self._agent.poll()
         if code is not None:
             self._answer(code)
-
-    def _start_agent(self, order: dict[str, Any]) -> None:
-        self._attempt = order["attempt"]
-        self._renewed = -1
-        self._num_forwarded = 0
-        self._stage = order["stage"]
-        stage = self._run.stage(self._stage)
-        stage.logs.mkdir(parents=True, exist_ok=True)
-        self._display.say(f"{stage.name}: starts its processes of this host")
-        with stage.launcher_log.open("ab") as log:
-            self._agent = subprocess.Popen(
-                self._launcher.agent_of(self._node, self._run, self._stage, order["port"]),
-                env=_agent_environment(self._run),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        # The line of secrets, empty.
-        self._send(b"{}\n")
 
     def _send(self, messages: bytes) -> None:
         assert self._agent

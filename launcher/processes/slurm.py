@@ -118,8 +118,24 @@ class SlurmLauncher:
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self._cluster = cluster
-        slots = tuple(range(cluster.processes // cluster.slurm.nodes))
-        hosts = [Host(name, slots, len(slots)) for name in _node_names(cluster.slurm.nodes)]
+        num_nodes = cluster.slurm.nodes
+        if inside_job():
+            # The variable SLURM_JOB_NODELIST is compressed ("node[01-04]"); scontrol writes it out.
+            command = ["scontrol", "show", "hostnames"]
+            # Each cluster has its commands elsewhere in PATH.
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            names = result.stdout.split()
+            if len(names) != num_nodes:
+                raise ConfigError(
+                    f"cluster.slurm.nodes is {num_nodes}, but the SLURM job {os.environ['SLURM_JOB_ID']} has "
+                    f"{len(names)} nodes. Make them equal."
+                )
+        else:
+            # Before there is a job, stand-ins.
+            names = [f"slurm-node-{index}" for index in range(num_nodes)]
+
+        slots = tuple(range(cluster.processes // num_nodes))
+        hosts = [Host(name, slots, len(slots)) for name in names]
         self.topology = Topology(tuple(hosts))
 
     def training(self, run: RunFolder, stage: str, port: int | None = None) -> Launch:
@@ -181,20 +197,3 @@ class SlurmLauncher:
     def _environment(self) -> dict[str, str]:
         """srun hands the whole environment on."""
         return {**os.environ, **worker_command.python_environment(os.environ)}
-
-
-def _node_names(num_nodes: int) -> list[str]:
-    """Return the names of the job's nodes; before there is a job, stand-ins."""
-    if not inside_job():
-        return [f"slurm-node-{index}" for index in range(num_nodes)]
-    # The variable SLURM_JOB_NODELIST is compressed ("node[01-04]"); scontrol writes it out.
-    command = ["scontrol", "show", "hostnames"]
-    # Each cluster has its commands elsewhere in PATH.
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    names = result.stdout.split()
-    if len(names) != num_nodes:
-        raise ConfigError(
-            f"cluster.slurm.nodes is {num_nodes}, but the SLURM job {os.environ['SLURM_JOB_ID']} has {len(names)} "
-            "nodes. Make them equal."
-        )
-    return names

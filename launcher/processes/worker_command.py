@@ -65,8 +65,21 @@ def check_machine(cluster: ClusterConfig) -> None:
     if cluster.kind != "local":
         # `chorus doctor --hostfile` looks at other hosts.
         return
-    if cluster.master_port is not None:
-        _check_port(cluster.master_port)
+    port = cluster.master_port
+    until = time.monotonic() + PORT_WAIT_S
+    while port is not None:
+        try:
+            with socket.create_server(("", port)):
+                break
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"cluster.master_port is {port}, and no process can listen on it here: {error.strerror}. Choose "
+                    "another port, or leave cluster.master_port out: a free one is taken then. `ss -ltnp` shows which "
+                    "program has it."
+                ) from None
+        time.sleep(PORT_POLL_S)
+
     if accelerator() == "cpu":
         return
     gpus = num_gpus()
@@ -83,23 +96,6 @@ def check_evaluation_devices(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             recognition_device(stage.device)
-
-
-def _check_port(port: int) -> None:
-    """Refuse (ConfigError) a port on which another program listens."""
-    until = time.monotonic() + PORT_WAIT_S
-    while True:
-        try:
-            with socket.create_server(("", port)):
-                return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise ConfigError(
-                    f"cluster.master_port is {port}, and no process can listen on it here: {error.strerror}. Choose "
-                    "another port, or leave cluster.master_port out: a free one is taken then. `ss -ltnp` shows which "
-                    "program has it."
-                ) from None
-        time.sleep(PORT_POLL_S)
 
 
 def free_port() -> int:

@@ -23,7 +23,25 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
     for name, fingerprint in _recorded_inputs(pipeline, context.name).items():
         if name.startswith("corpus/"):
             split = name.removeprefix("corpus/")
-            yield _shards_artifact(context, split, fingerprint)
+            folder = context.split_folder(split)
+            summary = read_summary(folder)
+            num_utterances = 0
+            seconds = 0.0
+            for shard in summary["shards"]:
+                num_utterances += shard["utterances"]
+                seconds += shard["seconds"]
+            yield Artifact(
+                name=f"{context.recipe.name}-shards-{split}",
+                kind="shards",
+                fingerprint=fingerprint,
+                content={
+                    "sample_rate_hz": summary["sample_rate_hz"],
+                    "shards": len(summary["shards"]),
+                    "utterances": num_utterances,
+                    "seconds": seconds,
+                },
+                note={"folder": str(folder)},
+            )
         elif name == "tokenizer":
             note = {"folder": str(context.run.tokenizer)}
             yield _derived_artifact(pipeline, name, fingerprint, note)
@@ -72,28 +90,6 @@ def made_artifacts(context: StageContext) -> Iterator[Artifact]:
 def _recorded_inputs(pipeline: Pipeline, stage: str) -> dict[str, str]:
     """The fingerprints of a stage's inputs by their names; none where it was never started."""
     return pipeline.record(stage).get("inputs", {})
-
-
-def _shards_artifact(context: StageContext, split: str, fingerprint: str) -> Artifact:
-    folder = context.split_folder(split)
-    summary = read_summary(folder)
-    num_utterances = 0
-    seconds = 0.0
-    for shard in summary["shards"]:
-        num_utterances += shard["utterances"]
-        seconds += shard["seconds"]
-    return Artifact(
-        name=f"{context.recipe.name}-shards-{split}",
-        kind="shards",
-        fingerprint=fingerprint,
-        content={
-            "sample_rate_hz": summary["sample_rate_hz"],
-            "shards": len(summary["shards"]),
-            "utterances": num_utterances,
-            "seconds": seconds,
-        },
-        note={"folder": str(folder)},
-    )
 
 
 def _derived_artifact(pipeline: Pipeline, kind: str, fingerprint: str, note: dict[str, str]) -> Artifact:

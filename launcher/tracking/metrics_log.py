@@ -36,7 +36,26 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _keep_rows_up_to(path, resume_step)
+        if path.exists():
+            # Rows ascend, so what is cut off (rows of later steps, a torn last line) lies at the end: the time depends
+            # on these rows and not on the file's length.
+            with path.open("r+b") as file:
+                end = 0
+                needs_newline = False
+                for start, line in _lines_from_end(file):
+                    row = parse_metrics_row(line)
+                    if row is not None and row["step"] <= resume_step:
+                        end = start + len(line)
+                        # Whole, only its end is missing.
+                        needs_newline = not line.endswith(b"\n")
+                        break
+                file.truncate(end)
+                if needs_newline:
+                    file.seek(end)
+                    file.write(b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+
         self.path = path
         self.lost_rows = 0
         self._file = path.open("ab", buffering=0)
@@ -106,30 +125,6 @@ def read_last_rows(path: Path, number: int) -> list[dict]:
                 break
     rows.reverse()
     return rows
-
-
-def _keep_rows_up_to(path: Path, resume_step: int) -> None:
-    """Cuts the rows of later steps than `resume_step` off, and a torn last line, by one truncation.
-
-    Rows ascend, so what is cut lies at the end: the time depends on the rows that are cut and not on the file's length.
-    """
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        end = 0
-        needs_newline = False
-        for start, line in _lines_from_end(file):
-            row = parse_metrics_row(line)
-            if row is not None and row["step"] <= resume_step:
-                end = start + len(line)
-                needs_newline = not line.endswith(b"\n")  # whole, only its end is missing
-                break
-        file.truncate(end)
-        if needs_newline:
-            file.seek(end)
-            file.write(b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:

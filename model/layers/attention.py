@@ -194,7 +194,18 @@ class SelfAttention(nn.Module):
         # Projections are of single frames, so they work on packed ones.
         packed = self.query_key_value(x)
         if packing and self._goes_by_utterance(packing, attention_mask, cache, x.device):
-            mixed_ND = self._mix_by_utterance(packed, positions, packing)
+            # All utterances are one row of a batch here.
+            query, key, value = split_heads(packed[None], self.heads)
+            if positions is not None:
+                cos_SJ, sin_SJ = positions
+                cos_NJ = cos_SJ[packing.columns]
+                sin_NJ = sin_SJ[packing.columns]
+                query = rotate(query, cos_NJ, sin_NJ)
+                key = rotate(key, cos_NJ, sin_NJ)
+            # The softmax over the keys of an utterance without frames would be undefined.
+            lengths = [length for length in packing.lengths if length]
+            mixed_HNK = attend_within(query[0], key[0], value[0], lengths)
+            mixed_ND = mixed_HNK.transpose(0, 1).flatten(1)
             return self.output(mixed_ND)
 
         if packing:
@@ -227,27 +238,6 @@ class SelfAttention(nn.Module):
         # One row for all queries of an utterance.
         only_padding = attention_mask.shape[2] == 1
         return only_padding and packing.uneven
-
-    def _mix_by_utterance(
-        self,
-        packed_NC: Tensor,
-        positions: Positions,
-        packing: Packing,
-    ) -> Tensor:
-        """[N, 3 D] to the mixed values [N, D]."""
-        # All utterances are one row of a batch here.
-        packed_1NC = packed_NC[None]
-        query, key, value = split_heads(packed_1NC, self.heads)
-        if positions is not None:
-            cos_SJ, sin_SJ = positions
-            cos_NJ = cos_SJ[packing.columns]
-            sin_NJ = sin_SJ[packing.columns]
-            query = rotate(query, cos_NJ, sin_NJ)
-            key = rotate(key, cos_NJ, sin_NJ)
-        # The softmax over the keys of an utterance without frames would be undefined.
-        lengths = [length for length in packing.lengths if length]
-        mixed_HNK = attend_within(query[0], key[0], value[0], lengths)
-        return mixed_HNK.transpose(0, 1).flatten(1)
 
     def _mix(
         self,

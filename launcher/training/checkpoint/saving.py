@@ -214,7 +214,13 @@ def _copy_to_cpu(
     return tensors, pieces
 
 
-def _write_part(folder: Path, rank: int, step: int, tensors: dict[str, Tensor], pieces: list[dict[str, Any]]) -> bool:
+def _write_part(
+    folder: Path,
+    rank: int,
+    step: int,
+    tensors: dict[str, Tensor],
+    pieces: list[dict[str, Any]],
+) -> bool:
     """Write and flush one process's tensors, and beside them the record that the manifest is made of."""
     path = folder / part_name(rank)
     try:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 
-def interpolate(states_BSD: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
+def interpolate(
+    states_BSD: Tensor,
+    lengths_B: Tensor,
+    ratio: float,
+    num_frames: int,
+) -> Tensor:
     """States [B, R, D] at `num_frames` frames of the student, each `ratio` frames of the teacher long: linear between
     the two nearest valid frames, in fp32, and the last valid one beyond it.
 
@@ -30,7 +35,12 @@ def interpolate(states_BSD: Tensor, lengths_B: Tensor, ratio: float, num_frames:
     return torch.lerp(low_BRD, high_BRD, fraction_BR1)
 
 
-def gather_nearest(units_BS: Tensor, lengths_B: Tensor, ratio: float, num_frames: int) -> Tensor:
+def gather_nearest(
+    units_BS: Tensor,
+    lengths_B: Tensor,
+    ratio: float,
+    num_frames: int,
+) -> Tensor:
     """Units [B, R] of the teacher's valid frames that are nearest to the student's frames."""
     position_BR, _ = _positions(lengths_B, ratio, num_frames)
     nearest_BR = (position_BR + 0.5).long()

@@ -123,7 +123,12 @@ def _add_auxiliary_heads(
     return heads
 
 
-def check_tokens(stage: DistillStage, config: TeacherConfig, teacher: Teacher, num_pieces: int) -> None:
+def check_tokens(
+    stage: DistillStage,
+    config: TeacherConfig,
+    teacher: Teacher,
+    num_pieces: int,
+) -> None:
     """Refuse (ConfigError) a teacher whose tokens are others, where tokens are compared."""
     terms = terms_of(stage, config)
     token_terms = [term for term in TOKEN_TERMS if term in terms]

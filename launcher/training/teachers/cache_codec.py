@@ -170,7 +170,12 @@ def _restore_posterior(
     return shares_BPV.scatter(-1, tokens_BPK, values_BPK)
 
 
-def _pad(batch: Sequence[Arrays], name: str, length: int, device: torch.device) -> Tensor:
+def _pad(
+    batch: Sequence[Arrays],
+    name: str,
+    length: int,
+    device: torch.device,
+) -> Tensor:
     """One array of each utterance, padded to a batch."""
     first = batch[0][name]
     dtype = first.dtype
