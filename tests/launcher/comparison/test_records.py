@@ -162,6 +162,37 @@ def test_a_torn_record_is_named_with_what_to_do(kind, run, tmp_path):
         read_records(folder)
 
 
+CHANGES_OF_A_TRAINING = [
+    {"seed": "one"},
+    {"steps": None},
+    {"parameters": []},
+    {"word_errors": {"0": "x"}},
+    {"word_errors": {"1" * 5000: 1}},
+    {"minutes": {}},
+    {"compare_to": 3},
+]
+
+
+def test_a_record_or_list_of_other_types_is_one_clear_error(run, tmp_path):
+    _, evaluated, trainings = read_trainings(run)
+    folder = tmp_path / "records"
+    write_records(folder, evaluated, trainings)
+    path = folder / "student-1.json"
+    record = json.loads(path.read_text())
+    contents = [json.dumps(record | change) for change in CHANGES_OF_A_TRAINING]
+    for content in (*contents, "[" * 10**5, "1" * 5000):
+        path.write_text(content)
+        with pytest.raises(DataError, match=r"student-1\.json.*version control") as raised:
+            read_records(folder)
+        assert "\n" not in str(raised.value)
+    path.write_text(json.dumps(record))
+    header = json.loads((folder / "evaluated.json").read_text())
+    for change in ({"models": [[]]}, {"characters": ["x"]}, {"threads": {}}):
+        (folder / "evaluated.json").write_text(json.dumps(header | change))
+        with pytest.raises(DataError, match=r"evaluated\.json"):
+            read_records(folder)
+
+
 def test_a_torn_list_of_models_is_named(run, tmp_path):
     _, evaluated, trainings = read_trainings(run)
     folder = tmp_path / "records"
