@@ -38,16 +38,60 @@ class Container:
 
 LITTLE = struct.Struct("<I")
 BIG = struct.Struct(">I")
+WAV = Container(
+    magic=b"RIFF",
+    forms=(b"WAVE",),
+    form_at=8,
+    first_chunk=12,
+    name_bytes=4,
+    length=LITTLE,
+    length_counts_head=False,
+    alignment=2,
+    samples=b"data",
+)
+AIFF = Container(
+    magic=b"FORM",
+    forms=(b"AIFF", b"AIFC"),
+    form_at=8,
+    first_chunk=12,
+    name_bytes=4,
+    length=BIG,
+    length_counts_head=False,
+    alignment=2,
+    samples=b"SSND",
+)
 # The names of Wave64 are GUIDs that begin with those of RIFF.
+WAVE64 = Container(
+    magic=b"riff",
+    forms=(b"wave",),
+    form_at=24,
+    first_chunk=40,
+    name_bytes=16,
+    length=struct.Struct("<Q"),
+    length_counts_head=True,
+    alignment=8,
+    samples=b"data",
+)
+CAF = Container(
+    magic=b"caff",
+    forms=(),
+    form_at=0,
+    first_chunk=8,
+    name_bytes=4,
+    length=struct.Struct(">Q"),
+    length_counts_head=False,
+    alignment=1,
+    samples=b"data",
+)
 CONTAINERS = (
-    Container(b"RIFF", (b"WAVE",), 8, 12, 4, LITTLE, False, 2, b"data"),
-    Container(b"RF64", (b"WAVE",), 8, 12, 4, LITTLE, False, 2, b"data"),
-    Container(b"BW64", (b"WAVE",), 8, 12, 4, LITTLE, False, 2, b"data"),
-    Container(b"RIFX", (b"WAVE",), 8, 12, 4, BIG, False, 2, b"data"),
-    Container(b"FORM", (b"AIFF", b"AIFC"), 8, 12, 4, BIG, False, 2, b"SSND"),
-    Container(b"FORM", (b"8SVX", b"16SV"), 8, 12, 4, BIG, False, 2, b"BODY"),
-    Container(b"riff", (b"wave",), 24, 40, 16, struct.Struct("<Q"), True, 8, b"data"),
-    Container(b"caff", (), 0, 8, 4, struct.Struct(">Q"), False, 1, b"data"),
+    WAV,
+    replace(WAV, magic=b"RF64"),
+    replace(WAV, magic=b"BW64"),
+    replace(WAV, magic=b"RIFX", length=BIG),
+    AIFF,
+    replace(AIFF, forms=(b"8SVX", b"16SV"), samples=b"BODY"),
+    WAVE64,
+    CAF,
 )
 
 
