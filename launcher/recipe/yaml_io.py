@@ -165,6 +165,8 @@ def _child(parent: Any, key: str, path: str, override: str) -> Any:
 
 def nearest(word: str, words: list[str]) -> str:
     """Return the end of a sentence that proposes the nearest of some words, and lists them all."""
+    if not words:
+        return "; there is none."
     close = difflib.get_close_matches(word, words, n=1)
     proposal = "."
     if close:

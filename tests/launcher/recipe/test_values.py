@@ -161,6 +161,11 @@ def test_a_stage_set_to_null_is_left_out_as_by_a_recipe_that_extends_another():
     assert "has no item named 'evalation'; did you mean 'evaluation'?" in refusal("stages.evalation=null")
 
 
+def test_a_name_where_there_is_nothing_to_name_is_told_so():
+    sentence = "'student', which is not an earlier training stage; there is none. A finished model"
+    assert sentence in refusal("stages.teacher.initialize_from=student")
+
+
 def test_keys_of_a_stage_are_replaced_together():
     recipe = load_recipe("mini", ["stages.teacher={steps: 3, log_every: 1}"])
     teacher = recipe.training_stage("teacher")
