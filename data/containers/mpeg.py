@@ -179,8 +179,11 @@ def _frame_of(word: int) -> Frame | None:
 
 
 def _has_free_bitrate(head: bytes) -> bool:
+    if len(head) < 4 or head[2] >> 4 != 0:
+        return False
     # The frame that it would be under another bitrate.
-    return len(head) >= 4 and head[2] >> 4 == 0 and _parse(bytes((*head[:2], head[2] | 0x10, head[3]))) is not None
+    with_bitrate = bytes((*head[:2], head[2] | 0x10, head[3]))
+    return _parse(with_bitrate) is not None
 
 
 def _promised_frames(head: bytes, frame: Frame) -> tuple[bool, int | None]:

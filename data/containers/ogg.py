@@ -13,6 +13,7 @@ BEGINNING_OF_STREAM = 2
 END_OF_STREAM = 4
 HEADER_BYTES = 27
 
+# Each byte with its bits in reverse order.
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -35,8 +36,10 @@ def ogg_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
         number = int.from_bytes(header[18:22], "little")
         num_segments = header[26] if len(header) >= HEADER_BYTES else 0
         header_size = HEADER_BYTES + num_segments
-        page = read_at(file, position, header_size + sum(header[HEADER_BYTES:header_size]))
-        if position + header_size > size or len(page) < header_size + sum(header[HEADER_BYTES:header_size]):
+        segment_sizes = header[HEADER_BYTES:header_size]
+        page_size = header_size + sum(segment_sizes)
+        page = read_at(file, position, page_size)
+        if position + header_size > size or len(page) < page_size:
             raise AudioError("breaks off within an Ogg page")
         # Ogg's CRC-32 has the polynomial of zlib, but takes the highest bit first, and neither begins nor ends with
         # ones.

@@ -52,7 +52,8 @@ class StreamFile(io.RawIOBase):
             content = header[self._position : self._position + len(view)]
         else:
             self._file.seek(self._stream.start + self._position - len(header))
-            content = self._file.read(min(len(view), max(0, self._size - self._position)))
+            num_left = max(0, self._size - self._position)
+            content = self._file.read(min(len(view), num_left))
         view[: len(content)] = content
         self._position += len(content)
         return len(content)
