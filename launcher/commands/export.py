@@ -13,6 +13,7 @@ from launcher.inference.finished_model import write_finished_model
 from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.recipe import validate
 from launcher.run_files import read_set_aside
+from launcher.run_links import check_links
 from launcher.stages.pipeline import Pipeline
 from launcher.training.checkpoint import open_checkpoint
 from model.masked_prediction import MaskedPredictorConfig
@@ -22,6 +23,8 @@ from model.recognizer import RecognizerConfig
 def export(options: argparse.Namespace) -> int:
     place = Path(options.stage).expanduser()
     run = open_run(place.parent)
+    # The model is written below the stage, unless --out says where.
+    check_links(run.path)
     recipe = load_run_recipe(run)
     folder_of_stage = run.stage(place.name)
     record = read_set_aside(folder_of_stage)

@@ -552,3 +552,11 @@ def test_a_character_of_value_zero_in_yaml_is_refused(text: str) -> None:
 def test_half_of_a_character_in_yaml_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="half of a character"):
         load_yaml(text)
+
+
+def test_a_model_is_not_exported_through_a_link(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (run.path / "teacher").mkdir()
+    (run.path / "teacher/export").symlink_to(tmp_path / "elsewhere")
+    assert main(["export", str(run.path / "teacher")]) == 2
+    assert "is a link to" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
