@@ -142,9 +142,14 @@ def test_a_process_of_another_user_is_neither_ended_nor_in_the_way(run, start, m
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
 def test_root_ends_no_process_of_another_user(run):
     # This interpreter may lie where another user sees nothing.
-    command = ["/bin/sh", "-c", "echo; sleep 100; :", "sh", *map(str, worker(run))]
+    command = ["/bin/sh", "-c", "echo; read line", "sh", *map(str, worker(run))]
     process = subprocess.Popen(
-        command, user=65534, env=token_environment(run) | {"PATH": os.defpath}, stdout=subprocess.PIPE, cwd="/"
+        command,
+        user=65534,
+        env=token_environment(run) | {"PATH": os.defpath},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
     )
     try:
         assert process.stdout
