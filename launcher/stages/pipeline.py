@@ -335,12 +335,14 @@ class Pipeline:
 
     def started(self, node: StageNode, status: StageStatus) -> None:
         """Record that a stage runs."""
+        settings = self._comparable_settings(node)
         self._update_record(
             node,
             status="running",
-            fingerprint=status.fingerprint,
+            # Anew: that of the status is over what a record knew which may have been set aside since.
+            fingerprint=_fingerprint(settings, status.inputs),
             # What the fingerprint is over, so that a change can be named.
-            settings=self._comparable_settings(node),
+            settings=settings,
             inputs=status.inputs,
             started=round(time.time(), 3),
         )
