@@ -51,15 +51,15 @@ def write_records(folder: Path, evaluated: EvaluationSet, trainings: Sequence[Tr
         )
     folder.mkdir(parents=True, exist_ok=True)
 
-    # Each new model after the one that it follows in its own recipe.
-    previous = None
+    # Each new model after the one that it follows in its own recipe; what comes first there, before the rest of them.
+    place = len(models)
+    for training in trainings:
+        if training.model in models:
+            place = min(place, models.index(training.model))
     for training in trainings:
         if training.model not in models:
-            place = len(models)
-            if previous is not None:
-                place = models.index(previous) + 1
             models.insert(place, training.model)
-        previous = training.model
+        place = models.index(training.model) + 1
 
     header = {"format": RECORDS_FORMAT, **asdict(evaluated), "models": models}
     written = [folder / HEADER_NAME]

@@ -97,6 +97,15 @@ def test_a_model_of_another_recipe_stands_after_the_one_that_it_follows_there(ru
     assert [other.stage for other in recorded] == ["teacher-1", "teacher-2", "middle-2", "student-1"]
 
 
+def test_a_model_that_comes_first_in_its_recipe_stands_before_those_that_follow_it_there(run, tmp_path):
+    _, evaluated, trainings = read_trainings(run)
+    folder = tmp_path / "records"
+    write_records(folder, evaluated, only(trainings, "student-1"))
+    write_records(folder, evaluated, trainings)
+    _, recorded = read_records(folder)
+    assert [other.stage for other in recorded] == ["teacher-1", "teacher-2", "student-1", "student-2"]
+
+
 def test_seeds_that_were_trained_in_different_ways_are_not_put_together(run, tmp_path, capsys):
     folder = tmp_path / "records"
     main(["compare", str(run.path), "--records", str(folder)])
