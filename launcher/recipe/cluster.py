@@ -114,6 +114,19 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         default=30, gt=0, le=1e7, description="time to save and leave when the run is stopped, in s"
     )
 
+    @model_validator(mode="after")
+    def _profile_has_steps(self) -> "ClusterConfig":
+        if self.profile_steps and (not self.profile_range or self.profile_steps[0] < 0):
+            raise ValueError(f"profile_steps is {list(self.profile_steps)}, which names no step; give [20, 30]")
+        return self
+
+    @property
+    def profile_range(self) -> range:
+        """The steps, counted from 0, that are profiled; empty without `profile_steps`."""
+        if self.profile_steps is None:
+            return range(0)
+        return range(*self.profile_steps)
+
     @field_validator("master_address")
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
@@ -128,19 +141,6 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of a variable; values are taken from the environment here")
         return names
-
-    @model_validator(mode="after")
-    def _profile_has_steps(self) -> "ClusterConfig":
-        if self.profile_steps and (not self.profile_range or self.profile_steps[0] < 0):
-            raise ValueError(f"profile_steps is {list(self.profile_steps)}, which names no step; give [20, 30]")
-        return self
-
-    @property
-    def profile_range(self) -> range:
-        """The steps, counted from 0, that are profiled; empty without `profile_steps`."""
-        if self.profile_steps is None:
-            return range(0)
-        return range(*self.profile_steps)
 
     @model_validator(mode="after")
     def _launcher_and_hosts_fit(self) -> "ClusterConfig":

@@ -23,7 +23,7 @@ def tone(hertz, seconds, rate_hz=16000):
 # --- speed --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20000), st.floats(0.5, 2.0))
 def test_a_changed_waveform_has_exactly_the_length_that_the_sampler_says(samples, speed):
     length = round(samples / speed)
@@ -85,7 +85,7 @@ def longest_run(mask):
     return (ends - begins).max(initial=0)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_one_time_mask_stays_in_the_utterance_and_below_both_of_its_limits(lengths, seed):
     config = AugmentConfig(frequency_masks=0, time_masks=1, time_width_s=0.2, time_ratio=0.1)
@@ -97,7 +97,7 @@ def test_one_time_mask_stays_in_the_utterance_and_below_both_of_its_limits(lengt
         assert rows.sum() == longest_run(rows)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
 def test_one_frequency_mask_covers_the_whole_utterance_and_stays_below_its_width(seed):
     config = AugmentConfig(frequency_masks=1, frequency_width_bins=15, time_masks=0)

@@ -25,7 +25,7 @@ def spans_of(masked_T: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(0, 1000), st.integers(0, 7), st.sampled_from([0.01, 0.1, 0.5]))
 def test_masks_are_spans_of_full_length_cut_by_the_end_of_their_utterance_alone(lengths, step, lane, probability):
     """Every run of masked frames is at least a span long or ends where its utterance ends; none lies beyond."""
@@ -37,7 +37,7 @@ def test_masks_are_spans_of_full_length_cut_by_the_end_of_their_utterance_alone(
         assert all(stop - start >= 12 or stop == length for start, stop in spans_of(masked_T))
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(0, 1000))
 def test_padding_and_the_order_of_lanes_have_no_part_in_what_is_masked(lengths, step):
     """frames(step, lane, a + b)[: len(a)] == frames(step, lane, a), and again when it is asked for later."""
@@ -64,7 +64,7 @@ def test_the_share_of_masked_frames_is_what_probability_and_span_give():
     assert masked == pytest.approx(masked_share(MaskingConfig(), FEATURES), abs=0.02)
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(0, 1000), st.sampled_from([4, 6, 8]))
 def test_an_encoder_frame_is_predicted_when_all_of_it_is_masked(lengths, step, factor):
     """predicted[s] == all of the utterance's frames in [factor s, factor (s + 1)) are masked, and there is one."""

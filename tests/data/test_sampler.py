@@ -77,7 +77,7 @@ def content(batch):
 # --- what every sampler promises -------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(sampler_factories(), st.integers(0, 2))
 def test_every_utterance_is_read_exactly_once_per_epoch(factory, epoch):
     sampler = factory()
@@ -87,7 +87,7 @@ def test_every_utterance_is_read_exactly_once_per_epoch(factory, epoch):
     assert sorted(read + excluded) == list(range(len(factory.args[0])))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(sampler_factories())
 def test_a_micro_batch_stays_within_its_budget_unless_it_is_a_single_utterance(factory):
     sampler = factory()
@@ -111,7 +111,7 @@ def test_a_batch_is_as_large_as_its_first_utterance_allows_and_the_last_one_take
         assert stop == min(start + capacities[start], len(capacities))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(sampler_factories(), st.data())
 def test_a_fresh_sampler_answers_for_any_step_like_one_that_walked_there(factory, data):
     walked = factory()
@@ -122,7 +122,7 @@ def test_a_fresh_sampler_answers_for_any_step_like_one_that_walked_there(factory
     assert list(map(content, answers)) == list(map(content, steps[step]))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(sampler_factories())
 def test_the_totals_of_a_step_are_the_sums_over_its_lanes_and_never_empty(factory):
     sampler = factory()
@@ -135,7 +135,7 @@ def test_the_totals_of_a_step_are_the_sums_over_its_lanes_and_never_empty(factor
         assert totals.utterances > 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(sampler_factories(), st.integers(0, 3))
 def test_position_is_the_epoch_and_the_step_within_it(factory, epoch):
     sampler = factory()
@@ -171,7 +171,7 @@ def test_lanes_end_an_epoch_together_whatever_the_number_of_shards(num_shards):
     assert set(read.values()) == {sampler.steps_per_epoch}
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(sampler_factories(), st.integers(0, 3))
 def test_a_lane_is_idle_only_where_utterances_are_fewer_than_slots(factory, epoch):
     sampler = factory()

@@ -56,7 +56,7 @@ def negative_log_probability(transducer: Transducer, frames_SD: torch.Tensor, to
     return -torch.stack(paths).logsumexp(0)
 
 
-@settings(max_examples=15)
+@settings(deadline=None, max_examples=15)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=3),
     context=st.integers(1, 3),
@@ -119,7 +119,7 @@ def one_utterance(transducer: Transducer, frames_SD: torch.Tensor, limit: int) -
     return tokens, starts, score
 
 
-@settings(max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(
     lengths=st.lists(st.integers(0, 7), min_size=1, max_size=4),
     limit=st.integers(1, 4),

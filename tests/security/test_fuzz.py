@@ -53,6 +53,7 @@ EXAMPLES = int(os.environ.get("CHORUS_FUZZ_EXAMPLES", "25"))
 FUZZ = settings(
     max_examples=EXAMPLES,
     derandomize="CHORUS_FUZZ_EXAMPLES" not in os.environ,
+    deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -97,7 +97,7 @@ MODELS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(model=MODELS, num_frames=st.integers(40, 400), num_tokens=st.integers(1, 30))
 def test_the_operations_of_a_forward_pass_are_those_that_torch_counts(model, num_frames, num_tokens):
     """|sum of parts - counted| <= 0.02 counted, for the whole model and for its encoder."""
@@ -144,7 +144,7 @@ def test_a_model_that_reads_no_tokens_computes_nothing_with_them():
     assert operations["ctc"] > 0
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(model=MODELS)
 def test_the_parts_are_the_whole_and_each_tensor_is_in_one_of_them(model):
     """sum over parts of unique = parameters; effective and activated of the encoder = use by use, tensor by tensor."""

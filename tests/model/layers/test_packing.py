@@ -11,7 +11,7 @@ from model.layers.packing import Packing
 from model.layers.subsampling import valid_mask
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5))
 def test_pad_of_pack_is_the_batch_with_silent_padding_and_pack_of_pad_changes_nothing(lengths):
     """pad(pack(x)) == x where valid, 0 elsewhere; pack(pad(y)) == y; gradients too"""
@@ -28,7 +28,7 @@ def test_pad_of_pack_is_the_batch_with_silent_padding_and_pack_of_pad_changes_no
     assert torch.equal(x_BTD.grad, torch.where(valid_BT[..., None], weights, 0.0))
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), gap=st.integers(0, 3))
 def test_rows_in_one_have_zeros_between_them_and_come_back(lengths, gap):
     """each frame sees the same within the gap as in the padded batch"""

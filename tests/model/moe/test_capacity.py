@@ -19,7 +19,7 @@ def build(factor: float | None, per_frame: int = 1) -> tuple[Router, MixtureOfEx
     return router, MixtureOfExperts(4, WIDTH, HIDDEN)
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(
     num_frames=st.integers(0, 40),
     num_experts=st.integers(2, 6),

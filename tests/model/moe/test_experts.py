@@ -20,7 +20,7 @@ def one_frame(stack: ExpertStack, expert: int, x_D: torch.Tensor) -> torch.Tenso
     return stack.w2[expert] @ (hidden * torch.sigmoid(hidden)) + bias2
 
 
-@settings(max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(
     num_frames=st.integers(0, 30),
     num_experts=st.integers(2, 6),

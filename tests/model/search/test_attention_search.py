@@ -77,7 +77,7 @@ def test_a_decoder_goes_on_with_the_hypotheses_that_are_selected():
             torch.testing.assert_close(found[row, number], whole, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15)
+@settings(deadline=None, max_examples=15)
 @given(frames=st.integers(0, 4), seed=st.integers(0, 1000), length_power=st.sampled_from([0.0, 1.0]))
 def test_a_wide_attention_beam_finds_the_best_of_all_texts(frames, seed, length_power):
     """score(text) == ln p(text) / (tokens + 1) ** length_power."""
@@ -117,7 +117,7 @@ def test_length_normalisation_prefers_longer_texts():
     assert len(tokens(0.0)) < len(tokens(3.0))
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(frames=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_ctc_prefix_scores_sum_all_paths_whose_text_begins_so(frames, seed):
     torch.manual_seed(seed)
@@ -139,7 +139,7 @@ def test_ctc_prefix_scores_sum_all_paths_whose_text_begins_so(frames, seed):
         scores.select(torch.tensor([[0]]), torch.tensor([[1 if len(prefix) == 2 else 0]]))
 
 
-@settings(max_examples=15)
+@settings(deadline=None, max_examples=15)
 @given(frames=st.integers(1, 4), weight=st.sampled_from([0.0, 0.3, 0.9]), seed=st.integers(0, 1000))
 def test_a_wide_joint_beam_finds_the_best_text_of_both(frames, weight, seed):
     """score(text) == weight ln p_ctc(text) + (1 - weight) ln p_decoder(text)."""
@@ -236,7 +236,7 @@ def test_the_second_decoder_reads_texts_backwards(two_way):
     torch.testing.assert_close(output.reverse_BUV, expected)
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     frames=st.integers(1, 14),
     tokens=st.lists(st.integers(1, 3), min_size=1, max_size=6),

@@ -225,7 +225,7 @@ def test_an_arpa_file_is_read_without_kenlm_whatever_its_name(arpa, tmp_path, mo
         assert log10(read_language_model(path), ["a", "b"]) == log10(read_arpa(arpa), ["a", "b"])
 
 
-@settings(max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(
     frames=st.integers(1, 4),
     kind=st.sampled_from(["token", "word", "hotwords"]),
@@ -262,7 +262,7 @@ def occurrences(text: str, phrases: list[str]) -> int:
     )
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(
     text=st.text("ab ", max_size=9).map(lambda text: " ".join(text.split())),
     phrases=st.lists(st.sampled_from(["a", "ab", "a b", "b a", "ab a", "b"]), unique=True),

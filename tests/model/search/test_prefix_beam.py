@@ -15,7 +15,7 @@ from model.search import GreedySearch, PrefixBeamSearch, greedy, prefix_beam
 EVERYTHING = 400
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(frames=st.integers(0, 5), vocabulary=st.integers(2, 3), seed=st.integers(0, 10_000))
 def test_a_wide_beam_finds_every_text_with_its_probability_and_its_best_path(frames, vocabulary, seed):
     torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def test_an_utterance_is_searched_the_same_alone_and_among_others():
         assert together[row] == alone[0]
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(cuts=st.lists(st.integers(0, 150), max_size=6), seed=st.integers(0, 1000))
 def test_pieces_give_what_the_whole_gives(cuts, seed):
     """search(a + b) == search(a), then search(b), for every cut; long enough for tokens to settle on the way."""
