@@ -118,7 +118,7 @@ def test_whole_sentences_do_not_come_again_as_spans(sentences: dict[str, Utteran
 
 # Two phrases and their margins are 5.0 s: just below it the margins decide.
 @given(span_s=st.one_of(st.floats(2, 20), st.floats(4.8, 5.0)), seed=st.integers(0, 2**40))
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 def test_a_span_of_several_phrases_is_no_longer_than_asked(span_s: float, seed: int) -> None:
     phrases = [{"start_s": 2.5 * number, "end_s": 2.5 * number + 2.3, "text": "x"} for number in range(9)]
     for first, last in aelita._spans(phrases, span_s, seed):

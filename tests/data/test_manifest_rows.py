@@ -6,7 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
@@ -72,6 +72,7 @@ def test_a_row_that_cannot_be_read_neither_vanishes_nor_takes_others_with_it(
     assert used == ["fine"] * content.count('"fine"' if "json" in name else "fine")
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(st.text('ab,"\t\\\r\n\0\u2028\u0085\x1c[]{}', max_size=8), max_size=6),
     blanks=st.lists(st.booleans(), min_size=6, max_size=6),
