@@ -1,7 +1,7 @@
 """One line of JSON that a command on another host prints, told apart from what a login there prints."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 PREFIX = "chorus answers: "
@@ -18,7 +18,13 @@ def read_answer(lines: Iterable[str]) -> Any:
 
     A message of the day, a shell's start-up files or a library may print lines of their own before it.
     """
+    for answer in read_answers(lines):
+        return answer
+    raise ValueError("it printed no answer")
+
+
+def read_answers(lines: Iterable[str]) -> Iterator[Any]:
+    """Yield the values of all answers in what one or more commands printed."""
     for line in lines:
         if line.startswith(PREFIX):
-            return json.loads(line.removeprefix(PREFIX))
-    raise ValueError("it printed no answer")
+            yield json.loads(line.removeprefix(PREFIX))

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
+from launcher.processes.remote_answer import read_answers
 from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig, Recipe
 from launcher.recipe.hostfile import Host, Topology
@@ -181,7 +182,7 @@ class SlurmLauncher:
         if result.returncode:
             reason = " ".join(result.stderr.split())[-ERROR_CHARACTERS:]
             raise ConfigError(f"srun cannot start a process on every node: {reason}.")
-        return sum(map(int, result.stdout.split()))
+        return sum(read_answers(result.stdout.splitlines()))
 
     def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]:
         """Nobody waits elsewhere for the end of the run."""

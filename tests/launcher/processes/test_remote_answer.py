@@ -1,6 +1,6 @@
 import pytest
 
-from launcher.processes.remote_answer import print_answer, read_answer
+from launcher.processes.remote_answer import print_answer, read_answer, read_answers
 
 BANNERS = ["", "Welcome\n", "7\n", '{"a": 1}\n', "no end of line", "\n\n", "Gruß: 3 neue Nachrichten\n$ "]
 
@@ -23,3 +23,12 @@ def test_answers_follow_one_another_and_their_absence_is_an_error(capsys):
     assert read_answer(lines) == 2
     with pytest.raises(ValueError, match="no answer"):
         read_answer(lines)
+
+
+def test_the_answers_of_several_hosts_in_one_output_are_all_read(capsys):
+    print("prolog of node 1")
+    print_answer(2)
+    print("7")
+    print_answer(3)
+    assert list(read_answers(capsys.readouterr().out.splitlines())) == [2, 3]
+    assert list(read_answers(["7"])) == []

@@ -136,15 +136,36 @@ def test_the_job_is_queued_again_when_its_time_limit_stopped_it_and_only_then(
         assert (tmp_path / "requeued").read_text() == "requeue 42\n"
 
 
-def test_inside_a_job_one_srun_starts_an_agent_on_every_node(tmp_path, monkeypatch):
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """The launcher inside a job of two nodes; programs in `tmp_path / "bin"` stand in for those of SLURM."""
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text("#!/bin/sh\nprintf 'gpu-07\\ngpu-09\\n'\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    cluster = ClusterConfig.model_validate({"processes": 4, "launcher": "slurm", "slurm": {"nodes": 2}})
-    launched = make_launcher(cluster).training(RunFolder(tmp_path / "a run"), "teacher", port=29500)
+    return make_launcher(ClusterConfig.model_validate({"processes": 4, "launcher": "slurm", "slurm": {"nodes": 2}}))
+
+
+SRUN = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift; done
+echo "prolog of node 1"
+"$@"
+echo 7
+"$@"
+"""
+
+
+def test_what_is_left_on_the_nodes_of_a_job_is_counted_whatever_a_prolog_prints(job, tmp_path):
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    assert job.end_elsewhere(RunFolder(tmp_path / "a run"), "teacher", terminate_s=0) == 0
+
+
+def test_inside_a_job_one_srun_starts_an_agent_on_every_node(job, tmp_path):
+    launched = job.training(RunFolder(tmp_path / "a run"), "teacher", port=29500)
     assert launched.ranks == {"gpu-07": [0, 1], "gpu-09": [2, 3]}
     (command,) = launched.commands
     assert command.arguments[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
