@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
-from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
 from data.errors import DataError
 from data.manifest_rows import Row, read_rows
 from data.text import split_key
@@ -91,23 +91,14 @@ CORPUS = Corpus(CommonVoiceConfig, select)
 
 
 def _language_folder(config: CommonVoiceConfig) -> Path:
-    root = config.root
-    if (root / "clips").is_dir():
-        return root
-    languages: list[str] = []
-    if root.is_dir():
-        languages = sorted(path.parent.name for path in root.glob("*/clips"))
-    if config.language in languages:
-        return root / config.language
-    if len(languages) == 1 and not config.language:
-        return root / languages[0]
-    if not languages:
-        raise DataError(
-            f"{root} is no release of Common Voice: neither it nor a folder in it has clips and lists such as "
-            "train.tsv. Unpack the release and set corpus.root to its folder."
-        )
-    raise DataError(
-        f"{root} has {', '.join(languages)}, and corpus.language is {config.language!r}; set it to one of them."
+    if (config.root / "clips").is_dir():
+        return config.root
+    return choose_language(
+        config.root,
+        config.language,
+        {path.parent.name: path.parent for path in config.root.glob("*/clips")},
+        absent="no release of Common Voice: neither it nor a folder in it has clips and lists such as train.tsv. "
+        "Unpack the release and set corpus.root to its folder.",
     )
 
 

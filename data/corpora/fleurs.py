@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
-from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
 from data.errors import DataError
 from data.manifest_rows import read_lines
 
@@ -73,17 +73,10 @@ def _language_folder(config: FleursConfig) -> Path:
     # The evaluation of a language needs no train.
     if any((config.root / name).is_file() for name in ("train.tsv", "test.tsv")):
         return config.root
-    languages = sorted({path.parent.name for path in config.root.glob("*/t*.tsv")})
-    if config.language in languages:
-        return config.root / config.language
-    if len(languages) == 1 and not config.language:
-        return config.root / languages[0]
-    if not languages:
-        raise DataError(
-            f"{config.root} is not FLEURS: neither it nor a folder in it has train.tsv. Get a language and set "
-            "corpus.root to its folder."
-        )
-    raise DataError(
-        f"{config.root} has {', '.join(languages)[:400]}, and corpus.language is {config.language!r}; set it to one "
-        "of them."
+    return choose_language(
+        config.root,
+        config.language,
+        {path.parent.name: path.parent for path in config.root.glob("*/t*.tsv")},
+        absent="not FLEURS: neither it nor a folder in it has train.tsv. Get a language and set corpus.root to its "
+        "folder.",
     )

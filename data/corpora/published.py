@@ -5,6 +5,7 @@ rejected with its reason. Nothing but lists of transcripts is opened here: a rec
 noticed where it is decoded, in parallel, and is then a rejected row too.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +20,10 @@ from data.text import RULES_VERSION, join_han, normalize_text
 
 # Languages that are written without spaces, in the codes of the corpora; a space there is an annotator's.
 HAN_LANGUAGES = ("zh", "cmn", "yue", "nan", "ja")
-
-
 # What the names of lists of transcripts end in, in all published corpora; beside them lie recordings and archives.
 LIST_SUFFIXES = (".txt", ".txt.gz", ".tsv", ".stm", ".json")
+# Of the languages that a folder holds, which may be a hundred.
+MAX_NAMES_CHARACTERS = 400
 
 
 class PublishedCorpusConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
@@ -152,9 +153,9 @@ class RowCollector:
         return text
 
 
-def transcript_lists(root: Path) -> list[Path]:
-    """The files of a corpus that may hold transcripts: what it says depends on the content of these."""
-    return [path for path in root.rglob("*") if path.name.endswith(LIST_SUFFIXES) and path.is_file()]
+def transcript_lists(files: Iterable[Path]) -> list[Path]:
+    """Those files of a corpus that may hold transcripts: what it says depends on the content of these."""
+    return [path for path in files if path.name.endswith(LIST_SUFFIXES)]
 
 
 def key_of(name: str) -> str:
@@ -166,6 +167,22 @@ def key_of(name: str) -> str:
         else:
             characters.append("_")
     return "".join(characters)
+
+
+def choose_language(root: Path, language: str, folders: Mapping[str, Path], absent: str) -> Path:
+    """The folder of a language: that of `language`, or the only one where none is given.
+
+    `folders` are those in `root`, by language. DataError when it cannot be told which is meant; `absent` is what is
+    said of a root without any.
+    """
+    if language in folders:
+        return folders[language]
+    if len(folders) == 1 and not language:
+        return next(iter(folders.values()))
+    if not folders:
+        raise DataError(f"{root} is {absent}")
+    names = ", ".join(sorted(folders))[:MAX_NAMES_CHARACTERS]
+    raise DataError(f"{root} has {names}, and corpus.language is {language!r}; set it to one of them.")
 
 
 def find_folder(root: Path, names: tuple[str, ...], inside: str, corpus: str) -> Path:

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
-from data.corpora.published import PublishedCorpusConfig, RowCollector
-from data.errors import DataError
+from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
 from data.manifest_rows import read_rows
 
 
@@ -67,21 +66,16 @@ CORPUS = Corpus(VoxPopuliConfig, select)
 
 
 def _language_folder(config: VoxPopuliConfig) -> Path:
+    if next(config.root.glob("asr_*.tsv"), None) is not None:
+        return config.root
     folders: dict[str, Path] = {}
     for parent in (config.root, config.root / "transcribed_data"):
         for path in sorted(parent.glob("*/asr_*.tsv")):
             folders[path.parent.name] = path.parent
-    if next(config.root.glob("asr_*.tsv"), None) is not None:
-        return config.root
-    if config.language in folders:
-        return folders[config.language]
-    if len(folders) == 1 and not config.language:
-        return next(iter(folders.values()))
-    if not folders:
-        raise DataError(
-            f"{config.root} is not VoxPopuli: there is no asr_train.tsv in it, in LANGUAGE or in "
-            "transcribed_data/LANGUAGE. Get the transcribed data of a language and set corpus.root to the folder."
-        )
-    raise DataError(
-        f"{config.root} has {', '.join(folders)}, and corpus.language is {config.language!r}; set it to one of them."
+    return choose_language(
+        config.root,
+        config.language,
+        folders,
+        absent="not VoxPopuli: there is no asr_train.tsv in it, in LANGUAGE or in transcribed_data/LANGUAGE. Get the "
+        "transcribed data of a language and set corpus.root to the folder.",
     )

@@ -34,21 +34,23 @@ def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> bytes:
     return bytes.fromhex(file_sha256(path))
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return all files of a folder and of the folders in it; none where it is no folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def hash_folder(folder: Path) -> str | None:
     """Return a SHA-256 over all files of a folder, None when there is nothing in it."""
-    if not folder.is_dir():
-        return None
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = files_below(folder)
     if not files:
         return None
     return hash_files(files, folder)
 
 
-def hash_listing(root: Path) -> str:
-    """Return a SHA-256 over the names and sizes of all files in a folder, which may be too large to read."""
+def hash_listing(paths: list[Path], root: Path) -> str:
+    """Return a SHA-256 over the names, relative to `root`, and sizes of some files, too large to be read."""
     listing = []
-    for path in root.rglob("*"):
-        if path.is_file():
-            name = str(path.relative_to(root))
-            listing.append((name, path.stat().st_size))
+    for path in paths:
+        name = str(path.relative_to(root))
+        listing.append((name, path.stat().st_size))
     return hash_value(sorted(listing))

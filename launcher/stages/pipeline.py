@@ -23,7 +23,7 @@ from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recip
 from launcher.recipe.search import search_files
 from launcher.run_files import STATE_FORMAT, read_state
 from launcher.run_folder import RunFolder, write_json
-from launcher.stages.fingerprint import hash_files, hash_folder, hash_listing, hash_value
+from launcher.stages.fingerprint import files_below, hash_files, hash_folder, hash_listing, hash_value
 from launcher.stages.settings import (
     Settings,
     Values,
@@ -268,9 +268,10 @@ class Pipeline:
             if path.is_dir():
                 # A folder of recordings may hold terabytes, which are not read again at every start; lists of their
                 # transcripts are, where it is known which files these are.
-                listing = hash_listing(path)
+                files = files_below(path)
+                listing = hash_listing(files, path)
                 if isinstance(self.recipe.corpus, PublishedCorpusConfig):
-                    return hash_value([listing, hash_files(transcript_lists(path), path)])
+                    return hash_value([listing, hash_files(transcript_lists(files), path)])
                 return listing
             return hash_files([path], path.parent)
         # Names of stages have no slash.
