@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.doctor import host_probe
 from launcher.processes import agent_command
-from launcher.processes.remote_answer import read_answer
+from launcher.processes.remote_answer import last_words, read_answer
 from launcher.processes.ssh import remote_line, ssh_command
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Host, Topology
@@ -22,8 +22,6 @@ SAME = ("python", *host_probe.LIBRARIES, "chorus", "accelerator")
 MOST_CLOCK_DIFFERENCE_S = 2.0
 LEAST_FREE_BYTES = 5 << 30
 ANSWER_S = 120.0
-# Of what ssh and a shell print, the end says what went wrong.
-ERROR_CHARACTERS = 300
 
 
 class HostChecks:
@@ -83,7 +81,7 @@ class HostChecks:
                 facts = read_answer(process.stdout)
             except ValueError:
                 _, errors = process.communicate()
-                reason = " ".join(errors.split())[-ERROR_CHARACTERS:]
+                reason = last_words(errors)
                 self.problems.append(
                     f"{host} cannot be used over ssh: {reason}. Make `ssh {host} true` work without a question, and "
                     f"have {sys.executable} and {os.getcwd()} there."
@@ -198,7 +196,7 @@ class HostChecks:
                 answers[host] = (None, f" (no answer within {ANSWER_S:g} s)")
                 continue
             if process.returncode:
-                reason = " ".join(errors.split())[-ERROR_CHARACTERS:]
+                reason = last_words(errors)
                 answers[host] = (None, f" ({reason})")
             else:
                 answers[host] = (read_answer(output.splitlines()), "")

@@ -1,10 +1,12 @@
-"""One line of JSON that a command on another host prints, told apart from what a login there prints."""
+"""What commands on other hosts print: an answer, which is one line of JSON among those of a login, or errors."""
 
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 PREFIX = "chorus answers: "
+# Of what ssh, srun and a shell print on standard error, the end says what went wrong.
+ERROR_CHARACTERS = 300
 
 
 def print_answer(value: Any) -> None:
@@ -21,6 +23,11 @@ def read_answer(lines: Iterable[str]) -> Any:
     for answer in read_answers(lines):
         return answer
     raise ValueError("it printed no answer")
+
+
+def last_words(errors: str) -> str:
+    """The end of what a command printed on standard error, on one line."""
+    return " ".join(errors.split())[-ERROR_CHARACTERS:]
 
 
 def read_answers(lines: Iterable[str]) -> Iterator[Any]:

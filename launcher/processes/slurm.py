@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
-from launcher.processes.remote_answer import read_answers
+from launcher.processes.remote_answer import last_words, read_answers
 from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig, Recipe
 from launcher.recipe.hostfile import Host, Topology
@@ -21,8 +21,6 @@ from launcher.recipe.slurm import UNQUOTABLE
 from launcher.run_folder import RunFolder
 
 ANSWER_S = 60.0
-# Of what srun prints, the end says what went wrong.
-ERROR_CHARACTERS = 300
 SCRIPT = """#!/bin/bash
 {directives}
 
@@ -180,7 +178,7 @@ class SlurmLauncher:
         except subprocess.TimeoutExpired:
             raise ConfigError(f"srun starts nothing within {ANSWER_S:g} s. Look at the job with squeue.") from None
         if result.returncode:
-            reason = " ".join(result.stderr.split())[-ERROR_CHARACTERS:]
+            reason = last_words(result.stderr)
             raise ConfigError(f"srun cannot start a process on every node: {reason}.")
         return sum(read_answers(result.stdout.splitlines()))
 

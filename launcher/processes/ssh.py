@@ -14,7 +14,7 @@ from typing import Any
 from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
-from launcher.processes.remote_answer import read_answer
+from launcher.processes.remote_answer import last_words, read_answer
 from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig
 from launcher.recipe.hostfile import Topology
@@ -29,8 +29,6 @@ OPTIONS = (
     "ForwardX11=no",
 )
 ANSWER_S = 60.0
-# Of what ssh and a shell print, the end says what went wrong.
-ERROR_CHARACTERS = 300
 
 
 def remote_line(command: list[str], environment: dict[str, str]) -> str:
@@ -105,7 +103,7 @@ class SshLauncher:
                 output, errors = process.communicate()
                 errors += f"no answer within {ANSWER_S:g} s"
             if process.returncode:
-                reason = " ".join(errors.split())[-ERROR_CHARACTERS:] or f"exit code {process.returncode}"
+                reason = last_words(errors) or f"exit code {process.returncode}"
                 raise ConfigError(
                     f"The host {host} cannot be used over ssh: {reason}. It must let you in without a question (try "
                     f"`ssh {host} true`) and have {os.getcwd()} and {sys.executable}; `chorus doctor --hostfile F` "
