@@ -6,13 +6,16 @@ user that does not name the setting gets the new one, unless it is run in a fold
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from launcher.recipe.schema import Recipe
 from launcher.recipe.stages import AnyStage, EvaluateStage
 from launcher.run_folder import TRAINING_KINDS
 
 Values = dict[str, Any]
+Section = TypeVar("Section", bound=BaseModel)
 
 # By the dotted key in a training stage.
 FORMER_DEFAULTS = {"model.encoder.branch_exponent": 0.0}
@@ -32,15 +35,26 @@ def with_former_defaults(recipe: Recipe) -> Recipe:
     """The same recipe, its training stages with the former defaults where the recipe does not name the setting."""
     stages: list[AnyStage] = []
     for stage in recipe.stages:
-        # model_fields_set holds what the recipe names.
-        if isinstance(stage, EvaluateStage) or "branch_exponent" in stage.model.encoder.model_fields_set:
-            stages.append(stage)
-            continue
-        former = FORMER_DEFAULTS["model.encoder.branch_exponent"]
-        encoder = stage.model.encoder.model_copy(update={"branch_exponent": former})
-        model = stage.model.model_copy(update={"encoder": encoder})
-        stages.append(stage.model_copy(update={"model": model}))
+        if not isinstance(stage, EvaluateStage):
+            for key, former in FORMER_DEFAULTS.items():
+                stage = _with_value(stage, key, former)
+        stages.append(stage)
     return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _with_value(section: Section, dotted: str, value: Any) -> Section:
+    """The section with a value at a dotted key, unless the recipe names that setting."""
+    key, _, rest = dotted.partition(".")
+    if rest:
+        before = getattr(section, key)
+        after = _with_value(before, rest, value)
+        if after is before:
+            return section
+        return section.model_copy(update={key: after})
+    # model_fields_set holds what the recipe names.
+    if key in section.model_fields_set:
+        return section
+    return section.model_copy(update={key: value})
 
 
 def _holds(values: Any, dotted: str) -> bool:
