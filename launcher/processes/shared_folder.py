@@ -11,7 +11,6 @@ far), `held` (false: end the processes), `renewed` (a count), or `over` (the exi
 of its stages and nothing else. Files of another user are refused, and so is what is no order.
 """
 
-import json
 import os
 import select
 import stat
@@ -25,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from data.files import parse_json
 from launcher.errors import ConfigError, DistributedError, Preempted, exit_code
 from launcher.monitoring.progress import Display
 from launcher.processes import agent_command, worker_command
@@ -133,8 +133,8 @@ def _read_own(path: Path) -> dict[str, Any]:
     if len(content) > MAX_ORDER_BYTES:
         raise _no_order(path, f"it has more than {MAX_ORDER_BYTES} bytes")
     try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(content)
+    except ValueError as error:
         raise _no_order(path, f"it cannot be read as JSON ({error})") from None
     if not isinstance(values, dict):
         raise _no_order(path, "it holds no mapping")

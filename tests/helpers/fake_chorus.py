@@ -15,30 +15,24 @@ from launcher.processes import supervisor, worker_command
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
 
+def fake_command(behaviour: dict, run, stage: str) -> list[str]:
+    return [
+        sys.executable,
+        str(FAKE_WORKER),
+        json.dumps(behaviour),
+        "--module",
+        "launcher.worker",
+        str(run.path),
+        stage,
+    ]
+
+
 def main(behaviours: dict, arguments: list[str]) -> int:
     def training_command(processes, run, stage, port):
-        behaviour = {"ranks": processes, "steps": 5, "attempts": [], **behaviours.get(stage, {})}
-        return [
-            sys.executable,
-            str(FAKE_WORKER),
-            json.dumps(behaviour),
-            "--module",
-            "launcher.worker",
-            str(run.path),
-            stage,
-        ]
+        return fake_command({"ranks": processes, "steps": 5, "attempts": [], **behaviours.get(stage, {})}, run, stage)
 
     def evaluation_command(run, stage):
-        behaviour = {"evaluate": ["teacher", "student"]}
-        return [
-            sys.executable,
-            str(FAKE_WORKER),
-            json.dumps(behaviour),
-            "--module",
-            "launcher.worker",
-            str(run.path),
-            stage,
-        ]
+        return fake_command({"evaluate": ["teacher", "student"]}, run, stage)
 
     def write_report(run_dir):
         (Path(run_dir) / "report.html").write_text("<html></html>")
