@@ -16,7 +16,7 @@ from data.corpora.corpus import Corpus, Selection
 from data.corpora.hashed_splits import split_by_hash
 from data.corpora.published import PublishedCorpusConfig, RowCollector
 from data.errors import DataError
-from data.manifest_rows import read_lines
+from data.manifests.rows import read_lines
 from data.text import split_key
 
 Language = Literal["en", "es", "fr", "it", "ru"]

@@ -14,7 +14,7 @@ from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
 from data.errors import DataError
-from data.manifest_rows import Row, read_rows
+from data.manifests.rows import Row, read_rows
 from data.text import split_key
 
 TrainList = Literal["train", "validated", "other"]

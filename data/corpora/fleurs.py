@@ -13,7 +13,7 @@ from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
 from data.errors import DataError
-from data.manifest_rows import read_lines
+from data.manifests.rows import read_lines
 
 NUM_COLUMNS = 7
 TEXT_COLUMN = {"raw": 2, "normalized": 3}

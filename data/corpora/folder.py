@@ -1,7 +1,7 @@
 """A user's own recordings, listed in a manifest.
 
-A manifest (JSONL, JSON, CSV, TSV, or one of lhotse or Kaldi) has one utterance per row; `data.manifest` says which
-columns it may have. Texts are normalised by explicit rules (`data.text`), and rows that name no split are dealt to
+A manifest (JSONL, JSON, CSV, TSV, or one of lhotse or Kaldi) has one utterance per row; `data.manifests.manifest` says
+which columns it may have. Texts are normalised by explicit rules (`data.text`), and rows that name no split are dealt to
 train, dev and test by a hash of their text, so that a sentence recorded many times is never in both training and test.
 Splits of known other names, such as valid or Train, are read as train, dev and test, and the log says so. What cannot
 be used comes back with its reason.
@@ -19,7 +19,7 @@ from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.corpora.hashed_splits import split_by_hash
 from data.corpora.rejections import describe_rejections
 from data.errors import DataError
-from data.manifest import read_manifest
+from data.manifests.manifest import read_manifest
 from data.text import RULES_VERSION, normalize_text, split_key
 
 # What other tools call the splits that trainings read, in any case.

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from data.audio import Clip, RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
-from data.manifest_rows import read_rows
+from data.manifests.rows import read_rows
 from data.sampler import derive_seed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

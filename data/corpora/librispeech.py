@@ -14,7 +14,7 @@ from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
 from data.errors import DataError
-from data.manifest_rows import read_lines
+from data.manifests.rows import read_lines
 
 TrainSubset = Literal["train-clean-100", "train-clean-360", "train-other-500", "train-clean-5"]
 DevSubset = Literal["dev-clean", "dev-other", "dev-clean-2"]

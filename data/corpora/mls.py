@@ -13,7 +13,7 @@ from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
 from data.errors import DataError
-from data.manifest_rows import read_lines
+from data.manifests.rows import read_lines
 
 LANGUAGES = {
     "dutch": "nl",

@@ -15,7 +15,7 @@ from data.audio import Clip, RejectedRow, Utterance, is_key_character
 from data.corpora.corpus import BaseCorpusConfig, Selection
 from data.corpora.rejections import describe_rejections
 from data.errors import DataError
-from data.manifest_rows import NOT_UTF8, UNDECODED
+from data.manifests.rows import NOT_UTF8, UNDECODED
 from data.text import RULES_VERSION, join_han, normalize_text
 
 # Languages that are written without spaces, in the codes of the corpora; a space there is an annotator's.

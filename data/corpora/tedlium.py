@@ -13,7 +13,7 @@ from pydantic import Field
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
-from data.manifest_rows import read_lines
+from data.manifests.rows import read_lines
 
 NOT_SCORED = "ignore_time_segment_in_scoring"
 # Not before every apostrophe: 'em and 'cause are words.

@@ -12,7 +12,7 @@ from pydantic import Field
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
-from data.manifest_rows import read_rows
+from data.manifests.rows import read_rows
 
 
 class VoxPopuliConfig(PublishedCorpusConfig, frozen=True, extra="forbid"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.audio import Clip, read_clip
 from data.containers import AudioError
-from data.manifest import read_manifest
+from data.manifests.manifest import read_manifest
 from data.recordings import read_recording
 
 RATE_HZ = 16000

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from data.containers import AudioError
-from data.manifest_columns import column_name, known_columns
+from data.manifests.columns import column_name, known_columns
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.manifest_rows import NOT_UTF8, UNDECODED, Columns, Row, beside_or_here, read_lines
+from data.manifests.rows import NOT_UTF8, UNDECODED, Columns, Row, beside_or_here, read_lines
 
 FILES = ("wav.scp", "segments", "text", "utt2spk", "utt2lang")
 # What says the same in other words, or is made of the audio: nothing is lost where these are not read.
@@ -56,7 +56,7 @@ def kaldi_files(folder: Path) -> list[Path]:
 
 
 def read_kaldi(directory: Path, split: str) -> Iterator[Row]:
-    """The rows of one data directory, in the columns of `data.manifest`; `split` is empty where it names none."""
+    """The rows of one data directory, in the columns of `data.manifests`; `split` is empty where it names none."""
     tables: dict[str, dict[str, _Line]] = {}
     for name in FILES:
         tables[name] = {}

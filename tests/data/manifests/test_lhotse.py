@@ -11,7 +11,7 @@ import soundfile
 
 from data.audio import Clip, read_audio
 from data.errors import DataError
-from data.manifest import manifest_files, read_manifest
+from data.manifests.manifest import manifest_files, read_manifest
 
 RATE_HZ = 16000
 

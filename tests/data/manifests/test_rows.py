@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.manifest_rows import read_rows
+from data.manifests.rows import read_rows
 
 NEEDED = (("audio",), ("text",))
 
@@ -116,7 +116,7 @@ def test_a_table_in_another_encoding_is_refused_in_words_that_a_terminal_can_pri
 def test_a_small_file_that_expands_without_end_is_refused_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.manifest_rows.MAX_BYTES", 2**20)
+    monkeypatch.setattr("data.manifests.rows.MAX_BYTES", 2**20)
     (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(b" " * 2**24))
     tracemalloc.start()
     with pytest.raises(DataError, match=r"m\.jsonl\.gz holds more than 1048576 bytes of text"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.manifest_rows import SUFFIXES, Columns, Row, beside_or_here, read_rows
+from data.manifests.rows import SUFFIXES, Columns, Row, beside_or_here, read_rows
 
 # Part of the names that lhotse gives to manifests of both kinds.
 SUPERVISIONS = "supervisions"
@@ -49,7 +49,7 @@ def recordings_beside(path: Path) -> Path:
 
 
 def read_lhotse(path: Path, rows: Iterable[Row], kind: str) -> Iterator[Row]:
-    """The rows of a manifest of `kind`, in the columns of `data.manifest`. DataError for recordings alone."""
+    """The rows of a manifest of `kind`, in the columns of `data.manifests.manifest`. DataError for recordings alone."""
     if kind == "recordings":
         raise DataError(
             f"{path} lists lhotse's recordings, which have no texts; name the supervisions or cuts instead."

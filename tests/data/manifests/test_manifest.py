@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
-from data.manifest import read_manifest
-from data.manifest_columns import COLUMNS
+from data.manifests.columns import COLUMNS
+from data.manifests.manifest import read_manifest
 
 RATE_HZ = 16000
 

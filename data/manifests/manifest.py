@@ -27,10 +27,10 @@ from data.audio import (
     open_recording,
 )
 from data.errors import DataError
-from data.kaldi import kaldi_directories, kaldi_files, read_kaldi
-from data.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
-from data.manifest_columns import COLUMNS, known_columns
-from data.manifest_rows import NOT_UTF8, Columns, Row, read_rows
+from data.manifests.columns import COLUMNS, known_columns
+from data.manifests.kaldi import kaldi_directories, kaldi_files, read_kaldi
+from data.manifests.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
+from data.manifests.rows import NOT_UTF8, Columns, Row, read_rows
 
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20
@@ -44,11 +44,11 @@ logger = logging.getLogger(__name__)
 
 def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
     """Read a manifest: its usable rows in order, and the others with their reasons. It is a .jsonl, .json, .csv or .tsv
-    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.lhotse`), or a folder of Kaldi's (see
-    `data.kaldi`).
+    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.manifests.lhotse`), or a folder of Kaldi's
+    (see `data.manifests.kaldi`).
 
-    Columns and their aliases are those of `COLUMNS` in `data.manifest_columns`; audio is required, and text unless rows
-    without one are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every
+    Columns and their aliases are those of `COLUMNS` in `data.manifests.columns`; audio is required, and text unless
+    rows without one are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every
     recording's length is measured, none is decoded. A row without a key gets one from its path, start and channel;
     characters that a key cannot hold become `_`, and a key that another row has by this gets a few digits of a hash.
     `split` stays empty where the row names none. Texts are stripped of outer white space and otherwise as written.

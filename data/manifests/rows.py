@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from data.audio import is_file
 from data.errors import DataError
-from data.manifest_columns import column_name
+from data.manifests.columns import column_name
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.

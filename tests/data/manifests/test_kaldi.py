@@ -10,7 +10,7 @@ import soundfile
 
 from data.audio import Clip, Utterance, read_audio
 from data.errors import DataError
-from data.manifest import manifest_files, read_manifest
+from data.manifests.manifest import manifest_files, read_manifest
 
 RATE_HZ = 16000
 

@@ -1,0 +1,1 @@
+"""Lists of recordings that others wrote, as rows with one set of columns: tables, and those of Kaldi and lhotse."""
