@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
     """Read a manifest: its usable rows in order, and the others with their reasons. It is a .jsonl, .json, .csv or .tsv
-    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.manifests.lhotse`), or a folder of Kaldi's
-    (see `data.manifests.kaldi`).
+    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.manifests.lhotse`), or a folder
+    of Kaldi's (see `data.manifests.kaldi`).
 
     Columns and their aliases are those of `COLUMNS` in `data.manifests.columns`; audio is required, and text unless
     rows without one are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every

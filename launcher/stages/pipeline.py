@@ -17,7 +17,7 @@ from typing import Any
 from data.corpora import changed_recordings
 from data.corpora.published import PublishedCorpusConfig, transcript_lists
 from data.errors import DataError
-from data.manifest import manifest_files
+from data.manifests.manifest import manifest_files
 from data.shard_index import read_summary
 from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage, ShardsCorpus
 from launcher.recipe.search import search_files
