@@ -2,9 +2,9 @@
 
 A manifest (JSONL, JSON, CSV, TSV, or one of lhotse or Kaldi) has one utterance per row; `data.manifests.manifest` says
 which columns it may have. Texts are normalised by explicit rules (`data.text`), and rows that name no split are dealt
-to train, dev and test by a hash of their text, so that a sentence recorded many times is never in both training and test.
-Splits of known other names, such as valid or Train, are read as train, dev and test, and the log says so. What cannot
-be used comes back with its reason.
+to train, dev and test by a hash of their text, so that a sentence recorded many times is never in both training and
+test. Splits of known other names, such as valid or Train, are read as train, dev and test, and the log says so. What
+cannot be used comes back with its reason.
 """
 
 import logging
