@@ -48,9 +48,11 @@ __all__ = [
     "OnProgress",
     "ShardIndex",
     "SplitReport",
+    "SplitWriter",
     "find_splits",
     "fingerprint",
     "open_tar",
+    "partial_folder",
     "read_index",
     "read_report",
     "write_split",
@@ -105,8 +107,8 @@ def write_split(
     # Samples above full scale of each utterance that has some.
     clipped: dict[str, int] = {}
     try:
-        with _partial_folder(folder) as partial:
-            with _SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
+        with partial_folder(folder) as partial:
+            with SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
                 sources = SourceLog()
                 encoded = _encode_ahead(shuffled, sample_rate_hz, workers, sources)
                 for done, (utterance, flac) in enumerate(encoded, 1):
@@ -162,7 +164,7 @@ def fingerprint(
 
 
 @contextmanager
-def _partial_folder(folder: Path) -> Iterator[Path]:
+def partial_folder(folder: Path) -> Iterator[Path]:
     """A sibling folder that takes the name of `folder` when the block succeeds and vanishes when it fails."""
     # The host is part of the name because process ids say nothing about another host's processes.
     prefix = f".{folder.name}.{socket.gethostname()}-"
@@ -286,8 +288,11 @@ class _HashedFile:
         return self._digest.hexdigest()
 
 
-class _SplitWriter:
-    """Appends utterances to the tars of one folder and keeps the index."""
+class SplitWriter:
+    """Appends utterances to the tars of one folder and keeps the index.
+
+    Use it as a context; `write_summary` after it makes a split of what was added.
+    """
 
     def __init__(self, folder: Path, sample_rate_hz: int, shard_seconds: float) -> None:
         self._folder = folder
@@ -300,7 +305,7 @@ class _SplitWriter:
         self._num_utterances = 0
         self._num_samples = 0
 
-    def __enter__(self) -> "_SplitWriter":
+    def __enter__(self) -> "SplitWriter":
         self._transcripts = (self._folder / "transcripts.jsonl").open("w", encoding="utf-8")
         return self
 
@@ -309,6 +314,7 @@ class _SplitWriter:
         self._transcripts.close()
 
     def add(self, utterance: Utterance, flac: Flac) -> None:
+        """Append an utterance, of whose clips nothing is read: its audio is that of `flac`."""
         if self._open_shard is None:
             file = _HashedFile(self._folder / _shard_name(len(self._shards)))
             self._open_shard = (file, open_tar(file))
@@ -350,7 +356,14 @@ class _SplitWriter:
         self._num_utterances = 0
         self._num_samples = 0
 
-    def write_summary(self, made_from: str, rejected: list[RejectedRow], text_rules: dict[str, Any] | None) -> None:
+    def write_summary(
+        self,
+        made_from: str,
+        rejected: list[RejectedRow],
+        text_rules: dict[str, Any] | None,
+        lineage: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the index and shards.json. `lineage` says of what other shards these were made, and how."""
         columns: dict[str, np.ndarray] = {}
         for name, kind in INDEX_COLUMNS.items():
             columns[name] = np.array(self._columns[name], kind)
@@ -365,6 +378,8 @@ class _SplitWriter:
         }
         if text_rules is not None:
             summary["text_rules"] = text_rules
+        if lineage is not None:
+            summary["lineage"] = lineage
         content = json.dumps(summary, ensure_ascii=False, indent=1)
         (self._folder / SUMMARY).write_text(content, encoding="utf-8")
 
