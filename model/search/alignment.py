@@ -123,10 +123,16 @@ def with_times(
     scores = scores_N.tolist()
     timed = []
     for hypothesis, path, score in zip(flat, paths, scores, strict=True):
-        starts = []
+        starts: list[int] = []
+        ends: list[int] = []
         if score > NEVER:
-            # A token starts at its first frame.
-            num_tokens = len(hypothesis.tokens)
-            starts = [path.index(token) for token in range(num_tokens)]
-        timed.append(replace(hypothesis, frames=starts))
+            for frame, token in enumerate(path):
+                if token < 0:
+                    continue
+                # Tokens come in order, each on frames that follow each other.
+                if token == len(starts):
+                    starts.append(frame)
+                    ends.append(frame)
+                ends[token] = frame + 1
+        timed.append(replace(hypothesis, frames=starts, ends=ends))
     return unflatten(timed, hypotheses)

@@ -16,11 +16,13 @@ from model.search.hypothesis import Hypothesis
 class _BestPath:
     """The best path of one utterance so far; `last_token` is that of its last frame.
 
-    For each token of its text: the frame at which it starts, and the highest log posterior on its frames.
+    For each token of its text: the frame at which it starts, the one after its last, and the highest log posterior on
+    its frames.
     """
 
     tokens: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     score: float = 0.0
     last_token: int = BLANK
@@ -32,9 +34,11 @@ class _BestPath:
         is_repeated = token == self.last_token
         if token != BLANK and is_repeated:
             self.log_probs[-1] = max(self.log_probs[-1], log_prob)
+            self.ends[-1] = self.num_frames + 1
         elif token != BLANK:
             self.tokens.append(token)
             self.starts.append(self.num_frames)
+            self.ends.append(self.num_frames + 1)
             self.log_probs.append(log_prob)
 
         # Blanks and repeats count too: the score is that of the path, not of the text alone.
@@ -76,6 +80,7 @@ class GreedySearch:
                 frames=list(path.starts),
                 score=path.score,
                 confidences=confidences,
+                ends=list(path.ends),
             )
             hypotheses.append(hypothesis)
         return hypotheses

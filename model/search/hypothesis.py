@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 class Hypothesis:
     """A possible text of an utterance.
 
-    tokens, and for each the encoder frame at which it starts (`frames`; empty when the tokens do not fit into the
-    frames) and a probability (`confidences`; of what, each search says). score is a natural logarithm, the higher the
-    better. probability is its share among all hypotheses that the search ended with, None where it kept only one.
+    tokens, and for each the encoder frame at which it starts (`frames`), the frame after its last one (`ends`; both
+    empty when the tokens do not fit into the frames) and a probability (`confidences`; of what, each search says).
+    score is a natural logarithm, the higher the better. probability is its share among all hypotheses that the search
+    ended with, None where it kept only one.
     """
 
     tokens: list[int]
@@ -26,6 +27,7 @@ class Hypothesis:
     score: float
     confidences: list[float] = field(default_factory=list)
     probability: float | None = None
+    ends: list[int] = field(default_factory=list)
 
 
 def shares(scores: Sequence[float]) -> list[float]:

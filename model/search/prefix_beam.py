@@ -18,7 +18,8 @@ The state of a search does not grow with the frames, only the settled text does:
 upon is settled, and a prefix that still differs from the best one more than MOST_UNSETTLED / 2 tokens ago is dropped.
 
 Shapes: B batch, S frames, V vocabulary, K prefixes, C candidate tokens, N = K + K C continuations, U tokens that are
-not settled; a trailing 2 is (ends in a blank, ends in a token), or (frame, log posterior) in trails.
+not settled; a trailing 2 is (ends in a blank, ends in a token), a trailing 3 (first frame, log posterior, frame after
+the last) in trails.
 """
 
 from dataclasses import dataclass, replace
@@ -169,7 +170,7 @@ class PrefixBeamSearch:
                 best_path = int(beams.best_BK2[row, place].argmax())
                 unsettled = text_tokens(
                     beams.tokens_BKU[row, place],
-                    beams.trail_BK2U2[row, place, best_path],
+                    beams.trail_BK2U3[row, place, best_path],
                     int(beams.length_BK[row, place]),
                 )
                 text = self._settled[row] + unsettled
@@ -181,6 +182,7 @@ class PrefixBeamSearch:
                     score=scores[rank],
                     confidences=confidences.tolist(),
                     probability=probabilities[rank],
+                    ends=[entry.end for entry in text],
                 )
                 hypotheses.append(hypothesis)
             results.append(hypotheses)
@@ -320,7 +322,7 @@ class PrefixBeamSearch:
 
         # A prefix that was just extended has no path that ends in a blank.
         no_blank_BK = torch.full_like(beams.blank_BK, NEVER)
-        best_BK2, trail_BK2U2 = self._best_paths(frame, selection, length_BK)
+        best_BK2, trail_BK2U3 = self._best_paths(frame, selection, length_BK)
         extended_BK = extended(frame.extended_BKC)
         extended_bonus_BK = extended(frame.bonus_BKC)
         return Beams(
@@ -335,7 +337,7 @@ class PrefixBeamSearch:
             length_BK=length_BK,
             tokens_BKU=tokens_BKU,
             best_BK2=best_BK2,
-            trail_BK2U2=trail_BK2U2,
+            trail_BK2U3=trail_BK2U3,
         )
 
     def _best_paths(
@@ -379,7 +381,7 @@ class PrefixBeamSearch:
         trail_source_BK = torch.where(starts_BK, before_BK, source_BK)
         trail_end_BK = torch.where(starts_BK, reached_end_BK, ENDS_IN_TOKEN)
         # A copy, as indexing with tensors makes one: the last token is written into it.
-        in_token_trail = beams.trail_BK2U2[rows_B1, trail_source_BK, trail_end_BK]
+        in_token_trail = beams.trail_BK2U3[rows_B1, trail_source_BK, trail_end_BK]
         self._write_last_token(in_token_trail, length_BK, starts_BK, log_prob_BK)
 
         # Paths that end in a blank: only those of prefixes that stay.
@@ -388,32 +390,33 @@ class PrefixBeamSearch:
         in_blank_BK = in_blank_BK.gather(1, source_BK)
         in_blank_BK = in_blank_BK.masked_fill(~stays_BK, NEVER)
         source_end_BK = best_end_BK.gather(1, source_BK)
-        in_blank_trail = beams.trail_BK2U2[rows_B1, source_BK, source_end_BK]
+        in_blank_trail = beams.trail_BK2U3[rows_B1, source_BK, source_end_BK]
 
         best_BK2 = torch.stack((in_blank_BK, in_token_BK), dim=-1)
-        trail_BK2U2 = torch.stack((in_blank_trail, in_token_trail), dim=2)
-        return best_BK2, trail_BK2U2
+        trail_BK2U3 = torch.stack((in_blank_trail, in_token_trail), dim=2)
+        return best_BK2, trail_BK2U3
 
     def _write_last_token(
         self,
-        trail_BKU2: Tensor,
+        trail_BKU3: Tensor,
         length_BK: Tensor,
         starts_BK: Tensor,
         log_prob_BK: Tensor,
     ) -> None:
         """Write the last token of each prefix into its trail, in place: begun at this frame, or seen again."""
         last_place_BK = (length_BK - 1).clamp(min=0)
-        last_place_BK12 = last_place_BK[..., None, None].expand(-1, -1, 1, 2)
-        last_BK12 = trail_BKU2.gather(2, last_place_BK12)
-        start_BK, highest_BK = last_BK12.squeeze(2).unbind(-1)
+        last_place_BK13 = last_place_BK[..., None, None].expand(-1, -1, 1, 3)
+        last_BK13 = trail_BKU3.gather(2, last_place_BK13)
+        start_BK, highest_BK, _ = last_BK13.squeeze(2).unbind(-1)
 
         this_frame_B1 = self._num_frames_B[:, None].double()
         start_BK = torch.where(starts_BK, this_frame_B1, start_BK)
         # The confidence is the highest posterior on the token's frames, which may come after its first.
         highest_BK = torch.maximum(log_prob_BK, highest_BK)
         highest_BK = torch.where(starts_BK, log_prob_BK, highest_BK)
-        entry_BK2 = torch.stack((start_BK, highest_BK), dim=-1)
-        trail_BKU2.scatter_(2, last_place_BK12, entry_BK2[:, :, None])
+        end_BK = (this_frame_B1 + 1).expand_as(start_BK)
+        entry_BK3 = torch.stack((start_BK, highest_BK, end_BK), dim=-1)
+        trail_BKU3.scatter_(2, last_place_BK13, entry_BK3[:, :, None])
 
     # --- memory -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ Prefixes are told apart by a 64-bit hash of their tokens, so that "l' is in the 
 of texts. Tokens that all prefixes of an utterance agree upon are settled: they leave the tensors.
 
 Shapes: B batch, K prefixes, N of them that are alive, U tokens that are not settled; a trailing 2 is (ends in a blank,
-ends in a token), or (frame, log posterior) in trails.
+ends in a token), a trailing 3 (first frame, log posterior, frame after the last) in trails.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -27,7 +27,7 @@ class Beams:
     blank_BK, token_BK: log probability of the paths that end in a blank, in the last token. bonus_BK: scores of the
     fusion. last_BK: last token, BLANK for none. prefix_BK, parent_BK: hashes of the prefix, and of it without its last
     token. row_BK: state of the fusion. length_BK, tokens_BKU: the tokens that are not settled. best_BK2: log
-    probability of the best path. trail_BK2U2: where that path starts each token, and with what log posterior.
+    probability of the best path. trail_BK2U3: where that path starts and ends each token, and with what log posterior.
     """
 
     blank_BK: Tensor
@@ -40,7 +40,7 @@ class Beams:
     length_BK: Tensor
     tokens_BKU: Tensor
     best_BK2: Tensor
-    trail_BK2U2: Tensor
+    trail_BK2U3: Tensor
 
     @property
     def room(self) -> int:
@@ -69,17 +69,19 @@ class Beams:
         return replace(
             self,
             tokens_BKU=functional.pad(self.tokens_BKU, (0, room)),
-            trail_BK2U2=functional.pad(self.trail_BK2U2, (0, 0, 0, room)),
+            trail_BK2U3=functional.pad(self.trail_BK2U3, (0, 0, 0, room)),
         )
 
 
 @dataclass(frozen=True)
 class TextToken:
-    """A token of a text, with its first frame and its highest log posterior on the best path."""
+    """A token of a text, with its first frame, its highest log posterior and the frame after its last one, all on the
+    best path."""
 
     token: int
     frame: int
     log_prob: float
+    end: int
 
 
 def initial_beams(batch: int, beam: int) -> Beams:
@@ -93,7 +95,7 @@ def initial_beams(batch: int, beam: int) -> Beams:
     prefix_BK = dead_hashes(beam).expand(batch, beam).clone()
     prefix_BK[:, 0] = 1
 
-    trail_BK2U2 = torch.zeros(batch, beam, 2, FEW_UNSETTLED, 2, dtype=torch.float64)
+    trail_BK2U3 = torch.zeros(batch, beam, 2, FEW_UNSETTLED, 3, dtype=torch.float64)
     return Beams(
         blank_BK=blank_BK,
         token_BK=never_BK,
@@ -106,7 +108,7 @@ def initial_beams(batch: int, beam: int) -> Beams:
         length_BK=zeros_BK.clone(),
         tokens_BKU=torch.zeros(batch, beam, FEW_UNSETTLED, dtype=torch.int64),
         best_BK2=torch.stack((blank_BK, never_BK), dim=-1),
-        trail_BK2U2=trail_BK2U2,
+        trail_BK2U3=trail_BK2U3,
     )
 
 
@@ -129,16 +131,16 @@ def extend_hash(prefix_BK: Tensor, token_BK: Tensor) -> Tensor:
 
 def text_tokens(
     tokens_U: Tensor,
-    trail_U2: Tensor,
+    trail_U3: Tensor,
     number: int,
 ) -> list[TextToken]:
     """The first `number` tokens of a prefix, with what a trail says of each."""
     tokens = tokens_U[:number].tolist()
-    trail = trail_U2[:number].tolist()
+    trail = trail_U3[:number].tolist()
     text = []
-    for token, (frame, log_prob) in zip(tokens, trail, strict=True):
+    for token, (frame, log_prob, end) in zip(tokens, trail, strict=True):
         # Frames are fp64 in trails, which hold them exactly.
-        text.append(TextToken(token, int(frame), log_prob))
+        text.append(TextToken(token, int(frame), log_prob, int(end)))
     return text
 
 
@@ -154,8 +156,10 @@ def settle(beams: Beams, row: int) -> list[TextToken]:
     # Both best paths of a prefix have a trail, where there is such a path.
     possible_K2 = beams.best_BK2[row] > NEVER
     possible_K2 = possible_K2 & alive_K[:, None]
-    trail_NU2 = beams.trail_BK2U2[row][possible_K2]
-    same_entry_NU2 = trail_NU2 == trail_NU2[:1]
+    trail_NU3 = beams.trail_BK2U3[row][possible_K2]
+    # The ends may differ: those of the first prefix are taken, so that times do not keep a token from being settled.
+    entries_NU2 = trail_NU3[..., :2]
+    same_entry_NU2 = entries_NU2 == entries_NU2[:1]
     same_trail_U = same_entry_NU2.all(-1).all(0)
 
     lengths_N = beams.length_BK[row, alive_K]
@@ -164,15 +168,15 @@ def settle(beams: Beams, row: int) -> list[TextToken]:
     # The number of leading places that agree: a product of zeros and ones is 1 up to the first zero.
     leading_U = agreed_U[:most].long().cumprod(0)
     num_agreed = int(leading_U.sum())
-    settled = text_tokens(tokens_NU[0], trail_NU2[0], num_agreed)
+    settled = text_tokens(tokens_NU[0], trail_NU3[0], num_agreed)
 
     # Places without a prefix have a length of 0.
     length_K = beams.length_BK[row] - num_agreed
     beams.length_BK[row] = length_K.clamp(min=0)
     tokens_KU = beams.tokens_BKU[row]
-    trail_K2U2 = beams.trail_BK2U2[row]
+    trail_K2U3 = beams.trail_BK2U3[row]
     beams.tokens_BKU[row] = tokens_KU.roll(-num_agreed, -1)
-    beams.trail_BK2U2[row] = trail_K2U2.roll(-num_agreed, -2)
+    beams.trail_BK2U3[row] = trail_K2U3.roll(-num_agreed, -2)
     return settled
 
 
@@ -196,6 +200,6 @@ def drop_disagreeing(
     beams.length_BK[row, differs_K] = 0
 
     best_path = beams.best_BK2[row, 0].argmax()
-    best_trail_U2 = beams.trail_BK2U2[row, 0, best_path, :num_tokens]
+    best_trail_U3 = beams.trail_BK2U3[row, 0, best_path, :num_tokens]
     # A clone, as the source lies within what is written.
-    beams.trail_BK2U2[row, :, :, :num_tokens] = best_trail_U2.clone()
+    beams.trail_BK2U3[row, :, :, :num_tokens] = best_trail_U3.clone()

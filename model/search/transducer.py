@@ -74,6 +74,8 @@ def transducer_greedy(
             frames=text.starts,
             score=scores[row],
             confidences=text.confidences,
+            # A transducer says where it writes a token, and nothing of how long it lasts.
+            ends=[start + 1 for start in text.starts],
         )
         hypotheses.append(hypothesis)
     return hypotheses

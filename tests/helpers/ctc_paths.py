@@ -17,6 +17,12 @@ def starts(path: tuple[int, ...]) -> list[int]:
     return [s for s, token in enumerate(path) if token != BLANK and (s == 0 or path[s - 1] != token)]
 
 
+def ends(path: tuple[int, ...]) -> list[int]:
+    """The frame after the last one of each token of a path."""
+    last = len(path) - 1
+    return [s + 1 for s, token in enumerate(path) if token != BLANK and (s == last or path[s + 1] != token)]
+
+
 def path_scores(logits_SV: Tensor) -> dict[tuple[int, ...], float]:
     """The log probability of every path over the frames."""
     log_probs = logits_SV.double().log_softmax(-1).tolist()

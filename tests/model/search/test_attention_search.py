@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from ctc_paths import collapse, path_scores, starts, text_scores
+from ctc_paths import collapse, ends, path_scores, starts, text_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.functional import forced_align
@@ -266,4 +266,6 @@ def test_tokens_get_the_frames_of_their_best_path_or_none_when_they_do_not_fit()
     paths = path_scores(logits[0])
     best = max((path for path in paths if collapse(path) == (1, 2)), key=paths.__getitem__)
     assert fits.frames == starts(best)
+    assert fits.ends == ends(best)
     assert too_long.frames == empty.frames == []
+    assert too_long.ends == empty.ends == []

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from ctc_paths import collapse, path_scores, starts, text_scores
+from ctc_paths import collapse, ends, path_scores, starts, text_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +31,7 @@ def test_a_wide_beam_finds_every_text_with_its_probability_and_its_best_path(fra
         assert hypothesis.probability == pytest.approx(math.exp(expected[text]), abs=1e-5)
         best = max((path for path in paths if collapse(path) == text), key=paths.__getitem__)
         assert hypothesis.frames == starts(best)
+        assert hypothesis.ends == ends(best)
 
 
 def logits_of(path: list[int], vocabulary: int = 7, height: float = 9.0) -> torch.Tensor:
@@ -87,6 +88,7 @@ def test_the_state_of_a_long_search_stays_small_and_its_times_right():
     assert [found] == prefix_beam(logits, torch.tensor([len(path)]), beam=6, candidates=3)[0]
     assert found.tokens == list(collapse(tuple(path)))
     assert found.frames == starts(tuple(path))
+    assert found.ends == ends(tuple(path))
 
 
 def test_a_result_on_the_way_does_not_disturb_the_search():

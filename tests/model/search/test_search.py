@@ -34,7 +34,7 @@ def test_token_times_are_the_frames_where_tokens_start_and_padding_is_ignored():
     path = [4, 4, BLANK, 4, 5, BLANK, 6, 6]
     logits = torch.nn.functional.one_hot(torch.tensor([path]), 7).float() * 9
     (found,) = greedy(logits, torch.tensor([6]))
-    assert (found.tokens, found.frames) == ([4, 4, 5], [0, 3, 4])
+    assert (found.tokens, found.frames, found.ends) == ([4, 4, 5], [0, 3, 4], [2, 4, 5])
 
 
 def test_an_utterance_without_frames_has_no_tokens():
