@@ -47,6 +47,8 @@ Positions = npt.NDArray[np.int32]
 LENGTH_JITTER = 0.05
 # The loader reads ahead into the next epoch while the trainer still asks for totals of this one.
 CACHED_EPOCHS = 2
+# The reason of an utterance whose text CTC cannot write in its frames.
+INFEASIBLE = "infeasible for CTC"
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
@@ -290,30 +292,19 @@ class BatchSampler:
         return layout.utterances[start:stop].astype(np.int64)
 
     def _exclude(self, min_frames: AnyIntegers, transcribed: npt.NDArray[np.bool_] | None) -> dict[str, Integers]:
-        seconds = self._samples / self.sample_rate_hz
-        # The fastest speed leaves the fewest frames: feasible at that speed is feasible at every one.
-        fastest = np.full(len(self._samples), self.speeds.max())
-        frames = self._encoder_frames(change_length(self._samples, fastest))
-
-        masks: dict[str, npt.NDArray[np.bool_]] = {}
-        if transcribed is not None and not transcribed.all():
-            masks["without a transcript"] = ~transcribed
-        masks["too long"] = seconds > self.batches.max_utterance_s
-        masks["too short"] = seconds < self.batches.min_utterance_s
-        # An utterance without a frame has nothing to learn from, whatever its transcript.
-        masks["infeasible for CTC"] = frames < np.maximum(min_frames, 1)
-
-        excluded: dict[str, Integers] = {}
-        usable = np.ones(len(seconds), dtype=bool)
-        for reason, mask in masks.items():
-            # Each utterance is counted once, under the first reason that applies.
-            excluded[reason] = np.flatnonzero(mask & usable)
-            usable &= ~mask
-
-        if not usable.any():
+        excluded = exclude(
+            self._samples,
+            min_frames,
+            self.batches,
+            self.sample_rate_hz,
+            self.speeds,
+            self._encoder_frames,
+            transcribed,
+        )
+        if sum(map(len, excluded.values())) == len(self._samples):
             counts = ", ".join(f"{len(utterances)} {reason}" for reason, utterances in excluded.items())
             raise DataError(
-                f"No utterance is left to train on: of {len(usable)} in the index, {counts}. Look at the "
+                f"No utterance is left to train on: of {len(self._samples)} in the index, {counts}. Look at the "
                 f"corpus, at batches.min_utterance_s ({self.batches.min_utterance_s}) and at "
                 f"batches.max_utterance_s ({self.batches.max_utterance_s})."
             )
@@ -340,7 +331,7 @@ class BatchSampler:
         jitter_seed = derive_seed(self.seed, "jitter", epoch)
         num_shards = len(self._shard_starts) - 1
         num_pools = math.ceil(num_shards / self.batches.pool_shards)
-        shuffled = np.argsort(_random_bits(shards_seed, np.arange(num_shards)))
+        shuffled = np.argsort(random_bits(shards_seed, np.arange(num_shards)))
 
         order = np.empty_like(self._utterances)
         starts: list[Integers] = []
@@ -388,7 +379,7 @@ class BatchSampler:
         pools = np.searchsorted(cut.pool_starts, starts, side="right")
         batches_seed = derive_seed(self.seed, "batches", epoch)
         # The last key sorts first: by pool, and at random within it.
-        shuffled = np.lexsort((_random_bits(batches_seed, starts), pools))
+        shuffled = np.lexsort((random_bits(batches_seed, starts), pools))
         # Equal to within one micro-batch, so that all lanes end an epoch together.
         num_lanes = self.batches.lanes
         lane_starts = np.arange(num_lanes + 1) * len(starts) // num_lanes
@@ -407,6 +398,38 @@ class BatchSampler:
         draws = _uniform(derive_seed(self.seed, "speed", epoch), utterances)
         choices = (draws * len(self.speeds)).astype(np.int64)
         return self.speeds[choices]
+
+
+def exclude(
+    samples: Integers,
+    min_frames: AnyIntegers,
+    batches: BatchesConfig,
+    sample_rate_hz: int,
+    speeds: Sequence[float] | Floats,
+    encoder_frames: Callable[[Integers], Integers],
+    transcribed: npt.NDArray[np.bool_] | None = None,
+) -> dict[str, Integers]:
+    """The positions of the utterances that no training reads, by reason; arguments are those of `BatchSampler`."""
+    seconds = samples / sample_rate_hz
+    # The fastest speed leaves the fewest frames: feasible at that speed is feasible at every one.
+    fastest = np.full(len(samples), np.max(speeds), dtype=np.float64)
+    frames = encoder_frames(change_length(samples, fastest))
+
+    masks: dict[str, npt.NDArray[np.bool_]] = {}
+    if transcribed is not None and not transcribed.all():
+        masks["without a transcript"] = ~transcribed
+    masks["too long"] = seconds > batches.max_utterance_s
+    masks["too short"] = seconds < batches.min_utterance_s
+    # An utterance without a frame has nothing to learn from, whatever its transcript.
+    masks[INFEASIBLE] = frames < np.maximum(min_frames, 1)
+
+    excluded: dict[str, Integers] = {}
+    usable = np.ones(len(seconds), dtype=bool)
+    for reason, mask in masks.items():
+        # Each utterance is counted once, under the first reason that applies.
+        excluded[reason] = np.flatnonzero(mask & usable)
+        usable &= ~mask
+    return excluded
 
 
 def cut_batches(capacities: Integers) -> Integers:
@@ -430,7 +453,7 @@ def change_length(samples: Integers, speeds: Floats | float) -> Integers:
     return np.rint(samples / speeds).astype(np.int64)
 
 
-def _random_bits(seed: int, positions: AnyIntegers) -> npt.NDArray[np.uint64]:
+def random_bits(seed: int, positions: AnyIntegers) -> npt.NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood, 2014) at the given positions of the stream `seed`."""
     # Unsigned arithmetic wraps at 2**64, as the algorithm wants; position 0 is the stream's first output.
     counters = positions.astype(np.uint64) + np.uint64(1)
@@ -443,5 +466,5 @@ def _random_bits(seed: int, positions: AnyIntegers) -> npt.NDArray[np.uint64]:
 def _uniform(seed: int, positions: AnyIntegers) -> Floats:
     """Float64 in [0, 1) at the given positions of the stream `seed`."""
     # A float64 holds 53 bits exactly, so the upper 53 of the 64 are used.
-    high_bits = _random_bits(seed, positions) >> np.uint64(11)
+    high_bits = random_bits(seed, positions) >> np.uint64(11)
     return high_bits.astype(np.float64) * 2.0**-53
