@@ -6,6 +6,7 @@ here, and in docs/data-plan.md for users.
 
 import functools
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.containers import AudioError, Stream, StreamFile, read_streams
+from data.containers import AudioError, ForeignAudioError, Stream, StreamFile, read_streams
 from data.g722 import RATE_HZ as G722_RATE_HZ
 from data.g722 import decode_g722, is_g722
 
@@ -115,6 +116,9 @@ def read_recording(path: Path) -> Recording:
         status = path.stat()
     except (OSError, ValueError) as error:
         raise AudioError(f"{path} cannot be read ({error})") from error
+    # A named pipe would be waited for without end.
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path} is no regular file")
     return _read_recording(path, status.st_size, status.st_mtime_ns)
 
 
@@ -131,7 +135,9 @@ def _read_recording(path: Path, size: int, modified_ns: int) -> Recording:
                 # It takes anything in which two frames seem to follow each other for MP3, and by its name for u-law.
                 is_guess = audio.format == "MP3" or path.suffix.lower() in (".au", ".snd")
                 if is_guess and not stream.is_checked:
-                    raise AudioError(f"{path} is no audio, or damaged, and not readable as audio (it has no header)")
+                    raise ForeignAudioError(
+                        f"{path} is no audio, or damaged, and not readable as audio (it has no header)"
+                    )
                 shapes.add((audio.samplerate, audio.channels))
                 stream_samples.append(audio.frames)
     except soundfile.SoundFileError as error:
@@ -139,7 +145,7 @@ def _read_recording(path: Path, size: int, modified_ns: int) -> Recording:
         # Its text alone says again, with the path as bytes, that this file could not be opened.
         if isinstance(error, soundfile.LibsndfileError):
             seen = error.error_string
-        raise AudioError(
+        raise ForeignAudioError(
             f"{path} is no audio, or damaged, and not readable as audio ({seen.rstrip('.')}); if other programs play "
             "it, convert it to FLAC or to WAV of 16 bits"
         ) from error

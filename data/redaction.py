@@ -11,8 +11,10 @@ from urllib.parse import unquote
 HIDDEN = "***"
 # The user's part of a URL. Azure's `container@account` and the user of ssh are names, not secrets; what stands alone
 # before the host of a web server is a token.
-# A scheme of any length would be looked for anew at each letter of a long word.
-USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s/?#\"'<>]*)@")
+# Its scheme is looked for backwards: a search that began with it would read what follows once for each letter.
+USER_INFO = re.compile(r"://([^\s/?#\"'<>]*)@")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+MAX_SCHEME_CHARACTERS = 31
 WEB_SCHEMES = ("http", "https", "ftp", "ftps", "git", "webdav", "dav")
 # A parameter of a URL or of a connection string.
 PARAMETER = re.compile(r"([?&;#])([^\s=&;?#\"'<>]{1,80})=([^\s&;#\"'<>]+)")
@@ -51,14 +53,17 @@ def has_credentials(text: str) -> bool:
 
 
 def _hide_user(match: re.Match[str]) -> str:
-    scheme = match[1]
-    user, colon, password = match[2].partition(":")
-    is_name = not colon and scheme.lower().rpartition("+")[2] not in WEB_SCHEMES
-    if is_name or password == HIDDEN or match[2] == HIDDEN:
+    before = match.string[max(0, match.start() - MAX_SCHEME_CHARACTERS) : match.start()]
+    scheme = SCHEME.search(before)
+    if scheme is None:
+        return match[0]
+    user, colon, password = match[1].partition(":")
+    is_name = not colon and scheme[0].lower().rpartition("+")[2] not in WEB_SCHEMES
+    if is_name or HIDDEN in (password, match[1]):
         return match[0]
     if not colon:
-        return f"{scheme}://{HIDDEN}@"
-    return f"{scheme}://{user}:{HIDDEN}@"
+        return f"://{HIDDEN}@"
+    return f"://{user}:{HIDDEN}@"
 
 
 def _hide_parameter(match: re.Match[str]) -> str:

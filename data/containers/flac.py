@@ -4,6 +4,8 @@ STREAMINFO states a number of samples, 0 where the encoder wrote to a pipe. The 
 it begins and how many it has: their sum is the true number.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from data.containers.stream import AudioError, Stream, read_at
@@ -18,6 +20,8 @@ SYNC_CODES = (b"\xff\xf8", b"\xff\xf9")
 SEARCH_BYTES = 1 << 20
 # Above the largest frame: 65535 samples of 8 channels and 4 bytes.
 TAIL_BYTES = (1 << 16, 1 << 22)
+# In compressed sound a code comes by chance once in 32 kB. A tail of nothing but codes is not taken apart.
+MAX_SYNC_CODES = 4096
 
 
 def flac_streams(file: BinaryIO, size: int) -> tuple[Stream, ...]:
@@ -28,7 +32,7 @@ def flac_streams(file: BinaryIO, size: int) -> tuple[Stream, ...]:
     stops = [*starts[1:], size]
     streams: list[Stream] = []
     for start, stop in zip(starts, stops, strict=True):
-        header = read_at(file, start, STREAMINFO_END)
+        header = read_at(file, start, min(STREAMINFO_END, stop - start))
         if len(header) < STREAMINFO_END:
             raise AudioError("breaks off within its header")
         fields = int.from_bytes(header[18:26], "big")
@@ -66,15 +70,24 @@ def _count_samples(file: BinaryIO, start: int, stop: int, streaminfo: bytes) -> 
     for num_bytes in TAIL_BYTES:
         begin = max(start + STREAMINFO_END, stop - num_bytes)
         tail = read_at(file, begin, stop - begin)
-        position = max(tail.rfind(sync) for sync in SYNC_CODES)
-        while position >= 0:
+        for position in itertools.islice(_sync_positions(tail), MAX_SYNC_CODES):
             num_samples = _end_of_frame(tail[position : position + 16], streaminfo)
             if num_samples is not None:
                 return num_samples
-            position = max(tail.rfind(sync, 0, position) for sync in SYNC_CODES)
         if begin == start + STREAMINFO_END:
             break
     return 0
+
+
+def _sync_positions(tail: bytes) -> Iterator[int]:
+    """Where frames may begin, from the last place to the first."""
+    positions = [tail.rfind(code) for code in SYNC_CODES]
+    while max(positions) >= 0:
+        position = max(positions)
+        yield position
+        # Each code from its own last place: looked for anew, a rare one would be the square of a tail of the other.
+        number = positions.index(position)
+        positions[number] = tail.rfind(SYNC_CODES[number], 0, position)
 
 
 def _end_of_frame(header: bytes, streaminfo: bytes) -> int | None:

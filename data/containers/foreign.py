@@ -41,6 +41,11 @@ def foreign_kind(head: bytes) -> str:
     # Twelve ones and layer 0, which MPEG audio of layers 1 to 3 does not have.
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "is AAC, which is not read here; convert it, for instance with ffmpeg -i IN OUT.flac"
+    return ""
+
+
+def other_kind(head: bytes) -> str:
+    """What a file that begins so is when it is no recording at all, as `foreign_kind` says it; empty otherwise."""
     for magic, reason in NO_RECORDINGS:
         # Web pages write their first tag in any case.
         if head.lower().startswith(magic.lower()[: len(head)]):

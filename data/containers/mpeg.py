@@ -33,6 +33,9 @@ HEAD_BYTES = 56
 # be right.
 SEARCH_BYTES = 1 << 16
 FRAMES_IN_A_ROW = 4
+# What ends lyrics behind the last frame, and in how many bytes it is looked for.
+LYRICS_END = b"LYRICS200"
+LYRICS_BYTES = (1 << 8, 1 << 12, 1 << 16, 1 << 20)
 # Encoders disagree on whether the frame that holds the number is counted in it.
 COUNT_TOLERANCE = 1
 
@@ -222,9 +225,12 @@ def _silent_length(file: BinaryIO, position: int, size: int) -> int:
         # The size is that of items and footer; the header has 32 bytes of its own.
         return 32 + int.from_bytes(head[12:16], "little")
     if head.startswith(b"LYRICSBEGIN"):
-        content = read_at(file, position, 1 << 20)
-        end = content.find(b"LYRICS200")
-        return end + 9 if end >= 0 else size - position
+        # In growing pieces: there may be thousands of short ones.
+        for num_bytes in LYRICS_BYTES:
+            end = read_at(file, position, num_bytes).find(LYRICS_END)
+            if end >= 0:
+                return end + len(LYRICS_END)
+        return size - position
     if not head.startswith(b"\0"):
         return id3_length(head)
     for begin in range(position, size, 1 << 16):

@@ -10,6 +10,10 @@ class AudioError(Exception):
     """The reason why one clip, or one row of a manifest, cannot be used; without a full stop, to be quoted."""
 
 
+class ForeignAudioError(AudioError):
+    """The reason why libsndfile does not read a file that another program may read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """The bytes of one stream; `header` goes in front of them, where the file's own header is wrong or lacks a

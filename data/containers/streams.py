@@ -10,15 +10,25 @@ from pathlib import Path
 
 from data.containers.chunks import chunk_streams, is_chunked
 from data.containers.flac import flac_streams
-from data.containers.foreign import foreign_kind
+from data.containers.foreign import foreign_kind, other_kind
 from data.containers.mpeg import find_mpeg, id3_length, mpeg_streams
 from data.containers.ogg import ogg_streams
 from data.containers.sized_headers import au_streams, nist_streams
-from data.containers.stream import AudioError, Stream, read_at
+from data.containers.stream import AudioError, ForeignAudioError, Stream, read_at
+
+# Recordings one after the other in a file: a day of radio has some thousands. Each is opened by itself.
+MAX_STREAMS = 10_000
 
 
 def read_streams(path: Path) -> tuple[Stream, ...]:
-    """The streams of a file in order. AudioError when it cannot be read, is empty, or breaks off."""
+    """The streams of a file in order. AudioError when it cannot be read, is empty, breaks off, or has too many."""
+    streams = _read_streams(path)
+    if len(streams) > MAX_STREAMS:
+        raise AudioError(f"{path} holds {len(streams)} recordings one after the other, more than {MAX_STREAMS}")
+    return streams
+
+
+def _read_streams(path: Path) -> tuple[Stream, ...]:
     try:
         # With a buffer of this size, a walk from frame to frame reads a file once and in large pieces.
         with path.open("rb", buffering=1 << 18) as file:
@@ -33,6 +43,9 @@ def read_streams(path: Path) -> tuple[Stream, ...]:
 
             magic = read_at(file, start, 16)
             reason = foreign_kind(magic)
+            if reason:
+                raise ForeignAudioError(reason)
+            reason = other_kind(magic)
             if reason:
                 raise AudioError(reason)
             if magic.startswith(b"OggS"):
@@ -52,4 +65,4 @@ def read_streams(path: Path) -> tuple[Stream, ...]:
     except OSError as error:
         raise AudioError(f"{path} cannot be read ({error.strerror})") from error
     except AudioError as error:
-        raise AudioError(f"{path} {error}") from error
+        raise type(error)(f"{path} {error}") from error

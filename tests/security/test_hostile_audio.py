@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,59 @@ prepare(config, Path(sys.argv[2]), seed=1)
         name = rows[row["line"] - 1]["audio"]
         assert name in row["reason"]
         assert reasons[name] in row["reason"]
+
+
+def mpeg_frame(bitrate_code: int, rate_code: int) -> bytes:
+    """A silent frame of MPEG 2, layer 3; 144 bytes at most."""
+    word = 0x7FF << 21 | 2 << 19 | 1 << 17 | 1 << 16 | bitrate_code << 12 | rate_code << 10 | 3 << 6
+    content = word.to_bytes(4, "big")
+    return content.ljust(72 * 8000 * bitrate_code // (22050, 24000, 16000)[rate_code], b"\0")
+
+
+FLAC_HEADER = FLAC[:42]
+AU_RECORDING = b".snd" + struct.pack(">IIIII", 24, 2, 3, RATE_HZ, 1) + b"\1\2"
+WAV_OF_NOTHING = wav_header(0, 1, RATE_HZ)
+# Small files that would be searched through again and again, or taken apart into very many.
+LONG_SEARCHES = {
+    "sync codes of FLAC": FLAC_HEADER + b"\xff\xf8" * 2**20,
+    "sync codes of FLAC of the other kind": FLAC_HEADER + b"\xff\xf9" * 2**20,
+    "beginnings of FLAC": b"fLaC\x00\x00\x00\x22" * 2**17,
+    "beginnings of FLAC between two of it": FLAC + b"fLaC\x80\x00\x00\x22" * 2**16 + FLAC,
+    "headers of FLAC": FLAC_HEADER * 2**14 + FLAC,
+    "lyrics": MP3 + b"LYRICSBEGINLYRICS200" * 2**16,
+    "tags before MP3": b"ID3\x04\x00\x00\x00\x00\x00\x00" * 2**16 + MP3,
+    "MP3 of two rates in turn": (mpeg_frame(1, 0) + mpeg_frame(1, 1)) * 2**14,
+    "recordings of one sample": AU_RECORDING * 2**15,
+    "recordings of no sample": WAV_OF_NOTHING * 2**14,
+    "chunks behind the samples": encoded("WAV", "PCM_16") + struct.pack("<4sI", b"abcd", 0) * 2**16,
+    "chunks before the samples": WAV_OF_NOTHING[:36] + struct.pack("<4sI", b"abcd", 0) * 2**16,
+    "RIFF within RIFF": b"RIFF\x00\x00\x00\x00WAVE" * 2**16,
+    "pages of Ogg": OPUS * 500,
+}
+
+
+@pytest.mark.parametrize("name", LONG_SEARCHES)
+def test_a_file_that_is_made_to_be_searched_for_long_is_read_or_refused_soon(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(LONG_SEARCHES[name])
+    reason = ""
+    began = time.process_time()
+    try:
+        read_clip(Clip(path), RATE_HZ)
+    except AudioError as error:
+        reason = str(error)
+    # The slowest takes a quarter of it; what takes the square of the file's length takes minutes.
+    assert time.process_time() - began < 4
+    assert not reason or str(path) in reason
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".g722"])
+def test_a_recording_that_is_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(AudioError, match="is no regular file"):
+            read_recording(tmp_path / f"{name}{suffix}")
 
 
 @pytest.mark.parametrize("rate_hz", [MIN_RATE_HZ - 1, MAX_RATE_HZ + 1, 0])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 from trackers import _no_settings_from_outside  # noqa: F401  a fixture for all tests here
@@ -52,6 +53,9 @@ URLS = [
     "postgresql+psycopg://user:PW@host/db",
     "https://host/x?X%2DAmz%2DSecurity%2DToken=PW",
     "HTTPS://USER:PW@HOST",
+    "a.scheme-longer+than+thirty.one.letters+https://PW@host/x",
+    "a://b@https://PW@host/x",
+    "https://user:P@W:PW@host",
 ]
 
 
@@ -116,6 +120,26 @@ def test_what_is_secret_in_a_url_is_hidden_and_the_rest_is_not(url):
 def test_what_is_no_secret_stays_as_it_is(text):
     assert not has_credentials(text)
     assert redact(text) == text
+
+
+HOSTILE_TEXTS = {
+    "a scheme before a word without end": "a" * 31 + "://" + "b" * 2**20,
+    "schemes before words": ("a" * 31 + "://" + "b" * 1000) * 1000,
+    "schemes alone": ("a" * 30 + "://") * 30_000,
+    "users without hosts": "a://" + "b@" * 2**19,
+    "colons": "a://" + ":" * 2**20,
+    "parameters": ("&" + "x" * 79 + "=") * 13_000,
+    "parameters of escapes": ("&" + "%41" * 26 + "=1") * 13_000,
+    "nearly a secret": ("&" + "auth" * 20 + "=1") * 13_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TEXTS)
+def test_a_megabyte_that_is_made_to_be_searched_for_long_is_redacted_at_once(name):
+    began = time.process_time()
+    redact(HOSTILE_TEXTS[name])
+    # Half a second on a slow machine; what takes the square, or a search for each letter, is far beyond.
+    assert time.process_time() - began < 2
 
 
 def test_events_errors_logs_and_messages_hide_what_libraries_say_of_urls(tmp_path, capsys, monkeypatch):
