@@ -1,5 +1,8 @@
 """Files that libsndfile cannot read, by their first bytes: what they are, and how they become something that it can."""
 
+from data.containers.stream import AudioError, ForeignAudioError
+
+CONVERT = "convert it, for instance with ffmpeg -i IN OUT.flac"
 # Bytes, the position where they stand, and the name of the format.
 NOT_READ = (
     (b"ftyp", 4, "MPEG-4 (m4a, mp4, mov, 3gp)"),
@@ -33,21 +36,16 @@ NO_RECORDINGS = (
 )
 
 
-def foreign_kind(head: bytes) -> str:
-    """What a file that begins so is and what to do, as the end of a sentence about it; empty where it is not known."""
+def refuse_foreign(head: bytes) -> None:
+    """Refuse a file that begins so where libsndfile does not read it: AudioError with what it is and what to do, as the
+    end of a sentence about it. A ForeignAudioError is a recording."""
     for magic, position, name in NOT_READ:
         if head[position : position + len(magic)] == magic:
-            return f"is {name}, which is not read here; convert it, for instance with ffmpeg -i IN OUT.flac"
+            raise ForeignAudioError(f"is {name}, which is not read here; {CONVERT}")
     # Twelve ones and layer 0, which MPEG audio of layers 1 to 3 does not have.
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
-        return "is AAC, which is not read here; convert it, for instance with ffmpeg -i IN OUT.flac"
-    return ""
-
-
-def other_kind(head: bytes) -> str:
-    """What a file that begins so is when it is no recording at all, as `foreign_kind` says it; empty otherwise."""
+        raise ForeignAudioError(f"is AAC, which is not read here; {CONVERT}")
     for magic, reason in NO_RECORDINGS:
         # Web pages write their first tag in any case.
         if head.lower().startswith(magic.lower()[: len(head)]):
-            return reason
-    return ""
+            raise AudioError(reason)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from data.containers.chunks import chunk_streams, is_chunked
 from data.containers.flac import flac_streams
-from data.containers.foreign import foreign_kind, other_kind
+from data.containers.foreign import refuse_foreign
 from data.containers.mpeg import find_mpeg, id3_length, mpeg_streams
 from data.containers.ogg import ogg_streams
 from data.containers.sized_headers import au_streams, nist_streams
-from data.containers.stream import AudioError, ForeignAudioError, Stream, read_at
+from data.containers.stream import AudioError, Stream, read_at
 
 # Recordings one after the other in a file: a day of radio has some thousands. Each is opened by itself.
 MAX_STREAMS = 10_000
@@ -42,12 +42,7 @@ def _read_streams(path: Path) -> tuple[Stream, ...]:
                 tag_length = id3_length(read_at(file, start, 10))
 
             magic = read_at(file, start, 16)
-            reason = foreign_kind(magic)
-            if reason:
-                raise ForeignAudioError(reason)
-            reason = other_kind(magic)
-            if reason:
-                raise AudioError(reason)
+            refuse_foreign(magic)
             if magic.startswith(b"OggS"):
                 return ogg_streams(file, size, start)
             if magic.startswith(b"fLaC"):
