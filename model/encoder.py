@@ -84,7 +84,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     )
     norms: Literal["layer", "group"] = Field(default="layer", description="who owns the norms: a layer or its group")
     branch_exponent: float = Field(
-        default=0.5,
+        default=1.5,
         ge=0,
         le=2,
         description="what the modules of a block that R layers use add to the residual stream starts R ** "

@@ -15,7 +15,7 @@ from launcher.processes.launchers import make_launcher
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.worker_command import check_evaluation_devices, check_machine
 from launcher.recipe import Recipe, check_inputs, load_recipe
-from launcher.recipe.former_defaults import begun_with_former_defaults, with_former_defaults
+from launcher.recipe.former_defaults import former_defaults_of, with_former_defaults
 from launcher.report import results_table
 from launcher.run_files import read_state
 from launcher.run_folder import RunFolder, write_text
@@ -41,9 +41,8 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
 
     # A run that an earlier version began goes on as it was begun.
     state = read_state(folder) or {"stages": {}}
-    if begun_with_former_defaults(record["settings"] for record in state["stages"].values()):
-        recipe = with_former_defaults(recipe)
-    return recipe, folder
+    begun_with = former_defaults_of(record["settings"] for record in state["stages"].values())
+    return with_former_defaults(recipe, begun_with), folder
 
 
 def run(options: argparse.Namespace, stop: StopRequest) -> int:

@@ -13,7 +13,7 @@ from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.file_limits import check_file, check_no_credentials
-from launcher.recipe.former_defaults import begun_with_former_defaults, with_former_defaults
+from launcher.recipe.former_defaults import former_defaults_of, with_former_defaults
 from launcher.recipe.hostfile import read_topology
 from launcher.recipe.schema import Recipe, ShardsCorpus
 from launcher.recipe.search import with_absolute_files
@@ -68,8 +68,8 @@ def load_recipe(
 
     recipe = with_absolute_paths(validate(Recipe, values, f"The recipe {path}"))
     # What a run keeps has every setting of its time written out: one that is not there was not there to be set.
-    if of_run and begun_with_former_defaults(values["stages"]):
-        recipe = with_former_defaults(recipe)
+    if of_run:
+        recipe = with_former_defaults(recipe, former_defaults_of(values["stages"]))
     # Before the checks, which compare lanes and experts with the number of processes.
     if count_slots and recipe.cluster.hostfile:
         recipe = with_counted_slots(recipe, recipe.cluster.hostfile)

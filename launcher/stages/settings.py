@@ -75,7 +75,7 @@ def _comparable(values: Values, given: Values, recorded: Values, section: str = 
             comparable[key] = value
         elif dotted in FORMER_DEFAULTS:
             # What the record does not know was done as the default of its time says.
-            if value != FORMER_DEFAULTS[dotted]:
+            if value != FORMER_DEFAULTS[dotted][0]:
                 comparable[key] = value
         elif key in given:
             comparable[key] = value

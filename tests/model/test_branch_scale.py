@@ -46,15 +46,16 @@ def is_scaled(name: str) -> bool:
     return name.endswith(("contract.weight", "contract.bias", "output.weight", "output.bias", "experts.w2"))
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.5])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("sharing", SHARED)
-def test_what_is_added_starts_smaller_by_the_root_of_the_uses_and_nothing_else_changes(block, sharing):
+def test_what_is_added_starts_smaller_by_a_power_of_the_uses_and_nothing_else_changes(block, sharing, exponent):
     changes, uses = SHARED[sharing]
     drawn = dict(build(**changes, **BLOCKS[block], branch_exponent=0).named_parameters())
-    for name, parameter in build(**changes, **BLOCKS[block]).named_parameters():
+    for name, parameter in build(**changes, **BLOCKS[block], branch_exponent=exponent).named_parameters():
         factor = 1.0
         if name.startswith("blocks.") and is_scaled(name):
-            factor = uses[int(name.split(".")[1])] ** -0.5
+            factor = uses[int(name.split(".")[1])] ** -exponent
         torch.testing.assert_close(parameter, factor * drawn[name], msg=name)
 
 
@@ -95,3 +96,4 @@ def test_frames_do_not_become_alike_on_their_way_through_a_shared_block(scope):
 
     assert share_left(0) < 0.8
     assert share_left(0.5) > 0.95
+    assert share_left(EncoderConfig().branch_exponent) > 0.95

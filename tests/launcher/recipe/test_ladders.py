@@ -108,8 +108,8 @@ def test_the_former_rungs_differ_in_how_their_branches_start_alone(ladder):
     assert list(rungs) == ["experts", "experts-former", "norms", "norms-former", "routers", "routers-former"]
     for name in ("experts", "norms", "routers"):
         former = rungs[f"{name}-former"].model
-        assert (rungs[name].model.encoder.branch_exponent, former.encoder.branch_exponent) == (0.5, 0)
-        encoder = former.encoder.model_copy(update={"branch_exponent": 0.5})
+        assert (rungs[name].model.encoder.branch_exponent, former.encoder.branch_exponent) == (1.5, 0)
+        encoder = former.encoder.model_copy(update={"branch_exponent": 1.5})
         assert former.model_copy(update={"encoder": encoder}) == rungs[name].model
         assert rungs[f"{name}-former"].compare_to == (name,)
 
