@@ -1,19 +1,17 @@
 """The index of a split: where each utterance lies in its tars, and what shards.json says of them.
 
-Reads from a folder or from a URL of one of `PROTOCOLS`. Refuses (`DataError`) a split that is missing, incomplete or of
-another format. A split may come from anywhere: names in it lead to files of its own folder, and no count, size or shape
-in it makes a reader allocate more than the files hold.
+Reads from a folder or from a URL (data/remote). Refuses (`DataError`) a split that is missing, incomplete or of another
+format. A split may come from anywhere: names in it lead to files of its own folder, and no count, size or shape in it
+makes a reader allocate more than the files hold.
 """
 
 import hashlib
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -22,6 +20,9 @@ from data.errors import DataError
 from data.files import MAX_JSON_BYTES, is_file_name, open_regular, parse_json, read_bounded
 from data.npz import load_arrays
 from data.recordings import MAX_RATE_HZ
+from data.remote.remote_file import RemoteFile
+from data.remote.retrying import RetryPolicy
+from data.remote.stores import PIECE_BYTES, open_store
 
 FORMAT = 1
 SUMMARY = "shards.json"
@@ -35,17 +36,10 @@ INDEX_COLUMNS = {
     "samples": np.int64,
     "text_length": np.int32,
 }
+# Of the two members of an utterance. Splits that were written before there was one have none.
+CHECKSUM = "crc32"
+CHECKSUM_KIND = np.uint32
 ROW_KEYS = ("key", "text", "speaker", "language")
-
-# Where shards may be read from. Others of fsspec, and chains of them with `::`, open what the content of a remote file
-# names, files of this machine among it (`reference`).
-PROTOCOLS = (
-    *("http", "https", "ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs", "hf"),
-    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "obs", "cos"),
-    # Local files by another name, and files in this process, which tests use.
-    *("file", "memory"),
-)
-URL = re.compile(r"([a-z0-9]+)://")
 
 # Bounds of one split, far above any corpus: a hundred million utterances are a hundred thousand hours of speech.
 MAX_UTTERANCES = 10**8
@@ -53,10 +47,12 @@ MAX_SHARD_BYTES = 2**50
 # The line of an utterance in transcripts.jsonl.
 MAX_ROW_BYTES = 2**20
 # The columns' bytes per utterance, and the headers of the archive.
-INDEX_ROW_BYTES = sum(np.dtype(kind).itemsize for kind in INDEX_COLUMNS.values())
+INDEX_ROW_BYTES = sum(np.dtype(kind).itemsize for kind in (*INDEX_COLUMNS.values(), CHECKSUM_KIND))
 INDEX_HEADER_BYTES = 2**16
-# Read at once of a file behind a URL.
-PIECE_BYTES = 2**20
+
+
+class NoShardsError(DataError):
+    """A place that has no shards.json."""
 
 
 class _Shard(BaseModel, strict=True):
@@ -121,7 +117,8 @@ class ShardIndex:
     """Where each utterance of a split lies; columns are aligned, one row per utterance in the order of the
     shards. `shard` int32 [N] numbers `names`; `offset`, `size` int64 [N] are the bytes of all tar members
     of the utterance, headers and padding included; `samples` int64 [N] at `sample_rate_hz`; `text_length`
-    int32 [N] in characters. `fingerprint` is a SHA-256 over those of all shards.
+    int32 [N] in characters. `fingerprint` is a SHA-256 over those of all shards, `sha256` and `shard_bytes` are of each
+    of them. `crc32` uint32 [N] is that of both members of the utterance; None in splits written without.
     """
 
     folder: Path | str
@@ -133,6 +130,9 @@ class ShardIndex:
     samples: np.ndarray
     text_length: np.ndarray
     fingerprint: str
+    sha256: tuple[str, ...] = ()
+    shard_bytes: tuple[int, ...] = ()
+    crc32: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -224,11 +224,13 @@ def read_index(folder: Path | str, *, check_shards: bool = True) -> ShardIndex:
     names: list[str] = []
     counts: list[int] = []
     sizes: list[int] = []
+    digests: list[str] = []
     digest = hashlib.sha256()
     for shard in summary["shards"]:
         names.append(shard["name"])
         counts.append(shard["utterances"])
         sizes.append(shard["bytes"])
+        digests.append(shard["sha256"])
         digest.update(shard["sha256"].encode())
 
     num_utterances = sum(counts)
@@ -243,6 +245,8 @@ def read_index(folder: Path | str, *, check_shards: bool = True) -> ShardIndex:
         sample_rate_hz=summary["sample_rate_hz"],
         names=tuple(names),
         fingerprint=digest.hexdigest(),
+        sha256=tuple(digests),
+        shard_bytes=tuple(sizes),
         **columns,
     )
     if not np.array_equal(index.shard, np.repeat(np.arange(len(names)), counts)):
@@ -268,8 +272,11 @@ def read_index(folder: Path | str, *, check_shards: bool = True) -> ShardIndex:
 
 def _index_columns(stored: dict[str, np.ndarray], num_utterances: int) -> dict[str, np.ndarray]:
     """The columns of an index, each of its type. ValueError when one is missing or of other numbers."""
+    kinds: dict[str, type[np.integer]] = dict(INDEX_COLUMNS)
+    if CHECKSUM in stored:
+        kinds[CHECKSUM] = CHECKSUM_KIND
     columns: dict[str, np.ndarray] = {}
-    for name, kind in INDEX_COLUMNS.items():
+    for name, kind in kinds.items():
         if name not in stored:
             raise ValueError(f"{INDEX} has no column {name}")
         column = stored[name]
@@ -315,8 +322,14 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
         summary = parse_json(_read(folder, SUMMARY, MAX_JSON_BYTES))
         version = summary["format"]
     except FileNotFoundError as error:
-        raise DataError(f"There are no shards at {folder}: it has no shards.json; prepare the corpus first.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NoShardsError(
+            f"There are no shards at {folder}: it has no shards.json; prepare the corpus first."
+        ) from error
+    except OSError as error:
+        if is_url(folder):
+            raise _out_of_reach(folder, error) from error
+        raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
     if version != FORMAT:
         raise DataError(
@@ -332,17 +345,22 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
 
 
 def _torn(folder: Path | str, reason: str) -> DataError:
-    return DataError(f"The shards at {folder} are not whole: {reason}; remove the folder and prepare the corpus again.")
+    remedy = "remove the folder and prepare the corpus again"
+    if is_url(folder):
+        remedy = "upload the split again, whole"
+    return DataError(f"The shards at {folder} are not whole: {reason}; {remedy}.")
 
 
-def check_url(url: str) -> None:
-    """Refuse (DataError) a URL of a protocol that is not one of `PROTOCOLS`, or of several."""
-    match = URL.match(url)
-    if match is None or match[1] not in PROTOCOLS or "::" in url:
-        raise DataError(
-            f"Shards are not read from {url}: its protocol may open other files than it names. Give one URL, without "
-            f"`::`, of {', '.join(PROTOCOLS)}."
+def _out_of_reach(url: Path | str, error: OSError) -> DataError:
+    reason = "did not give it"
+    remedy = "Look whether it is up and whether the URL is right, then give the same command again"
+    if isinstance(error, PermissionError):
+        reason = "refused it"
+        remedy = (
+            "Credentials come from the environment and the store's own files alone (docs/remote-shards.md); S3 answers "
+            "so for what is missing too, where they do not allow to list the bucket"
         )
+    return DataError(f"shards.json could not be read from {url}: the store {reason} ({error}). {remedy}.")
 
 
 def _read(folder: Path | str, name: str, max_bytes: int) -> bytes:
@@ -362,8 +380,6 @@ def _read(folder: Path | str, name: str, max_bytes: int) -> bytes:
 
 def _open(folder: Path | str, name: str) -> BinaryIO:
     if is_url(folder):
-        check_url(str(folder))
-        file_system, path = fsspec.url_to_fs(f"{str(folder).rstrip('/')}/{name}")
-        # fsspec's own files do not bound the length of a line.
-        return io.BufferedReader(file_system.open(path, "rb"))
+        url = str(folder).rstrip("/")
+        return io.BufferedReader(RemoteFile(open_store(url), f"{url}/{name}", RetryPolicy()))
     return open_regular(Path(folder) / name)

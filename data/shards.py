@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import socket
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,8 +31,11 @@ import soundfile
 
 from data.audio import MIN_SPEECH_S, RejectedRow, Utterance, read_audio
 from data.errors import DataError
+from data.members import Member
 from data.sampler import derive_seed
 from data.shard_index import (
+    CHECKSUM,
+    CHECKSUM_KIND,
     FORMAT,
     INDEX_COLUMNS,
     SUMMARY,
@@ -148,9 +152,16 @@ def fingerprint(
     for utterance in sorted(utterances, key=lambda utterance: utterance.key):
         clips: list[tuple[Any, ...]] = []
         for clip in utterance.clips:
-            times = (clip.path.name, clip.start_s, clip.seconds)
+            times: tuple[Any, ...] = (clip.path.name, clip.start_s, clip.seconds)
             # Without a channel as before there were any: splits that are there stay what they are.
-            clips.append(times if clip.channel is None else (*times, clip.channel))
+            if clip.channel is not None or clip.member is not None:
+                times = (*times, clip.channel)
+            # Of a recording inside of another file, its name and place there.
+            if isinstance(clip.member, Member):
+                times = (*times, clip.member.name, clip.member.start)
+            elif clip.member is not None:
+                times = (*times, clip.member.name, clip.member.row_group, clip.member.row)
+            clips.append(times)
         row = [
             utterance.key,
             clips,
@@ -300,6 +311,7 @@ class SplitWriter:
         self._shard_samples = shard_seconds * sample_rate_hz
         # Compact C arrays, not lists of Python integers: a corpus may have tens of millions of utterances.
         self._columns = {name: array("q") for name in INDEX_COLUMNS}
+        self._checksums = array("q")
         self._shards: list[dict[str, Any]] = []
         self._open_shard: tuple[_HashedFile, Any] | None = None
         self._num_utterances = 0
@@ -330,6 +342,7 @@ class SplitWriter:
         self._columns["size"].append(tar.tarstream.offset - offset)
         self._columns["samples"].append(flac.samples)
         self._columns["text_length"].append(len(utterance.text))
+        self._checksums.append(zlib.crc32(member.encode(), zlib.crc32(flac.content)))
         self._transcripts.write(_json({"key": utterance.key, **labels}) + "\n")
 
         self._num_utterances += 1
@@ -367,6 +380,7 @@ class SplitWriter:
         columns: dict[str, np.ndarray] = {}
         for name, kind in INDEX_COLUMNS.items():
             columns[name] = np.array(self._columns[name], kind)
+        columns[CHECKSUM] = np.array(self._checksums, CHECKSUM_KIND)
         np.savez(self._folder / "index.npz", allow_pickle=False, **columns)
         summary = {
             "format": FORMAT,

@@ -1,0 +1,76 @@
+"""Reads that are tried again: which errors pass, how long the pauses are, and when it ends."""
+
+import errno
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+
+# Each pause is this many times the one before, up to the longest: a store that restarts is given time.
+PAUSE_GROWTH = 2
+MAX_PAUSE_S = 15.0
+# A store may ask for a pause in Retry-After; longer than this it would look like a hang.
+MAX_ASKED_PAUSE_S = 60.0
+# What the system says of a path that is what it is: another attempt reads the same.
+LASTING_ERRNOS = (errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.ELOOP)
+
+logger = logging.getLogger(__name__)
+
+
+class RefusedError(PermissionError):
+    """A store that answers, and will not give the file: credentials are missing, or the request is not to its taste."""
+
+
+class BusyError(OSError):
+    """A store that asks to be left alone for so many seconds."""
+
+    def __init__(self, message: str, pause_s: float):
+        super().__init__(message)
+        self.pause_s = pause_s
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether an error would come again at once: what is missing, what is forbidden, what has no credentials."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    if isinstance(error, OSError) and error.errno in LASTING_ERRNOS:
+        return True
+    # botocore's NoCredentialsError and PartialCredentialsError are no errors of the system, and it may be absent.
+    return "Credentials" in type(error).__name__
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Attempts until one succeeds, `attempts` are used, or the next would begin after `retry_s` seconds."""
+
+    retry_s: float = 60.0
+    first_pause_s: float = 0.5
+    attempts: int | None = None
+
+    def begin(self) -> "Retries":
+        return Retries(self)
+
+
+@dataclass
+class Retries:
+    """One read and its failures."""
+
+    policy: RetryPolicy
+    failures: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+
+    def can_retry(self, location: str, error: Exception) -> bool:
+        """Wait for the next attempt and return True; False when the error lasts, or the policy is exhausted."""
+        self.failures += 1
+        if is_lasting(error) or self.failures == self.policy.attempts:
+            return False
+        pause_s = min(MAX_PAUSE_S, self.policy.first_pause_s * PAUSE_GROWTH ** min(self.failures - 1, 30))
+        # All processes of a run lose a store at the same moment, and must not come back at the same moment.
+        pause_s *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads requests, and decides nothing
+        if isinstance(error, BusyError):
+            pause_s = max(pause_s, min(error.pause_s, MAX_ASKED_PAUSE_S))
+        if time.monotonic() - self.began_s + pause_s > self.policy.retry_s:
+            return False
+        logger.warning("Reading %s failed (%r); next attempt in %.1f s.", location, error, pause_s)
+        time.sleep(pause_s)
+        return True

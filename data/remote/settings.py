@@ -1,0 +1,43 @@
+"""What a recipe may say of reading shards: retries, requests at once, and the size of the cache."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+CACHE_VARIABLE = "CHORUS_CACHE"
+
+
+class StorageConfig(BaseModel, frozen=True, extra="forbid"):
+    """How shards are read from where they lie. Nothing here changes what is read."""
+
+    retry_s: float = Field(
+        default=60,
+        ge=0,
+        le=3600,
+        description="how long a read that fails is tried again, in s, before its utterance is quarantined",
+    )
+    connections: int = Field(
+        default=16, ge=1, le=1024, description="utterances that a process requests at once from a remote store"
+    )
+    cache_gb: float = Field(
+        default=20,
+        ge=0,
+        le=1e6,
+        description="10^9 bytes of remote shards that a host keeps in $CHORUS_CACHE (~/.cache/chorus); 0: none",
+    )
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gb * 1e9)
+
+
+def cache_folder() -> Path:
+    """Where this host keeps remote ranges.
+
+    It comes from the environment and never from a recipe: a recipe of somebody else names no place to write to.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chorus"
