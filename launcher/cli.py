@@ -120,7 +120,13 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     shards = commands.add_parser("shards", help="inspect shards")
     actions = shards.add_subparsers(metavar="ACTION", required=True)
-    _add_shards_action(actions, "verify", "read everything and compare it with its records")
+    verify = _add_shards_action(actions, "verify", "read everything, compare it with its records, and say what is odd")
+    verify.add_argument("--tokenizer", metavar="DIR", help="count these tokens for CTC (default: a token a character)")
+    verify.add_argument(
+        "--held-out-speakers",
+        action="store_true",
+        help="name every speaker of two splits (default: only where at most half of them are in both)",
+    )
     stats = _add_shards_action(actions, "stats", "count and measure, and show what a run would make of them")
     stats.add_argument("--lanes", type=int, metavar="N", help="batches.lanes of the run (default: that of recipes)")
     stats.add_argument("--seconds", type=float, metavar="S", help="batches.seconds of the run")

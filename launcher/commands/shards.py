@@ -2,50 +2,132 @@
 
 import argparse
 import json
-from itertools import pairwise
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
-from data.augment import AugmentConfig
+from data.augmentation import AugmentConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
 from data.sampler import BatchesConfig, BatchSampler
 from data.sampler_statistics import measure_sampling
-from data.shard_check import stats, verify
+from data.shard_index import read_summary
+from data.shard_tools.findings import BROKEN, Finding, is_broken
+from data.shard_tools.statistics import stats
+from data.shard_tools.text_checks import EncoderFrames, character_frames
+from data.shard_tools.verification import verify
 from data.shards import ShardIndex, find_splits, read_index
+from data.tokenizer import Tokenizer, token_lengths
 from launcher.commands.prepare import in_flags
 from launcher.errors import ConfigError, exit_code
+from launcher.monitoring.progress import open_display
+from launcher.processes.worker_command import num_cores
 from launcher.recipe import validate
 from model.layers.subsampling import SubsamplingConfig, output_length
 
 # Settings of batches that `chorus shards stats` takes.
 BATCHES_OPTIONS = ("lanes", "seconds", "pool_shards")
+# Cases of a finding that are printed; --json has all.
+SHOWN_ITEMS = 10
 
 
 def verify_shards(options: argparse.Namespace) -> int:
-    problems = {}
-    for folder in find_splits(Path(options.folder)).values():
-        problems[str(folder)] = verify(folder)
-    is_intact = not any(problems.values())
+    splits = find_splits(Path(options.folder).absolute())
+    # Shown as they were given.
+    places = dict(zip(splits, find_splits(Path(options.folder)).values(), strict=True))
+    fewest_frames = character_frames
+    if options.tokenizer is not None:
+        tokenizer = Tokenizer.load(Path(options.tokenizer))
+        fewest_frames = partial(_token_frames, tokenizer)
+
+    display = open_display(sys.stderr)
+    display.begin("verify", 1)
+    try:
+        findings = verify(
+            splits,
+            encoder_frames=_encoder_frames(splits),
+            fewest_frames=fewest_frames,
+            held_out_speakers=options.held_out_speakers,
+            workers=num_cores(),
+            on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
+        )
+    finally:
+        display.end()
 
     if options.json:
-        report = {"intact": is_intact, "problems": problems}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print(json.dumps(_findings_as_json(places, findings), ensure_ascii=False, indent=2))
     else:
-        for folder, folder_problems in problems.items():
-            verdict = "intact"
-            if folder_problems:
-                verdict = f"{len(folder_problems)} problems"
-            print(f"{folder}: {verdict}")
-            for problem in folder_problems:
-                print(f"  {problem}")
-    if is_intact:
-        return 0
-    # As a run ends that meets broken data.
-    return exit_code(DataError())
+        _print_findings(places, findings)
+    if is_broken(findings):
+        # As a run ends that meets broken data.
+        return exit_code(DataError())
+    return 0
+
+
+def _token_frames(tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+    _, min_frames = token_lengths(texts, tokenizer)
+    return min_frames
+
+
+def _encoder_frames(splits: Mapping[str, Path]) -> EncoderFrames:
+    """Frames of a default recipe's encoder, at the rate of these splits."""
+    sample_rate_hz = FeaturesConfig().sample_rate_hz
+    for folder in splits.values():
+        # One whose records are broken is named by whoever reads all of it.
+        with suppress(DataError):
+            sample_rate_hz = read_summary(folder)["sample_rate_hz"]
+    features = FeaturesConfig(sample_rate_hz=sample_rate_hz)
+    return lambda samples: output_length(features.num_frames(samples), SubsamplingConfig().factor)
+
+
+def _findings_as_json(places: Mapping[str, Path], findings: Sequence[Finding]) -> dict[str, Any]:
+    problems: dict[str, list[str]] = {str(folder): [] for folder in places.values()}
+    listed = []
+    for finding in findings:
+        items = []
+        for item in finding.items:
+            items.append({"keys": list(item.keys), "detail": item.detail})
+            if finding.severity == BROKEN:
+                problems[str(places[finding.split])].append(item.detail)
+        listed.append(
+            {
+                "kind": finding.kind,
+                "severity": finding.severity,
+                "split": finding.split,
+                "cases": len(finding.items),
+                "utterances": finding.num_utterances,
+                "meaning": finding.meaning,
+                "items": items,
+            }
+        )
+    # `problems` is what earlier versions had: the sentences about broken data alone.
+    return {"intact": not is_broken(findings), "problems": problems, "findings": listed}
+
+
+def _print_findings(places: Mapping[str, Path], findings: Sequence[Finding]) -> None:
+    """Print what was found, the worst first, and last a verdict for each split."""
+    for finding in sorted(findings, key=lambda finding: finding.severity != BROKEN):
+        print(
+            f"{finding.severity}: {finding.kind} in {finding.split}, {len(finding.items)} cases, "
+            f"{finding.num_utterances} utterances: {finding.meaning}"
+        )
+        for item in finding.items[:SHOWN_ITEMS]:
+            print(f"  {item.detail}")
+        if len(finding.items) > SHOWN_ITEMS:
+            print(f"  and {len(finding.items) - SHOWN_ITEMS} more, all of them with --json")
+    for name, folder in places.items():
+        broken = sum(len(one.items) for one in findings if one.split == name and one.severity == BROKEN)
+        if broken:
+            print(f"{folder}: {broken} problems")
+        else:
+            print(f"{folder}: intact")
 
 
 def stats_shards(options: argparse.Namespace) -> int:
@@ -74,11 +156,7 @@ def _sampling(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
     features = FeaturesConfig(sample_rate_hz=index.sample_rate_hz)
     factor = SubsamplingConfig().factor
 
-    # Between two equal tokens CTC needs a blank: a frame more for every repeat.
-    min_frames = index.text_length.astype(np.int32)
-    for position, text in enumerate(index.transcripts()):
-        for character, following in pairwise(text):
-            min_frames[position] += character == following
+    min_frames = character_frames(list(index.transcripts()))
     try:
         sampler = BatchSampler(
             index.shard,

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from data import shards
 from data.audio import Clip, Utterance
 from data.errors import DataError
-from data.shard_check import stats, verify
+from data.shard_tools.statistics import stats
+from data.shard_tools.survey import survey
 from data.shards import find_splits, read_index, write_split
 
 RATE_HZ = 8000
@@ -101,7 +102,7 @@ def test_one_range_read_yields_an_utterance_whatever_its_key(
     folder = tmp_path_factory.mktemp("keys") / "train"
     write([Utterance(name, (Clip(recording, 0.0, 0.1),), "t", "train") for name in names], folder)
     assert sorted(read_index(folder).keys()) == sorted(names)
-    assert verify(folder) == []
+    assert survey(folder).findings == []
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_workers_and_order_of_input(
@@ -262,7 +263,7 @@ def test_a_torn_split_is_not_read(recording: Path, tmp_path: Path, damage, seen:
     damage(tmp_path / "train")
     with pytest.raises(DataError, match=seen):
         read_index(tmp_path / "train")
-    assert len(verify(tmp_path / "train")) == 1
+    assert problems_of(tmp_path / "train")
 
 
 def test_transcripts_that_end_early_are_an_error(recording: Path, tmp_path: Path) -> None:
@@ -283,13 +284,17 @@ def test_an_index_is_read_from_a_url(recording: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(remote.offset, local.offset)
 
 
+def problems_of(folder: Path) -> list[str]:
+    return [item.detail for finding in survey(folder).findings for item in finding.items]
+
+
 def test_verify_names_the_shard_and_the_utterance_that_were_damaged(recording: Path, tmp_path: Path) -> None:
     write(some_utterances(recording), tmp_path / "train")
-    assert verify(tmp_path / "train") == []
+    assert problems_of(tmp_path / "train") == []
     index = read_index(tmp_path / "train")
     victim = 7
     flip_byte(tmp_path / "train" / index.names[index.shard[victim]], int(index.offset[victim]))
-    problems = verify(tmp_path / "train")
+    problems = problems_of(tmp_path / "train")
     name = index.names[index.shard[victim]]
     key = list(index.keys())[victim]
     assert any(name in problem and "SHA-256" in problem for problem in problems)
@@ -301,7 +306,7 @@ def test_verify_notices_a_transcript_that_was_edited(recording: Path, tmp_path: 
     write(some_utterances(recording), tmp_path / "train")
     path = tmp_path / "train" / "transcripts.jsonl"
     path.write_text(path.read_text().replace("four", "five"))
-    problems = verify(tmp_path / "train")
+    problems = problems_of(tmp_path / "train")
     assert len(problems) == 3
     assert all("transcripts.jsonl" in problem for problem in problems)
 

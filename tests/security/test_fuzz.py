@@ -24,8 +24,8 @@ from limits import MEMORY_BYTES
 from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.reader import ShardReader
-from data.shard_check import stats, verify
 from data.shard_index import read_index
+from data.shard_tools.statistics import stats
 from data.shards import write_split
 from data.sidecars import SidecarWriter, open_sidecars
 from data.tokenizer import TokenizerConfig, train_tokenizer
@@ -99,7 +99,7 @@ def make_split(folder: Path) -> None:
 
 
 def read_split(folder: Path) -> None:
-    assert isinstance(verify(folder / "train"), list)
+    survey(folder / "train")
     stats(folder / "train")
     index = read_index(folder / "train")
     reader = ShardReader(index, attempts=1)

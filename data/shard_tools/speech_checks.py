@@ -1,0 +1,109 @@
+"""What the audio of a split says about it: silence, clipping, lengths and speaking rates that stand out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from data.shard_tools.findings import Finding, Item, collect
+from data.shard_tools.survey import SILENCE_DB, Survey
+
+Floats = npt.NDArray[np.float64]
+
+# One or two flat tops are a loud consonant; from here on a listener hears it.
+MIN_FLAT_TOPS = 3
+# Distance from the median, in deviations: of a million normal utterances, one is further out.
+OUTLIER_DEVIATIONS = 5.0
+# Of fewer utterances nobody can say what is usual.
+MIN_POPULATION = 20
+# Utterances of a similar length of text that a rate is compared with.
+RATE_NEIGHBOURS = 200
+# Lengths or rates that hardly differ, as of recordings cut to ten seconds each, make no outlier of one that is 5 %
+# longer.
+MIN_DEVIATION = 0.05
+# The median absolute deviation of a normal distribution, times this, is its standard deviation.
+MAD_TO_DEVIATION = 1.4826
+
+
+def check_speech(survey: Survey) -> list[Finding]:
+    """The warnings about the audio of a split."""
+    silent: list[Item] = []
+    clipped: list[Item] = []
+    for row, measures in survey.measured():
+        if measures.loudest_db < SILENCE_DB:
+            silent.append(Item((row.key,), f"{row.key}: its loudest 25 ms are at {measures.loudest_db:.0f} dB"))
+        elif measures.flat_tops >= MIN_FLAT_TOPS:
+            clipped.append(Item((row.key,), f"{row.key}: {measures.flat_tops} flat tops"))
+    findings = collect("silence", survey.split, silent)
+    findings += collect("clipping", survey.split, clipped)
+    findings += collect("length-outlier", survey.split, _length_outliers(survey))
+    findings += collect("rate-outlier", survey.split, _rate_outliers(survey))
+    return findings
+
+
+def _length_outliers(survey: Survey) -> list[Item]:
+    keys: list[str] = []
+    seconds: list[float] = []
+    for row, measures in survey.measured():
+        keys.append(row.key)
+        seconds.append(measures.seconds)
+    if len(keys) < MIN_POPULATION:
+        return []
+    # Lengths are about log-normal.
+    logs = np.log(seconds)
+    items: list[Item] = []
+    for position in np.flatnonzero(np.abs(deviations(logs)) > OUTLIER_DEVIATIONS).tolist():
+        detail = f"{keys[position]}: {seconds[position]:.2f} s, median {np.median(seconds):.2f} s"
+        items.append(Item((keys[position],), detail))
+    return items
+
+
+def _rate_outliers(survey: Survey) -> list[Item]:
+    """Utterances whose characters per second of speech are far from those of texts of about their length.
+
+    Languages are judged apart: a Chinese character is a syllable.
+    """
+    by_language: dict[str, list[tuple[str, int, float]]] = {}
+    for row, measures in survey.measured():
+        # Silent and empty ones are findings of their own.
+        if row.text.strip() and measures.speech_s > 0:
+            utterance = (row.key, len(row.text), measures.speech_s)
+            by_language.setdefault(row.language, []).append(utterance)
+
+    items: list[Item] = []
+    for utterances in by_language.values():
+        if len(utterances) < MIN_POPULATION:
+            continue
+        characters = np.array([length for _, length, _ in utterances])
+        speech_s = np.array([seconds for _, _, seconds in utterances])
+        usual = _usual_rates(characters, speech_s)
+        distances = np.log(characters / speech_s) - np.log(usual)
+        for position in np.flatnonzero(np.abs(deviations(distances)) > OUTLIER_DEVIATIONS).tolist():
+            key, length, seconds = utterances[position]
+            detail = (
+                f"{key}: {length} characters in {seconds:.2f} s of speech, {length / seconds:.1f} per second where "
+                f"{usual[position]:.1f} are usual"
+            )
+            items.append(Item((key,), detail))
+    return items
+
+
+def _usual_rates(characters: npt.NDArray[np.int64], speech_s: Floats) -> Floats:
+    """For each utterance the median rate of those whose texts are about as long: short ones are spoken more slowly."""
+    order = np.argsort(characters, kind="stable")
+    rates = (characters / speech_s)[order]
+    width = min(RATE_NEIGHBOURS, len(rates))
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(rates, width), axis=1)
+    usual = np.empty_like(rates)
+    # The window around each; at both ends the outermost window.
+    first = np.clip(np.arange(len(rates)) - width // 2, 0, len(medians) - 1)
+    usual[order] = medians[first]
+    return usual
+
+
+def deviations(values: Sequence[float] | Floats) -> Floats:
+    """How many deviations each value lies from the median; both are robust against a tenth of outliers."""
+    numbers = np.asarray(values, dtype=np.float64)
+    distances = numbers - np.median(numbers)
+    deviation = MAD_TO_DEVIATION * float(np.median(np.abs(distances)))
+    return distances / max(deviation, MIN_DEVIATION)

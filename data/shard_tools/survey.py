@@ -1,0 +1,245 @@
+"""One pass over a split: every utterance is read, decoded, compared with the records, and measured.
+
+What cannot be read becomes a finding and does not end the pass. Memory: about 100 bytes per utterance beside its row
+of transcripts.jsonl; the audio of `workers` utterances at a time.
+"""
+
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import DataError
+from data.files import file_sha256
+from data.reader import RangeError, ShardReader, UtteranceError
+from data.shard_index import ShardIndex, read_index, read_summary
+from data.shard_tools.findings import Finding, Item, collect
+
+Floats = npt.NDArray[np.float64]
+
+# Frames of this length are speech or not.
+FRAME_S = 0.025
+# A frame this much quieter than the loudest one is a pause: speech spans some 30 dB (Fletcher, 1953).
+PAUSE_DB = -35.0
+# What never comes above it is no speech: 16 bits reach down to -96 dB, rooms and microphones to about -70.
+SILENCE_DB = -60.0
+# Fewer equal samples in a row at the highest or lowest value are no flat top: quantised waves have two.
+FLAT_SAMPLES = 3
+# Quiet waves of a few steps are flat at their tops too.
+MIN_CLIPPED_PEAK = 0.1
+# Clipping piles samples up at the highest value: so many times those of the value below.
+PILE_UP = 3
+# Utterances read ahead of the consumer, per worker.
+AHEAD_PER_WORKER = 8
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (split, utterances done, utterances in all) after each utterance."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured of the audio of one utterance.
+
+    seconds: its length. speech_s: of its frames that are no pause. loudest_db: the level of its loudest frame, over
+    full scale. flat_tops: how many stretches of equal samples lie at its highest or lowest value. digest: of its
+    samples, without what is constant at both ends.
+    """
+
+    seconds: float
+    speech_s: float
+    loudest_db: float
+    flat_tops: int
+    digest: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What transcripts.jsonl says of an utterance."""
+
+    key: str
+    text: str
+    speaker: str
+    language: str
+
+
+@dataclass
+class Survey:
+    """A split as it was read; `measures` has None for utterances that could not be."""
+
+    split: str
+    index: ShardIndex | None = None
+    rows: list[Row] = field(default_factory=list)
+    measures: list[Measures | None] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def measured(self) -> Iterator[tuple[Row, Measures]]:
+        """The utterances that could be read."""
+        for row, measures in zip(self.rows, self.measures, strict=True):
+            if measures is not None:
+                yield row, measures
+
+
+def survey(folder: Path, workers: int = 1, on_progress: OnProgress | None = None) -> Survey:
+    """Read a whole split. Whatever is broken of it is among the findings; raises nothing for it."""
+    result = Survey(folder.name)
+    try:
+        index = read_index(folder, check_shards=False)
+        summary = read_summary(folder)
+        for row in index.rows():
+            # Thousands of rows share a speaker.
+            speaker = sys.intern(row["speaker"])
+            language = sys.intern(row["language"])
+            result.rows.append(Row(row["key"], row["text"], speaker, language))
+    except DataError as error:
+        result.rows.clear()
+        result.findings = collect("records", folder.name, [Item((), str(error))])
+        return result
+
+    result.index = index
+    keys_of_shard: dict[str, list[str]] = {name: [] for name in index.names}
+    for utterance, row in enumerate(result.rows):
+        keys_of_shard[index.shard_name(utterance)].append(row.key)
+    truncated: list[Item] = []
+    changed: list[Item] = []
+    for shard in summary["shards"]:
+        keys = tuple(keys_of_shard[shard["name"]])
+        problem = _size_problem(folder / shard["name"], shard["bytes"])
+        if problem:
+            truncated.append(Item(keys, problem))
+        elif file_sha256(folder / shard["name"]) != shard["sha256"]:
+            changed.append(Item(keys, f"{shard['name']}: the SHA-256 is not the recorded one"))
+    result.findings += collect("truncated", folder.name, truncated)
+    result.findings += collect("checksum", folder.name, changed)
+
+    unreadable: list[Item] = []
+    mismatched: list[Item] = []
+    readings = _read_ahead(index, result.rows, workers)
+    for done, (utterance, reading) in enumerate(readings, 1):
+        key = result.rows[utterance].key
+        place = f"{index.shard_name(utterance)}: {key}"
+        if isinstance(reading, Measures):
+            result.measures.append(reading)
+        else:
+            result.measures.append(None)
+            cases = mismatched if reading.is_another else unreadable
+            cases.append(Item((key,), f"{place}: {reading.reason}"))
+        if on_progress is not None:
+            on_progress(folder.name, done, len(index))
+    result.findings += collect("unreadable", folder.name, unreadable)
+    result.findings += collect("mismatch", folder.name, mismatched)
+    result.findings += collect("duplicate-key", folder.name, _repeated_keys(result.rows))
+    return result
+
+
+def _size_problem(path: Path, expected_bytes: int) -> str:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    num_bytes = path.stat().st_size
+    if num_bytes != expected_bytes:
+        return f"{path.name} should have {expected_bytes} bytes and has {num_bytes}"
+    return ""
+
+
+def _repeated_keys(rows: list[Row]) -> list[Item]:
+    seen: set[str] = set()
+    items: list[Item] = []
+    for row in rows:
+        if row.key in seen:
+            items.append(Item((row.key,), f"{row.key} is not the first of its name"))
+        seen.add(row.key)
+    return items
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why an utterance is not usable; `is_another` where it is whole and not the one that was expected."""
+
+    reason: str
+    is_another: bool = False
+
+
+def _read_ahead(index: ShardIndex, rows: list[Row], workers: int) -> Iterator[tuple[int, Measures | _Problem]]:
+    """Read in threads (libsndfile and numpy release the GIL), in order, a bounded number ahead of the consumer."""
+    # Once: a folder on this machine either answers or does not.
+    reader = ShardReader(index, attempts=1)
+    remaining = iter(range(len(index)))
+    pending: deque[tuple[int, Future[Measures | _Problem]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="survey") as pool:
+        try:
+            for utterance in islice(remaining, workers * AHEAD_PER_WORKER):
+                pending.append((utterance, pool.submit(_read, reader, utterance, rows[utterance])))
+            while pending:
+                utterance, future = pending.popleft()
+                yield utterance, future.result()
+                following = next(remaining, None)
+                if following is not None:
+                    pending.append((following, pool.submit(_read, reader, following, rows[following])))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(reader: ShardReader, utterance: int, row: Row) -> Measures | _Problem:
+    try:
+        example = reader.read(utterance)
+    except UtteranceError as error:
+        cause = error.__cause__
+        if isinstance(cause, RangeError):
+            return _Problem(str(cause))
+        return _Problem(f"its bytes are not readable ({cause!r})")
+    if example.key != row.key:
+        return _Problem(f"its bytes are those of {example.key}", is_another=True)
+    for name in ("text", "speaker", "language"):
+        if getattr(example, name) != getattr(row, name):
+            return _Problem(f"its {name} is not that of transcripts.jsonl", is_another=True)
+    if len(row.text) != reader.index.text_length[utterance]:
+        return _Problem("the length of its text in the index is not that in transcripts.jsonl", is_another=True)
+    return measure(example.waveform, reader.index.sample_rate_hz)
+
+
+def measure(waveform: npt.NDArray[np.float32], sample_rate_hz: int) -> Measures:
+    """Measure a waveform [S] of at least one sample."""
+    frame = max(1, round(FRAME_S * sample_rate_hz))
+    # What is shorter than a frame is one.
+    num_frames = max(1, len(waveform) // frame)
+    frames = waveform[: num_frames * frame].reshape(num_frames, -1)
+    level = np.sqrt(np.mean(frames.astype(np.float64) ** 2, axis=1))
+    loudest = float(level.max())
+    loudest_db = -np.inf
+    if loudest > 0:
+        loudest_db = 20 * np.log10(loudest)
+    pause_db = max(loudest_db + PAUSE_DB, SILENCE_DB)
+    num_speech = int(np.count_nonzero(level > 10 ** (pause_db / 20)))
+
+    # Silence put before or behind a recording does not make it another one.
+    sounding = np.trim_zeros(waveform)
+    digest = hashlib.blake2b(sounding.tobytes(), digest_size=8).digest()
+    return Measures(
+        seconds=len(waveform) / sample_rate_hz,
+        speech_s=min(num_speech * FRAME_S, len(waveform) / sample_rate_hz),
+        loudest_db=float(loudest_db),
+        flat_tops=_count_flat_tops(waveform) + _count_flat_tops(-waveform),
+        digest=int.from_bytes(digest, "big"),
+    )
+
+
+def _count_flat_tops(waveform: npt.NDArray[np.float32]) -> int:
+    """How many stretches of a waveform were cut off at its highest value."""
+    highest = waveform.max()
+    if highest < MIN_CLIPPED_PEAK:
+        return 0
+    is_highest = waveform == highest
+    # Telephone codecs have so few loud values that a whole wave has flat tops: then the second of them is as frequent.
+    below = waveform[~is_highest]
+    if len(below) and np.count_nonzero(is_highest) < PILE_UP * np.count_nonzero(below == below.max()):
+        return 0
+    # An edge before the first sample and behind the last, so that each stretch has two.
+    edges = np.flatnonzero(np.diff(is_highest, prepend=False, append=False))
+    lengths = edges[1::2] - edges[::2]
+    return int(np.count_nonzero(lengths >= FLAT_SAMPLES))
