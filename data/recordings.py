@@ -96,7 +96,8 @@ def open_stream(path: Path, stream: Stream) -> Iterator[soundfile.SoundFile]:
             yield audio
         return
     is_whole_file = stream == Stream(0, path.stat().st_size)
-    if is_whole_file:
+    # A file of this name is taken for samples without a header, of whatever rate its reader knows.
+    if is_whole_file and path.suffix.lower() != ".raw":
         # As bytes: a name may be no UTF-8.
         with soundfile.SoundFile(os.fsencode(path)) as audio:  # pyright: ignore[reportArgumentType]
             yield audio

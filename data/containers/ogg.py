@@ -31,11 +31,12 @@ def ogg_streams(file: BinaryIO, size: int, start: int) -> tuple[Stream, ...]:
             if _all_ended(last_pages):
                 break
             raise AudioError(f"is damaged: no Ogg page begins at byte {position}")
+        if len(header) < HEADER_BYTES:
+            raise AudioError("breaks off within an Ogg page")
         flags = header[5]
         serial = int.from_bytes(header[14:18], "little")
         number = int.from_bytes(header[18:22], "little")
-        num_segments = header[26] if len(header) >= HEADER_BYTES else 0
-        header_size = HEADER_BYTES + num_segments
+        header_size = HEADER_BYTES + header[26]
         segment_sizes = header[HEADER_BYTES:header_size]
         page_size = header_size + sum(segment_sizes)
         page = read_at(file, position, page_size)

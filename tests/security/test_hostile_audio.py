@@ -220,6 +220,36 @@ FUZZED = {
     "au": encoded("AU", "PCM_16"),
     "sphere": encoded("NIST", "PCM_16"),
 }
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_a_file_that_was_cut_anywhere_is_read_or_refused_with_its_name(tmp_path: Path, name: str) -> None:
+    content = FUZZED[name]
+    # Within its headers, and at its end.
+    lengths = [*range(1, 48), *range(48, min(1200, len(content)), 97), *range(len(content) - 20, len(content) + 1, 4)]
+    reasons = {}
+    for length in lengths:
+        path = tmp_path / f"{length}.cut"
+        path.write_bytes(content[:length])
+        try:
+            read_clip(Clip(path), RATE_HZ)
+        except AudioError as error:
+            reasons[path] = str(error)
+    assert reasons
+    for path, reason in reasons.items():
+        assert str(path) in reason
+
+
+@pytest.mark.parametrize("suffix", [".raw", ".RAW", ".au", ".snd", ".sd2", ".mp3"])
+def test_a_name_that_says_how_a_file_is_coded_is_not_believed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(FLAC)
+    assert len(read_clip(Clip(path), RATE_HZ)) == 0.3 * RATE_HZ
+    path.write_bytes(bytes(range(256)) * 30)
+    with pytest.raises(AudioError, match="no audio, or damaged"):
+        read_clip(Clip(path), RATE_HZ)
+
+
 FLIPS = st.lists(st.tuples(st.integers(0, 150), st.integers(0, 255)), min_size=1, max_size=4)
 
 
