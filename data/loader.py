@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment import change_speed
+from data.augmentation import WaveformAugmentation, change_speed
 from data.errors import DataError
 from data.reader import ShardReader, UtteranceError
 from data.sampler import BatchSampler, BatchSpec
@@ -100,7 +100,7 @@ class _PendingBatch:
 
 class Loader:
     """Reads, perturbs and tokenizes the micro-batches of some lanes; without a tokenizer there are no tokens.
-    An utterance whose `sidecars` are broken is treated as one that is broken itself.
+    An utterance is treated as broken itself where its `sidecars` or a recording for its `augmentation` are.
 
     `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
     utterances above which the run stops, `patience_s` how many seconds one utterance may take. While the caller waits
@@ -115,6 +115,7 @@ class Loader:
         lanes: Sequence[int],
         workers: int,
         *,
+        augmentation: WaveformAugmentation | None = None,
         sidecars: Mapping[str, SidecarSource] | None = None,
         max_broken_ratio: float = 0.01,
         patience_s: float = 600.0,
@@ -125,6 +126,7 @@ class Loader:
         self.tokenizer = tokenizer
         self.lanes = tuple(lanes)
         self.workers = workers
+        self.augmentation = augmentation
         self.sidecars = dict(sidecars or {})
         self.max_broken_ratio = max_broken_ratio
         self.patience_s = patience_s
@@ -159,7 +161,7 @@ class Loader:
                     )
                     utterances: list[Future[_Prepared]] = []
                     for utterance, speed, length in rows:
-                        future = executor.submit(self._prepare, utterance, speed, length, readers)
+                        future = executor.submit(self._prepare, step, utterance, speed, length, readers)
                         utterances.append(future)
                     lane_batches.append(_PendingBatch(spec, list(readers), utterances))
                 pending.append(lane_batches)
@@ -172,6 +174,7 @@ class Loader:
 
     def _prepare(
         self,
+        step: int,
         utterance: int,
         speed: float,
         length: int,
@@ -184,10 +187,13 @@ class Loader:
         sidecars: dict[str, Arrays] = {}
         for name, reader in readers.items():
             sidecars[name] = reader.read(utterance, speed, example.key)
+        waveform = change_speed(example.waveform, speed, length)
+        if self.augmentation is not None:
+            waveform = self.augmentation.apply(waveform, step, example.key)
         return _Prepared(
             key=example.key,
             text=example.text,
-            waveform=change_speed(example.waveform, speed, length),
+            waveform=waveform,
             tokens=tokens,
             sidecars=sidecars,
         )

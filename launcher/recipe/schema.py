@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from data.augment import AugmentConfig
+from data.augmentation import AugmentConfig
 from data.corpora import CorpusConfig
 from data.errors import DataError
 from data.features import FeaturesConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
 
-from data.augment import AugmentConfig
+from data.augmentation import AugmentConfig
 from data.masking import MaskingConfig
 from data.sampler import BatchesConfig
 from launcher.devices import DEVICE_PATTERN

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from data.augment import AugmentConfig
+from data.augmentation import AugmentConfig
 from data.sampler import BatchesConfig
 from data.shard_index import ShardIndex, read_index
 from launcher.recipe import Recipe, TrainingStage

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from data.augment import AugmentConfig, SpecAugment, apply_mask
+from data.augmentation import AugmentConfig, ShardSet, SpecAugment, WaveformAugmentation, apply_mask, warp_time
 from data.features import LogMel
 from data.loader import Loader, WaveformBatch
 from data.masking import Masking
@@ -43,6 +43,7 @@ class Inputs:
     sampler: BatchSampler
     loader: Loader
     features: LogMel
+    augment: AugmentConfig
     specaugment: SpecAugment | None
     seed: int
     device: torch.device
@@ -97,6 +98,12 @@ class Inputs:
         waveforms_BS = batch.waveforms_BS.to(self.device, non_blocking=True)
         samples_B = batch.samples_B.to(self.device)
         clean_BTF, lengths_B = self.features(waveforms_BS, samples_B)
+        # Before anything looks at the features: whatever is to be compared frame by frame is warped alike.
+        if self.augment.time_warp is not None and self.masking is None:
+            generator = torch.Generator()
+            generator.manual_seed(derive_seed(self.seed, "time warp", batch.step, batch.lane))
+            config = self.features.config
+            clean_BTF = warp_time(clean_BTF, lengths_B, self.augment.time_warp, config, generator)
 
         # Masks are drawn from (seed, step, lane): they depend neither on the process nor on what was drawn before.
         if self.masking is not None:
@@ -132,8 +139,8 @@ def open_inputs(
 ) -> Inputs:
     """Open a split of the recipe's corpus for the lanes of one process; the process of lane 0 logs what is excluded.
 
-    A self-supervised stage masks features instead of augmenting them and does not look at transcripts: utterances
-    without one take part.
+    A self-supervised stage masks features instead of augmenting them (recordings are augmented), and does not look at
+    transcripts: utterances without one take part.
     """
     recipe = context.recipe
     run = context.run
@@ -171,11 +178,24 @@ def open_inputs(
     )
     if 0 in lanes:
         _report_sampler(sampler, run, split)
-    loader = Loader(sampler, ShardReader(index), tokenizer, lanes, workers=recipe.cluster.data_workers)
+    reader = ShardReader(index)
+    augmentation = None
+    if augment.waveform_kinds():
+        utterances = ShardSet(reader, len(index))
+        augmentation = WaveformAugmentation(augment, index.sample_rate_hz, context.seed, utterances)
+    loader = Loader(
+        sampler,
+        reader,
+        tokenizer,
+        lanes,
+        workers=recipe.cluster.data_workers,
+        augmentation=augmentation,
+    )
     return Inputs(
         sampler=sampler,
         loader=loader,
         features=features,
+        augment=augment,
         specaugment=specaugment,
         seed=context.seed,
         device=device,

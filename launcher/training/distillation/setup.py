@@ -254,6 +254,7 @@ def _draw_states(
         train.loader.tokenizer,
         lanes,
         train.loader.workers,
+        augmentation=train.loader.augmentation,
         sidecars=sidecars,
         on_wait=heartbeat.tick,
     )

@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
-from data.augment import AugmentConfig, SpecAugment
+from data.augmentation import AugmentConfig, SpecAugment
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
 from data.masking import Masking, MaskingConfig

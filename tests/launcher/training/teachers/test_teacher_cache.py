@@ -17,7 +17,7 @@ from test_foreign_teachers import save
 from torch.nn import functional
 
 import launcher.training.write_teacher_cache
-from data.augment import AugmentConfig
+from data.augmentation import AugmentConfig
 from data.sampler import derive_seed
 from data.sidecars import SidecarWriter
 from data.tokenizer import Tokenizer

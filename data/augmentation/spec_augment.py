@@ -1,53 +1,18 @@
-"""Augmentation: speed perturbation of waveforms and SpecAugment on features.
+"""SpecAugment: bands of mel bins and of time are masked.
 
-Every draw comes from outside (the sampler draws speeds, the caller passes a seeded generator), so that an
-utterance is augmented the same way whichever process, worker or device does it.
+The draws come from a generator that the caller has seeded, so that an utterance is masked the same way whichever
+process or device does it.
 
 Shapes: B batch, T frames, F mel bins, M masks.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import soxr
 import torch
-from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
+from data.augmentation.config import AugmentConfig
 from data.features import FeaturesConfig
-
-
-class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
-    """What is done to training utterances only."""
-
-    speeds: tuple[float, ...] = Field(
-        default=(0.9, 1.0, 1.1),
-        min_length=1,
-        description="speed factors, one drawn per utterance and epoch; (1.0,) is none",
-    )
-    frequency_masks: int = Field(default=2, ge=0, le=1000, description="masks over mel bins per utterance")
-    frequency_width_bins: int = Field(
-        default=20,
-        ge=1,
-        le=1024,
-        description="largest width of a frequency mask, in mel bins",
-    )
-    time_masks: int = Field(default=4, ge=0, le=1000, description="masks over time per utterance")
-    time_width_s: float = Field(default=0.4, gt=0, le=3600, description="largest width of a time mask, in seconds")
-    time_ratio: float = Field(
-        default=0.08,
-        gt=0,
-        le=1,
-        description="largest width of a time mask as a share of the utterance",
-    )
-
-    @field_validator("speeds")
-    @classmethod
-    def _check_speeds(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0.5 <= speed <= 2.0 for speed in speeds):
-            raise ValueError(f"speeds are {speeds}; each must lie between 0.5 and 2.0, where speech stays speech.")
-        return speeds
 
 
 class SpecAugment(nn.Module):
@@ -111,18 +76,3 @@ def _masked(
     after_start = positions >= starts_BM[..., None]
     before_stop = positions < stops_BM[..., None]
     return (after_start & before_stop).any(dim=1)
-
-
-def change_speed(waveform: npt.NDArray[np.float32], speed: float, length: int) -> npt.NDArray[np.float32]:
-    """The waveform played `speed` times as fast (tempo and pitch), exactly `length` samples long.
-
-    `length` is the sampler's round(samples / speed). The resampler's own rounding may differ from it by a
-    sample, which is cut off or is silence.
-    """
-    changed = waveform
-    if speed != 1.0:
-        changed = soxr.resample(waveform, speed, 1.0, quality="HQ")
-    assert abs(len(changed) - length) <= 2, f"{len(waveform)} samples at speed {speed} cannot become {length}"
-    if len(changed) < length:
-        changed = np.pad(changed, (0, length - len(changed)))
-    return changed[:length].astype(np.float32, copy=False)
