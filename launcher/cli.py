@@ -104,6 +104,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         description="Train speech recognisers with shared conformer blocks and experts.",
         epilog="A RECIPE is a YAML file or the name of a built-in one; a RUN is the folder of a run.",
     )
+    parser.add_argument("--version", action=_PrintVersion, help="print the version, and leave")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
 
@@ -111,6 +112,13 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_recipe_options(plan)
     _add_json(plan)
     plan.set_defaults(command=_command("plan", "plan"))
+
+    new = commands.add_parser("new", help="write a recipe of your own, begun from a built-in one")
+    new.add_argument("folder", metavar="DIR", help="folder to write recipe.yaml into; the recipe gets its name")
+    new.add_argument("--like", metavar="RECIPE", default="base", help="built-in recipe to begin from (default: base)")
+    new.add_argument("--manifest", metavar="FILE", help="its corpus: recordings that a manifest lists")
+    new.add_argument("--shards", metavar="DIR", help="its corpus: shards that are prepared")
+    new.set_defaults(command=_command("new", "new"))
 
     prepare = commands.add_parser("prepare", help="write a corpus as shards")
     # Corpora take long to import.
@@ -135,6 +143,17 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_recognition(commands)
     _add_inspection(commands)
     return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up only where it is asked for: that takes longer than all other options."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"chorus {importlib.import_module('importlib.metadata').version('chorus-asr')}")
+        parser.exit()
 
 
 def _command(module: str, function: str) -> Command:
@@ -305,6 +324,10 @@ def _add_inspection(commands: Commands) -> None:
     )
     _add_json(parser)
     parser.set_defaults(command=_command("doctor", "doctor"))
+
+    parser = commands.add_parser("completion", help="print the script that completes commands in a shell")
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(command=_command("completion", "completion"))
 
 
 if __name__ == "__main__":
