@@ -2,8 +2,8 @@
 
 Shards lie in a folder, of a file server too, or behind a URL (data/remote). A read that fails is tried again with
 growing pauses, until it has failed for too long; bytes that are not those of the index are read a second time. An
-utterance that stays unreadable is an `UtteranceError` that names shard, key, offset and reason. So is one that is larger
-than an utterance can be: nothing is decoded before its header has been compared with the index.
+utterance that stays unreadable is an `UtteranceError` that names shard, key, offset and reason. So is one that is
+larger than an utterance can be: nothing is decoded before its header has been compared with the index.
 
 What a remote store gave is kept on this host (data/remote/cache.py). Where a web server knows no ranges, a whole shard
 is fetched once, or read past where there is no room for it.
@@ -372,6 +372,8 @@ class ShardReader:
         try:
             with self._line_starts_lock:
                 if self._line_starts is None:
+                    # Looked for once: where a store is lost, each search would take as long as its retries.
+                    self._line_starts = np.zeros(0, np.int64)
                     self._line_starts = self.index.line_starts()
             start, stop = self._line_starts[utterance : utterance + 2].tolist()
             return parse_row(self._transcripts.read(TRANSCRIPTS, start, stop - start))["key"]

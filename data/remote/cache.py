@@ -168,10 +168,12 @@ class RangeCache:
                 used_bytes = self._evict(max(0, target_bytes))
             has_room = used_bytes + num_bytes <= self.max_bytes and num_bytes <= self._spare_bytes()
             if has_room:
-                # Before it is written: whoever counts the files meanwhile counts all of it.
-                os.truncate(temporary, num_bytes)
                 used_bytes += num_bytes
+            # First: a kill after it leaves the count too high.
             os.pwrite(descriptor, b"%0*d" % (USAGE_DIGITS, used_bytes), 0)
+            if has_room:
+                # Before it is written, and under the lock: whoever counts the files counts all of it.
+                os.truncate(temporary, num_bytes)
         if not has_room:
             raise OSError(errno.ENOSPC, f"there is no room for {num_bytes} bytes beside {used_bytes}")
 

@@ -30,13 +30,10 @@ class BusyError(OSError):
 
 
 def is_lasting(error: Exception) -> bool:
-    """Whether an error would come again at once: what is missing, what is forbidden, what has no credentials."""
+    """Whether an error would come again at once: what is missing, and what is forbidden."""
     if isinstance(error, FileNotFoundError | PermissionError):
         return True
-    if isinstance(error, OSError) and error.errno in LASTING_ERRNOS:
-        return True
-    # botocore's NoCredentialsError and PartialCredentialsError are no errors of the system, and it may be absent.
-    return "Credentials" in type(error).__name__
+    return isinstance(error, OSError) and error.errno in LASTING_ERRNOS
 
 
 @dataclass(frozen=True)

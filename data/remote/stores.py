@@ -71,10 +71,17 @@ class Store:
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:
         filesystem = self._filesystem
-        if isinstance(filesystem, AsyncFileSystem):
-            # The coroutine itself: fsspec's own way around it waits without end for what never answers.
-            return _call_in(filesystem.loop, getattr(filesystem, f"_{name}"), *arguments, timeout=timeout_s, **options)
-        return getattr(filesystem, name)(*arguments, **options)
+        try:
+            if isinstance(filesystem, AsyncFileSystem):
+                # The coroutine itself: fsspec's own way around it waits without end for what never answers.
+                function = getattr(filesystem, f"_{name}")
+                return _call_in(filesystem.loop, function, *arguments, timeout=timeout_s, **options)
+            return getattr(filesystem, name)(*arguments, **options)
+        except Exception as error:
+            # botocore's NoCredentialsError and PartialCredentialsError are no errors of the system.
+            if "Credentials" in type(error).__name__:
+                raise RefusedError(errno.EACCES, str(error)) from error
+            raise
 
 
 class WebStore(Store):
