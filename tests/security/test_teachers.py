@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
 
@@ -17,7 +18,7 @@ from launcher.errors import CheckpointError  # noqa: E402
 from launcher.recipe.teachers import TeacherSpec, read_spec  # noqa: E402
 from launcher.training.teachers.cache_match import CacheContents, CacheDescription, CacheInputs  # noqa: E402
 from launcher.training.teachers.cached import CachedTeacher  # noqa: E402
-from launcher.training.teachers.waveform import TransformersTeacher  # noqa: E402
+from launcher.training.teachers.waveform import TorchaudioTeacher, TransformersTeacher  # noqa: E402
 
 CODE = """
 from pathlib import Path
@@ -107,6 +108,8 @@ def test_weights_that_are_cut_short_are_a_paragraph(folder):
     ("name", "keys"),
     [
         ("config.json", {"attn_implementation": "strangers/kernel"}),
+        ("config.json", {"_attn_implementation": "strangers/kernel"}),
+        ("config.json", {"experts_implementation": {"": "strangers/kernel"}}),
         ("adapter_config.json", {"base_model_name_or_path": "strangers/model"}),
     ],
 )
@@ -116,6 +119,99 @@ def test_names_of_code_or_weights_elsewhere_are_refused(folder, name, keys):
     change(folder / name, **keys)
     with pytest.raises(CheckpointError, match="names code or weights elsewhere"):
         open_teacher(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "adapter_config.json"])
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "true", "[" * 10**5, "1" * 5000, "", "\xff"])
+def test_a_description_that_is_none_is_a_paragraph(folder, name, content):
+    spec = read_spec(folder, "The teacher")
+    (folder / name).write_text(content, "latin1")
+    with pytest.raises(CheckpointError, match=r"^The teacher in .*hubert") as refusal:
+        TransformersTeacher(folder, spec, torch.device("cpu"))
+    assert "\n" not in str(refusal.value)
+
+
+ODD_SETTINGS = [
+    {"num_attention_heads": 0},
+    {"num_attention_heads": [1]},
+    {"vocab_size": "x"},
+    {"pad_token_id": {"a": 1}},
+    {"conv_kernel": 3},
+    {"num_conv_pos_embeddings": 10**19},
+    {"hidden_act": "os.system"},
+    {"dtype": "float7"},
+]
+
+
+@pytest.mark.parametrize("keys", ODD_SETTINGS, ids=lambda keys: next(iter(keys)))
+def test_a_setting_that_transformers_stumbles_over_is_a_paragraph(folder, keys):
+    change(folder / "config.json", **keys)
+    with pytest.raises(CheckpointError, match="cannot be opened by transformers") as refusal:
+        open_teacher(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_teacher_that_lacks_weights_is_not_filled_up_at_random(folder):
+    weights = load_file(folder / "model.safetensors")
+    # What transformers itself leaves out of some models; it serves training.
+    save_file({name: weights[name] for name in weights if name != "masked_spec_embed"}, folder / "model.safetensors")
+    change(folder / "config.json")
+    open_teacher(folder)
+    del weights["encoder.layers.0.attention.k_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks weights of the model.*k_proj"):
+        open_teacher(folder)
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 50, "intermediate_size": 2**16}, {"hidden_size": 2**15}])
+def test_a_teacher_that_is_larger_than_its_weights_gets_no_memory(folder, changes, monkeypatch):
+    # 2^15 is beyond the memory of most machines; fifty layers would be drawn at random.
+    change(folder / "config.json", **changes)
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", None)
+    with pytest.raises(CheckpointError, match=r"its model has [0-9,]+ values, and [0-9,]+ are stored"):
+        open_teacher(folder)
+
+
+TORCHAUDIO = {
+    "extractor_mode": "group_norm",
+    "extractor_conv_layer_config": [[4, 400, 320]],
+    "extractor_conv_bias": False,
+    "encoder_embed_dim": 8,
+    "encoder_projection_dropout": 0.0,
+    "encoder_pos_conv_kernel": 2,
+    "encoder_pos_conv_groups": 1,
+    "encoder_num_layers": 1,
+    "encoder_num_heads": 1,
+    "encoder_attention_dropout": 0.0,
+    "encoder_ff_interm_features": 8,
+    "encoder_ff_interm_dropout": 0.0,
+    "encoder_dropout": 0.0,
+    "encoder_layer_norm_first": False,
+    "encoder_layer_drop": 0.0,
+    "aux_num_out": None,
+}
+HOSTILE_TORCHAUDIO = {
+    "a list": [],
+    "nothing": None,
+    "no model": {},
+    "a model that is a list": {"model": [1]},
+    "a text as heads": {"model": TORCHAUDIO | {"encoder_num_heads": "x"}},
+    "no heads": {"model": TORCHAUDIO | {"encoder_num_heads": 0}},
+    "a million layers": {"model": TORCHAUDIO | {"encoder_ff_interm_features": 2**30}},
+    "an unknown key": {"model": TORCHAUDIO | {"os": "system"}},
+    "other weights": {"model": TORCHAUDIO},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TORCHAUDIO)
+def test_a_model_of_torchaudio_that_is_none_is_a_paragraph(tmp_path, name):
+    pytest.importorskip("torchaudio")
+    (tmp_path / "torchaudio.json").write_text(json.dumps(HOSTILE_TORCHAUDIO[name]))
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    spec = TeacherSpec(kind="torchaudio", layers=1, width=8, frame_s=0.02)
+    with pytest.raises(CheckpointError, match=r"cannot be (read|opened by torchaudio)") as refusal:
+        TorchaudioTeacher(tmp_path, spec, torch.device("cpu"))
+    assert "\n" not in str(refusal.value)
 
 
 WAVEFORM = {"model_type": "wav2vec2", "num_hidden_layers": 1, "hidden_size": 8, "conv_stride": [5, 2]}

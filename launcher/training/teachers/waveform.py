@@ -6,19 +6,20 @@ Utterances are batched only where padding cannot reach a valid frame; otherwise 
 Shapes: B batch, W waveform samples, S frames, D width.
 """
 
-import json
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from data.files import read_json
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherSpec
 from launcher.training.feature_batch import FeatureBatch
@@ -27,6 +28,33 @@ from launcher.training.teachers.teacher import Teacher, TeacherOutput
 # Filterbanks of transformers: windows of 25 ms every 10 ms.
 WINDOW_SAMPLES = 400
 HOP_SAMPLES = 160
+# What a model may have beyond twice the stored values: a few of the smallest models' layers.
+SPARE_VALUES = 1 << 20
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    """The content of a teacher's JSON file; CheckpointError when it is no mapping."""
+    try:
+        description = read_json(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"The teacher in {file.parent} has a {file.name} that cannot be read: {error}.") from None
+    if not isinstance(description, dict):
+        raise CheckpointError(f"The teacher in {file.parent} has a {file.name} that cannot be read: it is no mapping.")
+    return description
+
+
+def _check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
+    """ValueError where the model that is built has far more values than are stored, before it gets memory for them."""
+    num_stored = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
+                num_stored += math.prod(tensors.get_slice(name).get_shape())
+    with torch.device("meta"):
+        num_values = sum(parameter.numel() for parameter in build().parameters())
+    # Some are not stored, such as those that are used for training alone.
+    if num_values > 2 * num_stored + SPARE_VALUES:
+        raise ValueError(f"its model has {num_values:,} values, and {num_stored:,} are stored")
 
 
 class WaveformTeacher(Teacher):
@@ -86,7 +114,7 @@ class TransformersTeacher(WaveformTeacher):
 
     def __init__(self, folder: Path, spec: TeacherSpec, device: torch.device):
         try:
-            from transformers import AutoFeatureExtractor, AutoModel
+            from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
         except ImportError:
             raise ConfigError(
                 f"The teacher in {folder} is a model of transformers, which is not installed. "
@@ -97,12 +125,13 @@ class TransformersTeacher(WaveformTeacher):
             file = folder / name
             if not file.is_file():
                 continue
-            try:
-                description = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                raise CheckpointError(f"The teacher in {folder} has a {name} that cannot be read: {error!r}.") from None
+            description = _read_description(file)
             # transformers 5 takes kernels by the names of repositories, and an adapter's base model from anywhere.
-            if name == "adapter_config.json" or "/" in str(description.get("attn_implementation", "")):
+            names_code = False
+            for key, value in description.items():
+                if key.endswith("_implementation") and "/" in str(value):
+                    names_code = True
+            if name == "adapter_config.json" or names_code:
                 raise CheckpointError(
                     f"The teacher in {folder} has a {name} that names code or weights elsewhere. Take "
                     "`attn_implementation` out of config.json; merge an adapter with its model and save that."
@@ -114,18 +143,32 @@ class TransformersTeacher(WaveformTeacher):
             self.front_end = AutoFeatureExtractor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            model: Any = AutoModel.from_pretrained(
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            _check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
+            model: Any
+            model, report = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        # Each class of transformers stumbles over odd values of its files in its own way.
+        except Exception as error:
+            # Some tell over several lines.
+            reason = " ".join(f"{error}".split())
             raise CheckpointError(
-                f"The teacher in {folder} cannot be opened by transformers: {error}. It takes what save_pretrained of "
+                f"The teacher in {folder} cannot be opened by transformers: {reason}. It takes what save_pretrained of "
                 "model and feature extractor write: config.json, model.safetensors, preprocessor_config.json."
             ) from None
+        # transformers draws them at random, and says so in a warning. The one left out is for training alone.
+        missing = sorted(name for name in report["missing_keys"] if not name.endswith("masked_spec_embed"))
+        if missing:
+            raise CheckpointError(
+                f"The teacher in {folder} lacks weights of the model in its config.json, {missing[0]} among them: they "
+                "would be drawn at random. Copy the folder again from where it was made."
+            )
 
         self.filterbank = model.config.model_type in FILTERBANK_MODELS
         encoder = model
@@ -169,15 +212,19 @@ class TorchaudioTeacher(WaveformTeacher):
     def __init__(self, folder: Path, spec: TeacherSpec, device: torch.device):
         from torchaudio.models import wav2vec2_model
 
-        description = json.loads((folder / "torchaudio.json").read_text(encoding="utf-8"))
-        arguments = description["model"]
+        description = _read_description(folder / "torchaudio.json")
         try:
+            arguments = description["model"]
+            _check_size(folder, lambda: wav2vec2_model(**arguments))
             model = wav2vec2_model(**arguments)
             model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, TypeError, ValueError, RuntimeError) as error:
+        # torchaudio checks none of its arguments.
+        except Exception as error:
+            reason = " ".join(f"{error}".split())
             raise CheckpointError(
-                f"The teacher in {folder} cannot be opened by torchaudio: {error}. torchaudio.json holds the arguments "
-                "of torchaudio.models.wav2vec2_model under `model`, model.safetensors the weights of that model."
+                f"The teacher in {folder} cannot be opened by torchaudio: {reason}. torchaudio.json holds the "
+                "arguments of torchaudio.models.wav2vec2_model under `model`, model.safetensors the weights of that "
+                "model."
             ) from None
         self.normalize = bool(description.get("normalize_waveform", False))
         self.convolutions: list[list[int]] = arguments["extractor_conv_layer_config"]
