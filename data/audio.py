@@ -1,7 +1,8 @@
 """Utterances: what they are, and their samples read from any file that libsndfile knows."""
 
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import soxr
 
 from data.containers import AudioError
 from data.errors import DataError
+from data.members import Cell, Member, describe_member, member_file
 from data.recordings import MAX_UTTERANCE_S, Recording, read_recording
 
 # Manifests round times to hundredths of a second; a clip may pass the end of its file by this much.
 END_TOLERANCE_S = 0.02
+# What rows say of the length of a whole recording is rounded, and lossy codecs add and drop some milliseconds.
+STATED_TOLERANCE_S = 0.5
+STATED_TOLERANCE = 0.05
 # Lossy codecs overshoot full scale a little; floats beyond this were never scaled to [-1, 1].
 PEAK_LIMIT = 2.0
 # The window of the features: what is shorter gives no frame.
@@ -25,13 +30,15 @@ STEP = 1 / 2**15
 class Clip:
     """A stretch of an audio file: from `start_s` for `seconds`, or to its end when that is None.
 
-    `channel` counts from 0; None averages the channels.
+    `channel` counts from 0; None averages the channels. `member` is the recording inside of `path` that is meant where
+    that is a tar or a table.
     """
 
     path: Path
     start_s: float = 0.0
     seconds: float | None = None
     channel: int | None = None
+    member: Member | Cell | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +134,29 @@ def read_audio(utterance: Utterance, sample_rate_hz: int) -> np.ndarray:
 
 def read_clip(clip: Clip, sample_rate_hz: int, max_s: float = MAX_UTTERANCE_S) -> np.ndarray:
     """Decode one clip of at most `max_s` seconds, as `read_audio` does. Raises AudioError."""
+    if clip.member is None:
+        return np.concatenate(list(read_blocks(clip, sample_rate_hz, max_s)))
+    with member_file(clip.path, clip.member) as path:
+        shown = describe_member(clip.path, clip.member)
+        try:
+            stated_s = clip.member.stated_s
+            seconds = open_recording(path).seconds
+            if stated_s is not None and abs(seconds - stated_s) > max(STATED_TOLERANCE_S, STATED_TOLERANCE * stated_s):
+                raise AudioError(
+                    f"{path} lasts {seconds:.3f} s, its row says {stated_s:g} s, and its text may be that of a part"
+                )
+            file_clip = replace(clip, path=path, member=None)
+            return np.concatenate(list(read_blocks(file_clip, sample_rate_hz, max_s)))
+        except AudioError as error:
+            # The file will be gone when this is read.
+            raise AudioError(str(error).replace(str(path), shown)) from error
+
+
+def read_blocks(clip: Clip, sample_rate_hz: int, max_s: float) -> Iterator[np.ndarray]:
+    """The samples of a clip that is a file of its own, as `read_clip` gives them, in blocks of bounded size.
+
+    Raises AudioError: of samples that are no sound after the last block, for only the whole clip shows it.
+    """
     recording = open_recording(clip.path)
     check_clip(clip, recording, max_s)
     source_rate_hz = recording.sample_rate_hz
@@ -140,7 +170,6 @@ def read_clip(clip: Clip, sample_rate_hz: int, max_s: float = MAX_UTTERANCE_S) -
     resampler = None
     if source_rate_hz != sample_rate_hz:
         resampler = soxr.ResampleStream(source_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
-    pieces: list[np.ndarray] = []
     lowest = np.float32(np.inf)
     highest = np.float32(-np.inf)
     loudest = np.float32(0)
@@ -152,9 +181,9 @@ def read_clip(clip: Clip, sample_rate_hz: int, max_s: float = MAX_UTTERANCE_S) -
         loudest = np.maximum(loudest, np.abs(samples).max())
         if resampler is not None:
             mono = resampler.resample_chunk(mono)
-        pieces.append(mono)
+        yield mono
     if resampler is not None:
-        pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
     peak = np.maximum(-lowest, highest)
     # Two channels of opposite sign, as a balanced line wired wrongly gives them. A loss of 40 dB is no stereo image.
@@ -170,7 +199,6 @@ def read_clip(clip: Clip, sample_rate_hz: int, max_s: float = MAX_UTTERANCE_S) -
         source = str(clip.path) if clip.channel is None else f"channel {clip.channel} of {clip.path}"
         level = round(float(highest), 4)
         raise AudioError(f"{source} is digital silence: all of its {num_samples} samples are {level:g}")
-    return np.concatenate(pieces)
 
 
 def audio_seconds(path: Path) -> float:

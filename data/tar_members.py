@@ -6,7 +6,13 @@ sparse or compressed. Here a member may have one such header, for a name of more
 (pax's and GNU's), and of it the name alone is read.
 """
 
+import os
 import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files import open_regular
 
 BLOCK_BYTES = 512
 # Of a header about the next one; a path of Linux has 4096 bytes at most.
@@ -15,6 +21,77 @@ MAX_NAME_HEADER_BYTES = 2**14
 MAX_DIGITS = 6
 NAME_HEADERS = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+# Folders, and what `git archive` writes about a tar as a whole: no members.
+PASSED_OVER = (tarfile.DIRTYPE, tarfile.XGLTYPE)
+# Of a tar of others; listed, they take half a gigabyte.
+MAX_MEMBERS = 2_000_000
+
+
+class TarMember(NamedTuple):
+    """A member of a tar: its name and the range of its bytes, or the `problem` because of which it is not read."""
+
+    name: str
+    start: int
+    num_bytes: int
+    problem: str = ""
+
+
+def list_members(path: Path) -> Iterator[TarMember]:
+    """The members of a tar that others wrote, in order; only headers are read.
+
+    A member that is no plain file, or whose name leads out of a folder, has its problem. ValueError, after the members
+    before it, where the tar breaks off, is compressed, or is none; OSError when it cannot be opened.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        _check_magic(file.read(BLOCK_BYTES))
+        long_name: str | None = None
+        position = 0
+        num_members = 0
+        while True:
+            file.seek(position)
+            block = file.read(BLOCK_BYTES)
+            if len(block) < BLOCK_BYTES:
+                raise ValueError("breaks off: it has no end; fetch it again")
+            if not block.strip(b"\0"):
+                return
+            try:
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError as error:
+                raise ValueError(f"is damaged: byte {position} begins no member ({error})") from None
+            start = position + BLOCK_BYTES
+            name = long_name or header.name
+            if not 0 <= header.size <= size - start:
+                raise ValueError(f"breaks off: member {name[:80]!r} is said to have {header.size} bytes")
+            position = start + -(-header.size // BLOCK_BYTES) * BLOCK_BYTES
+            if header.type in NAME_HEADERS and long_name is None:
+                # One byte more than it may have is enough to see that.
+                long_name = _parse_name(header, file.read(min(header.size, MAX_NAME_HEADER_BYTES + 1)))
+                continue
+            long_name = None
+            if header.type in PASSED_OVER:
+                continue
+            num_members += 1
+            if num_members > MAX_MEMBERS:
+                raise ValueError(f"has more than {MAX_MEMBERS} members; divide it")
+            yield TarMember(name, start, header.size, _problem(name, header))
+
+
+def _check_magic(block: bytes) -> None:
+    """Raise ValueError for what does not begin as a tar does."""
+    if block.startswith(b"\x1f\x8b"):
+        raise ValueError("is compressed with gzip: members are read where they lie, so unpack it with gunzip")
+    # Tars of before 1988 have no magic, and much would pass for one. Zeros alone are a tar without members.
+    if block.strip(b"\0") and block[257:262] != b"ustar":
+        raise ValueError("is no tar")
+
+
+def _problem(name: str, header: tarfile.TarInfo) -> str:
+    if header.type not in PLAIN:
+        return f"member {name[:80]!r} is a link, a device or a file with holes, and not a plain file"
+    if name.startswith("/") or ".." in name.split("/"):
+        return f"member {name[:80]!r} has a name that leads out of its folder"
+    return ""
 
 
 def read_members(content: bytes, num_members: int) -> dict[str, bytes]:

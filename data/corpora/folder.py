@@ -20,14 +20,8 @@ from data.corpora.hashed_splits import split_by_hash
 from data.corpora.rejections import describe_rejections
 from data.errors import DataError
 from data.manifests.manifest import read_manifest
+from data.manifests.splits import canonical_split
 from data.text import RULES_VERSION, normalize_text, split_key
-
-# What other tools call the splits that trainings read, in any case.
-SPLIT_SYNONYMS = {
-    "train": ("train", "training", "trn"),
-    "dev": ("dev", "devel", "development", "valid", "validation", "validate", "val"),
-    "test": ("test", "testing", "tst"),
-}
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +32,8 @@ class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
     name: Literal["folder"] = "folder"
     manifest: Path = Field(
         description="a .jsonl, .json, .csv or .tsv file, whose audio paths are relative to it; lhotse's cuts or "
-        "supervisions; a folder with Kaldi's wav.scp, text and segments, or with one such folder per split"
+        "supervisions; a .tar, .parquet or .arrow file; a folder of Kaldi's, lhotse's (Shar), NeMo's (tars), Hugging "
+        "Face's (audio folder, Parquet, save_to_disk) or WebDataset's, or with one such folder per split"
     )
     normalize: Literal["lower", "none"] = Field(
         default="lower", description="lower: texts in lower case; none: as written"
@@ -122,14 +117,6 @@ def select(config: FolderConfig, seed: int) -> Selection:
     rejected.sort(key=lambda row: row.line)
     assert len(utterances) + len(rejected) == num_rows, "a row of the manifest was lost"
     return Selection(_with_splits(utterances, config), rejected)
-
-
-def canonical_split(name: str) -> str:
-    """What a split is called here: train, dev or test where its name means one of them, else as it is."""
-    for split, synonyms in SPLIT_SYNONYMS.items():
-        if name.lower() in synonyms:
-            return split
-    return name
 
 
 CORPUS = Corpus(FolderConfig, select)

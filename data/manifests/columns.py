@@ -5,6 +5,7 @@ text of a part.
 """
 
 import functools
+import math
 import re
 from typing import Any
 
@@ -50,6 +51,7 @@ PLACE = re.compile(
 NO_PLACE = re.compile(r"chars?|characters?|words?|tokens?|lines?|pages?|bytes?|text|date|day|month|year")
 # What a time, or a side of a call, looks like in a cell.
 PLACE_VALUE = re.compile(r"[.,:]*\d[\d.,:]*|[ab]|left|right", re.IGNORECASE)
+PLACES = frozenset(COLUMNS["start_s"] + COLUMNS["end_s"] + COLUMNS["seconds"])
 ALIASES = frozenset(alias for aliases in COLUMNS.values() for alias in aliases)
 
 
@@ -60,6 +62,17 @@ def column_name(name: str) -> str:
     are start_time, start_time and start_s."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
     return re.sub(r"[\W_]+", "_", words).strip("_").lower()
+
+
+def number_of(value: Any) -> float:
+    """A cell as a number; NaN where it is none."""
+    if isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    # Overflow: an integer of hundreds of digits.
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def known_columns(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -92,6 +105,30 @@ def known_columns(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 "start_s, end_s, seconds (all in seconds) or channel, or leave it out"
             )
     return row, list(others)
+
+
+def whole_recording(content: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """The columns of a row whose recording is whole, and how long they say that it is, in seconds.
+
+    Beside a recording that was cut out of a longer one, columns often still say where it lay there: these are not read.
+    """
+    columns: dict[str, Any] = {}
+    times: dict[str, float] = {}
+    for name, value in content.items():
+        column = column_name(name)
+        for kind in ("start_s", "end_s", "seconds"):
+            if column in COLUMNS[kind]:
+                times.setdefault(kind, number_of(value))
+        is_read = column not in PLACES and column not in COLUMNS["audio"]
+        if is_read and not OTHER_UNITS.fullmatch(column) and not _is_place(column, value):
+            columns[name] = value
+    stated_s = times.get("seconds")
+    if stated_s is None and "end_s" in times:
+        stated_s = times["end_s"] - times.get("start_s", 0.0)
+    # NaN, of what is no number, is not above zero.
+    if stated_s is None or not 0 < stated_s < math.inf:
+        return columns, None
+    return columns, stated_s
 
 
 def _is_place(column: str, value: Any) -> bool:

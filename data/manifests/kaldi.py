@@ -35,28 +35,19 @@ class _Line(NamedTuple):
     value: str
 
 
-def kaldi_directories(folder: Path) -> dict[str, Path]:
-    """The data directories at a folder by their split: itself ("") or those in it; empty where there is none."""
-    if (folder / "wav.scp").is_file():
-        return {"": folder}
-    directories: dict[str, Path] = {}
-    if folder.is_dir():
-        for directory in sorted(folder.iterdir()):
-            if (directory / "wav.scp").is_file():
-                directories[directory.name] = directory
-    return directories
+def is_kaldi(folder: Path) -> bool:
+    """Whether a folder is a data directory."""
+    return (folder / "wav.scp").is_file()
 
 
-def kaldi_files(folder: Path) -> list[Path]:
-    """The files that are read of the data directories at a folder."""
-    files: list[Path] = []
-    for directory in kaldi_directories(folder).values():
-        files += [directory / name for name in FILES if (directory / name).is_file()]
-    return files
+def kaldi_files(directory: Path) -> list[Path]:
+    """The files that are read of a data directory."""
+    return [directory / name for name in FILES if (directory / name).is_file()]
 
 
-def read_kaldi(directory: Path, split: str) -> Iterator[Row]:
-    """The rows of one data directory, in the columns of `data.manifests`; `split` is empty where it names none."""
+def read_kaldi(directory: Path, root: Path, split: str) -> Iterator[Row]:
+    """The rows of one data directory in the folder `root`, in the columns of `data.manifests`; `split` is empty where
+    the directory names none."""
     tables: dict[str, dict[str, _Line]] = {}
     for name in FILES:
         tables[name] = {}
@@ -80,7 +71,7 @@ def read_kaldi(directory: Path, split: str) -> Iterator[Row]:
                 labels[column] = tables[table].get(key, _Line(0, "")).value
             content |= labels
             # From the folder of the whole corpus.
-            content["audio"] = str(Path(split, content["audio"]))
+            content["audio"] = str(Path(directory.relative_to(root), content["audio"]))
             # The name of a file may be in any encoding.
             if UNDECODED.search("".join(labels.values())):
                 content = NOT_UTF8

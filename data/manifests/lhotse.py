@@ -19,6 +19,8 @@ RECORDINGS = "recordings"
 # What lhotse writes of a supervision or cut, beside custom fields of a user; the others mean nothing here.
 SUPERVISION = ("id", "recording_id", "start", "duration", "channel", "text", "language", "speaker")
 CUT = ("id", "start", "duration", "channel", "supervisions", "recording", "type", "features")
+# Anything may stand where lhotse writes an object, a list or a number.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def kind_of(row: Columns) -> str:
@@ -68,23 +70,33 @@ def read_lhotse(path: Path, rows: Iterable[Row], kind: str) -> Iterator[Row]:
         if isinstance(row.content, str):
             yield row
             continue
-        contents: list[Columns | str] = []
-        # Anything may stand where lhotse writes an object, a list or a number.
-        try:
-            if kind == "cuts":
-                contents += _cut(row.content, path.parent)
-            elif row.content["recording_id"] in recordings:
-                recording = recordings[row.content["recording_id"]]
-                contents.append(_supervision(row.content, 0.0, recording, path.parent))
-            else:
-                contents.append(f"its recording {row.content['recording_id']!r:.80} is not in {beside.name}")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            contents = [f"not one of lhotse's {kind} ({type(error).__name__}: {error!s:.80})"]
+        if kind == "cuts":
+            contents = cut_rows(row.content, path.parent)
+        else:
+            contents = [_supervision_row(row.content, recordings, beside)]
         for content in contents:
             yield Row(row.line, content, row.place)
 
 
-def _cut(cut: Columns, folder: Path) -> list[Columns | str]:
+def cut_rows(cut: Columns, folder: Path, tar: Path | None = None) -> list[Columns | str]:
+    """The columns of each supervision of a cut, or why it has none; a recording that was stored in Shar is in `tar`."""
+    try:
+        return _cut(cut, folder, tar)
+    except MALFORMED as error:
+        return [f"not one of lhotse's cuts ({type(error).__name__}: {error!s:.80})"]
+
+
+def _supervision_row(supervision: Columns, recordings: dict[str, Any], beside: Path) -> Columns | str:
+    try:
+        name = supervision["recording_id"]
+        if name not in recordings:
+            return f"its recording {name!r:.80} is not in {beside.name}"
+        return _supervision(supervision, 0.0, recordings[name], beside.parent, None)
+    except MALFORMED as error:
+        return f"not one of lhotse's supervisions ({type(error).__name__}: {error!s:.80})"
+
+
+def _cut(cut: Columns, folder: Path, tar: Path | None) -> list[Columns | str]:
     if cut["type"] not in ("MonoCut", "MultiCut"):
         return [f"a {cut['type']!s:.40}, of which the parts are not mixed here; save its audio and name that"]
     if not cut.get("recording"):
@@ -96,7 +108,7 @@ def _cut(cut: Columns, folder: Path) -> list[Columns | str]:
     unknown = {name: value for name, value in cut.items() if name not in CUT}
     contents: list[Columns | str] = []
     for supervision in supervisions:
-        columns = _supervision(supervision, float(cut["start"]), cut["recording"], folder)
+        columns = _supervision(supervision, float(cut["start"]), cut["recording"], folder, tar)
         if isinstance(columns, dict):
             columns = unknown | columns
         contents.append(columns)
@@ -108,6 +120,7 @@ def _supervision(
     offset_s: float,
     recording: Columns,
     folder: Path,
+    tar: Path | None,
 ) -> Columns | str:
     """The columns of a supervision, whose start counts from `offset_s` of its recording."""
     if recording.get("transforms"):
@@ -118,11 +131,14 @@ def _supervision(
     for source in recording["sources"]:
         if not set(channels) <= set(source["channels"]):
             continue
-        if source["type"] != "file":
+        is_in_tar = tar is not None and source["type"] == "shar"
+        if source["type"] != "file" and not is_in_tar:
             return f"its recording is a {source['type']!s:.40}, and recordings are read from files alone"
         columns = {name: value for name, value in supervision.items() if name not in SUPERVISION}
         columns["key"] = supervision["id"]
-        columns["audio"] = beside_or_here(folder, source["source"])
+        columns["audio"] = (
+            str(tar.absolute()) if tar is not None and is_in_tar else beside_or_here(folder, source["source"])
+        )
         # Sums of decimals end in ...0001.
         columns["start_s"] = round(offset_s + float(supervision["start"]), 6)
         columns["seconds"] = supervision["duration"]

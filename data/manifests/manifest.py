@@ -1,4 +1,4 @@
-"""A user's manifest: a JSONL, JSON, CSV or TSV file with one utterance per row, or one of lhotse or Kaldi.
+"""A user's manifest: a JSONL, JSON, CSV or TSV file with one utterance per row, or what other tools write in its place.
 
 Nothing is decoded here. A row that cannot be used is never dropped: it comes back as a `RejectedRow` with its line and
 the reason, so that rows in = used + rejected. Columns that have no meaning here are named once in the log. What is
@@ -27,10 +27,11 @@ from data.audio import (
     open_recording,
 )
 from data.errors import DataError
-from data.manifests.columns import COLUMNS, known_columns
-from data.manifests.kaldi import kaldi_directories, kaldi_files, read_kaldi
+from data.manifests.columns import COLUMNS, known_columns, number_of
 from data.manifests.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
+from data.manifests.places import PlaceFiles, is_place, place_files, place_of, read_place
 from data.manifests.rows import NOT_UTF8, Columns, Row, read_rows
+from data.members import Cell, Member
 
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20
@@ -44,18 +45,20 @@ logger = logging.getLogger(__name__)
 
 def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
     """Read a manifest: its usable rows in order, and the others with their reasons. It is a .jsonl, .json, .csv or .tsv
-    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.manifests.lhotse`), or a folder
-    of Kaldi's (see `data.manifests.kaldi`).
+    file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.manifests.lhotse`), or what
+    `data.manifests.places` knows.
 
     Columns and their aliases are those of `COLUMNS` in `data.manifests.columns`; audio is required, and text unless
     rows without one are wanted too (`untranscribed`): theirs is empty. Audio paths are relative to the manifest. Every
-    recording's length is measured, none is decoded. A row without a key gets one from its path, start and channel;
-    characters that a key cannot hold become `_`, and a key that another row has by this gets a few digits of a hash.
+    recording's length is measured, none is decoded; one inside of a tar or table is not opened at all. A row without a
+    key gets one from its path, start and channel; characters that a key cannot hold become `_`, and a key that another
+    row has by this gets a few digits of a hash.
     `split` stays empty where the row names none. Texts are stripped of outer white space and otherwise as written.
 
     Raises DataError when the file is missing, not UTF-8, of another kind, or lacks a required column.
     """
     required = ("audio",) if untranscribed else ("audio", "text")
+    path = place_of(path)
     folder = path if path.is_dir() else path.parent
     reader = _RowReader(folder, required)
     utterances: list[Utterance] = []
@@ -85,28 +88,23 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
     return utterances, rejected
 
 
-def manifest_files(path: Path) -> list[Path]:
-    """The files that `read_manifest` reads besides recordings: what a manifest says depends on the content of these."""
-    if path.is_dir():
-        return kaldi_files(path)
-    files = [path]
-    if SUPERVISIONS in path.name:
-        # Whoever reads the manifest says that it is missing.
-        with suppress(DataError):
-            files.append(recordings_beside(path))
+def manifest_files(path: Path) -> PlaceFiles:
+    """The files that `read_manifest` reads besides recordings: what a manifest says depends on these."""
+    path = place_of(path)
+    files = PlaceFiles([], [])
+    # Whoever reads the manifest says what is wrong with it.
+    with suppress(DataError):
+        if is_place(path):
+            return place_files(path)
+        files.lists.append(path)
+        if SUPERVISIONS in path.name:
+            files.lists.append(recordings_beside(path))
     return files
 
 
 def _rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
-    if path.is_dir():
-        directories = kaldi_directories(path)
-        if not directories:
-            raise DataError(
-                f"{path} is no manifest: it is a folder, and neither it nor a folder in it has Kaldi's wav.scp. Name a "
-                "file that lists the recordings and their texts."
-            )
-        for split, directory in directories.items():
-            yield from read_kaldi(directory, split)
+    if is_place(path):
+        yield from read_place(path)
         return
     rows = read_rows(path, [COLUMNS[column] for column in required])
     first = list(itertools.islice(rows, 1))
@@ -148,18 +146,23 @@ class _RowReader:
         if not re.fullmatch(r"[\w-]*", split):
             raise AudioError(f"split {split!r} has characters other than letters, digits, _ and -")
 
-        clip = self._clip(audio, row)
+        clip = self._clip(audio, row, given.member)
         name = _text_cell(row, "key")
         if name:
             identity: tuple[Any, ...] = (name,)
         else:
-            name = str(Path(audio).with_suffix("")).strip("./\\")
+            recording = audio
+            if given.member is not None:
+                recording = given.member.name
+            name = str(Path(recording).with_suffix("")).strip("./\\")
             # Several clips of one file would otherwise share a key.
             if clip.start_s:
                 name += f"_{round(clip.start_s * 1000):08d}ms"
             if clip.channel is not None:
                 name += f"_ch{clip.channel}"
             identity = (audio, clip.start_s, clip.seconds, clip.channel)
+            if given.member is not None:
+                identity = (*identity, given.member)
         return Utterance(
             key=self._unique_key(name, identity, line),
             clips=(clip,),
@@ -184,7 +187,7 @@ class _RowReader:
             return ""
         return path
 
-    def _clip(self, audio: str, row: Columns) -> Clip:
+    def _clip(self, audio: str, row: Columns, member: Member | Cell | None) -> Clip:
         start_s = _number_cell(row, "start_s") or 0.0
         seconds = _number_cell(row, "seconds")
         end_s = _number_cell(row, "end_s")
@@ -200,8 +203,11 @@ class _RowReader:
         channel = _number_cell(row, "channel")
         if channel is not None and (channel < 0 or channel != int(channel)):
             raise AudioError(f"channel {channel:g} is not 0, 1, ... (the first channel is 0)")
-        clip = Clip(find_file(self._folder, audio), start_s, seconds, None if channel is None else int(channel))
-        check_clip(clip, open_recording(clip.path))
+        path = find_file(self._folder, audio)
+        clip = Clip(path, start_s, seconds, None if channel is None else int(channel), member)
+        # What lies inside of another file is checked when it is decoded, so that a corpus is read once.
+        if member is None:
+            check_clip(clip, open_recording(path))
         return clip
 
     def _unique_key(self, name: str, identity: tuple[Any, ...], line: int) -> str:
@@ -276,13 +282,8 @@ def _number_cell(row: Columns, column: str) -> float | None:
     name, value = _cell(row, column)
     if value is None:
         return None
-    try:
-        number = float(value)
-    # Overflow: an integer of hundreds of digits.
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    # float(True) is 1.0.
-    if isinstance(value, bool) or not math.isfinite(number):
+    number = number_of(value)
+    if not math.isfinite(number):
         raise AudioError(f"column {name} holds {_quoted(value)}, expected a number")
     return number
 

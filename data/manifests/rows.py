@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from data.audio import is_file
 from data.errors import DataError
 from data.manifests.columns import column_name
+from data.members import Cell, Member
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.
@@ -34,12 +35,14 @@ Columns = dict[str, Any]
 class Row(NamedTuple):
     """A row: its line (of the first, where it has several), and its columns or the reason why it has none.
 
-    `place` names the file where a manifest has several.
+    `place` names the file where a manifest has several. `member` is the recording of the row where it lies inside of
+    the file that the column audio names.
     """
 
     line: int
     content: Columns | str
     place: str = ""
+    member: Member | Cell | None = None
 
 
 def manifest_suffix(path: Path) -> str:
@@ -127,7 +130,7 @@ def beside_or_here(folder: Path, name: str) -> str:
 def _json_rows(lines: list[str]) -> Iterator[Row]:
     for line, content in enumerate(lines, 1):
         if content.strip():
-            yield Row(line, _json_columns(content))
+            yield Row(line, json_columns(content))
 
 
 def _array_rows(text: str) -> Iterator[Row]:
@@ -148,7 +151,7 @@ def _array_rows(text: str) -> Iterator[Row]:
         blank = value[: len(value) - len(value.lstrip())]
         # An empty array has no value before its end.
         if value.strip() or not is_end or num_values:
-            yield Row(line + blank.count("\n"), _json_columns(value))
+            yield Row(line + blank.count("\n"), json_columns(value))
             num_values += 1
         line += value.count("\n")
         start = sign.end()
@@ -159,7 +162,8 @@ def _array_rows(text: str) -> Iterator[Row]:
         yield Row(line, f"not JSON (what follows value {num_values} is not closed by ], or stands behind it)")
 
 
-def _json_columns(content: str) -> Columns | str:
+def json_columns(content: str) -> Columns | str:
+    """The object that a JSON text holds, or why it holds none."""
     if UNDECODED.search(content):
         return NOT_UTF8
     try:

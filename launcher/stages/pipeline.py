@@ -264,7 +264,12 @@ class Pipeline:
             path = dict(self.recipe.corpus_paths())[name]
             if name == "corpus.manifest" and path.exists():
                 root = path if path.is_dir() else path.parent
-                return hash_files(manifest_files(path), root)
+                files = manifest_files(path)
+                lists = hash_files(files.lists, root)
+                # Tars and tables hold terabytes of recordings, and are recorded with the shards that are made of them.
+                if files.containers:
+                    return hash_value([hash_listing(files.containers, root), lists])
+                return lists
             if path.is_dir():
                 # A folder of recordings may hold terabytes, which are not read again at every start; lists of their
                 # transcripts are, where it is known which files these are.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.corpora.folder import canonical_split
 from data.errors import DataError
+from data.manifests.splits import canonical_split
 from data.sampler import BatchesConfig, change_length
 from data.shard_index import is_url, read_index, read_summary
 from launcher.errors import ConfigError

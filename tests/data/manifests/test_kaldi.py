@@ -46,7 +46,7 @@ def test_recordings_without_segments_are_utterances(corpus: Path) -> None:
         Utterance("utt1", (Clip(corpus / "a.wav"),), "hello  World", "", "ann", "", line=1),
         Utterance("utt2", (Clip(directory / "../call 1.flac"),), "зачем", "", "bob", "ru", line=2),
     ]
-    names = [path.name for path in manifest_files(directory)]
+    names = [path.name for path in manifest_files(directory).lists]
     assert names == ["wav.scp", "text", "utt2spk", "utt2lang"]
 
 

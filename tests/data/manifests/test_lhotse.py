@@ -95,7 +95,7 @@ def test_supervisions_are_read_with_the_recordings_beside_them(
     with caplog.at_level(logging.WARNING):
         assert used(folder, path) == USED
     assert [record.getMessage().count("not read: custom.") for record in caplog.records] == [1]
-    assert manifest_files(path) == [path, recordings]
+    assert manifest_files(path).lists == [path, recordings]
     reasons = [row.reason for row in read_manifest(path)[1]]
     for reason, words in zip(reasons, ("end 5 s", "'gone' is not in x_rec", "is empty", "channel [3]"), strict=True):
         assert words in reason

@@ -1,0 +1,125 @@
+"""WebDataset tars of others as rows: `KEY.flac` (or wav, mp3, opus, ...) with `KEY.txt` or `KEY.json` beside it.
+
+One row per key, whose recording is the whole member; it is read where it lies. Members of other kinds, such as features
+and pickles, are named in the log and never opened. A tar that breaks off gives the rows before that, and one that says
+so.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.files import open_regular
+from data.manifests.columns import whole_recording
+from data.manifests.rows import NOT_UTF8, Columns, Row, json_columns
+from data.manifests.splits import split_in_name
+from data.members import Member
+from data.tar_members import TarMember, list_members
+
+# The endings of recordings, in the order in which one of several is taken.
+AUDIO = (
+    *("flac", "wav", "opus", "ogg", "mp3", "aiff", "aif", "au", "sph", "w64", "caf", "g722"),
+    # Not read here, which their rows say.
+    *("m4a", "aac", "wma", "amr", "webm"),
+)
+TEXTS = ("txt", "json")
+MAX_TEXT_BYTES = 2**20
+# Kinds of members that one line of the log names.
+MAX_NAMED = 20
+
+logger = logging.getLogger(__name__)
+
+
+def tars_at(path: Path) -> list[Path]:
+    """The tars in a folder, in order; hidden files are half written."""
+    return [tar for tar in sorted(path.glob("*.tar")) if not tar.name.startswith(".")]
+
+
+def read_tars(tars: list[Path], folder: Path, split: str) -> Iterator[Row]:
+    """The rows of some tars, in the columns of `data.manifests`; their places count from `folder`. Tars whose names
+    begin with a split are of that one where `split` names none."""
+    not_read: set[str] = set()
+    for tar in tars:
+        place = os.path.relpath(tar, folder)
+        yield from _read_tar(tar, place, split or split_in_name(tar.name), not_read)
+    if not_read:
+        names = ", ".join(sorted(not_read)[:MAX_NAMED])
+        logger.warning("%s: members with these endings are not read: %s.", tars[0].parent, names)
+
+
+def _read_tar(tar: Path, place: str, split: str, not_read: set[str]) -> Iterator[Row]:
+    # By key, the members by their ending: the parts of a row need not follow each other.
+    samples: dict[str, dict[str, TarMember]] = {}
+    problems: list[str] = []
+    try:
+        for member in list_members(tar):
+            # As WebDataset has it: the key ends with the first dot of the last name.
+            match = re.fullmatch(r"((?:.*/)?[^./][^.]*)\.([^/]*)", member.name, re.DOTALL)
+            if member.problem:
+                problems.append(member.problem)
+            elif match is None:
+                not_read.add(Path(member.name).name[:40])
+            else:
+                key, ending = match[1], match[2].lower()
+                parts = samples.setdefault(key, {})
+                if ending in parts:
+                    member = member._replace(problem=f"two members are called {member.name[:80]!r}")
+                parts[ending] = member
+    except (OSError, ValueError) as error:
+        problems.append(f"the tar {error!s:.300}")
+
+    row = 0
+    with open_regular(tar) as file:
+        for key, parts in samples.items():
+            endings = [ending for ending in AUDIO if ending in parts]
+            not_read.update(parts.keys() - {*endings[:1], *TEXTS})
+            # Whatever has neither audio nor a text is no row: __index__ and others of WebDataset's own.
+            if not endings and parts.keys().isdisjoint(TEXTS):
+                continue
+            row += 1
+            content, stated_s = _content(key, parts, file)
+            if not endings and isinstance(content, dict):
+                content = f"it names no audio file: {key[:80]} has {', '.join(sorted(parts))[:80]}"
+            if isinstance(content, str):
+                yield Row(row, content, place)
+                continue
+            audio = parts[endings[0]]
+            content["audio"] = place
+            content.setdefault("split", split)
+            yield Row(row, content, place, Member(audio.name, audio.start, audio.num_bytes, stated_s))
+    for problem in problems:
+        row += 1
+        yield Row(row, problem, place)
+
+
+def _content(key: str, parts: dict[str, TarMember], file: Any) -> tuple[Columns | str, float | None]:
+    """The columns that stand beside a recording, or why there are none, and how long they say that it is."""
+    for part in parts.values():
+        if part.problem:
+            return part.problem, None
+    content: Columns = {}
+    for ending in TEXTS:
+        part = parts.get(ending)
+        if part is None:
+            continue
+        if part.num_bytes > MAX_TEXT_BYTES:
+            return f"{part.name[:80]} has {part.num_bytes} bytes, more than the {MAX_TEXT_BYTES} of a text", None
+        file.seek(part.start)
+        try:
+            text = file.read(part.num_bytes).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return NOT_UTF8, None
+        if ending == "txt":
+            content["text"] = text
+            continue
+        columns = json_columns(text)
+        if isinstance(columns, str):
+            return f"{part.name[:80]} is {columns}", None
+        # Both may give the text, and are then compared.
+        if "text" in content:
+            columns["txt"] = content["text"]
+        content = columns
+    return whole_recording(content)
