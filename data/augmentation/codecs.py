@@ -106,7 +106,7 @@ def through_g722(waveform: Waveform, sample_rate_hz: int) -> Waveform:
         samples = np.rint(np.pad(wide, (0, padding)) * 32_767).astype(np.int16)
         encoded = G722(G722_RATE_HZ, G722_BITS_PER_S).encode(samples)
         decoded = np.asarray(G722(G722_RATE_HZ, G722_BITS_PER_S).decode(encoded))
-        return decoded[G722_DELAY_SAMPLES:].astype(np.float32) / 32_767
+        return decoded[G722_DELAY_SAMPLES:].astype(np.float32) / np.float32(32_767)
 
     return _at_full_scale(waveform, sample_rate_hz, G722_RATE_HZ, transcode)
 

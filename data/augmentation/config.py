@@ -71,7 +71,10 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         """Sets of recordings that are read: the path or URL of each by its key, such as noise.recordings."""
         paths: dict[str, str] = {}
         for key in RECORDING_KINDS:
-            section = getattr(self, key)
-            if section is not None and section.recordings is not None:
-                paths[f"{key}.recordings"] = section.recordings
+            # One that is never drawn need not be there.
+            if self.probability_of(key) == 0:
+                continue
+            path = getattr(self, key).recordings
+            if path is not None:
+                paths[f"{key}.recordings"] = path
         return paths

@@ -144,6 +144,22 @@ def check_recordings(path: str, sample_rate_hz: int) -> None:
         )
 
 
+def recordings_identity(path: str) -> list[object] | None:
+    """What the content of a set follows from, as a JSON value; None where it is not there.
+
+    Shards are told by their checksums, audio files by their names and sizes: a folder of them may hold terabytes.
+    """
+    if is_shards(path):
+        try:
+            return [shard["sha256"] for shard in read_summary(path)["shards"]]
+        except DataError:
+            return None
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    return [[str(file.relative_to(folder)), file.stat().st_size] for file in audio_files(folder)]
+
+
 def check_folder(folder: Path) -> None:
     """Refuse (DataError) a folder that is not there, or in which nothing is taken for audio."""
     if not folder.is_dir():

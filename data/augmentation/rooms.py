@@ -21,6 +21,8 @@ SPEED_OF_SOUND_M_PER_S = 343.0
 EARLY_S = 0.05
 # Of the windowed sinc that places a reflection between two samples, to each side.
 SINC_SAMPLES = 32
+# Below, a response has next to nothing; no voice is as low.
+LOWEST_HZ = 50.0
 # Neither mouths nor microphones are nearer to a wall, or to each other.
 MARGIN_M = 0.2
 # The power of a reverberating field falls by 60 dB in the reverberation time: exp(-DECAY t / rt60).
@@ -101,7 +103,20 @@ def simulate_response(room: Room, sample_rate_hz: int, seed: int) -> npt.NDArray
     # RandomState's stream never changes (NEP 19); that of numpy's newer generators may with a release.
     generator = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
     response[num_early:num_samples] = np.sqrt(per_second / sample_rate_hz) * generator.standard_normal(len(times_s))
-    return response[:num_samples].astype(np.float32)
+    return _without_lowest(response[:num_samples], sample_rate_hz).astype(np.float32)
+
+
+def _without_lowest(response: npt.NDArray[np.float64], sample_rate_hz: int) -> npt.NDArray[np.float64]:
+    """A response through the high-pass of Allen and Berkley (1979, appendix). All of its reflections push in the same
+    direction, so that without it dense ones add up to a pressure that no room has."""
+    angle = 2 * math.pi * LOWEST_HZ / sample_rate_hz
+    radius = math.exp(-angle)
+    # Twice the length: what the filter adds behind the response is not to come around to its beginning.
+    size = 2 * len(response)
+    delay = np.exp(-2j * math.pi * np.fft.rfftfreq(size))
+    zeros = 1 - (1 + radius) * delay + radius * delay**2
+    poles = 1 - 2 * radius * math.cos(angle) * delay + radius**2 * delay**2
+    return np.fft.irfft(np.fft.rfft(response, size) * zeros / poles, size)[: len(response)]
 
 
 def _image_sources(room: Room) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -42,8 +42,7 @@ class WaveformAugmentation:
         self._sets: dict[str, RecordingSet] = {"babble": utterances}
         for key, path in config.recordings().items():
             kind = key.removesuffix(".recordings")
-            if kind in self._kinds:
-                self._sets[kind] = open_recordings(path, sample_rate_hz)
+            self._sets[kind] = open_recordings(path, sample_rate_hz)
         # By the number of the room; filled as rooms are drawn.
         self._responses: dict[int, Waveform] = {}
 
@@ -62,10 +61,8 @@ class WaveformAugmentation:
             try:
                 waveform = self._apply_kind(kind, waveform, draws)
             except DataError as error:
-                raise UtteranceError(
-                    key,
-                    f"Utterance {key} is broken: a recording for its {kind} (augment.{kind}) cannot be read. {error}",
-                ) from error
+                reason = f"a recording for its {kind} (augment.{kind}) cannot be read: {error}"
+                raise UtteranceError(key, f"Utterance {key} cannot be used: {reason}", reason=reason) from error
         return waveform.astype(np.float32, copy=False)
 
     def _apply_kind(self, kind: str, waveform: Waveform, draws: Draws) -> Waveform:

@@ -11,6 +11,7 @@ from data.files import read_json
 from data.masking import Masking
 from data.shard_index import read_summary
 from launcher.errors import ConfigError
+from launcher.recipe.augmentation import check_augmentation, check_augmentation_recordings
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import Recipe
@@ -50,14 +51,15 @@ def check_recipe(recipe: Recipe) -> None:
                 check_start(stage, recipe.training_stage(stage.initialize_from).model.encoder)
         if isinstance(stage, SelfSupervisedStage):
             check_masking(recipe, stage)
+        check_augmentation(recipe, stage)
         check_topology(recipe, stage)
         check_deepspeed_config(recipe.deepspeed_of(stage), stage.name, recipe.expert_parallel_of(stage))
         earlier.append(stage.name)
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse a recipe whose corpus, language model, hotwords (DataError), teacher or start (CheckpointError) is not
-    on the disk."""
+    """Refuse a recipe whose corpus, language model, hotwords (DataError), recordings for augmentation (ConfigError),
+    teacher or start (CheckpointError) is not on the disk."""
     for key, path in recipe.corpus_paths():
         if not path.exists():
             raise DataError(
@@ -70,6 +72,7 @@ def check_inputs(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             check_search_files(stage.search, f"stages.{stage.name}.search")
+    check_augmentation_recordings(recipe)
     check_model_folders(recipe)
 
 

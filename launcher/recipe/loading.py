@@ -11,6 +11,7 @@ from typing import Any
 
 from data.shard_index import is_url
 from launcher.errors import ConfigError
+from launcher.recipe.augmentation import with_absolute_recordings
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.file_limits import check_file, check_no_credentials
 from launcher.recipe.former_defaults import former_defaults_of, with_former_defaults
@@ -179,13 +180,17 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             changes["initialize_from"] = _absolute_model(stage.initialize_from)
         elif isinstance(stage, EvaluateStage):
             changes["search"] = with_absolute_files(stage.search)
+        if not isinstance(stage, EvaluateStage) and stage.augment is not None:
+            changes["augment"] = with_absolute_recordings(stage.augment)
         stages.append(stage.model_copy(update=changes))
 
     cluster = recipe.cluster
     if cluster.hostfile:
         cluster = cluster.model_copy(update={"hostfile": cluster.hostfile.expanduser().absolute()})
     corpus = recipe.corpus.model_copy(update=corpus_changes)
-    return recipe.model_copy(update={"corpus": corpus, "stages": tuple(stages), "cluster": cluster})
+    augment = with_absolute_recordings(recipe.augment)
+    sections = {"corpus": corpus, "augment": augment, "stages": tuple(stages), "cluster": cluster}
+    return recipe.model_copy(update=sections)
 
 
 def _absolute_model(model: str) -> str:

@@ -42,6 +42,8 @@ MAX_STRIDE = 1024
 
 # What AugmentConfig draws anew at every step; the speeds are a few.
 MASKS = ("frequency_masks", "time_masks")
+# Terms that compare the frames of two models one by one.
+FRAME_TERMS = ("ctc", "hidden", "units")
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, s
             )
 
     _check_front_end(recipe, stage, teacher, spec, name)
+    _check_time_warp(recipe, stage, teacher, spec, name)
     # Units are taken from the nearest frame, decoder and sequence compare tokens: these need no common frame rate.
     if "ctc" in terms or ("hidden" in terms and not stage.distill.hidden.resample):
         _check_frame_rate(recipe, stage, spec, name)
@@ -261,11 +264,22 @@ def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, s
 
 def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> str:
     """Why a teacher's outputs cannot be stored; empty when they can."""
-    # Other models take the waveform, which is never masked.
-    takes_masked_features = spec.kind == "chorus" and teacher.input in (None, "augmented")
-    if not takes_masked_features:
-        return ""
     augment = recipe.augment_of(stage)
+    # Every teacher's input is made of the recording that the student gets.
+    for key in augment.waveform_kinds():
+        return (
+            f"its input is augmented anew at every step (augment.{key} has a probability of "
+            f"{augment.probability_of(key):g}). Leave distill.cache out, so that the teacher runs at every step, or "
+            "set that probability to 0"
+        )
+    if augment.probability_of("time_warp") and not _takes_waveform(teacher, spec):
+        return (
+            "its input is warped anew at every step (augment.time_warp has a probability of "
+            f"{augment.probability_of('time_warp'):g}). Set that probability to 0"
+        )
+    # Other models take the waveform, which is never masked.
+    if _takes_waveform(teacher, spec) or teacher.input == "clean":
+        return ""
     for key in MASKS:
         num_masks = getattr(augment, key)
         if num_masks:
@@ -275,6 +289,29 @@ def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, sp
                 "augment.time_masks to 0"
             )
     return ""
+
+
+def _takes_waveform(teacher: TeacherConfig, spec: TeacherSpec) -> bool:
+    return spec.kind != "chorus" or teacher.input == "waveform"
+
+
+def _check_time_warp(
+    recipe: Recipe,
+    stage: DistillStage,
+    teacher: TeacherConfig,
+    spec: TeacherSpec,
+    name: str,
+) -> None:
+    """Refuse to compare frames of warped features with those of a teacher that gets the waveform (ConfigError)."""
+    if not recipe.augment_of(stage).probability_of("time_warp") or not _takes_waveform(teacher, spec):
+        return
+    for term in FRAME_TERMS:
+        if term in terms_of(stage, teacher):
+            raise ConfigError(
+                f"Stage {stage.name} is compared to {name} frame by frame in distill.{term}, and its features are "
+                "warped along time (augment.time_warp), while that teacher gets the waveform. Leave time_warp out, "
+                f"or set the weight of distill.{term} to 0."
+            )
 
 
 def _check_front_end(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec, name: str) -> None:

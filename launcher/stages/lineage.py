@@ -10,7 +10,7 @@ from pathlib import Path
 from data.shard_index import read_summary
 from launcher.run_files import read_evaluation
 from launcher.stages.context import StageContext
-from launcher.stages.pipeline import Pipeline
+from launcher.stages.pipeline import RECORDINGS_PREFIX, Pipeline
 from launcher.tracking import Artifact
 
 
@@ -48,6 +48,9 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
         elif name == "features":
             note = {"file": str(context.run.statistics_file)}
             yield _derived_artifact(pipeline, name, fingerprint, note)
+        elif name.startswith(RECORDINGS_PREFIX):
+            note = {"path": name.removeprefix(RECORDINGS_PREFIX)}
+            yield Artifact(f"recordings-{fingerprint[:12]}", "recordings", fingerprint, content={}, note=note)
         elif "/" in name:
             kind = "model"
             # Language models and hotwords of a search are files, teachers folders.

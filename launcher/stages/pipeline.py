@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.augmentation.recordings import recordings_identity
 from data.corpora import changed_recordings
 from data.corpora.published import PublishedCorpusConfig, transcript_lists
 from data.errors import DataError
@@ -40,6 +41,8 @@ Record = dict[str, Any]
 Hashes = dict[str, str]
 Changes = dict[str, str]
 
+# Of the name of an input: the path or URL of recordings for augmentation follows.
+RECORDINGS_PREFIX = "recordings "
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 
 
@@ -106,7 +109,7 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
             inputs += [str(path) for _, path in search_files(stage.search)]
         else:
             settings = Settings.of(training_settings, recipe, stage)
-            inputs = _training_inputs(stage)
+            inputs = _training_inputs(recipe, stage)
         nodes.append(StageNode(stage.name, stage.kind, settings, tuple(inputs)))
 
     # It shows what every stage left, and has no settings of its own.
@@ -120,10 +123,13 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
     return [*nodes, report]
 
 
-def _training_inputs(stage: AnyTrainingStage) -> list[str]:
+def _training_inputs(recipe: Recipe, stage: AnyTrainingStage) -> list[str]:
+    inputs = ["corpus/train"]
+    for path in recipe.augment_of(stage).recordings().values():
+        inputs.append(f"{RECORDINGS_PREFIX}{path}")
     if isinstance(stage, SelfSupervisedStage):
-        return ["corpus/train", "features"]
-    inputs = ["corpus/train", "tokenizer"]
+        return [*inputs, "features"]
+    inputs.append("tokenizer")
     if isinstance(stage, DistillStage):
         inputs += [teacher.model for teacher in stage.named_teachers]
     elif stage.initialize_from:
@@ -258,6 +264,11 @@ class Pipeline:
 
     def _input_hash(self, name: str) -> str | None:
         """Return a SHA-256 of an input's content, None when it is not there."""
+        if name.startswith(RECORDINGS_PREFIX):
+            identity = recordings_identity(name.removeprefix(RECORDINGS_PREFIX))
+            if identity is None:
+                return None
+            return hash_value(identity)
         if name.startswith("corpus/"):
             return self._split_hash(name.removeprefix("corpus/"))
         if name.startswith("corpus."):

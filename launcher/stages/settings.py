@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from data.augmentation.config import RECORDING_KINDS
 from launcher.recipe import EvaluateStage, Recipe, TrainingStage
 from launcher.recipe.distillation import FORMER_INPUT_KEY
 from launcher.recipe.former_defaults import FORMER_DEFAULTS
@@ -137,7 +138,9 @@ def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False
     settings["seed"] = recipe.seed_of(stage)
     settings["features"] = _dump(recipe.features, sparse)
     settings["batches"] = _dump(recipe.batches_of(stage), sparse)
-    settings["augment"] = _dump(recipe.augment_of(stage), sparse)
+    # Where recordings of noise and the like lie is no setting: they count by their content, as inputs.
+    places = {key: {"recordings"} for key in RECORDING_KINDS}
+    settings["augment"] = _dump(recipe.augment_of(stage), sparse, exclude=places)
     # Of all that `cluster` says, only this changes the arithmetic.
     settings["precision"] = recipe.cluster.precision
     return settings
