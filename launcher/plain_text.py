@@ -25,6 +25,9 @@ CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"
 NOT_CHARACTERS = r"\ud800-\udfff\ufffe\uffff"
 ACTING = re.compile(f"[{CONTROLS}{BIDI_CONTROLS}{NOT_CHARACTERS}]")
 
+# Characters; more than any row of a table.
+WIDEST_TABLE = 10_000
+
 
 def printable(text: str) -> str:
     r"""The text with what acts instead of being read as `\u001b`, the escape that JSON uses too."""
@@ -89,4 +92,8 @@ def make_console(**options: Any) -> "Console":
     """A console of rich's on standard output for tables whose cells are made by `table_cell`."""
     from rich.console import Console
 
-    return Console(file=raw_stream(sys.stdout), **options)
+    output = raw_stream(sys.stdout)
+    if not output.isatty():
+        # A program or a log reads it: rows are neither broken nor names cut to fit a width that nobody has.
+        options = {"soft_wrap": True, "width": WIDEST_TABLE} | options
+    return Console(file=output, **options)

@@ -5,10 +5,7 @@ import json
 
 from launcher.formatting import duration
 from launcher.monitoring.status import open_run, run_status
-from launcher.plain_text import make_console, table_cell
-
-# Characters; more than any name of a stage, so that none is cut.
-WIDEST_TABLE = 10_000
+from launcher.plain_text import WIDEST_TABLE, make_console, table_cell
 
 
 def status(options: argparse.Namespace) -> int:
@@ -49,7 +46,7 @@ def status(options: argparse.Namespace) -> int:
                 _format_known(useful, ".1%"),
             ]
         table.add_row(*cells)
-    # Rows are neither broken nor names cut to fit: a program or a log may read them.
+    # On a narrow terminal too, names are not cut.
     make_console(soft_wrap=True, width=WIDEST_TABLE).print(table)
     return 0
 

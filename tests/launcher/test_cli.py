@@ -426,6 +426,9 @@ def test_plan_shows_sizes_and_commands_and_starts_nothing(run, capsys):
     assert chorus(["plan", "mini", *run_dir]) == 0
     shown = capsys.readouterr().out
     assert all(words in shown for words in ("memory per process", "GFLOPs per s of audio", "experts", "zero3"))
+    # Where no terminal is, a stage and its state stand in one row.
+    (row,) = [line for line in shown.splitlines() if line.startswith("student ") and "distill" in line]
+    assert row.rstrip().endswith("waits for corpus/train, tokenizer, teacher")
 
 
 def test_a_plan_adds_up(run, capsys):
