@@ -29,6 +29,8 @@ CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 HEARTBEAT_NAME = re.compile(r"rank-(\d+)\.json")
 MAX_HEARTBEAT_BYTES = 2**16
 MAX_EVENT_BYTES = 2**22
+# A run of weeks writes some megabytes.
+MAX_EVENTS_BYTES = 2**30
 PROCESS_ID_BYTES = 20
 # The steps that events of these names carry; the last two are names of earlier versions.
 EVENT_STEPS = {
@@ -316,6 +318,9 @@ class RunFolder:
         try:
             # Bytes: a cut in the middle of a character must not cost the other lines.
             with files.open_regular(self.events_file) as file:
+                num_bytes = os.fstat(file.fileno()).st_size
+                if num_bytes > MAX_EVENTS_BYTES:
+                    raise ValueError(f"{self.events_file.name} has {num_bytes} bytes, more than {MAX_EVENTS_BYTES}")
                 while True:
                     # What is longer comes in pieces, none of which is an event.
                     line = file.readline(MAX_EVENT_BYTES)
@@ -327,7 +332,7 @@ class RunFolder:
                             events.append(event)
         except FileNotFoundError:
             return []
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"The events of the run in {self.path} cannot be read: {error}. Remove it.") from None
 
     def holder(self) -> int | None:
@@ -343,8 +348,13 @@ class RunFolder:
                 except BlockingIOError:
                     process = file.read(PROCESS_ID_BYTES).strip()
                     return int(process) if process.isdigit() else 0
+        except PermissionError:
+            raise ConfigError(
+                f"{self.lock_file} cannot be read, so that nobody can tell whether the run goes on. Have its owner "
+                "make the run folder readable (chmod -R g+rX)."
+            ) from None
         # Nobody holds what is no file.
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             pass
         return None
 
