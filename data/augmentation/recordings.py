@@ -21,6 +21,7 @@ from data.containers import AudioError
 from data.errors import DataError
 from data.reader import Example, ShardReader
 from data.recordings import read_recording
+from data.remote.settings import StorageConfig
 from data.shard_index import SUMMARY, is_url, read_index, read_summary
 
 Waveform = npt.NDArray[np.float32]
@@ -114,12 +115,12 @@ class FolderSet:
         return waveform.astype(np.float32, copy=False)
 
 
-def open_recordings(path: str, sample_rate_hz: int) -> RecordingSet:
-    """The set at a path or URL. DataError when there is none, or its shards have another rate."""
+def open_recordings(path: str, sample_rate_hz: int, storage: StorageConfig | None = None) -> RecordingSet:
+    """The set at a path or URL, which is read as `storage` says. DataError when there is none or it does not fit."""
     check_recordings(path, sample_rate_hz)
     if is_shards(path):
         index = read_index(path)
-        return ShardSet(ShardReader(index), len(index))
+        return ShardSet(ShardReader(index, storage), len(index))
     return FolderSet(Path(path), sample_rate_hz)
 
 

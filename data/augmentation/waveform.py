@@ -19,6 +19,7 @@ from data.augmentation.rooms import draw_room, simulate_response
 from data.augmentation.telephone import limit_band
 from data.errors import DataError
 from data.reader import UtteranceError
+from data.remote.settings import StorageConfig
 from data.sampler import derive_seed
 
 Waveform = npt.NDArray[np.float32]
@@ -30,11 +31,18 @@ MAX_RESPONSE_S = 10.0
 class WaveformAugmentation:
     """Augments the utterances of a split, at its sample rate; safe to use from several threads.
 
-    `utterances` are those of the split itself, which babble comes from unless the recipe names recordings. DataError
-    when a set of recordings is not there or does not fit.
+    `utterances` are those of the split itself, which babble comes from unless the recipe names recordings;
+    recordings are read as `storage` says. DataError when a set of them is not there or does not fit.
     """
 
-    def __init__(self, config: AugmentConfig, sample_rate_hz: int, seed: int, utterances: RecordingSet):
+    def __init__(
+        self,
+        config: AugmentConfig,
+        sample_rate_hz: int,
+        seed: int,
+        utterances: RecordingSet,
+        storage: StorageConfig | None = None,
+    ):
         self.config = config
         self.sample_rate_hz = sample_rate_hz
         self.seed = seed
@@ -42,7 +50,7 @@ class WaveformAugmentation:
         self._sets: dict[str, RecordingSet] = {"babble": utterances}
         for key, path in config.recordings().items():
             kind = key.removesuffix(".recordings")
-            self._sets[kind] = open_recordings(path, sample_rate_hz)
+            self._sets[kind] = open_recordings(path, sample_rate_hz, storage)
         # By the number of the room; filled as rooms are drawn.
         self._responses: dict[int, Waveform] = {}
 

@@ -28,6 +28,17 @@ from model.recognizer import Recognizer, RecognizerConfig
 # Lists, whose items the section's own validator holds: (section, key).
 CHECKED_BY_VALIDATORS = {
     ("AugmentConfig", "speeds"),
+    ("NoiseConfig", "snr_db"),
+    ("BabbleConfig", "snr_db"),
+    ("BabbleConfig", "voices"),
+    ("ReverberationConfig", "rt60_s"),
+    ("ReverberationConfig", "side_m"),
+    ("ReverberationConfig", "height_m"),
+    ("ReverberationConfig", "distance_m"),
+    ("VolumeConfig", "gain_db"),
+    ("ClippingConfig", "level"),
+    ("CodecConfig", "mp3_kbps"),
+    ("CodecConfig", "opus_kbps"),
     ("OptimizerConfig", "betas"),
     ("ClusterConfig", "profile_steps"),
     ("RecognizerConfig", "intermediate_ctc"),

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import launcher.training.write_teacher_cache
 from data.augmentation import AugmentConfig
+from data.augmentation.config import WAVEFORM_KINDS
 from data.sampler import derive_seed
 from data.sidecars import SidecarWriter
 from data.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ from launcher.executor import Executor
 from launcher.inference.finished_model import FinishedModel
 from launcher.monitoring.progress import PlainDisplay
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe import Recipe, check_model_folders, load_recipe
+from launcher.recipe import Recipe, check_model_folders, dump, load_recipe
 from launcher.recipe.teachers import MASKS
 from launcher.run_folder import RunFolder, write_json
 from launcher.stages.context import StageContext
@@ -330,10 +331,48 @@ def test_masks_of_the_teachers_input_cannot_be_stored(cached, capsys):
     assert chosen(run, *without).folder == chosen(cached).folder
 
 
+@pytest.mark.parametrize("kind", [*WAVEFORM_KINDS, "time_warp"])
+def test_what_is_drawn_anew_at_every_step_cannot_be_stored(cached, kind, capsys):
+    section = "{probability: 0.25}"
+    if kind == "noise":
+        section = "{probability: 0.25, recordings: /nowhere}"
+    change = f"augment.{kind}={section}"
+    run = RunFolder(cached.path.with_name(f"augmented-{kind}"))
+    shutil.copytree(cached.path, run.path)
+    run.recipe_file.write_text(dump(load_recipe(cached.recipe_file, [change])))
+    choice = chosen(run)
+    assert choice.folder is None
+    assert "anew at every step" in choice.reason
+    assert f"(augment.{kind} has a probability of 0.25)" in choice.reason
+    assert main(["cache-teacher", f"{run.path}/{STAGE}"]) == 2
+    assert f"cannot be stored: {choice.reason}" in capsys.readouterr().err
+    for use in ("require", "make"):
+        with pytest.raises(ConfigError, match=f"there can be none: .*augment.{kind} has a probability of 0.25"):
+            check_model_folders(load_recipe(run.recipe_file, [f"stages.{STAGE}.distill.cache.use={use}"]))
+    # What never happens is no reason.
+    assert chosen(run, f"augment.{kind}.probability=0").folder == chosen(cached).folder
+
+
 def test_nothing_else_of_augmentation_changes_from_step_to_step():
     """A new one must be stored, as speeds are, or be among those that cannot be."""
     widths = {"frequency_width_bins", "time_width_s", "time_ratio"}
-    assert set(AugmentConfig.model_fields) == {"speeds", *MASKS} | widths
+    assert set(AugmentConfig.model_fields) == {"speeds", *MASKS, *WAVEFORM_KINDS, "time_warp"} | widths
+
+
+def test_frames_of_warped_features_are_not_compared_with_a_teacher_of_waveforms(cached):
+    warped = "augment.time_warp={}"
+    waveform = f"stages.{STAGE}.teachers=[{{name: wise, model: %s, input: waveform%s}}]"
+    model = yaml.safe_load(cached.recipe_file.read_text())["stages"][0]["teachers"][0]["model"]
+    with pytest.raises(
+        ConfigError, match=r"frame by frame in distill\.ctc, .* warped along time \(augment\.time_warp\)"
+    ):
+        check_model_folders(load_recipe(cached.recipe_file, [warped, waveform % (model, "")]))
+    # A decoder and a whole text go along with any warp.
+    terms = ", terms: [decoder, sequence]"
+    silent = [f"stages.{STAGE}.distill.{term}.weight=0" for term in ("ctc", "hidden", "units")]
+    silent.append(f"stages.{STAGE}.distill.hidden.cosine=0")
+    check_model_folders(load_recipe(cached.recipe_file, [warped, waveform % (model, terms), *silent]))
+    check_model_folders(load_recipe(cached.recipe_file, [waveform % (model, "")]))
 
 
 def test_a_cache_changes_nothing_of_what_a_stage_is(cached):
