@@ -7,6 +7,7 @@ makes a reader allocate more than the files hold.
 
 import hashlib
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ MAX_ROW_BYTES = 2**20
 # The columns' bytes per utterance, and the headers of the archive.
 INDEX_ROW_BYTES = sum(np.dtype(kind).itemsize for kind in (*INDEX_COLUMNS.values(), CHECKSUM_KIND))
 INDEX_HEADER_BYTES = 2**16
+
+
+logger = logging.getLogger(__name__)
 
 
 class NoShardsError(DataError):
@@ -215,10 +219,13 @@ def parse_texts(content: bytes, names: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def read_index(folder: Path | str, *, check_shards: bool = True) -> ShardIndex:
+def read_index(folder: Path | str, *, check_shards: bool = True, max_damaged: float = 0.0) -> ShardIndex:
     """Read a split's index from a folder or a URL. Raises DataError when the split is missing, of another format, or
     when its parts do not agree: the counts of shards.json and index.npz, the byte ranges and, in a local folder, the
     presence and size of every shard (unless `check_shards` is False: for whoever looks at each of them).
+
+    Shards that hold up to the share `max_damaged` of the utterances may be missing or of another size: they are named
+    in the log, and what cannot be read of them is quarantined when it is read.
     """
     summary = read_summary(folder)
     names: list[str] = []
@@ -262,12 +269,31 @@ def read_index(folder: Path | str, *, check_shards: bool = True) -> ShardIndex:
 
     # Behind a URL each size would be a request; a shard that is missing there is noticed when it is read.
     if check_shards and not is_url(folder):
-        for name, expected_bytes in zip(names, sizes, strict=True):
-            path = Path(folder) / name
-            num_bytes = path.stat().st_size if path.is_file() else None
-            if num_bytes != expected_bytes:
-                raise _torn(folder, f"{name} should have {expected_bytes} bytes and has {num_bytes}")
+        _check_sizes(index, counts, max_damaged)
     return index
+
+
+def _check_sizes(index: ShardIndex, counts: Sequence[int], max_damaged: float) -> None:
+    """Log the shards of a folder that are missing or of another size. DataError when they hold too many utterances."""
+    damage = ""
+    num_damaged = 0
+    for name, expected_bytes, num_utterances in zip(index.names, index.shard_bytes, counts, strict=True):
+        path = Path(index.folder) / name
+        num_bytes = path.stat().st_size if path.is_file() else None
+        if num_bytes == expected_bytes:
+            continue
+        num_damaged += num_utterances
+        damage = f"{name} should have {expected_bytes} bytes and has {num_bytes}"
+        if num_damaged > max_damaged * len(index):
+            break
+        logger.warning("%s: %s; what cannot be read of it is quarantined.", index.folder, damage)
+    if num_damaged > max_damaged * len(index):
+        if max_damaged > 0:
+            damage += (
+                f", and with it {num_damaged} of {len(index)} utterances or more are in shards like it, above the "
+                f"{max_damaged:.1%} that cluster.storage.max_quarantined allows"
+            )
+        raise _torn(index.folder, damage)
 
 
 def _index_columns(stored: dict[str, np.ndarray], num_utterances: int) -> dict[str, np.ndarray]:

@@ -68,10 +68,13 @@ class Tokenizer:
         self._processor.LoadFromSerializedProto(model)
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer that `save` wrote. DataError when it is missing or its bytes were changed."""
+    def load(cls, folder: Path, description_file: str = "tokenizer.json") -> Tokenizer:
+        """The tokenizer that `save` wrote. DataError when it is missing or its bytes were changed.
+
+        `description_file` is another one in the layout of Hugging Face, which has a meaning of its own for that name.
+        """
         try:
-            description = read_json(folder / "tokenizer.json")
+            description = read_json(folder / description_file)
             model = read_bounded(folder / "tokenizer.model", MAX_MODEL_BYTES)
             kind = description["kind"]
             expected_sha256 = description["sha256"]
@@ -79,14 +82,14 @@ class Tokenizer:
                 raise ValueError(f"its kind is {str(kind)[:40]}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"No tokenizer can be read from {folder} ({error!r}). It must hold the tokenizer.json and "
+                f"No tokenizer can be read from {folder} ({error!r}). It must hold the {description_file} and "
                 "tokenizer.model that training wrote; copy both, or train the tokenizer again."
             ) from error
 
         sha256 = hashlib.sha256(model).hexdigest()
         if sha256 != expected_sha256:
             raise DataError(
-                f"{folder / 'tokenizer.model'} is not the model that tokenizer.json describes: its SHA-256 "
+                f"{folder / 'tokenizer.model'} is not the model that {description_file} describes: its SHA-256 "
                 f"is {sha256}, expected {expected_sha256}. Another one would give other ids; restore the file."
             )
         try:
@@ -134,6 +137,14 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, faster than one by one."""
         return self._processor.encode(list(texts), out_type=int, num_threads=1)
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters of a text that no piece writes, each once, in their order."""
+        unknown: list[str] = []
+        for character in dict.fromkeys(text):
+            if UNKNOWN in self.encode(character):
+                unknown.append(character)
+        return unknown
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; blanks, begins and ends are not written."""

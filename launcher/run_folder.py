@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _open_no_link(path: Path) -> BinaryIO:
+def open_no_link(path: Path) -> BinaryIO:
     """Open a file of a run to append to and to read, made where there is none; ConfigError when it is a link.
 
     A folder from somebody else may hold links, through which other files of this user would be written.
@@ -183,6 +183,14 @@ class StageFolder:
     def error_file(self, rank: int) -> Path:
         """The error that ended a process of the present attempt (processes/worker_error.py)."""
         return self.logs / f"error-{rank:02d}.json"
+
+    def quarantine_file(self, rank: int) -> Path:
+        """The utterances that a process passed over (quarantine.py)."""
+        return self.logs / f"quarantined-{rank:02d}.jsonl"
+
+    def quarantine_files(self) -> list[Path]:
+        """Return those of all processes, by rank."""
+        return sorted(self.logs.glob("quarantined-*.jsonl"))
 
     def error_files(self) -> list[Path]:
         """Return the error files in place, by rank."""
@@ -282,9 +290,17 @@ class RunFolder:
         """What a host is to do that nobody can log in to (processes/shared_folder.py)."""
         return self.path / "nodes" / f"node-{node:02d}.json"
 
-    def token_counts_file(self, split: str) -> Path:
-        """What the tokenizer makes of a split's transcripts, counted (data/token_counts.py)."""
+    def token_counts_file(self, split: str, label: str = "") -> Path:
+        """What the tokenizer makes of the transcripts of a split, in one corpus of a mixture where there is a label,
+        counted (data/token_counts.py)."""
+        if label:
+            return self.tokenizer / f"counts-{split}-{label}.npz"
         return self.tokenizer / f"counts-{split}.npz"
+
+    def languages_file(self, label: str) -> Path:
+        """The languages of the training utterances of a corpus of a mixture (data/languages.py)."""
+        # Hidden: a stage may have any other name.
+        return self.path / ".languages" / f"{label}.npz"
 
     def stage(self, name: str) -> StageFolder:
         return StageFolder(self.path / name)
@@ -299,7 +315,7 @@ class RunFolder:
         """Append one line to events.jsonl: what happened, when (seconds since the epoch), and its details."""
         record = {"time": round(time.time(), 3), "event": event, **details}
         line = redact(json.dumps(record, ensure_ascii=False))
-        with files.naming(self.events_file), _open_no_link(self.events_file) as file:
+        with files.naming(self.events_file), open_no_link(self.events_file) as file:
             # Over NFS an append is a look for the end and then a write, between which another host may write; taking a
             # lock also makes the client look again. Closing the file gives it back.
             _lock_among_hosts(file)
@@ -365,7 +381,7 @@ class RunFolder:
         ConfigError naming the process that holds it already, or a link through which files elsewhere would be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with _open_no_link(self.lock_file) as file:
+        with open_no_link(self.lock_file) as file:
             is_locked = False
             for _ in range(LOCK_ATTEMPTS):
                 with suppress(BlockingIOError):

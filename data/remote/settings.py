@@ -8,8 +8,19 @@ from pydantic import BaseModel, Field
 CACHE_VARIABLE = "CHORUS_CACHE"
 
 
+# What a run may pass over, unless its recipe says otherwise.
+MAX_QUARANTINED = 0.01
+
+
 class StorageConfig(BaseModel, frozen=True, extra="forbid"):
-    """How shards are read from where they lie. Nothing here changes what is read."""
+    """How shards are read from where they lie, and how much may be broken. Nothing here changes what is computed."""
+
+    max_quarantined: float = Field(
+        default=MAX_QUARANTINED,
+        ge=0,
+        le=1,
+        description="share of the utterances that may be quarantined before a stage ends with exit code 3",
+    )
 
     retry_s: float = Field(
         default=60,

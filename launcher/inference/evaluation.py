@@ -1,4 +1,4 @@
-"""Recognises a split, or single recordings, with finished models, and counts errors with jiwer.
+"""Recognises a split with finished models, and counts errors with jiwer.
 
 Character error rates count spaces, as jiwer does; rates are sums over the corpus, not means over utterances.
 """
@@ -14,31 +14,25 @@ import jiwer
 import numpy as np
 import torch
 
-from data.audio import MIN_SPEECH_S, AudioError, Clip, read_clip
 from data.errors import DataError
 from data.loader import MIN_BROKEN
 from data.reader import Example, ShardReader, UtteranceError
-from data.recordings import MAX_RECORDING_S
+from data.remote.settings import StorageConfig
 from data.sampler import cut_batches
 from data.shards import read_index
 from launcher.devices import recognition_device
-from launcher.inference.finished_model import PROCESSORS, FinishedModel
-from launcher.inference.streaming import StreamingRecognizer
+from launcher.inference.finished_model import FinishedModel
 from launcher.planning.operations import operations_per_second
 from launcher.processes.heartbeat import Heartbeat
-from launcher.recipe import EvaluateStage, SearchConfig
+from launcher.quarantine import QuarantineLog
+from launcher.recipe import EvaluateStage
 from launcher.run_folder import write_lines
 from launcher.stages.context import StageContext
 from model.costs.flops import count_parameters
-from model.search import Hypothesis
 
-# What is shown while a recording is read: the seconds read, and the hypothesis so far.
-OnText = Callable[[float, str], None]
 # Padded audio per batch: enough to keep the cores busy, little enough for any machine.
 BATCH_S = 60.0
 NUM_EXAMPLES = 20
-# Broken utterances above this share, as in trainings: error rates of the others would not be those of the split.
-MAX_BROKEN_RATIO = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +57,8 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
             stage.split,
             on_batch=lambda num_done: heartbeat.beat(num_done, "evaluate"),
             on_read=heartbeat.tick,
+            storage=context.recipe.cluster.storage,
+            on_broken=QuarantineLog(context.folder.quarantine_file(0), stage.split).add,
         )
         rows = result.pop("hypotheses")
         heartbeat.tick()
@@ -80,15 +76,18 @@ def evaluate_model(
     split: str,
     on_batch: Callable[[int], None],
     on_read: Callable[[], None] = lambda: None,
+    *,
+    storage: StorageConfig | None = None,
+    on_broken: Callable[[UtteranceError], None] = lambda error: None,
 ) -> dict[str, Any]:
     """Parameter counts, error rates as fractions, real-time factor and hypotheses of one model on a split's folder.
 
     `on_batch` is given the number of utterances done, `on_read` is called for each recording that is read. DataError
     when the split has no transcripts. An utterance that cannot be read is named in the log, counted as `quarantined`,
-    and not scored; too many of them are a DataError.
+    given to `on_broken` and not scored; more of them than `storage` allows are a DataError.
     """
     sample_rate_hz = model.features.config.sample_rate_hz
-    reader = _SplitReader(folder, sample_rate_hz)
+    reader = _SplitReader(folder, sample_rate_hz, storage or StorageConfig(), on_broken)
     keys: list[str] = []
     references: list[str] = []
     hypotheses: list[str] = []
@@ -139,11 +138,20 @@ def evaluate_model(
 class _SplitReader:
     """Reads the utterances of a split that have a transcript; counts and names those that are broken."""
 
-    def __init__(self, folder: Path | str, sample_rate_hz: int):
+    def __init__(
+        self,
+        folder: Path | str,
+        sample_rate_hz: int,
+        storage: StorageConfig,
+        on_broken: Callable[[UtteranceError], None],
+    ):
         """DataError when the split has no transcripts."""
         self._folder = folder
         self._sample_rate_hz = sample_rate_hz
-        self._reader = ShardReader(read_index(folder))
+        self._max_broken_ratio = storage.max_quarantined
+        self._on_broken = on_broken
+        index = read_index(folder, max_damaged=storage.max_quarantined)
+        self._reader = ShardReader(index, storage)
         self._num_transcribed = int(np.count_nonzero(self._reader.index.text_length))
         self.num_broken = 0
         if self._num_transcribed == 0:
@@ -174,12 +182,14 @@ class _SplitReader:
     def _count_broken(self, error: UtteranceError) -> None:
         num_transcribed = self._num_transcribed
         self.num_broken += 1
+        self._on_broken(error)
         logger.warning("Skipped broken utterance %d of %d: %s", self.num_broken, num_transcribed, error)
-        # A few may break anywhere; of a small split, one is a large share.
-        if self.num_broken >= MIN_BROKEN and self.num_broken > MAX_BROKEN_RATIO * num_transcribed:
+        # Error rates of the others would not be those of the split. A few may break anywhere, and of a small split one
+        # is a large share.
+        if self.num_broken >= MIN_BROKEN and self.num_broken > self._max_broken_ratio * num_transcribed:
             raise DataError(
-                f"{self.num_broken} of the {num_transcribed} utterances with a transcript could not be read, more than "
-                f"the {MAX_BROKEN_RATIO:.0%} that an evaluation may skip. The last one: {error}"
+                f"{self.num_broken} of the {num_transcribed} utterances with a transcript are broken, more than the "
+                f"{self._max_broken_ratio:.1%} that cluster.storage.max_quarantined allows. The last one: {error}"
             )
 
 
@@ -198,89 +208,3 @@ def _batches(reader: ShardReader, sample_rate_hz: int) -> Iterator[list[int]]:
     capacities = np.maximum(1, batch_samples // np.maximum(1, samples[longest_first]))
     for start, stop in pairwise(cut_batches(capacities)):
         yield order[start:stop].tolist()
-
-
-class Transcriber:
-    """Recognises recordings, one after the other, with a finished model."""
-
-    def __init__(self, model_folder: Path, search: SearchConfig | None = None, device: torch.device = PROCESSORS):
-        """CheckpointError when the model cannot be read, ConfigError or DataError when the search does not suit it."""
-        self.model = FinishedModel.load(model_folder, search, device)
-
-    def transcribe(self, path: Path, on_text: OnText | None = None) -> dict[str, Any]:
-        """The text of a recording, of any format and sample rate that soundfile reads, as `transcript` describes it.
-
-        With `on_text`, the recording is read chunk by chunk, and the seconds read and the hypothesis so far are handed
-        over after each. DataError when there is no such recording, it cannot be decoded, or it holds no sound;
-        ConfigError for a search that cannot read chunk by chunk.
-        """
-        check_recording(path)
-        sample_rate_hz = self.model.features.config.sample_rate_hz
-        try:
-            waveform = read_clip(Clip(path), sample_rate_hz, MAX_RECORDING_S)
-        except AudioError as error:
-            raise DataError(f"{path} cannot be recognised: {error}.") from error
-        if len(waveform) == 0:
-            raise DataError(f"{path} cannot be recognised: it holds no sample at {sample_rate_hz} Hz.")
-        if len(waveform) < MIN_SPEECH_S * sample_rate_hz:
-            logger.warning("%s has no text: it is shorter than %g s.", path, MIN_SPEECH_S)
-        if on_text is None:
-            hypotheses = self.model.hypotheses([waveform])[0]
-        else:
-            stream = StreamingRecognizer(self.model)
-            for start in range(0, len(waveform), stream.chunk_samples):
-                piece = waveform[start : start + stream.chunk_samples]
-                best = stream.push(piece)
-                read_s = (start + len(piece)) / sample_rate_hz
-                on_text(read_s, self.model.tokenizer.decode(best.tokens))
-            hypotheses = stream.finish()
-        return {"audio": str(path), **transcript(self.model, hypotheses)}
-
-
-def check_recording(path: Path) -> None:
-    """Refuse (DataError) what is no file to read a recording from."""
-    try:
-        is_folder = path.is_dir()
-        is_stream = str(path) == "-" or path.is_fifo() or path.is_char_device()
-        is_file = path.is_file()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Give the path of an audio file.") from None
-    if is_folder:
-        raise DataError(f"{path} is a folder. Give its audio files one by one, such as {path / '*.wav'}.")
-    if is_stream:
-        raise DataError(
-            f"{path} is a stream, and recordings are read from files alone. Write it to a file first, and give that "
-            "file's path."
-        )
-    if not is_file:
-        raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
-
-
-def transcript(model: FinishedModel, hypotheses: list[Hypothesis]) -> dict[str, Any]:
-    """The best of an utterance's hypotheses as text and tokens, and all of them as `n_best`; docs/search.md has an
-    example. Times are in seconds from the start of the recording, None for tokens that do not fit into it."""
-    pieces = model.tokenizer.pieces
-    n_best = []
-    for hypothesis in hypotheses:
-        num_tokens = len(hypothesis.tokens)
-        # Empty where there are more tokens than frames, as a decoder may write.
-        frames = hypothesis.frames or [None] * num_tokens
-        tokens = []
-        for token, frame, confidence in zip(hypothesis.tokens, frames, hypothesis.confidences, strict=True):
-            start_s = None
-            if frame is not None:
-                start_s = round(frame * model.frame_s, 3)
-            tokens.append({"token": pieces[token], "start_s": start_s, "confidence": round(confidence, 4)})
-
-        # A search that ends with one hypothesis has nothing to compare it with.
-        probability = hypothesis.probability
-        if probability is not None:
-            probability = round(probability, 4)
-        row = {
-            "text": model.tokenizer.decode(hypothesis.tokens),
-            "score": round(hypothesis.score, 4),
-            "probability": probability,
-            "tokens": tokens,
-        }
-        n_best.append(row)
-    return {"text": n_best[0]["text"], "n_best": n_best}

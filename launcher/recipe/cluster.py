@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from data.remote.settings import StorageConfig
 from launcher.recipe.slurm import SlurmConfig
 
 # A host name, or an address of IPv4 or IPv6; it stands on command lines of every host.
@@ -69,6 +70,16 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-p, '2222']")
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="the job of launcher slurm")
 
+    storage: StorageConfig = Field(
+        default_factory=StorageConfig,
+        description="how shards are read: retries, the cache of remote ones, what may break",
+    )
+
+    try_memory: bool = Field(
+        default=True,
+        description="run the worst micro-batch of each length once before the first step, and refuse what does not fit "
+        "into memory; without, it is split when it is met",
+    )
     profile_steps: tuple[int, int] | None = Field(
         default=None,
         description="[first, stop): training steps that every process profiles into STAGE/profile/ as a Chrome trace",

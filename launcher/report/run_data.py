@@ -18,6 +18,7 @@ from data.files import read_bounded, read_lines
 from data.redaction import redact
 from launcher.bounded_yaml import MAX_CHARACTERS, load_yaml
 from launcher.errors import ConfigError
+from launcher.quarantine import read_quarantined
 from launcher.run_files import read_done, read_evaluation, read_results
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder
 from launcher.tracking import EXPERT_LOAD, read_metrics
@@ -215,15 +216,25 @@ def _stage_plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _read_quarantined(run: RunFolder, stages: list[str], gaps: list[str]) -> list[Quarantined]:
-    """The utterances that the processes of the stages name in their logs, each once per stage."""
+    """The utterances that the processes of the stages passed over, each once per stage.
+
+    Runs of earlier versions have them in their logs alone.
+    """
     utterances: dict[tuple[str, str], Quarantined] = {}
     for name in stages:
+        for path in run.stage(name).quarantine_files():
+            try:
+                for record in read_quarantined(path):
+                    place = f"{record['shard']} at offset {record['offset']} ({record['split']})"
+                    utterances[name, record["key"]] = Quarantined(name, record["key"], f"{place}: {record['reason']}")
+            except (OSError, ValueError) as error:
+                gaps.append(f"{name}/{path.name} could not be read ({type(error).__name__}).")
         for path in sorted(run.stage(name).logs.glob("rank-*.log")):
             try:
                 for line in read_lines(path, _MAX_LINE_BYTES):
                     utterance = _parse_quarantined(name, line.decode(errors="replace"))
                     if utterance is not None:
-                        utterances[name, utterance.key] = utterance
+                        utterances.setdefault((name, utterance.key), utterance)
             except (OSError, ValueError) as error:
                 gaps.append(f"{name}/{path.name} could not be read ({type(error).__name__}).")
     return list(utterances.values())

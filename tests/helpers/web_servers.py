@@ -39,6 +39,8 @@ class FileServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Headers and body are two writes: the second would wait 40 ms for the answer to the first.
+    disable_nagle_algorithm = True
     files: FileServer
 
     def do_GET(self) -> None:

@@ -98,6 +98,8 @@ def received(tmp_path):
         rows.append(json.dumps(row | {f"experts/{name}/load": [0.5, 0.5], f"loss/{name}": 1.0}))
     (folder / "metrics.jsonl").write_text("\n".join(rows))
     (folder / "logs" / "rank-0.log").write_text(f"quarantined: utterance {name}: {name}\n")
+    broken = {"split": name, "key": name, "shard": name, "offset": 1, "reason": name}
+    (folder / "logs" / "quarantined-00.jsonl").write_text(json.dumps(broken) + "\n")
     (tmp_path / "events.jsonl").write_text(json.dumps({"event": name, "stage": name, "time": 1.0, name: name}) + "\n")
     (tmp_path / "state.json").write_text(json.dumps({"format": 1, "recipe": name, "stages": {name: {"status": name}}}))
     return tmp_path

@@ -29,9 +29,10 @@ from data.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.cli import main as chorus
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference import evaluation_tracking
-from launcher.inference.evaluation import Transcriber, evaluate_model
+from launcher.inference.evaluation import evaluate_model
 from launcher.inference.evaluation_tracking import examples_table, track_evaluation
 from launcher.inference.finished_model import FinishedModel, write_finished_model
+from launcher.inference.transcriber import Transcriber
 from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
 from launcher.run_folder import RunFolder, read_json, write_json
@@ -224,7 +225,7 @@ def test_a_split_that_is_mostly_broken_is_not_scored(model_folder, tmp_path):
     columns["samples"][:10] += 1
     np.savez(path, **columns)
     model = FinishedModel.load(model_folder)
-    with pytest.raises(DataError, match=r"10 of the 12 utterances .* more than the 1% .* The last one: Utterance u"):
+    with pytest.raises(DataError, match=r"10 of the 12 utterances .* more than the 1.0% .* The last one: Utterance u"):
         evaluate_model(model, tmp_path / "test", "test", lambda done: None)
 
 
