@@ -33,8 +33,13 @@ class QuarantineLog:
     def __init__(self, file: Path, split: str):
         self.file = file
         self.split = split
-        self._recorded = {(row["split"], row["key"]) for row in read_quarantined(file)}
+        self._recorded: set[tuple[str, str]] = set()
         self._has_failed = False
+        try:
+            for record in read_quarantined(file):
+                self._recorded.add((record["split"], record["key"]))
+        except (OSError, ValueError) as failure:
+            self._complain(failure)
 
     def add(self, error: UtteranceError) -> None:
         """Record an utterance that is not recorded yet. What the disk refuses is said once, and ends nothing."""
@@ -55,9 +60,12 @@ class QuarantineLog:
                 # A kill may have cut the last line short: what follows is a line of its own.
                 file.write(f"\n{line}\n".encode(errors="backslashreplace"))
         except OSError as failure:
-            if not self._has_failed:
-                self._has_failed = True
-                logger.warning("Quarantined utterances are not recorded in %s (%s).", self.file, failure)
+            self._complain(failure)
+
+    def _complain(self, failure: Exception) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            logger.warning("Quarantined utterances are not recorded in %s (%s).", self.file, failure)
 
 
 def read_quarantined(file: Path) -> Iterator[dict[str, Any]]:
