@@ -2,11 +2,17 @@
 
 import importlib.util
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from launcher.errors import ConfigError
+
+# Projects, users and teams, as they stand in addresses of W&B: without `/ \\ # ? % :`, quotes and what acts.
+NAME_PATTERN = r"^[\w][\w .,()@+-]{0,127}$"
+# W&B takes tags of so many characters.
+TAG_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]{1,64}$"
+MAX_TAGS = 100
 
 
 class WandbConfig(BaseModel, frozen=True, extra="forbid"):
@@ -17,9 +23,13 @@ class WandbConfig(BaseModel, frozen=True, extra="forbid"):
         description="auto: online when an API key lies in the environment or in netrc, offline otherwise; "
         "the environment variable WANDB_MODE, where set, takes the place of this value",
     )
-    project: str = Field(default="chorus", min_length=1, description="W&B project that receives the stages")
-    entity: str | None = Field(default=None, description="W&B user or team; none: the default of the login")
-    tags: tuple[str, ...] = Field(default=(), description="tags that every stage of the run carries")
+    project: str = Field(default="chorus", pattern=NAME_PATTERN, description="W&B project that receives the stages")
+    entity: str | None = Field(
+        default=None, pattern=NAME_PATTERN, description="W&B user or team; none: the default of the login"
+    )
+    tags: tuple[Annotated[str, Field(pattern=TAG_PATTERN)], ...] = Field(
+        default=(), max_length=MAX_TAGS, description="tags that every stage of the run carries"
+    )
 
 
 class TrackingConfig(BaseModel, frozen=True, extra="forbid"):

@@ -2,7 +2,8 @@
 
 A stage that was resumed has a record for each attempt, all under the id in its `wandb.json`; one `wandb sync` of them
 together appends them to one W&B run in the order of their starts. `wandb sync` leaves with 0 whether or not it could
-send; what counts is the mark that it puts beside a record once all of it has arrived.
+send; what counts is the mark that it puts beside a record once all of it has arrived. A record that would take along a
+file from out of the run is not sent.
 """
 
 import os
@@ -18,6 +19,7 @@ from launcher.errors import ConfigError
 from launcher.run_files import read_state
 from launcher.run_folder import RunFolder
 from launcher.tracking.login import find_login
+from launcher.tracking.record_files import file_elsewhere
 from launcher.tracking.wandb_backend import SENT_SUFFIX
 
 # Of what `wandb sync` prints, the end says what went wrong.
@@ -50,9 +52,10 @@ def unsent_records(run: RunFolder) -> dict[str, list[Path]]:
     unsent: dict[str, list[Path]] = {}
     for name in names_in_order:
         records = []
-        for file in run.stage(name).path.glob("wandb/*run-*/*.wandb"):
-            if not file.with_suffix(SENT_SUFFIX).exists():
-                records.append(file.parent)
+        for folder in run.stage(name).path.glob("wandb/*run-*/"):
+            files = list(folder.glob("*.wandb"))
+            if files and not all(file.with_suffix(SENT_SUFFIX).exists() for file in files):
+                records.append(folder)
         if records:
             # After the prefix, a folder's name goes on with its time: run-20260102_030405-ID, offline-run-...
             unsent[name] = sorted(records, key=lambda record: record.name.removeprefix("offline-"))
@@ -74,16 +77,43 @@ def sync_run(run: RunFolder, timeout_s: float, on_stage: Callable[[str, int], No
     results = []
     for stage, folders in records.items():
         on_stage(stage, len(folders))
-        reason = _sync(folders, timeout_s)
+        refusals = {folder: _refusal(run, folder) for folder in folders}
+        own_folders = [folder for folder in folders if not refusals[folder]]
+        reason = ""
+        if own_folders:
+            reason = _sync(own_folders, timeout_s)
         for folder in folders:
-            (file,) = folder.glob("*.wandb")
-            sent = file.with_suffix(SENT_SUFFIX).exists()
-            failure = reason
-            if sent:
-                failure = None
+            file = _record_file(folder)
+            sent = not refusals[folder] and file.with_suffix(SENT_SUFFIX).exists()
+            failure = None
+            if not sent:
+                failure = refusals[folder] or reason
             wandb_run = file.stem.removeprefix("run-")
             results.append(SyncResult(stage, folder.name, wandb_run, sent, failure))
     return results
+
+
+def _record_file(folder: Path) -> Path:
+    """Return the record of a folder, of which W&B writes one."""
+    return sorted(folder.glob("*.wandb"))[0]
+
+
+def _refusal(run: RunFolder, folder: Path) -> str:
+    """Return why a record is not to be sent; empty where it may be."""
+    own_folders = [run.path]
+    # Where a user has artifacts staged, they are sent from.
+    if "WANDB_DATA_DIR" in os.environ:
+        own_folders.append(Path(os.environ["WANDB_DATA_DIR"]))
+    try:
+        files = sorted(folder.glob("*.wandb"))
+        if len(files) > 1:
+            return f"it holds {len(files)} records, and W&B writes one into a folder"
+        elsewhere = file_elsewhere(files[0], own_folders)
+    except (OSError, ValueError) as error:
+        return f"its record cannot be read ({error})"
+    if elsewhere is None:
+        return ""
+    return f"it would take along {elsewhere}, which is not of this run: look who put it there, or remove the record"
 
 
 def _sync(folders: list[Path], timeout_s: float) -> str:

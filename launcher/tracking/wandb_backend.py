@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from launcher.tracking.login import Mode
 logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 30.0
+RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _HELPER_NAME = "wandb-core"
 # The mark that `wandb sync` leaves beside the record of a run that it has sent.
 SENT_SUFFIX = ".wandb.synced"
@@ -100,13 +102,10 @@ class WandbBackend:
             wandb.setup(settings=settings)
             claim_exit()
             # Kept in the stage's folder, so that a stage that resumes goes on in the same W&B run.
-            identity = read_json(self._stage.wandb_file)
-            if identity is None:
-                identity = {
-                    "id": secrets.token_hex(4),
-                    "project": self._config.project,
-                    "entity": self._config.entity,
-                }
+            run_id = _read_id(self._stage.wandb_file)
+            if run_id is None:
+                run_id = secrets.token_hex(4)
+                identity = {"id": run_id, "project": self._config.project, "entity": self._config.entity}
                 write_json(self._stage.wandb_file, identity)
             return wandb.init(
                 project=self._config.project,
@@ -114,7 +113,7 @@ class WandbBackend:
                 tags=list(self._config.tags),
                 group=self._run_name,
                 name=self._stage.name,
-                id=identity["id"],
+                id=run_id,
                 resume="allow",
                 mode=mode,
                 dir=str(self._stage.path),
@@ -224,6 +223,25 @@ class WandbBackend:
 
     def advice(self) -> str:
         return f"to send it later: chorus sync {self._stage.path.parent}"
+
+
+def _read_id(file: Path) -> str | None:
+    """The id of a stage's W&B run; None where there is none, or what another program left: a run begins anew then."""
+    try:
+        identity = read_json(file)
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read (%s); the stage begins a new W&B run", file, error)
+        return None
+    if identity is None:
+        return None
+    run_id = None
+    if isinstance(identity, dict):
+        run_id = identity.get("id")
+    # It becomes a part of paths and of addresses.
+    if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        logger.warning("%s holds no id of a W&B run; the stage begins a new one", file)
+        return None
+    return run_id
 
 
 def _half_until(deadline_s: float) -> float:
