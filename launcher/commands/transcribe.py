@@ -3,57 +3,166 @@
 import argparse
 import json
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
+from data.files import replacing
 from launcher.commands.search_options import search_values
+from launcher.commands.transcription_progress import TranscriptionProgress
 from launcher.devices import recognition_device
-from launcher.errors import CheckpointError, exit_code
+from launcher.errors import ConfigError, exit_code
+from launcher.inference.model_lookup import find_model
+from launcher.inference.recording_sources import STANDARD_INPUT, RecordingSource, find_recordings
 from launcher.plain_text import raw_stream
-from launcher.recipe.search import check_search_files, read_search
+from launcher.recipe.search import SearchConfig, check_search_files, read_search
 from launcher.recipe.yaml_io import apply_override
+
+if TYPE_CHECKING:
+    from launcher.inference.transcription_pool import Outcome
 
 
 def transcribe(options: argparse.Namespace) -> int:
-    model = _model_folder(Path(options.model).expanduser())
+    model = find_model(options.model)
     values = search_values(options) or {}
     for override in options.set:
         apply_override(values, override)
     search = read_search({"kind": "greedy", **values}, "The search of these options")
     check_search_files(search, "search")
+    formats = options.format or ["text"]
+    if options.json:
+        formats = ["json", *(options.format or [])]
+    sources = find_recordings(options.audio)
+    outputs = _Outputs.plan(formats, options.out, sources)
+    _check_jobs(options, sources)
 
+    num_failed = 0
+    with TranscriptionProgress([source.name for source in sources], quiet=options.stream) as progress:
+        for source, outcome in zip(sources, _outcomes(options, model, search, sources, progress), strict=True):
+            progress.clear()
+            # One bad file loses no result: the others are tried, and what is known is written at once.
+            if isinstance(outcome, DataError):
+                num_failed += 1
+                print(f"chorus: {outcome}", file=sys.stderr, flush=True)
+            else:
+                outputs.write(source, outcome)
+    outputs.finish()
+    if num_failed == 0:
+        return 0
+    if len(sources) > 1:
+        print(f"chorus: {num_failed} of {len(sources)} recordings could not be recognised.", file=sys.stderr)
+    # What could be recognised has been written; the code says that it is not all.
+    return exit_code(DataError())
+
+
+def _check_jobs(options: argparse.Namespace, sources: Sequence[RecordingSource]) -> None:
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs is {options.jobs}. Give the number of processes that recognise, 1 or more.")
+    if options.jobs > 1 and options.stream:
+        raise ConfigError("--stream shows one recording as it is read, and --jobs reads several. Give one of them.")
+    if options.jobs > 1 and any(source.name == STANDARD_INPUT for source in sources):
+        raise ConfigError("Standard input is read by this process alone. Give it without --jobs.")
+
+
+def _outcomes(
+    options: argparse.Namespace,
+    model: Path,
+    search: SearchConfig,
+    sources: Sequence[RecordingSource],
+    progress: TranscriptionProgress,
+) -> "Iterator[Outcome]":
+    """The row of each recording, or why there is none, in their order."""
     # Imports torch; what is wrong with the options is said before that.
-    from launcher.inference.evaluation import Transcriber
+    device = recognition_device(options.device)
+    jobs = min(options.jobs, len(sources))
+    if jobs > 1:
+        from launcher.inference.transcription_pool import TranscriptionPool, WorkerSettings
 
-    transcriber = Transcriber(model, search, recognition_device(options.device))
+        settings = WorkerSettings(str(model), search.model_dump(mode="json"), str(device), options.cut, options.dtype)
+        with TranscriptionPool(settings, jobs) as pool:
+            yield from pool.transcribe(sources, progress.update)
+        return
+
+    from launcher.inference.transcriber import Transcriber
+
+    transcriber = Transcriber(model, search, device, options.cut, options.dtype)
     on_text = None
     if options.stream:
         on_text = _show_growing
-    rows = []
-    num_failed = 0
-    for audio in options.audio:
-        # One bad file loses no result: the others are tried, and what is known is printed at once.
+    for number, source in enumerate(sources):
         try:
-            row = transcriber.transcribe(Path(audio), on_text)
+            yield transcriber.transcribe_source(source, on_text, progress.of_recording(number))
         except DataError as error:
-            num_failed += 1
-            print(f"chorus: {error}", file=sys.stderr, flush=True)
-            continue
-        rows.append(row)
-        if not options.json:
-            line = row["text"]
+            yield error
+
+
+@dataclass
+class _Outputs:
+    """Where transcripts go: to standard output in one format, or to files in a folder."""
+
+    formats: Sequence[str]
+    folder: Path | None
+    names: dict[str, PurePosixPath]
+    num_sources: int
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def plan(cls, formats: Sequence[str], out: str | None, sources: Sequence[RecordingSource]) -> "_Outputs":
+        """ConfigError where the formats cannot be told apart there, or two recordings would have one file."""
+        from launcher.inference.transcript_formats import FORMATS
+
+        formats = list(dict.fromkeys(formats))
+        if out is None:
+            name = formats[0]
+            if len(formats) > 1:
+                raise ConfigError(
+                    f"Standard output takes one format, and {', '.join(formats)} are asked for. Give --out DIR, and "
+                    "each recording gets a file of each format there."
+                )
+            if not FORMATS[name].joins and len(sources) > 1:
+                raise ConfigError(
+                    f"{name} holds one recording, and {len(sources)} are named. Give --out DIR, and each gets a "
+                    "file there."
+                )
+            return cls(formats, None, {}, len(sources), [])
+        names: dict[str, PurePosixPath] = {}
+        taken: dict[PurePosixPath, str] = {}
+        stems = [source.output.with_suffix("") for source in sources]
+        for source, stem in zip(sources, stems, strict=True):
+            # talk.wav becomes talk.srt; beside talk.mp3, talk.wav.srt.
+            name = stem if stems.count(stem) == 1 else source.output
+            if taken.get(name, source.name) != source.name:
+                raise ConfigError(
+                    f"{taken[name]} and {source.name} would both be written to {name} in {out}. Name the folder that "
+                    "holds them, whose structure is kept, or give the command for each."
+                )
+            taken[name] = source.name
+            names[source.name] = name
+        return cls(formats, Path(out).expanduser(), names, len(sources), [])
+
+    def write(self, source: RecordingSource, row: dict[str, Any]) -> None:
+        from launcher.inference.transcript_formats import FORMATS
+
+        if self.folder is not None:
+            for name in self.formats:
+                stem = self.folder / self.names[source.name]
+                path = stem.with_name(stem.name + FORMATS[name].suffix)
+                with replacing(path, durable=False) as temporary:
+                    temporary.write_text(FORMATS[name].write(row), "utf-8", errors="backslashreplace")
+                print(path, flush=True)
+        elif self.formats[0] == "json":
+            self.rows.append(row)
+        elif self.formats[0] == "text" and self.num_sources > 1:
             # Several are told apart by their paths; one is the text alone, for a pipe.
-            if len(options.audio) > 1:
-                line = f"{row['audio']}\t{line}"
-            print(line, flush=True)
-    if options.json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
-    if num_failed == 0:
-        return 0
-    if len(options.audio) > 1:
-        print(f"chorus: {num_failed} of {len(options.audio)} recordings could not be recognised.", file=sys.stderr)
-    # What could be recognised has been printed; the code says that it is not all.
-    return exit_code(DataError())
+            print(f"{row['audio']}\t{row['text']}", flush=True)
+        else:
+            print(FORMATS[self.formats[0]].write(row), end="", flush=True)
+
+    def finish(self) -> None:
+        if self.folder is None and self.formats[0] == "json":
+            print(json.dumps(self.rows, ensure_ascii=False, indent=2))
 
 
 def _show_growing(read_s: float, text: str) -> None:
@@ -65,14 +174,3 @@ def _show_growing(read_s: float, text: str) -> None:
         print(line, end="", file=sys.stderr, flush=True)
     else:
         print(line, file=sys.stderr, flush=True)
-
-
-def _model_folder(path: Path) -> Path:
-    """Return the folder of the finished model at RUN/STAGE or at the path itself (else CheckpointError)."""
-    for folder in (path / "model", path):
-        if any(folder.glob("*.safetensors")):
-            return folder
-    raise CheckpointError(
-        f"{path} holds no finished model: there is no *.safetensors in it nor in {path / 'model'}. "
-        f"Name a training stage that is done, such as runs/mini/student; `chorus status` shows which are."
-    )

@@ -9,6 +9,7 @@ A stage that learns without transcripts leaves an encoder alone, and no tokenize
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class FinishedModel:
         self.features = features
         self.tokenizer = tokenizer
         self.search = search
+        # None: as the weights are stored. See `launcher/inference/precision.py`.
+        self.autocast_dtype: torch.dtype | None = None
 
     @classmethod
     def load(
@@ -79,6 +82,12 @@ class FinishedModel:
     def device(self) -> torch.device:
         return next(self.recognizer.parameters()).device
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the recogniser computes."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
     def report_to(self, on_progress: Callable[[], None]) -> None:
         """Call `on_progress` from now on as recognition gets on: at each block of the encoder, each token of a decoder
         or a transducer, and every few frames of a prefix beam search."""
@@ -110,7 +119,8 @@ class FinishedModel:
     @torch.inference_mode()
     def hypotheses(self, waveforms: list[np.ndarray]) -> list[list[Hypothesis]]:
         """The search's hypotheses for each waveform, best first."""
-        return self.search(self.encode(waveforms))
+        with self.autocast():
+            return self.search(self.encode(waveforms))
 
     @torch.inference_mode()
     def encode(self, waveforms: list[np.ndarray]) -> RecognizerOutput:
@@ -127,7 +137,8 @@ class FinishedModel:
         if self.search.config.chunk:
             # As while audio arrives, so that both give the same.
             chunk = self.search.config.chunk.chunk
-        return self.recognizer(features_BTF, lengths_B, chunk=chunk)
+        with self.autocast():
+            return self.recognizer(features_BTF, lengths_B, chunk=chunk)
 
 
 def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel:

@@ -57,14 +57,16 @@ class StreamingRecognizer:
         # The next window starts one hop after the last; a copy, because a view would keep the samples before it.
         next_window = num_frames * self.model.features.config.hop_samples
         self._waiting_S = samples_S[next_window:].clone()
-        self._advance(self._encoder.push(features_BTF[0]))
+        with self.model.autocast():
+            self._advance(self._encoder.push(features_BTF[0]))
         return self.hypotheses()[0]
 
     @torch.inference_mode()
     def finish(self) -> list[Hypothesis]:
         """The recording has ended: its texts, best first, as many as the search's `n_best`."""
         # The encoder holds back frames until a chunk is full; the last one may stay short.
-        self._advance(self._encoder.finish())
+        with self.model.autocast():
+            self._advance(self._encoder.finish())
         config = self.model.search.config
         if isinstance(config, PrefixBeamConfig):
             return self.hypotheses(config.n_best)

@@ -1,0 +1,54 @@
+"""Where a finished model lies that a user names: a folder, a stage of a run, or a model that comes with Chorus."""
+
+from pathlib import Path
+
+from data.files import is_file_name
+from launcher.errors import CheckpointError
+
+# One folder for each model that is part of the package, in the layout of a finished model.
+PACKAGED_MODELS = Path(__file__).parents[1] / "packaged_models"
+
+
+def packaged_models() -> list[str]:
+    """The names of the models that come with Chorus."""
+    names = []
+    if PACKAGED_MODELS.is_dir():
+        for folder in PACKAGED_MODELS.iterdir():
+            if _holds_weights(folder):
+                names.append(folder.name)
+    return sorted(names)
+
+
+def find_model(name: str) -> Path:
+    """The folder of the finished model at RUN/STAGE or at the path itself, or of the packaged model of that name.
+
+    A folder of the user's goes before a packaged model. CheckpointError where there is none.
+    """
+    path = Path(name).expanduser()
+    for folder in (path / "model", path):
+        if _holds_weights(folder):
+            return folder
+    packaged = packaged_models()
+    if name in packaged:
+        return PACKAGED_MODELS / name
+
+    # A single word, and nothing of that name here, is meant as the name of a model.
+    if is_file_name(name) and not path.exists():
+        offer = "This installation has no model of its own"
+        if packaged:
+            offer = f"This installation has {', '.join(packaged)}"
+        raise CheckpointError(
+            f"There is no model called {name}: no folder of that name is here, and none comes with Chorus. {offer}. "
+            "Name a training stage that is done, such as runs/mini/student, or a model's folder."
+        )
+    raise CheckpointError(
+        f"{path} holds no finished model: there is no *.safetensors in it nor in {path / 'model'}. "
+        f"Name a training stage that is done, such as runs/mini/student; `chorus status` shows which are."
+    )
+
+
+def _holds_weights(folder: Path) -> bool:
+    try:
+        return any(folder.glob("*.safetensors"))
+    except OSError:
+        return False

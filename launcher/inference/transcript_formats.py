@@ -1,0 +1,198 @@
+"""Transcripts as text, JSON, SubRip (SRT), WebVTT, NIST's CTM and Praat's TextGrid.
+
+They are made from the rows that a `Transcriber` gives. Formats that need a time of every word get one: words that CTC
+could not align are spread evenly between their neighbours.
+"""
+
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, TypeAlias
+
+from launcher.inference.words import Word, joined_text, with_all_times
+
+Row: TypeAlias = dict[str, Any]
+# A cue of subtitles: two lines that are read in a few seconds.
+MAX_LINE_CHARACTERS = 42
+MAX_CUE_CHARACTERS = 2 * MAX_LINE_CHARACTERS
+MAX_CUE_S = 7.0
+# A pause between words at which a cue ends.
+CUE_PAUSE_S = 0.8
+# A cue stays so long, unless the next one begins before: CTC ends a word where its last letter is clearest.
+CUE_HOLD_S = 0.5
+# The least that a word or an interval lasts in formats that know none of no length.
+LEAST_S = 0.001
+
+
+@dataclass(frozen=True)
+class TranscriptFormat:
+    """How a transcript is written. `joins` says whether several recordings may stand one after the other."""
+
+    suffix: str
+    joins: bool
+    write: Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class _Cue:
+    start_s: float
+    end_s: float
+    words: Sequence[Word]
+
+
+def timed_words(row: Row) -> list[Word]:
+    """The words of the best hypothesis, each with a time and in order: none begins before the one before has ended."""
+    words = []
+    for word in row["n_best"][0]["words"]:
+        words.append(Word(word["word"], word["start_s"], word["end_s"], word["confidence"], 0, 0))
+    seconds = row["seconds"]
+    ordered = []
+    before_s = 0.0
+    for word in with_all_times(words, 0.0, seconds):
+        start_s = max(word.start_s or 0.0, before_s)
+        before_s = max(word.end_s or 0.0, start_s)
+        ordered.append(Word(word.text, start_s, before_s, word.confidence, 0, 0))
+    return ordered
+
+
+def write_text(row: Row) -> str:
+    return f"{row['text']}\n"
+
+
+def write_json(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, indent=2) + "\n"
+
+
+def write_srt(row: Row) -> str:
+    """SubRip: numbered cues."""
+    blocks = []
+    for number, cue in enumerate(_cues(row), start=1):
+        start = _clock(cue.start_s, ",")
+        end = _clock(cue.end_s, ",")
+        blocks.append(f"{number}\n{start} --> {end}\n{_two_lines(cue)}\n")
+    return "\n".join(blocks)
+
+
+def write_webvtt(row: Row) -> str:
+    """WebVTT: cues in which each word has its time, which players may show as it is spoken."""
+    blocks = ["WEBVTT\n"]
+    for cue in _cues(row):
+        text = ""
+        last_s = cue.start_s
+        for word in cue.words:
+            start_s = word.start_s or 0.0
+            written = escape(word.text, quote=False)
+            # The first word begins with its cue; within a cue, times grow.
+            if round(start_s - last_s, 3) > 0:
+                written = f"<{_clock(start_s, '.')}>{written}"
+                last_s = start_s
+            if text:
+                text += " "
+            text += written
+        blocks.append(f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{text}\n")
+    return "\n".join(blocks)
+
+
+def write_ctm(row: Row) -> str:
+    """CTM: recording, channel, start, duration, word, confidence."""
+    # A field ends at a space, and a line that begins with two semicolons is a comment.
+    name = "_".join(row["audio"].split()).replace(";", "_")
+    lines = []
+    for word in timed_words(row):
+        start_s = word.start_s or 0.0
+        length_s = max((word.end_s or 0.0) - start_s, LEAST_S)
+        lines.append(f"{name} 1 {start_s:.3f} {length_s:.3f} {word.text} {word.confidence:.4f}\n")
+    return "".join(lines)
+
+
+def write_textgrid(row: Row) -> str:
+    """TextGrid in Praat's long form: a tier of words, and one of their confidences."""
+    seconds = max(row["seconds"], LEAST_S)
+    words = []
+    confidences = []
+    before_s = 0.0
+    # Intervals of a tier follow each other without a gap, from the start to the end, and none is empty.
+    for word in timed_words(row):
+        start_s = max(word.start_s or 0.0, before_s)
+        end_s = min(max(word.end_s or 0.0, start_s + LEAST_S), seconds)
+        if end_s <= start_s:
+            # No room is left at the end of the recording: the word joins the one before.
+            if words:
+                words[-1] = (*words[-1][:2], f"{words[-1][2]} {word.text}")
+            continue
+        if start_s > before_s:
+            words.append((before_s, start_s, ""))
+            confidences.append((before_s, start_s, ""))
+        words.append((start_s, end_s, word.text))
+        confidences.append((start_s, end_s, f"{word.confidence:.4f}"))
+        before_s = end_s
+    if before_s < seconds:
+        words.append((before_s, seconds, ""))
+        confidences.append((before_s, seconds, ""))
+
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {seconds:.3f}"]
+    lines += ["tiers? <exists>", "size = 2", "item []:"]
+    for number, (name, intervals) in enumerate((("words", words), ("confidence", confidences)), start=1):
+        lines += [f"    item [{number}]:", '        class = "IntervalTier"', f'        name = "{name}"']
+        lines += ["        xmin = 0", f"        xmax = {seconds:.3f}", f"        intervals: size = {len(intervals)}"]
+        for position, (start_s, end_s, text) in enumerate(intervals, start=1):
+            quoted = text.replace('"', '""')
+            lines += [f"        intervals [{position}]:", f"            xmin = {start_s:.3f}"]
+            lines += [f"            xmax = {end_s:.3f}", f'            text = "{quoted}"']
+    return "\n".join(lines) + "\n"
+
+
+FORMATS = {
+    "text": TranscriptFormat(".txt", True, write_text),
+    "json": TranscriptFormat(".json", True, write_json),
+    "srt": TranscriptFormat(".srt", False, write_srt),
+    "vtt": TranscriptFormat(".vtt", False, write_webvtt),
+    "ctm": TranscriptFormat(".ctm", True, write_ctm),
+    "textgrid": TranscriptFormat(".TextGrid", False, write_textgrid),
+}
+
+
+def _cues(row: Row) -> list[_Cue]:
+    """Words that are shown together: up to two lines, a few seconds, and no pause within them."""
+    groups: list[list[Word]] = []
+    num_characters = 0
+    for word in timed_words(row):
+        start_s = word.start_s or 0.0
+        end_s = word.end_s or 0.0
+        num_characters += len(word.text) + 1
+        if groups:
+            first = groups[-1][0]
+            last = groups[-1][-1]
+            is_too_long = num_characters > MAX_CUE_CHARACTERS or end_s - (first.start_s or 0.0) > MAX_CUE_S
+            is_after_pause = start_s - (last.end_s or 0.0) > CUE_PAUSE_S
+            if not is_too_long and not is_after_pause:
+                groups[-1].append(word)
+                continue
+        groups.append([word])
+        num_characters = len(word.text) + 1
+
+    cues = []
+    for number, group in enumerate(groups):
+        start_s = group[0].start_s or 0.0
+        end_s = (group[-1].end_s or 0.0) + CUE_HOLD_S
+        if number + 1 < len(groups):
+            end_s = min(end_s, groups[number + 1][0].start_s or 0.0)
+        cues.append(_Cue(start_s, max(end_s, start_s + LEAST_S), group))
+    return cues
+
+
+def _two_lines(cue: _Cue) -> str:
+    text = joined_text([word.text for word in cue.words])
+    lines = textwrap.wrap(text, MAX_LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _clock(seconds: float, mark: str) -> str:
+    """Hours, minutes, seconds and milliseconds."""
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    whole_seconds, milliseconds = divmod(milliseconds, 1000)
+    return f"{hours:02d}:{minutes:02d}:{whole_seconds:02d}{mark}{milliseconds:03d}"
