@@ -19,6 +19,7 @@ from typing import TypeAlias
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
 from launcher.commands.search_options import add_search_options
+from launcher.commands.transcribe_options import add_transcribe
 from launcher.errors import (
     CheckpointError,
     ConfigError,
@@ -246,16 +247,7 @@ def _add_recognition(commands: Commands) -> None:
     _add_json(parser)
     parser.set_defaults(command=_stoppable_command("evaluate", "evaluate"))
 
-    parser = commands.add_parser("transcribe", help="recognise audio files with a finished model")
-    parser.add_argument("model", metavar="RUN/STAGE", help="a finished training stage, or a model folder")
-    parser.add_argument("audio", metavar="AUDIO", nargs="+")
-    parser.add_argument(
-        "--stream", action="store_true", help="read chunk by chunk, and show the text as it grows; needs --chunk"
-    )
-    add_search_options(parser)
-    _add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
-    _add_json(parser)
-    parser.set_defaults(command=_command("transcribe", "transcribe"))
+    add_transcribe(commands, _command)
 
     parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
     parser.add_argument("source", metavar="RUN|TEXT", help="a run, for its training transcripts, or a text file")
