@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from data.errors import DataError
-from data.reader import ShardReader, UtteranceError
+from data.joined_split import SplitReader
+from data.reader import UtteranceError
 from data.sampler import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ class LogMel(nn.Module):
 
 
 def measure_statistics(
-    reader: ShardReader,
+    reader: SplitReader,
     config: FeaturesConfig,
     seed: int,
     utterances: int = 200,

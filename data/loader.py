@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,18 +34,23 @@ from torch import Tensor
 
 from data.augmentation import WaveformAugmentation, change_speed
 from data.errors import DataError
-from data.reader import ShardReader, UtteranceError
+from data.joined_split import SplitReader
+from data.mixture import MixtureSampler
+from data.reader import EncodedExample, UtteranceError
+from data.remote.settings import MAX_QUARANTINED
 from data.sampler import BatchSampler, BatchSpec
 from data.sidecars import Arrays, SidecarReader
-from data.tokenizer import Tokenizer
+from data.tokenizer import UNKNOWN, Tokenizer
 
 # A waiting consumer says so this often in the log, and this often to whoever asked to know.
 WAITING_LOG_S = 10.0
 WAITING_POLL_S = 1.0
-# One bad recording at the start of a run must not stop it: the ratio counts from this many broken ones on.
+# One bad recording at the start of a run must not stop it: the share counts from this many broken ones on.
 MIN_BROKEN = 10
 # Broken utterances that are logged one by one; later ones only when their number doubles.
 LOGGED_BROKEN = 10
+# Unknown symbols that a message names; a text may have thousands.
+MAX_NAMED_SYMBOLS = 20
 # Steps prepared ahead of the consumer.
 STEPS_AHEAD = 4
 
@@ -100,24 +106,29 @@ class _PendingBatch:
 
 class Loader:
     """Reads, perturbs and tokenizes the micro-batches of some lanes; without a tokenizer there are no tokens.
-    An utterance is treated as broken itself where its `sidecars` or a recording for its `augmentation` are.
+    An utterance is treated as broken itself where its `sidecars` or a recording for its `augmentation` are, and with
+    `only_known` where its text has a symbol that the tokenizer does not know.
 
-    `workers` threads read ahead; 0 reads in the caller. `max_broken_ratio` is the share of broken
-    utterances above which the run stops, `patience_s` how many seconds one utterance may take. While the caller waits
-    for an utterance, `on_wait` is called about once a second.
+    `workers` threads read ahead; 0 reads in the caller. With `connections`, so many further threads fetch what these
+    decode: for a store whose answers take long. `max_broken_ratio` is the share of broken utterances above which the
+    run stops, and `on_broken` is called with each; `patience_s` is how many seconds one utterance may take. While the
+    caller waits for an utterance, `on_wait` is called about once a second.
     """
 
     def __init__(
         self,
-        sampler: BatchSampler,
-        reader: ShardReader,
+        sampler: BatchSampler | MixtureSampler,
+        reader: SplitReader,
         tokenizer: Tokenizer | None,
         lanes: Sequence[int],
         workers: int,
         *,
         augmentation: WaveformAugmentation | None = None,
         sidecars: Mapping[str, SidecarSource] | None = None,
-        max_broken_ratio: float = 0.01,
+        connections: int = 0,
+        only_known: bool = False,
+        max_broken_ratio: float = MAX_QUARANTINED,
+        on_broken: Callable[[UtteranceError], None] | None = None,
         patience_s: float = 600.0,
         on_wait: Callable[[], None] | None = None,
     ):
@@ -128,7 +139,10 @@ class Loader:
         self.workers = workers
         self.augmentation = augmentation
         self.sidecars = dict(sidecars or {})
+        self.connections = connections
+        self.only_known = only_known
         self.max_broken_ratio = max_broken_ratio
+        self.on_broken = on_broken
         self.patience_s = patience_s
         self.on_wait = on_wait
         self.utterances_seen = 0
@@ -140,6 +154,9 @@ class Loader:
         DataError when too many utterances are broken or one is not read within the patience.
         """
         executor = _Threads(self.workers) if self.workers else _Inline()
+        fetcher = None
+        if self.workers and self.connections:
+            fetcher = _Threads(self.connections)
         # Reading ahead in the caller would only delay the first step.
         steps_ahead = STEPS_AHEAD if self.workers else 1
         pending: deque[list[_PendingBatch]] = deque()
@@ -161,7 +178,10 @@ class Loader:
                     )
                     utterances: list[Future[_Prepared]] = []
                     for utterance, speed, length in rows:
-                        future = executor.submit(self._prepare, step, utterance, speed, length, readers)
+                        fetched = None
+                        if fetcher is not None:
+                            fetched = fetcher.submit(self.reader.fetch, utterance)
+                        future = executor.submit(self._prepare, step, utterance, speed, length, readers, fetched)
                         utterances.append(future)
                     lane_batches.append(_PendingBatch(spec, list(readers), utterances))
                 pending.append(lane_batches)
@@ -170,6 +190,8 @@ class Loader:
             while pending:
                 yield [self._collect(batch) for batch in pending.popleft()]
         finally:
+            if fetcher is not None:
+                fetcher.close()
             executor.close()
 
     def _prepare(
@@ -179,11 +201,19 @@ class Loader:
         speed: float,
         length: int,
         readers: Mapping[str, SidecarReader],
+        fetched: Future[EncodedExample] | None,
     ) -> _Prepared:
-        example = self.reader.read(utterance)
+        if fetched is None:
+            example = self.reader.read(utterance)
+        else:
+            example = self.reader.decode(utterance, fetched.result())
         tokens: list[int] = []
         if self.tokenizer is not None:
             tokens = self.tokenizer.encode(example.text)
+            if self.only_known and UNKNOWN in tokens:
+                unknown = "".join(self.tokenizer.unknown_characters(example.text))
+                reason = f"its text has symbols that the tokenizer does not know: {unknown[:MAX_NAMED_SYMBOLS]!r}"
+                raise self.reader.broken(utterance, reason, example.key)
         sidecars: dict[str, Arrays] = {}
         for name, reader in readers.items():
             sidecars[name] = reader.read(utterance, speed, example.key)
@@ -265,13 +295,15 @@ class Loader:
         """Log a broken utterance at a bounded rate. DataError when there are too many of them."""
         self.utterances_broken += 1
         broken = self.utterances_broken
+        if self.on_broken is not None:
+            self.on_broken(error)
         is_power_of_two = broken & (broken - 1) == 0
         if broken <= LOGGED_BROKEN or is_power_of_two:
             logger.warning("Skipped broken utterance %d of %d: %s", broken, self.utterances_seen, error)
         if broken >= MIN_BROKEN and broken > self.max_broken_ratio * self.utterances_seen:
             raise DataError(
-                f"{broken} of the first {self.utterances_seen} utterances could not be read, more than the "
-                f"{self.max_broken_ratio:.1%} that a run may skip. The last one: {error}"
+                f"{broken} of the first {self.utterances_seen} utterances are broken, more than the "
+                f"{self.max_broken_ratio:.1%} that cluster.storage.max_quarantined allows. The last one: {error}"
             )
 
 
@@ -325,6 +357,12 @@ class _Threads:
     def close(self) -> None:
         """Lets each thread end after the task it is at; tasks that wait are dropped."""
         self._closed.set()
+        # Whoever waits for one of them waits no longer.
+        with suppress(queue.Empty):
+            while True:
+                task = self._tasks.get_nowait()
+                if task is not None:
+                    task.future.cancel()
         # One for each thread, to wake those that wait for a task.
         for _ in range(self._workers):
             self._tasks.put(None)
@@ -332,6 +370,9 @@ class _Threads:
     def _work(self) -> None:
         while True:
             task = self._tasks.get()
-            if task is None or self._closed.is_set():
+            if task is None:
+                return
+            if self._closed.is_set():
+                task.future.cancel()
                 return
             task.run()

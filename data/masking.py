@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.features import FeaturesConfig
+from data.mixture import MixtureSampler
 from data.sampler import BatchSampler, derive_seed
 
 
@@ -107,7 +108,7 @@ class Masking:
         noise_BTF = self.noise(step, lane, features_BTF.shape).to(device)
         return torch.where(masked_BT[:, :, None], noise_BTF, features_BTF), masked_BT
 
-    def count(self, sampler: BatchSampler, step: int) -> int:
+    def count(self, sampler: BatchSampler | MixtureSampler, step: int) -> int:
         """Masked encoder frames of a step over all lanes. Utterances that turn out broken stay counted."""
         total = 0
         for lane in range(sampler.batches.lanes):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
+from data.joined_split import SplitIndex
 from data.sampler import (
     AnyIntegers,
     BatchesConfig,
@@ -388,35 +389,35 @@ class MixtureSampler:
 
 
 def draw_texts(
-    texts_of_part: Mapping[Part, Callable[[], Iterable[str]]],
-    num_texts: Mapping[Part, int],
-    hours: Mapping[Part, float],
-    mixture: Mixture,
-    seed: int,
+    parts: Sequence[Part], part: AnyIntegers, index: SplitIndex, mixture: Mixture, seed: int
 ) -> Iterator[str]:
-    """The texts of parts, each as often as its share of the mixture is to its hours: what a tokenizer is trained on.
+    """The transcripts of an index, each as often as its part is read for its hours: what a tokenizer is trained on.
 
-    The part that is read least often gives each of its texts once, the others more often, up to MAX_DRAWN_TEXTS in all.
-    Above that, each gives fewer in proportion, at random by the seed; a text with a character that none before it had
-    is always given.
+    `part` [N] numbers `parts`. The part that is read least often gives each of its texts once, the others more often,
+    up to MAX_DRAWN_TEXTS in all. Above that, each gives fewer in proportion, at random by the seed; a text with a
+    character that none before it had is always given.
     """
-    shares = mixture.shares(hours)
-    rates = {part: share / hours[part] for part, share in shares.items()}
-    least = min(rates.values())
-    repeats = {part: rate / least for part, rate in rates.items()}
-    num_drawn = sum(repeats[part] * num_texts[part] for part in repeats)
-    scale = min(1.0, MAX_DRAWN_TEXTS / max(1.0, num_drawn))
+    transcribed = index.text_length > 0
+    samples: dict[Part, float] = {}
+    for number, one in enumerate(parts):
+        samples[one] = float(index.samples[transcribed & (part == number)].sum())
+    # Samples do for hours: shares do not depend on the unit.
+    shares = mixture.shares(samples)
+    rates = np.zeros(len(parts))
+    for number, one in enumerate(parts):
+        if one in shares:
+            rates[number] = shares[one] / samples[one]
+    repeats = np.where(transcribed, rates[part] / min(rates[rates > 0], default=1.0), 0.0)
+    repeats *= min(1.0, MAX_DRAWN_TEXTS / max(1.0, float(repeats.sum())))
 
+    whole = np.floor(repeats).astype(np.int64)
+    draws = random_bits(derive_seed(seed, "tokenizer texts"), np.arange(len(index))) % SHARE_UNITS
+    times = whole + (draws < np.rint((repeats - whole) * SHARE_UNITS)).astype(np.int64)
     characters: set[str] = set()
-    for part, repeat in repeats.items():
-        whole, fraction = divmod(repeat * scale, 1.0)
-        part_seed = derive_seed(seed, "tokenizer texts", part.name)
-        draws = random_bits(part_seed, np.arange(num_texts[part])) % SHARE_UNITS
-        times = int(whole) + (draws < int(fraction * SHARE_UNITS)).astype(np.int64)
-        for text, text_times in zip(texts_of_part[part](), times.tolist(), strict=True):
-            if text_times == 0 and not characters.issuperset(text):
-                text_times = 1
-            if text_times:
-                characters.update(text)
-            for _ in range(text_times):
-                yield text
+    for text, text_times in zip(index.transcripts(), times.tolist(), strict=True):
+        if text_times == 0 and not characters.issuperset(text):
+            text_times = 1
+        if text_times:
+            characters.update(text)
+        for _ in range(text_times):
+            yield text

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.mixture import MixtureSampler
 from data.sampler import BatchSampler, Integers
 
 
@@ -33,7 +34,7 @@ class SamplingStatistics:
         return asdict(self)
 
 
-def measure_sampling(sampler: BatchSampler, epoch: int = 0) -> SamplingStatistics:
+def measure_sampling(sampler: BatchSampler | MixtureSampler, epoch: int = 0) -> SamplingStatistics:
     """Walk through one epoch, lane by lane."""
     first = epoch * sampler.steps_per_epoch
     num_filled = 0
@@ -73,7 +74,7 @@ def measure_sampling(sampler: BatchSampler, epoch: int = 0) -> SamplingStatistic
     )
 
 
-def describe_excluded(sampler: BatchSampler) -> str:
+def describe_excluded(sampler: BatchSampler | MixtureSampler) -> str:
     """How many utterances a sampler excludes and why, as one sentence."""
     total = 0
     reasons: list[str] = []

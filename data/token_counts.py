@@ -8,11 +8,13 @@ not used: the transcripts are counted again, and the file is replaced whole. Sev
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from data.joined_split import JoinedIndex, SplitIndex
 from data.npz import read_npz, write_npz
 from data.shard_index import ShardIndex
 from data.tokenizer import Tokenizer, token_lengths
@@ -44,6 +46,20 @@ def token_counts(index: ShardIndex, tokenizer: Tokenizer, file: Path) -> Counts:
         repeats=_narrow(repeats),
     )
     return tokens, min_frames
+
+
+def split_token_counts(index: SplitIndex, tokenizer: Tokenizer, file_of: Callable[[str], Path]) -> Counts:
+    """The same of a split of several corpora; `file_of` gives the file of each by its label, "" that of one alone."""
+    if not isinstance(index, JoinedIndex):
+        return token_counts(index, tokenizer, file_of(""))
+    tokens: list[Int32s] = []
+    min_frames: list[Int32s] = []
+    for label, part in index.indexes.items():
+        # A file for each: a corpus that joins leaves those of the others as they are.
+        part_tokens, part_min_frames = token_counts(part, tokenizer, file_of(label))
+        tokens.append(part_tokens)
+        min_frames.append(part_min_frames)
+    return np.concatenate(tokens), np.concatenate(min_frames)
 
 
 def _read(file: Path, origin: str, count: int) -> Counts | None:

@@ -9,7 +9,7 @@ are derived data and are replaced in place; a finished model carries its own.
 import glob
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from launcher.recipe import (
     SelfSupervisedStage,
     dump,
 )
+from launcher.recipe.corpora import reads_the_same
 from launcher.report import write_report
 from launcher.run_files import read_done, read_set_aside, read_state
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_json, write_text
@@ -151,6 +152,8 @@ class Executor:
             )
         changed = self._pipeline.changes(node, status.inputs)
         others = [key for key in changed if not _can_be_extended(key)]
+        if self._only_joins(node, others):
+            others = []
         if others:
             raise ConfigError(
                 f"--extend goes on with stage {node.name} under other steps or another optimizer, and "
@@ -215,12 +218,22 @@ class Executor:
             return
         # Of stages before it too: it would be refused when they have been trained anew.
         changes = self._pipeline.changes_before(node) | changes
-        if changes:
+        if changes and not self._only_joins(node, changes):
             raise ConfigError(
                 f"Stage {node.name} in {self._run.path} is half trained, up to step {max(steps)}, under other settings "
                 f"or inputs: {', '.join(changes.values())}. To go on from there, give the settings that it has; "
                 f"{begin_anew}"
             )
+
+    def _only_joins(self, node: StageNode, changes: Iterable[str]) -> bool:
+        """Whether all that changed are corpora that join after what a stage has done: its work stays what it was."""
+        for key in changes:
+            if not key.startswith(("mixture", "input corpus/train/", "prepare.joining.")):
+                return False
+        before = self._pipeline.record(node.name).get("settings", {}).get("mixture")
+        after = node.settings.values.get("mixture")
+        last_step = max(self._run.stage(node.name).checkpoint_steps(), default=0)
+        return last_step > 0 and reads_the_same(before, after, last_step)
 
     def _find_further(self, node: StageNode, status: StageStatus) -> StageFolder | None:
         """Return work that was set aside under a stage's present settings and inputs, and has come further than the
@@ -258,7 +271,10 @@ class Executor:
             raise ConfigError(
                 f"Stage {node.name} {status.reason}, which this run folder does not have yet. Run the whole recipe."
             )
-        if node.name in self._extended:
+        changes = {}
+        if node.kind in TRAINING_KINDS and self._pipeline.record(node.name):
+            changes = self._pipeline.changes(node, status.inputs)
+        if node.name in self._extended or (changes and self._only_joins(node, changes)):
             self._extend(node, status)
         self._set_aside(node, status)
         if self._take_up(node, status):

@@ -28,6 +28,8 @@ TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 HEARTBEAT_NAME = re.compile(r"rank-(\d+)\.json")
 MAX_HEARTBEAT_BYTES = 2**16
+# What the system's calls take; Linux gives numbers up to 2^22.
+MAX_PROCESS_ID = 2**31 - 1
 MAX_EVENT_BYTES = 2**22
 # A run of weeks writes some megabytes.
 MAX_EVENTS_BYTES = 2**30
@@ -130,7 +132,9 @@ def _is_heartbeat(record: Any, rank: int) -> bool:
     for key, kind in {"pid": int, "host": str, "step": int, "section": str}.items():
         if type(record.get(key)) is not kind:
             return False
-    return record["pid"] > 0
+    if type(record.get("exit_code", 0)) is not int:
+        return False
+    return 0 < record["pid"] <= MAX_PROCESS_ID
 
 
 def is_number(value: Any) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.errors import DataError
+from data.joined_split import read_split
 from data.language_model import write_language_model
-from data.shards import read_index
 from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.recipe import load_recipe
@@ -23,7 +23,7 @@ def language_model(options: argparse.Namespace) -> int:
     run = RunFolder(source)
     if run.recipe_file.is_file():
         recipe = load_recipe(run.recipe_file, of_run=True)
-        texts = read_index(recipe.split_folder(run, "train")).transcripts()
+        texts = read_split(recipe.split_folders(run, "train")).transcripts()
     elif source.is_file():
         texts = _lines(source)
     else:

@@ -90,6 +90,9 @@ def _print_report(report: dict[str, Any]) -> None:
         console.print(_sizes_table(training[first : first + COLUMNS]))
     for stage in training:
         _print_training_stage(console, stage)
+        if stage["mixture"]:
+            print(f"\n{stage['name']}: what its {stage['steps']:,} steps read of each corpus")
+            console.print(mixture_table(stage["mixture"]))
     _print_advice(report)
 
     if not report["vocabulary_known"]:
@@ -108,6 +111,23 @@ def _print_report(report: dict[str, Any]) -> None:
             continue
         for command in stage["commands"]:
             print(f"{stage['name']} on {command['host']}: {shown(command['command'])}")
+
+
+def mixture_table(rows: list[dict[str, Any]]) -> Table:
+    """Return a table of what a training reads of each corpus of a mixture."""
+    table = Table("corpus", box=None, pad_edge=False)
+    for heading in ("hours", "from step", "share", "hours read", "epochs"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            table_cell(row["corpus"]),
+            f"{row['hours']:,.2f}",
+            f"{row['from_step']:,}",
+            f"{row['share']:.1%}",
+            f"{row['hours_read']:,.2f}",
+            f"{row['epochs']:,.2f}",
+        )
+    return table
 
 
 def _print_advice(report: dict[str, Any]) -> None:

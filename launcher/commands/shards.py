@@ -28,8 +28,10 @@ from data.tokenizer import Tokenizer, token_lengths
 from launcher.commands.prepare import in_flags
 from launcher.errors import ConfigError, exit_code
 from launcher.monitoring.progress import open_display
+from launcher.planning.mixtures import plan_mixture
 from launcher.processes.worker_command import num_cores
-from launcher.recipe import validate
+from launcher.recipe import MixtureCorpus, check_inputs, load_recipe, validate
+from launcher.run_folder import RunFolder
 from model.layers.subsampling import SubsamplingConfig, output_length
 
 # Settings of batches that `chorus shards stats` takes.
@@ -140,10 +142,30 @@ def stats_shards(options: argparse.Namespace) -> int:
     except ConfigError as error:
         raise ConfigError(in_flags(str(error), BatchesConfig)) from None
 
+    if Path(options.folder).is_file():
+        return _mixture_stats(options)
     statistics = {}
     splits = find_splits(Path(options.folder).absolute())
     for name, folder in splits.items():
         statistics[name] = {**stats(folder), "plan": _sampling(read_index(folder), batches)}
+    if options.json:
+        print(json.dumps(statistics, ensure_ascii=False, indent=2))
+    else:
+        print(yaml.safe_dump(statistics, allow_unicode=True, sort_keys=False, width=110), end="")
+    return 0
+
+
+def _mixture_stats(options: argparse.Namespace) -> int:
+    """Print what each training of a recipe reads of each corpus of its mixture."""
+    recipe = load_recipe(options.folder)
+    if not isinstance(recipe.corpus, MixtureCorpus):
+        raise ConfigError(
+            f"The recipe {options.folder} has one corpus and no mixture (corpus.mix). Name the folder of its shards "
+            "instead."
+        )
+    check_inputs(recipe)
+    run = RunFolder(Path(f"runs/{recipe.name}"))
+    statistics = {stage.name: plan_mixture(recipe, run, stage) for stage in recipe.training_stages()}
     if options.json:
         print(json.dumps(statistics, ensure_ascii=False, indent=2))
     else:

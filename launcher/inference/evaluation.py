@@ -22,6 +22,7 @@ from data.sampler import cut_batches
 from data.shards import read_index
 from launcher.devices import recognition_device
 from launcher.inference.finished_model import FinishedModel
+from launcher.inference.mixture_evaluation import join_evaluations
 from launcher.planning.operations import operations_per_second
 from launcher.processes.heartbeat import Heartbeat
 from launcher.quarantine import QuarantineLog
@@ -51,15 +52,22 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
         model = FinishedModel.load(folder, stage.search, device)
         # A long batch, or a wide beam, may take minutes.
         model.report_to(heartbeat.tick)
-        result = evaluate_model(
-            model,
-            context.split_folder(stage.split),
-            stage.split,
-            on_batch=lambda num_done: heartbeat.beat(num_done, "evaluate"),
-            on_read=heartbeat.tick,
-            storage=context.recipe.cluster.storage,
-            on_broken=QuarantineLog(context.folder.quarantine_file(0), stage.split).add,
-        )
+        evaluations = {}
+        for label, split_folder in context.recipe.present_folders(context.run, stage.split).items():
+            evaluations[label] = evaluate_model(
+                model,
+                split_folder,
+                stage.split,
+                on_batch=lambda num_done: heartbeat.beat(num_done, "evaluate"),
+                on_read=heartbeat.tick,
+                storage=context.recipe.cluster.storage,
+                on_broken=QuarantineLog(context.folder.quarantine_file(0), stage.split).add,
+            )
+        # A corpus without a mixture has no label.
+        if "" in evaluations:
+            result = evaluations[""]
+        else:
+            result = join_evaluations(stage.split, evaluations)
         rows = result.pop("hypotheses")
         heartbeat.tick()
         write_lines(context.folder.hypotheses_file(name), rows)

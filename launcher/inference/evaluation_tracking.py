@@ -5,6 +5,7 @@ It comes after the results are on the disk, takes no longer than TIMEOUT_S, and 
 
 import io
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
         resume_step=None,
     )
     tracker.artifacts(lambda: used_artifacts(context), used=True)
-    folder = context.split_folder(context.stage.split)
+    folders = context.recipe.present_folders(context.run, context.stage.split)
     for name, model in results["models"].items():
         # Every number of a model's results, as NAME/SPLIT/METRIC or NAME/METRIC.
         summary: dict[str, float] = {}
@@ -46,11 +47,15 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
                 for metric, number in value.items():
                     if isinstance(number, int | float):
                         summary[f"{name}/{key}/{metric}"] = number
+                # Of a mixture, those of each corpus.
+                for label, result in value.get("sets", {}).items():
+                    for metric in ("cer", "wer", "utterances"):
+                        summary[f"{name}/{key}/{label}/{metric}"] = result[metric]
         tracker.summarize(summary)
         table_name = f"examples/{name}"
         examples = model["examples"]
         # The defaults bind this turn's values: the tracker calls it later, on a thread of its own.
-        tracker.table(lambda name=table_name, examples=examples: examples_table(name, examples, folder))
+        tracker.table(lambda name=table_name, examples=examples: examples_table(name, examples, folders))
     tracker.artifacts(lambda: made_artifacts(context), used=False)
     tracker.close(TIMEOUT_S)
     if tracker.num_dropped:
@@ -61,8 +66,20 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
         )
 
 
-def examples_table(name: str, examples: list[dict[str, str]], folder: Path | str) -> Table:
-    """Examples of one model with their errors, and their audio from a split's shards at the shards' rate."""
+def examples_table(name: str, examples: list[dict[str, str]], folders: Mapping[str, Path | str]) -> Table:
+    """Examples of one model with their errors, and their audio from the shards of a split, at the shards' rate.
+
+    `folders` has the split of each corpus by its label, "" where there is no mixture.
+    """
+    rows = []
+    for label, folder in folders.items():
+        of_corpus = [example for example in examples if example.get("corpus", "") == label]
+        if of_corpus:
+            rows += _example_rows(of_corpus, folder)
+    return Table(name, COLUMNS, rows)
+
+
+def _example_rows(examples: list[dict[str, str]], folder: Path | str) -> list[list[Any]]:
     index = read_index(folder)
     # A table is not worth waiting for: after TIMEOUT_S it is dropped.
     reader = ShardReader(index, attempts=1)
@@ -95,4 +112,4 @@ def examples_table(name: str, examples: list[dict[str, str]], folder: Path | str
             characters,
         ]
         rows.append(row)
-    return Table(name, COLUMNS, rows)
+    return rows

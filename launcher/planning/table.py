@@ -19,6 +19,7 @@ from launcher.errors import CheckpointError
 from launcher.planning.communication import Exchanged, Traffic, seconds, traffic
 from launcher.planning.machine import Machine
 from launcher.planning.memory import BYTES_FP32, MOMENTS, Memory, memory_per_process, parameter_sizes
+from launcher.planning.mixtures import plan_mixture
 from launcher.planning.operations import (
     TOKENS_PER_S,
     UTTERANCE_S,
@@ -67,8 +68,9 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
 
     corpus_s = None
     if recipe.has_split(run, "train"):
-        summary = read_summary(recipe.split_folder(run, "train"))
-        corpus_s = sum(shard["seconds"] for shard in summary["shards"])
+        corpus_s = 0.0
+        for folder in recipe.split_folders(run, "train").values():
+            corpus_s += sum(shard["seconds"] for shard in read_summary(folder)["shards"])
 
     rows = {}
     numbers: list[StageNumbers] = []
@@ -81,6 +83,7 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         stage_numbers = planned.numbers(corpus_s)
         numbers.append(stage_numbers)
         rows[stage.name] = planned.row(stage_numbers)
+        rows[stage.name]["mixture"] = plan_mixture(recipe, run, stage)
 
     all_warnings = []
     has_experts = False

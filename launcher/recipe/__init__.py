@@ -2,10 +2,11 @@
 
 from launcher.recipe.checks import check_inputs, check_model_folders
 from launcher.recipe.cluster import ClusterConfig
+from launcher.recipe.corpora import MixtureCorpus, ShardsCorpus
 from launcher.recipe.deepspeed_config import find_deepspeed_config, read_deepspeed_config, zero_stage
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.loading import dump, find_recipe, load_recipe
-from launcher.recipe.schema import Recipe, ShardsCorpus
+from launcher.recipe.schema import Recipe
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.recipe.stages import (
     AnyTrainingStage,
@@ -28,6 +29,7 @@ __all__ = [
     "DistillStage",
     "EvaluateStage",
     "GreedyConfig",
+    "MixtureCorpus",
     "OptimizerConfig",
     "PretrainStage",
     "Recipe",

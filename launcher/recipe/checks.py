@@ -17,7 +17,7 @@ from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import Recipe
 from launcher.recipe.search import check_search_files, check_search_model
 from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage, SelfSupervisedStage, TrainingStage
-from launcher.recipe.teachers import check_teacher, read_spec, spec_of_stage, terms_of
+from launcher.recipe.teachers import check_cacheable, check_teacher, read_spec, spec_of_stage, terms_of
 from launcher.recipe.yaml_io import nearest
 from launcher.run_folder import is_folder
 from model.encoder import EncoderConfig
@@ -45,6 +45,8 @@ def check_recipe(recipe: Recipe) -> None:
         check_compared_stages(recipe, stage)
         if isinstance(stage, DistillStage):
             check_teachers(recipe, stage, earlier)
+            if stage.distill.cache.required or stage.distill.cache.use == "make":
+                check_cacheable(recipe, stage)
         if isinstance(stage, PretrainStage) and stage.initialize_from:
             check_is_earlier(_starting_encoder(stage), stage.initialize_from, earlier)
             if not is_folder(stage.initialize_from):
@@ -67,8 +69,9 @@ def check_inputs(recipe: Recipe) -> None:
                 "mend it in the recipe; a relative path counts from the folder that chorus is started in."
             )
     # `shards` may be a URL, so it is no Path and not among corpus_paths.
-    if recipe.corpus.name == "shards":
-        read_summary(f"{recipe.corpus.shards.rstrip('/')}/train")
+    for corpus in recipe.corpora().values():
+        if corpus.name == "shards":
+            read_summary(f"{corpus.shards.rstrip('/')}/train")
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             check_search_files(stage.search, f"stages.{stage.name}.search")

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.shard_index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.augmentation import with_absolute_recordings
 from launcher.recipe.checks import check_recipe
+from launcher.recipe.corpora import complete_corpus, with_absolute_corpus
 from launcher.recipe.file_limits import check_file, check_no_credentials
 from launcher.recipe.former_defaults import former_defaults_of, with_former_defaults
 from launcher.recipe.hostfile import read_topology
-from launcher.recipe.schema import Recipe, ShardsCorpus
+from launcher.recipe.schema import Recipe
 from launcher.recipe.search import with_absolute_files
 from launcher.recipe.seeds import repeat_stages
 from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage
@@ -55,17 +55,15 @@ def load_recipe(
     values = _read(path)
     if not of_run:
         check_file(values, path)
+    complete_corpus(values)
     for override in overrides:
         apply_override(values, override)
+        # At once: the next override may go by the label of a corpus that this one gave.
+        complete_corpus(values)
     if not of_run:
         check_no_credentials(values, f"The recipe {path}")
     # After the overrides, so that a setting of a repeated stage reaches all its repetitions.
     repeat_stages(values)
-
-    # Shards are told by their key alone; the other corpora are told apart by `name`.
-    corpus = values.get("corpus")
-    if isinstance(corpus, dict) and "shards" in corpus:
-        corpus.setdefault("name", "shards")
 
     recipe = with_absolute_paths(validate(Recipe, values, f"The recipe {path}"))
     # What a run keeps has every setting of its time written out: one that is not there was not there to be set.
@@ -157,12 +155,6 @@ def _built_in_names() -> list[str]:
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The same recipe, its paths taken from the current folder and made absolute: stages run in processes whose
     current folder may be another."""
-    corpus_changes: dict[str, Any] = {}
-    for key, path in recipe.corpus_paths():
-        corpus_changes[key.removeprefix("corpus.")] = path.expanduser().absolute()
-    if isinstance(recipe.corpus, ShardsCorpus) and not is_url(recipe.corpus.shards):
-        corpus_changes["shards"] = str(Path(recipe.corpus.shards).expanduser().absolute())
-
     stages = []
     for stage in recipe.stages:
         changes: dict[str, Any] = {}
@@ -187,7 +179,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     cluster = recipe.cluster
     if cluster.hostfile:
         cluster = cluster.model_copy(update={"hostfile": cluster.hostfile.expanduser().absolute()})
-    corpus = recipe.corpus.model_copy(update=corpus_changes)
+    corpus = with_absolute_corpus(recipe.corpus)
     augment = with_absolute_recordings(recipe.augment)
     sections = {"corpus": corpus, "augment": augment, "stages": tuple(stages), "cluster": cluster}
     return recipe.model_copy(update=sections)

@@ -6,19 +6,19 @@ values that contradict each other within one section; what must hold between sec
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from data.augmentation import AugmentConfig
 from data.corpora import CorpusConfig
-from data.errors import DataError
 from data.features import FeaturesConfig
 from data.sampler import BatchesConfig
-from data.shard_index import SUMMARY, is_url, read_summary
+from data.shard_index import SUMMARY, NoShardsError, is_url, read_summary
 from data.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
 from launcher.recipe.cluster import ClusterConfig
+from launcher.recipe.corpora import MixtureCorpus, ShardsCorpus, corpus_paths
 from launcher.recipe.deepspeed_config import find_deepspeed_config
 from launcher.recipe.stages import (
     AnyStage,
@@ -33,19 +33,14 @@ from launcher.run_folder import RunFolder
 from launcher.tracking.config import TrackingConfig
 
 
-class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
-    """A corpus that was prepared before: a folder with one folder of shards per split."""
-
-    name: Literal["shards"] = Field(default="shards", description="the corpus is read as shards, not prepared")
-    shards: str = Field(description="folder written by `chorus prepare`, or its URL")
-
-
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """All that a run is: a corpus, stages in their order, and where they run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder")
     seed: int = Field(default=1, ge=0, le=2**63 - 1, description="the one source of every random number")
-    corpus: Annotated[CorpusConfig | ShardsCorpus, Field(discriminator="name", description="recordings and texts")]
+    corpus: Annotated[
+        CorpusConfig | ShardsCorpus | MixtureCorpus, Field(discriminator="name", description="recordings and texts")
+    ]
     features: FeaturesConfig = Field(default_factory=FeaturesConfig, description="the log-mel front-end")
     augment: AugmentConfig = Field(
         default_factory=AugmentConfig, description="speeds and masks of stages without their own"
@@ -112,29 +107,69 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             return 1
         return self.cluster.expert_parallel
 
+    def corpora(self) -> dict[str, Any]:
+        """Return the corpora by their labels; a corpus without a mixture has none."""
+        if isinstance(self.corpus, MixtureCorpus):
+            return {entry.label: entry.corpus for entry in self.corpus.mix}
+        return {"": self.corpus}
+
+    def split_folders(self, run: RunFolder, split: str) -> dict[str, Path | str]:
+        """Return the folder or URL of a split's shards in each corpus by its label, whether or not it is there."""
+        folders: dict[str, Path | str] = {}
+        for label, corpus in self.corpora().items():
+            if not isinstance(corpus, ShardsCorpus):
+                folders[label] = run.corpus / label / split
+                continue
+            place = f"{corpus.shards.rstrip('/')}/{split}"
+            # A URL stays a string: Path would make one slash of its two.
+            if is_url(place):
+                folders[label] = place
+            else:
+                folders[label] = Path(place)
+        return folders
+
     def split_folder(self, run: RunFolder, split: str) -> Path | str:
-        """Return the folder or URL of a split's shards: in the run, or where they were prepared before."""
-        if not isinstance(self.corpus, ShardsCorpus):
-            return run.corpus / split
-        place = f"{self.corpus.shards.rstrip('/')}/{split}"
-        # A URL stays a string: Path would make one slash of its two.
-        if is_url(place):
-            return place
-        return Path(place)
+        """Return the folder or URL of a split's shards in the only corpus that there is."""
+        (folder,) = self.split_folders(run, split).values()
+        return folder
+
+    def present_folders(self, run: RunFolder, split: str) -> dict[str, Path | str]:
+        """Return the same of the corpora that have the split."""
+        present: dict[str, Path | str] = {}
+        for label, folder in self.split_folders(run, split).items():
+            if _is_split(folder):
+                present[label] = folder
+        return present
+
+    def initial_folders(self, run: RunFolder, split: str) -> dict[str, Path | str]:
+        """Return the same of the corpora that the tokenizer and the statistics of the features are made of."""
+        labels = self.initial_labels()
+        return {label: folder for label, folder in self.present_folders(run, split).items() if label in labels}
+
+    def initial_labels(self) -> list[str]:
+        """Return the labels of these corpora; a corpus without a mixture has none."""
+        if isinstance(self.corpus, MixtureCorpus):
+            return [entry.label for entry in self.corpus.initial]
+        return [""]
 
     def has_split(self, run: RunFolder, split: str) -> bool:
-        """Return whether a split's shards are there."""
-        folder = self.split_folder(run, split)
-        if isinstance(folder, Path):
-            return (folder / SUMMARY).is_file()
-        try:
-            read_summary(folder)
-        except DataError:
-            return False
-        return True
+        """Return whether a split's shards are there: in any corpus of a mixture, and those of train in every one."""
+        present = self.present_folders(run, split)
+        if split == "train":
+            return len(present) == len(self.corpora())
+        return bool(present)
 
     def corpus_paths(self) -> Iterator[tuple[str, Path]]:
         """Yield (dotted key, path) of every file or folder that the corpus section names."""
-        for key, value in self.corpus:
-            if isinstance(value, Path):
-                yield f"corpus.{key}", value
+        return corpus_paths(self.corpus, "corpus")
+
+
+def _is_split(folder: Path | str) -> bool:
+    if isinstance(folder, Path):
+        return (folder / SUMMARY).is_file()
+    try:
+        read_summary(folder)
+    # A store that does not answer, or refuses, is an error: it is not a corpus without that split.
+    except NoShardsError:
+        return False
+    return True

@@ -262,6 +262,18 @@ def check_teacher(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, s
             )
 
 
+def check_cacheable(recipe: Recipe, stage: DistillStage) -> None:
+    """Refuse to store the outputs of a stage's teachers where several corpora are mixed (ConfigError): a cache lies
+    beside the shards of one, and is read by their names."""
+    num_corpora = len(recipe.corpora())
+    if num_corpora > 1:
+        raise ConfigError(
+            f"Stage {stage.name} is to store the outputs of its teachers (distill.cache), and the corpus of recipe "
+            f"{recipe.name} is a mixture of {num_corpora}. Leave distill.cache out, so that teachers run at every "
+            "step, or name one corpus."
+        )
+
+
 def why_no_cache(recipe: Recipe, stage: DistillStage, teacher: TeacherConfig, spec: TeacherSpec) -> str:
     """Why a teacher's outputs cannot be stored; empty when they can."""
     augment = recipe.augment_of(stage)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from launcher.errors import ConfigError
-from launcher.recipe.yaml_io import nearest
+from launcher.recipe.yaml_io import item_name, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -58,10 +58,7 @@ def _number_problems(given: Any, validated: Any, dotted: str) -> Iterator[str]:
             yield from _number_problems(value, getattr(validated, key, None), f"{dotted}.{key}".lstrip("."))
     elif isinstance(given, list | tuple) and isinstance(validated, tuple):
         for number, (value, item) in enumerate(zip(given, validated, strict=False)):
-            name = number
-            if isinstance(value, dict):
-                name = value.get("name", number)
-            yield from _number_problems(value, item, f"{dotted}.{name}")
+            yield from _number_problems(value, item, f"{dotted}.{item_name(value, number)}")
     # bool is an int in Python.
     elif isinstance(validated, int | float) and not isinstance(validated, bool):
         if isinstance(given, bool | str):
@@ -132,10 +129,7 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...], values: Any) -> t
                 item = values[part]
             values = item
             # `stages.teacher.steps` is what --set takes; a number would have to be counted out.
-            if isinstance(item, dict) and "name" in item:
-                path.append(str(item["name"]))
-            else:
-                path.append(str(part))
+            path.append(item_name(item, part))
             continue
 
         members = _models(annotation)

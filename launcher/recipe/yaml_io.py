@@ -157,10 +157,18 @@ def _child(parent: Any, key: str, path: str, override: str) -> Any:
     items = {}
     for item in parent:
         if isinstance(item, dict):
-            items[str(item.get("name"))] = item
+            items[item_name(item, None)] = item
     if key not in items:
         raise ConfigError(f"--set {override!r}: {path} has no item named {key!r}{nearest(key, list(items))}")
     return items[key]
+
+
+def item_name(item: Any, number: int | None) -> str:
+    """Return by what an item of a list is addressed: its label, of which corpora of a mixture have one, else its name,
+    else its number."""
+    if not isinstance(item, dict):
+        return str(number)
+    return str(item.get("label", item.get("name", number)))
 
 
 def nearest(word: str, words: list[str]) -> str:

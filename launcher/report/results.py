@@ -70,7 +70,7 @@ class ResultRow:
 @dataclass(frozen=True)
 class ResultsTable:
     """All models of a run; `str()` gives an aligned text, `lines()` what a table widget needs. `others` are the same
-    models on the same split, searched in other ways."""
+    models on the same split, searched in other ways, or on the set of one corpus of a mixture."""
 
     rows: tuple[ResultRow, ...]
     others: tuple[ResultRow, ...] = ()
@@ -140,6 +140,10 @@ def tabulate(models: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> Resul
         rows.append(_row(name, model, split, is_teacher, teacher_parameters))
         if split is None:
             continue
+        # Of a mixture, the set of each corpus; the row above is of all of them.
+        for label, scores in model[split].get("sets", {}).items():
+            row_name = f"{name} on {label}"
+            others.append(_row(row_name, {**model, split: scores}, split, is_teacher, teacher_parameters))
         # A later evaluation of the same split stands under SPLIT/EVALUATION.
         for key in model:
             if key.startswith(f"{split}/"):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from data.augmentation import AugmentConfig
+from data.joined_split import SplitIndex, read_split
 from data.sampler import BatchesConfig
-from data.shard_index import ShardIndex, read_index
 from launcher.recipe import Recipe, TrainingStage
 from launcher.recipe.stages import Stage
 from launcher.run_folder import RunFolder, StageFolder
@@ -77,9 +77,14 @@ class StageContext(Generic[StageT]):
     def has_split(self, split: str) -> bool:
         return self.recipe.has_split(self.run, split)
 
-    def read_index(self, split: str) -> ShardIndex:
-        """The index of a split's shards. DataError when they are not whole."""
-        return read_index(self.split_folder(split))
+    def read_index(self, split: str) -> SplitIndex:
+        """The index of a split's shards, of all corpora as one. DataError when more of them is missing than may be
+        quarantined."""
+        max_damaged = self.recipe.cluster.storage.max_quarantined
+        if split == "train":
+            # Of every corpus: one that is not there is refused by its name.
+            return read_split(self.recipe.split_folders(self.run, split), max_damaged=max_damaged)
+        return read_split(self.recipe.present_folders(self.run, split), max_damaged=max_damaged)
 
     @property
     def _training(self) -> TrainingStage:

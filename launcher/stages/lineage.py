@@ -22,26 +22,7 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
     pipeline = Pipeline(context.recipe, context.run)
     for name, fingerprint in _recorded_inputs(pipeline, context.name).items():
         if name.startswith("corpus/"):
-            split = name.removeprefix("corpus/")
-            folder = context.split_folder(split)
-            summary = read_summary(folder)
-            num_utterances = 0
-            seconds = 0.0
-            for shard in summary["shards"]:
-                num_utterances += shard["utterances"]
-                seconds += shard["seconds"]
-            yield Artifact(
-                name=f"{context.recipe.name}-shards-{split}",
-                kind="shards",
-                fingerprint=fingerprint,
-                content={
-                    "sample_rate_hz": summary["sample_rate_hz"],
-                    "shards": len(summary["shards"]),
-                    "utterances": num_utterances,
-                    "seconds": seconds,
-                },
-                note={"folder": str(folder)},
-            )
+            yield _shards_artifact(context, name.removeprefix("corpus/"), fingerprint)
         elif name == "tokenizer":
             note = {"folder": str(context.run.tokenizer)}
             yield _derived_artifact(pipeline, name, fingerprint, note)
@@ -87,6 +68,43 @@ def made_artifacts(context: StageContext) -> Iterator[Artifact]:
         fingerprint=fingerprint,
         content={"made_from": _recorded_inputs(pipeline, context.name), "models": results},
         note={"folder": str(context.folder.path)},
+    )
+
+
+def _shards_artifact(context: StageContext, split: str, fingerprint: str) -> Artifact:
+    """A split's shards in the corpora that an input stands for; behind a slash, that of a corpus which joins later."""
+    split, _, label = split.partition("/")
+    if label:
+        folders = [context.recipe.split_folders(context.run, split)[label]]
+    elif split == "train":
+        folders = list(context.recipe.initial_folders(context.run, split).values())
+    else:
+        folders = list(context.recipe.present_folders(context.run, split).values())
+    num_shards = 0
+    num_utterances = 0
+    seconds = 0.0
+    sample_rate_hz = 0
+    for folder in folders:
+        summary = read_summary(folder)
+        sample_rate_hz = summary["sample_rate_hz"]
+        num_shards += len(summary["shards"])
+        for shard in summary["shards"]:
+            num_utterances += shard["utterances"]
+            seconds += shard["seconds"]
+    name = f"{context.recipe.name}-shards-{split}"
+    if label:
+        name = f"{name}-{label}"
+    return Artifact(
+        name=name,
+        kind="shards",
+        fingerprint=fingerprint,
+        content={
+            "sample_rate_hz": sample_rate_hz,
+            "shards": num_shards,
+            "utterances": num_utterances,
+            "seconds": seconds,
+        },
+        note={"folder": " ".join(map(str, folders))},
     )
 
 

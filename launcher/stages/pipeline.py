@@ -20,7 +20,16 @@ from data.corpora.published import PublishedCorpusConfig, transcript_lists
 from data.errors import DataError
 from data.manifests.manifest import manifest_files
 from data.shard_index import read_summary
-from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, Recipe, SelfSupervisedStage, ShardsCorpus
+from launcher.recipe import (
+    AnyTrainingStage,
+    DistillStage,
+    EvaluateStage,
+    MixtureCorpus,
+    Recipe,
+    SelfSupervisedStage,
+    ShardsCorpus,
+)
+from launcher.recipe.corpora import corpus_paths
 from launcher.recipe.search import search_files
 from launcher.run_files import STATE_FORMAT, read_state
 from launcher.run_folder import RunFolder, write_json
@@ -50,8 +59,9 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 class StageNode:
     """A stage of the pipeline: its settings and the names of its inputs, as far as they decide its result.
 
-    An input is "corpus/SPLIT", "features", "tokenizer", the name of a training stage, or the path of a finished model's
-    folder or of a search's file.
+    An input is "corpus/SPLIT", "features", "tokenizer", the name of a training stage, the path of a finished model's
+    folder or of a search's file, or "recordings PATH" of augmentation. "corpus/train" are the corpora that a run begins
+    with; those of a mixture that join it later are "corpus/train/LABEL".
     """
 
     name: str
@@ -125,6 +135,11 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
 
 def _training_inputs(recipe: Recipe, stage: AnyTrainingStage) -> list[str]:
     inputs = ["corpus/train"]
+    if isinstance(recipe.corpus, MixtureCorpus):
+        for entry in recipe.corpus.mix:
+            # One that joins after its last step is nothing to a stage.
+            if entry.from_step is not None and entry.from_step < stage.steps:
+                inputs.append(f"corpus/train/{entry.label}")
     for path in recipe.augment_of(stage).recordings().values():
         inputs.append(f"{RECORDINGS_PREFIX}{path}")
     if isinstance(stage, SelfSupervisedStage):
@@ -223,13 +238,14 @@ class Pipeline:
 
     def _recordings_changed(self) -> str:
         """Return a sentence where recordings are not what the shards were made of, else an empty one."""
-        if isinstance(self.recipe.corpus, ShardsCorpus):
-            return ""
         # Once, until the corpus is prepared: a look at every recording takes minutes over a network.
         if self._recordings is None:
             self._recordings = ""
+            paths: list[Path | str] = []
             try:
-                paths = changed_recordings(self.run.corpus)
+                for label, corpus in self.recipe.corpora().items():
+                    if not isinstance(corpus, ShardsCorpus):
+                        paths += changed_recordings(self.run.corpus / label)
             except DataError as error:
                 self._recordings = str(error)
             else:
@@ -273,7 +289,7 @@ class Pipeline:
             return self._split_hash(name.removeprefix("corpus/"))
         if name.startswith("corpus."):
             path = dict(self.recipe.corpus_paths())[name]
-            if name == "corpus.manifest" and path.exists():
+            if name.endswith(".manifest") and path.exists():
                 root = path if path.is_dir() else path.parent
                 files = manifest_files(path)
                 lists = hash_files(files.lists, root)
@@ -286,7 +302,7 @@ class Pipeline:
                 # transcripts are, where it is known which files these are.
                 files = files_below(path)
                 listing = hash_listing(files, path)
-                if isinstance(self.recipe.corpus, PublishedCorpusConfig):
+                if isinstance(self._corpus_with(name), PublishedCorpusConfig):
                     return hash_value([listing, hash_files(transcript_lists(files), path)])
                 return listing
             return hash_files([path], path.parent)
@@ -298,6 +314,14 @@ class Pipeline:
             return hash_folder(path)
         return self.output_hash(self.node(name))
 
+    def _corpus_with(self, path_key: str) -> Any:
+        """Return the corpus that a path belongs to by its dotted key."""
+        if isinstance(self.recipe.corpus, MixtureCorpus):
+            for entry in self.recipe.corpus.mix:
+                if path_key in dict(corpus_paths(entry, f"corpus.mix.{entry.label}")):
+                    return entry
+        return self.recipe.corpus
+
     def node(self, name: str) -> StageNode:
         """Return the stage of that name, which there is."""
         for node in self.nodes:
@@ -306,10 +330,29 @@ class Pipeline:
         raise KeyError(name)
 
     def _split_hash(self, split: str) -> str | None:
-        if not self.recipe.has_split(self.run, split):
+        """Return a SHA-256 of the shards of a split: of "train" those that a run begins with, of "train/LABEL" those of
+        a corpus that joins later, of others those of all corpora that have them."""
+        split, _, label = split.partition("/")
+        folders = self.recipe.present_folders(self.run, split)
+        if label:
+            expected = [label]
+        elif split == "train":
+            folders = self.recipe.initial_folders(self.run, split)
+            expected = self.recipe.initial_labels()
+        else:
+            expected = list(folders)
+        shards = []
+        for corpus in expected:
+            if corpus not in folders:
+                return None
+            summary = read_summary(folders[corpus])
+            shards.append([shard["sha256"] for shard in summary["shards"]])
+        if not shards:
             return None
-        summary = read_summary(self.recipe.split_folder(self.run, split))
-        return hash_value([shard["sha256"] for shard in summary["shards"]])
+        # As without a mixture, so that a run of one corpus may go on with others beside it.
+        if len(shards) == 1:
+            return hash_value(shards[0])
+        return hash_value(shards)
 
     def output_hash(self, node: StageNode) -> str | None:
         """Return a SHA-256 of what a stage has left, None when there is nothing."""
@@ -342,6 +385,10 @@ class Pipeline:
         for stage in self.recipe.stages:
             if isinstance(stage, EvaluateStage):
                 splits.add(stage.split)
+        if isinstance(self.recipe.corpus, MixtureCorpus):
+            for entry in self.recipe.corpus.mix:
+                if entry.from_step is not None:
+                    splits.add(f"train/{entry.label}")
         hashes = {}
         for split in splits:
             split_hash = self._split_hash(split)

@@ -5,17 +5,18 @@ A kill at any moment leaves nothing half-made under a final name; what was finis
 
 import json
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from data.files import flush_folder, remove_path
 from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
-from launcher.recipe import Recipe, ShardsCorpus
+from launcher.recipe import MixtureCorpus, Recipe, ShardsCorpus
 from launcher.run_folder import RunFolder, write_json
 from launcher.stages.start_checks import check_splits, no_validation
 
 if TYPE_CHECKING:
-    from data.shard_index import ShardIndex
+    from data.joined_split import SplitIndex
 
 
 def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
@@ -23,27 +24,32 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
     from data.corpora import prepare
     from data.shard_index import read_index
 
-    if isinstance(recipe.corpus, ShardsCorpus):
-        index = read_index(recipe.split_folder(run, "train"))
-        display.say(f"prepare: {len(index)} training utterances are at {recipe.corpus.shards}")
-        _check_corpus(recipe, run, display)
-        return
-    display.begin("prepare", 1)
-    report = prepare(
-        recipe.corpus,
-        run.corpus,
-        seed=recipe.seed,
-        sample_rate_hz=recipe.features.sample_rate_hz,
-        workers=num_cores(),
-        replace=True,
-        on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
-    )
-    display.end()
-    for name, split in report.splits.items():
-        display.say(f"prepare: {name} has {split.utterances} utterances, {split.seconds / 3600:.2f} h")
-    display.say(f"prepare: {report.account()}")
-    if report.rejected:
-        display.say(f"prepare: {run.corpus / 'rejected.jsonl'} says why of each rejected row")
+    for label, corpus in recipe.corpora().items():
+        # A corpus without a mixture has no label.
+        heading = "prepare"
+        if label:
+            heading = f"prepare {label}"
+        if isinstance(corpus, ShardsCorpus):
+            folder = recipe.split_folders(run, "train")[label]
+            index = read_index(folder, max_damaged=recipe.cluster.storage.max_quarantined)
+            display.say(f"{heading}: {len(index)} training utterances are at {corpus.shards}")
+            continue
+        display.begin(heading, 1)
+        report = prepare(
+            corpus,
+            run.corpus / label,
+            seed=recipe.seed,
+            sample_rate_hz=recipe.features.sample_rate_hz,
+            workers=num_cores(),
+            replace=True,
+            on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
+        )
+        display.end()
+        for name, split in report.splits.items():
+            display.say(f"{heading}: {name} has {split.utterances} utterances, {split.seconds / 3600:.2f} h")
+        display.say(f"{heading}: {report.account()}")
+        if report.rejected:
+            display.say(f"{heading}: {run.corpus / label / 'rejected.jsonl'} says why of each rejected row")
     _check_corpus(recipe, run, display)
 
 
@@ -56,37 +62,46 @@ def _check_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
 def measure_features(recipe: Recipe, run: RunFolder, display: Display) -> None:
     """Measure the features' mean and deviation for the stages that look at no transcripts."""
-    from data.shard_index import read_index
+    from data.joined_split import read_split
 
-    index = read_index(recipe.split_folder(run, "train"))
+    max_damaged = recipe.cluster.storage.max_quarantined
+    index = read_split(recipe.initial_folders(run, "train"), max_damaged=max_damaged)
     write_json(run.statistics_file, _feature_statistics(recipe, index))
     display.say("features: statistics measured")
 
 
-def _feature_statistics(recipe: Recipe, index: "ShardIndex") -> dict[str, list[float]]:
+def _feature_statistics(recipe: Recipe, index: "SplitIndex") -> dict[str, list[float]]:
     from data.features import measure_statistics
-    from data.reader import ShardReader
+    from data.joined_split import open_reader
 
-    mean_F, std_F = measure_statistics(ShardReader(index), recipe.features, recipe.seed)
+    mean_F, std_F = measure_statistics(open_reader(index, recipe.cluster.storage), recipe.features, recipe.seed)
     return {"mean": mean_F.tolist(), "std": std_F.tolist()}
 
 
 def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
-    """Train the tokenizer on the training texts, count tokens, and measure the features' mean and deviation."""
-    from data.shard_index import read_index
-    from data.token_counts import token_counts
+    """Train the tokenizer on the training texts, count tokens, and measure the features' mean and deviation.
+
+    A mixture's corpora that join later take no part in what is trained and measured: their vocabulary and their levels
+    were not there when the run began.
+    """
+    from data.joined_split import read_split
+    from data.token_counts import split_token_counts
     from data.tokenizer import train_tokenizer
 
-    index = read_index(recipe.split_folder(run, "train"))
     partial = run.path / ".tokenizer.partial"
     remove_path(partial)
     partial.mkdir()
-    transcripts = (text for text in index.transcripts() if text)
-    tokenizer = train_tokenizer(transcripts, recipe.tokenizer, partial)
-    token_counts(index, tokenizer, partial / run.token_counts_file("train").name)
-    if recipe.has_split(run, "dev"):
-        dev = read_index(recipe.split_folder(run, "dev"))
-        token_counts(dev, tokenizer, partial / run.token_counts_file("dev").name)
+    max_damaged = recipe.cluster.storage.max_quarantined
+    index = read_split(recipe.initial_folders(run, "train"), max_damaged=max_damaged)
+    tokenizer = train_tokenizer(training_texts(recipe, run, index), recipe.tokenizer, partial)
+    for split in ("train", "dev"):
+        if recipe.has_split(run, split):
+            split_index = read_split(recipe.present_folders(run, split), max_damaged=max_damaged)
+            split_token_counts(
+                split_index,
+                tokenizer,
+                lambda label, split=split: partial / run.token_counts_file(split, label).name,
+            )
     statistics = _feature_statistics(recipe, index)
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
 
@@ -100,3 +115,15 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     flush_folder(run.path)
     remove_path(old)
     display.say(f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured")
+
+
+def training_texts(recipe: Recipe, run: RunFolder, index: "SplitIndex") -> Iterable[str]:
+    """The transcripts of an index that a tokenizer is trained on, those of a mixture as often as it reads them."""
+    from data.mixture import draw_texts
+    from launcher.stages.training_sampler import mixture_parts
+
+    if not isinstance(recipe.corpus, MixtureCorpus):
+        return (text for text in index.transcripts() if text)
+    mixture = recipe.corpus.initial_mixture
+    parts, part = mixture_parts(mixture, run, index)
+    return draw_texts(parts, part, index, mixture, recipe.seed)

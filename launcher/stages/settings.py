@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from data.augmentation.config import RECORDING_KINDS
-from launcher.recipe import EvaluateStage, Recipe, TrainingStage
+from launcher.recipe import EvaluateStage, MixtureCorpus, Recipe, TrainingStage
+from launcher.recipe.corpora import corpus_paths
 from launcher.recipe.distillation import FORMER_INPUT_KEY
 from launcher.recipe.former_defaults import FORMER_DEFAULTS
 from launcher.recipe.search import search_files
@@ -84,16 +85,30 @@ def _comparable(values: Values, given: Values, recorded: Values, section: str = 
 
 
 def corpus_settings(recipe: Recipe, sparse: bool = False) -> Values:
-    """Where a corpus lies is no setting: its files count by their content, as inputs."""
-    places = {"shards"}
-    for key, _ in recipe.corpus_paths():
-        places.add(key.removeprefix("corpus."))
-    return {
+    """Where a corpus lies is no setting: its files count by their content, as inputs. The shares of a mixture are no
+    settings of its shards either."""
+    initial = {}
+    joining = {}
+    for label, corpus in recipe.corpora().items():
+        places = {"shards"}
+        for key, _ in corpus_paths(corpus, ""):
+            places.add(key.removeprefix("."))
+        if label in recipe.initial_labels():
+            initial[label] = _dump(corpus, sparse, exclude=places)
+        else:
+            joining[label] = _dump(corpus, sparse, exclude=places)
+    settings: Values = {
         "seed": recipe.seed,
-        "corpus": _dump(recipe.corpus, sparse, exclude=places),
+        "corpus": initial,
         # Shards hold audio at the rate of the features; what else features are does not change them.
         "sample_rate_hz": recipe.features.sample_rate_hz,
     }
+    # As without a mixture: to a run of one corpus others may be added.
+    if len(initial) == 1:
+        settings["corpus"] = next(iter(initial.values()))
+    if joining:
+        settings["joining"] = joining
+    return settings
 
 
 def features_settings(recipe: Recipe, sparse: bool = False) -> Values:
@@ -143,6 +158,10 @@ def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False
     settings["augment"] = _dump(recipe.augment_of(stage), sparse, exclude=places)
     # Of all that `cluster` says, only this changes the arithmetic.
     settings["precision"] = recipe.cluster.precision
+    if isinstance(recipe.corpus, MixtureCorpus):
+        mixture = recipe.corpus.settings_of(stage.steps)
+        if mixture is not None:
+            settings["mixture"] = mixture
     return settings
 
 

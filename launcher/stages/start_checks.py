@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
+from data.joined_split import read_split
 from data.manifests.splits import canonical_split
 from data.sampler import BatchesConfig, change_length
-from data.shard_index import is_url, read_index, read_summary
+from data.shard_index import is_url, read_summary
 from launcher.errors import ConfigError
 from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, ShardsCorpus
 from launcher.recipe.checks import check_optimizer
@@ -37,7 +38,7 @@ def check_prepared(recipe: Recipe, run: RunFolder) -> None:
     pipeline = Pipeline(recipe, run)
     node = pipeline.node("prepare")
     record = pipeline.record(node.name)
-    if isinstance(recipe.corpus, ShardsCorpus):
+    if all(isinstance(corpus, ShardsCorpus) for corpus in recipe.corpora().values()):
         check_splits(recipe, run)
         return
 
@@ -50,20 +51,23 @@ def check_prepared(recipe: Recipe, run: RunFolder) -> None:
 
 
 def check_splits(recipe: Recipe, run: RunFolder) -> None:
-    """Refuse shards without a split that an evaluation names (ConfigError) or without train (DataError)."""
-    names = _split_names(recipe, run)
-    # A string: Path would make one slash of the two of a URL.
-    place = str(recipe.split_folder(run, "train")).rpartition("/")[0]
-    if not recipe.has_split(run, "train"):
+    """Refuse shards without a split that an evaluation names (ConfigError), or a corpus without train (DataError)."""
+    present = recipe.present_folders(run, "train")
+    for label, folder in recipe.split_folders(run, "train").items():
+        if label in present:
+            continue
+        names = _split_names(recipe, run, label)
         similar = _split_like("train", names)
         remedy = "Give rows of the corpus the split train, or none."
         if similar is not None:
             remedy = f"Rename {similar} to train."
         raise DataError(
-            f"The corpus at {place} has no split train, which every training reads. There are: {', '.join(names)}. "
-            f"{remedy}"
+            f"The corpus at {_place(folder)} has no split train, which every training reads. There are: "
+            f"{', '.join(names)}. {remedy}"
         )
 
+    names = _all_split_names(recipe, run)
+    places = " and ".join(_place(folder) for folder in recipe.split_folders(run, "train").values())
     # Training needs no other split: without dev it does not validate (no_validation).
     for stage in recipe.stages:
         if not isinstance(stage, EvaluateStage):
@@ -71,7 +75,7 @@ def check_splits(recipe: Recipe, run: RunFolder) -> None:
         if recipe.has_split(run, stage.split):
             continue
         key = f"stages.{stage.name}.split"
-        message = f"{key} is {stage.split!r}, and the corpus at {place} has no such split"
+        message = f"{key} is {stage.split!r}, and the corpus at {places} has no such split"
         canonical = canonical_split(stage.split)
         if canonical in names:
             raise ConfigError(f"{message}; here it is called {canonical}. Pass --set {key}={canonical}.")
@@ -82,7 +86,7 @@ def no_validation(recipe: Recipe, run: RunFolder) -> str:
     """A sentence where no stage can validate, for want of a split; empty where one can."""
     if recipe.has_split(run, "dev") or not recipe.training_stages():
         return ""
-    similar = _split_like("dev", _split_names(recipe, run))
+    similar = _split_like("dev", _all_split_names(recipe, run))
     remedy = "give some rows the split dev"
     if similar is not None:
         remedy = f"rename the split {similar} to dev"
@@ -96,22 +100,23 @@ def batches_of_one(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> s
     batches = recipe.batches_of(stage)
     # At the highest speed utterances are shortest: what does not fit then never does.
     fastest = max(recipe.augment_of(stage).speeds)
-    folder = recipe.split_folder(run, "train")
-    summary = read_summary(folder)
-    sample_rate_hz = summary["sample_rate_hz"]
-
+    folders = recipe.split_folders(run, "train")
     # An index of millions need not be read where two utterances of a shard's mean length fit.
     means_s = []
-    for shard in summary["shards"]:
-        if shard["utterances"]:
-            means_s.append(shard["seconds"] / shard["utterances"])
+    sample_rate_hz = 0
+    for folder in folders.values():
+        summary = read_summary(folder)
+        sample_rate_hz = summary["sample_rate_hz"]
+        for shard in summary["shards"]:
+            if shard["utterances"]:
+                means_s.append(shard["seconds"] / shard["utterances"])
     if not means_s:
         return ""
     if _capacity(batches, min(means_s) * sample_rate_hz, fastest, sample_rate_hz) > 1:
         return ""
 
     # The two shortest that the sampler deals out fit, or no two do.
-    samples = read_index(folder).samples
+    samples = read_split(folders).samples
     lowest = batches.min_utterance_s * sample_rate_hz
     highest = batches.max_utterance_s * sample_rate_hz
     samples = samples[(samples >= lowest) & (samples <= highest)]
@@ -139,9 +144,9 @@ def corpus_warnings(recipe: Recipe, run: RunFolder) -> Iterator[dict[str, str]]:
             yield {"stage": stage.name, "kind": "batches_of_one", "text": text}
 
 
-def _split_names(recipe: Recipe, run: RunFolder) -> list[str]:
-    """The splits that are there; behind a URL, which cannot be listed, those of the usual names."""
-    folder = recipe.split_folder(run, "train")
+def _split_names(recipe: Recipe, run: RunFolder, label: str) -> list[str]:
+    """The splits that a corpus has; behind a URL, which cannot be listed, those of the usual names."""
+    folder = recipe.split_folders(run, "train")[label]
     names = ["train", "dev", "test"]
     # A folder may lack all of them, and hold others under the names of its corpus.
     if not is_url(folder):
@@ -149,7 +154,21 @@ def _split_names(recipe: Recipe, run: RunFolder) -> list[str]:
         names = []
         if parent.is_dir():
             names = sorted(path.name for path in parent.iterdir())
-    return [name for name in names if recipe.has_split(run, name)]
+    return [name for name in names if label in recipe.present_folders(run, name)]
+
+
+def _all_split_names(recipe: Recipe, run: RunFolder) -> list[str]:
+    """The splits that any corpus has."""
+    names: set[str] = set()
+    for label in recipe.corpora():
+        names.update(_split_names(recipe, run, label))
+    return sorted(names)
+
+
+def _place(folder: Path | str) -> str:
+    """Where the splits of a corpus lie, by that of one."""
+    # A string: Path would make one slash of the two of a URL.
+    return str(folder).rpartition("/")[0]
 
 
 def _split_like(split: str, names: Sequence[str]) -> str | None:

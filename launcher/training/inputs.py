@@ -3,24 +3,27 @@
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from data.augmentation import AugmentConfig, ShardSet, SpecAugment, WaveformAugmentation, apply_mask, warp_time
 from data.features import LogMel
+from data.joined_split import open_reader
 from data.loader import Loader, WaveformBatch
 from data.masking import Masking
-from data.reader import ShardReader
-from data.sampler import BatchSampler, Totals, derive_seed
+from data.sampler import BatchSampler, Integers, Totals, derive_seed
 from data.sampler_statistics import describe_excluded
-from data.token_counts import token_counts
+from data.token_counts import split_token_counts
 from data.tokenizer import Tokenizer
 from launcher.inference.finished_model import build_features
+from launcher.quarantine import QuarantineLog
 from launcher.recipe import AnyTrainingStage, SelfSupervisedStage
 from launcher.run_files import read_statistics
 from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
+from launcher.stages.training_sampler import TrainingSampler, make_training_sampler
 from launcher.training.feature_batch import CleanInputs, FeatureBatch
 from model.layers.subsampling import output_length
 
@@ -40,7 +43,7 @@ class Inputs:
     With `keeps_source` a micro-batch also holds what its features were made from.
     """
 
-    sampler: BatchSampler
+    sampler: TrainingSampler
     loader: Loader
     features: LogMel
     augment: AugmentConfig
@@ -158,31 +161,51 @@ def open_inputs(
     else:
         statistics = read_statistics(run.features_file)
         tokenizer = Tokenizer.load(run.tokenizer)
-        tokens, min_frames = token_counts(index, tokenizer, run.token_counts_file(split))
+        tokens, min_frames = split_token_counts(index, tokenizer, partial(run.token_counts_file, split))
         transcribed = index.text_length > 0
         if augment.frequency_masks + augment.time_masks > 0:
             specaugment = SpecAugment(augment, recipe.features)
     features = build_features(recipe.features, statistics).to(device)
 
-    sampler = BatchSampler(
-        index.shard,
-        index.samples,
-        tokens,
-        min_frames,
-        context.batches,
-        context.seed,
-        index.sample_rate_hz,
-        augment.speeds,
-        encoder_frames=lambda samples: output_length(recipe.features.num_frames(samples), factor),
-        transcribed=transcribed,
-    )
+    def encoder_frames(samples: Integers) -> Integers:
+        return output_length(recipe.features.num_frames(samples), factor)
+
+    sampler: TrainingSampler
+    if split == "train":
+        sampler = make_training_sampler(
+            recipe,
+            run,
+            index,
+            tokens,
+            min_frames,
+            context.batches,
+            context.seed,
+            augment.speeds,
+            encoder_frames=encoder_frames,
+            transcribed=transcribed,
+        )
+    else:
+        # Validation reads every utterance of every corpus once, whatever its share of the training.
+        sampler = BatchSampler(
+            index.shard,
+            index.samples,
+            tokens,
+            min_frames,
+            context.batches,
+            context.seed,
+            index.sample_rate_hz,
+            augment.speeds,
+            encoder_frames=encoder_frames,
+            transcribed=transcribed,
+        )
     if 0 in lanes:
         _report_sampler(sampler, run, split)
-    reader = ShardReader(index)
+    storage = recipe.cluster.storage
+    reader = open_reader(index, storage)
     augmentation = None
     if augment.waveform_kinds():
         utterances = ShardSet(reader, len(index))
-        augmentation = WaveformAugmentation(augment, index.sample_rate_hz, context.seed, utterances)
+        augmentation = WaveformAugmentation(augment, index.sample_rate_hz, context.seed, utterances, storage)
     loader = Loader(
         sampler,
         reader,
@@ -190,6 +213,12 @@ def open_inputs(
         lanes,
         workers=recipe.cluster.data_workers,
         augmentation=augmentation,
+        connections=storage.connections if reader.is_remote else 0,
+        # The tokenizer knows every symbol of what it was trained on: another one says that a text was changed, or that
+        # the tokenizer is not for this corpus. Other splits may have words of their own.
+        only_known=split == "train",
+        max_broken_ratio=storage.max_quarantined,
+        on_broken=QuarantineLog(context.folder.quarantine_file(min(lanes, default=0)), split).add,
     )
     return Inputs(
         sampler=sampler,
@@ -205,7 +234,7 @@ def open_inputs(
     )
 
 
-def _report_sampler(sampler: BatchSampler, run: RunFolder, split: str) -> None:
+def _report_sampler(sampler: TrainingSampler, run: RunFolder, split: str) -> None:
     """Log the shape of a split's epochs and what is excluded, and leave both among the run's events."""
     logger.info("%s: %d steps per epoch. %s", split, sampler.steps_per_epoch, describe_excluded(sampler))
     excluded = {}

@@ -136,7 +136,10 @@ def _store(
     description = cache.description
     contents = description.contents
     folder = root / description.folder_name
-    writer = SidecarWriter(inputs.loader.reader.index, folder, contents.speeds)
+    index = inputs.loader.reader.index
+    # A mixture of several corpora is refused before.
+    assert isinstance(index, ShardIndex)
+    writer = SidecarWriter(index, folder, contents.speeds)
     missing = writer.missing()
     # Only a finished cache has an index to read it by.
     if verify and not missing:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from data.loader import Loader, SidecarSource
 from data.sampler import derive_seed
+from data.shard_index import ShardIndex
 from data.sidecars import open_sidecars
 from launcher.errors import ConfigError
 from launcher.processes.heartbeat import Heartbeat
@@ -171,7 +172,10 @@ def read_caches(stage_loss: DistillationLoss, train: Inputs, steps: int) -> None
             factors = stage_loss.config.factors(step / steps)
             return bool(terms & factors.keys())
 
-        reader = open_sidecars(teacher.folder, train.loader.reader.index)
+        index = train.loader.reader.index
+        # A mixture of several corpora has no caches.
+        assert isinstance(index, ShardIndex)
+        reader = open_sidecars(teacher.folder, index)
         reader.check = teacher.check_stored
         train.loader.sidecars[teacher_terms.name] = SidecarSource(reader, needed_at)
 

@@ -18,6 +18,7 @@ from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import (
     TeacherSpec,
+    check_cacheable,
     compared_layers,
     read_spec,
     spec_of_stage,
@@ -110,6 +111,8 @@ class CacheChoice:
 def caches_folder(context: StageContext[DistillStage]) -> Path | None:
     """Where the caches of a stage's teachers are; None for shards behind a URL without a folder in the recipe."""
     configured = context.stage.distill.cache.folder
+    if len(context.recipe.corpora()) > 1:
+        return None
     if configured:
         return configured
     shards = context.split_folder("train")
@@ -120,6 +123,7 @@ def caches_folder(context: StageContext[DistillStage]) -> Path | None:
 
 def folder_for_caches(context: StageContext[DistillStage]) -> Path:
     """Where to write the caches of a stage's teachers; ConfigError when there is no such place."""
+    check_cacheable(context.recipe, context.stage)
     folder = caches_folder(context)
     if folder is None:
         raise ConfigError(

@@ -469,7 +469,7 @@ def test_examples_are_shown_with_their_audio_and_their_errors(utterances, tmp_pa
     reader = ShardReader(read_index(tmp_path / "dev"))
     spoken = [reader.read(position) for position in (3, 0)]
     examples = [{"key": one.key, "reference": "раз два", "hypothesis": "раз да"} for one in spoken]
-    table = examples_table("examples/student", examples, tmp_path / "dev")
+    table = examples_table("examples/student", examples, {"": tmp_path / "dev"})
     assert table.columns[-4:] == ("word_errors", "words", "character_errors", "characters")
     for row, example in zip(table.rows, spoken, strict=True):
         waveform, rate_hz = soundfile.read(io.BytesIO(row[1].flac), dtype="float32")
