@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.files import read_bounded
 from launcher.errors import ConfigError
 from launcher.recipe.yaml_io import nearest
+from launcher.run_folder import is_number
 
 DEEPSPEED_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
@@ -29,67 +31,91 @@ DECIDED_BY_RECIPE = {
     "torch_autocast": "cluster.precision decides it",
     "steps_per_print": "log_every of the stage decides how often progress is written",
 }
-# What a file may hold. Everything else that DeepSpeed 0.19 knows writes files (flops_profiler, checkpoint, nebula),
-# opens connections (wandb, comet, tensorboard), starts commands (autotuning, elasticity), or trains something else.
+# What a file may hold, each with its kind of value. Everything else that DeepSpeed 0.19 knows writes files
+# (flops_profiler, checkpoint, nebula), opens connections (wandb, comet, tensorboard), starts commands (autotuning,
+# elasticity), or trains something else.
 ALLOWED = {
-    "zero_optimization",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "sparse_gradients",
-    "disable_allgather",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "comms_logger",
-    "use_data_before_expert_parallelism",
+    "zero_optimization": "section",
+    "communication_data_type": "data type",
+    "prescale_gradients": "truth value",
+    "gradient_predivide_factor": "factor",
+    "sparse_gradients": "truth value",
+    "disable_allgather": "truth value",
+    "zero_allow_untested_optimizer": "truth value",
+    "zero_force_ds_cpu_optimizer": "truth value",
+    "wall_clock_breakdown": "truth value",
+    "memory_breakdown": "truth value",
+    "dump_state": "truth value",
+    "comms_logger": "section",
+    "use_data_before_expert_parallelism": "truth value",
 }
+ALLOWED_COMMS_LOGGER = {
+    "enabled": "truth value",
+    "verbose": "truth value",
+    "prof_all": "truth value",
+    "debug": "truth value",
+    "prof_ops": "names",
+}
+COMMUNICATION_DATA_TYPES = ("fp32", "fp16", "bf16")
 # Of the section zero_optimization. Not: what names classes or loads weights.
 ALLOWED_ZERO = {
-    "stage",
-    "contiguous_gradients",
-    "reduce_scatter",
-    "reduce_bucket_size",
-    "use_multi_rank_bucket_allreduce",
-    "allgather_partitions",
-    "allgather_bucket_size",
-    "overlap_comm",
-    "sub_group_size",
-    "prefetch_bucket_size",
-    "param_persistence_threshold",
-    "model_persistence_threshold",
-    "max_live_parameters",
-    "max_reuse_distance",
-    "gather_16bit_weights_on_model_save",
-    "module_granularity_threshold",
-    "use_all_reduce_for_fetch_params",
-    "allgather_sequential",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-    "stage3_model_persistence_threshold",
-    "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
-    "stage3_gather_16bit_weights_on_model_save",
-    "stage3_gather_fp16_weights_on_model_save",
-    "stage3_module_granularity_threshold",
-    "stage3_use_all_reduce_for_fetch_params",
-    "stage3_allgather_sequential",
-    "ignore_unused_parameters",
-    "legacy_stage1",
-    "round_robin_gradients",
-    "parameter_alignment",
-    "zero_hpz_partition_size",
-    "zero_quantized_weights",
-    "zero_quantized_nontrainable_weights",
-    "zero_quantized_gradients",
-    "memory_efficient_linear",
-    "log_trace_cache_warnings",
-    "enable_sanity_checks",
+    "stage": "stage",
+    "contiguous_gradients": "truth value",
+    "reduce_scatter": "truth value",
+    "reduce_bucket_size": "bucket",
+    "use_multi_rank_bucket_allreduce": "truth value",
+    "allgather_partitions": "truth value",
+    "allgather_bucket_size": "bucket",
+    "overlap_comm": "truth value or null",
+    "sub_group_size": "number",
+    "prefetch_bucket_size": "number",
+    "param_persistence_threshold": "number",
+    "model_persistence_threshold": "number",
+    "max_live_parameters": "number",
+    "max_reuse_distance": "number",
+    "gather_16bit_weights_on_model_save": "truth value",
+    "module_granularity_threshold": "number",
+    "use_all_reduce_for_fetch_params": "truth value",
+    "allgather_sequential": "truth value",
+    "stage3_prefetch_bucket_size": "number",
+    "stage3_param_persistence_threshold": "number",
+    "stage3_model_persistence_threshold": "number",
+    "stage3_max_live_parameters": "number",
+    "stage3_max_reuse_distance": "number",
+    "stage3_gather_16bit_weights_on_model_save": "truth value",
+    "stage3_gather_fp16_weights_on_model_save": "truth value",
+    "stage3_module_granularity_threshold": "number",
+    "stage3_use_all_reduce_for_fetch_params": "truth value",
+    "stage3_allgather_sequential": "truth value",
+    "ignore_unused_parameters": "truth value",
+    "legacy_stage1": "truth value",
+    "round_robin_gradients": "truth value",
+    "parameter_alignment": "truth value",
+    "zero_hpz_partition_size": "number",
+    "zero_quantized_weights": "truth value",
+    "zero_quantized_nontrainable_weights": "truth value",
+    "zero_quantized_gradients": "truth value",
+    "memory_efficient_linear": "truth value",
+    "log_trace_cache_warnings": "truth value",
+    "enable_sanity_checks": "truth value",
+}
+# Values of a bucket, for which every process has memory: DeepSpeed's own default is 5e8.
+MAX_BUCKET = 10**10
+MAX_NUMBER = 2**63 - 1
+# Kinds of values in words; those of sections and of the stage are looked at by themselves.
+EXPECTED = {
+    "truth value": "true or false",
+    "truth value or null": "true, false or null",
+    "data type": "fp32, fp16 or bf16",
+    "names": "a list of names",
+    "factor": "a number above 0",
+    "bucket": f"a whole number from 1 to {MAX_BUCKET}",
+    "number": f"a whole number from 0 to {MAX_NUMBER}",
 }
 # Those of ds_configs/ have a few hundred bytes.
 MAX_BYTES = 1 << 20
+# Of a value that is quoted in a message.
+MAX_QUOTED_CHARACTERS = 80
 # All spellings of DeepSpeed, the old ones included.
 OFFLOADING = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param")
 
@@ -112,9 +138,8 @@ def find_deepspeed_config(name: str) -> Path:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON file; ConfigError with line and column when it is none."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"The DeepSpeed configuration {path} has more than {MAX_BYTES:,} bytes: it is none.")
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        content = read_bounded(path, MAX_BYTES).decode("utf-8")
+        values = json.loads(content, object_pairs_hook=_unique_keys)
     except OSError as error:
         raise ConfigError(f"The DeepSpeed configuration {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
@@ -139,6 +164,33 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def zero_stage(values: dict[str, Any]) -> int:
     """Return the ZeRO stage of a configuration; DeepSpeed takes one without for stage 0."""
     return values.get("zero_optimization", {}).get("stage", 0)
+
+
+def _value_refusal(values: dict[str, Any], kinds: dict[str, str], section: str) -> str | None:
+    """Return which value is not of its kind, with which DeepSpeed would end once processes have started; else none."""
+    for key, value in values.items():
+        kind = kinds[key]
+        if kind in EXPECTED and not _is_of_kind(value, kind):
+            return f"has {str(value)[:MAX_QUOTED_CHARACTERS]!r} for {section}{key}, which is {EXPECTED[kind]}"
+    return None
+
+
+def _is_of_kind(value: Any, kind: str) -> bool:
+    match kind:
+        case "truth value":
+            return isinstance(value, bool)
+        case "truth value or null":
+            return value is None or isinstance(value, bool)
+        case "data type":
+            return value is None or (isinstance(value, str) and value.lower() in COMMUNICATION_DATA_TYPES)
+        case "names":
+            return isinstance(value, list) and all(isinstance(name, str) for name in value)
+        case "factor":
+            return is_number(value) and value > 0
+        case "bucket":
+            # 5e8 is as good as 500000000.
+            return is_number(value) and value == int(value) and 1 <= value <= MAX_BUCKET
+    return is_number(value) and value == int(value) and 0 <= value <= MAX_NUMBER
 
 
 def check_deepspeed_config(path: Path, stage: str, expert_parallel: int) -> None:
@@ -178,7 +230,13 @@ def refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
             "keys of DeepSpeed write files, start monitors or commands, or change the training. Remove what is "
             f"not among {', '.join(sorted(ALLOWED))}"
         )
-    return _zero_refusal(values, expert_parallel)
+    reason = _value_refusal(values, ALLOWED, "")
+    logger = values.get("comms_logger", {})
+    if reason is None and not (isinstance(logger, dict) and logger.keys() <= ALLOWED_COMMS_LOGGER.keys()):
+        reason = f"has a comms_logger that is no object with the keys {', '.join(ALLOWED_COMMS_LOGGER)}"
+    if reason is None:
+        reason = _value_refusal(logger, ALLOWED_COMMS_LOGGER, "comms_logger.")
+    return reason or _zero_refusal(values, expert_parallel)
 
 
 def _zero_refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
@@ -188,7 +246,7 @@ def _zero_refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
         return f"has {zero!r} for zero_optimization, which is an object with a stage, as in ds_configs/zero2.json"
 
     level = zero_stage(values)
-    if level not in (0, 1, 2, 3):
+    if type(level) is not int or level not in (0, 1, 2, 3):
         return f"has {level!r} for zero_optimization.stage, which is 0, 1, 2 or 3. Use zero0, zero1, zero2 or zero3"
 
     for key in OFFLOADING:
@@ -204,6 +262,10 @@ def _zero_refusal(values: dict[str, Any], expert_parallel: int) -> str | None:
             f"has {', '.join(map(repr, refused))} in zero_optimization, which changes the training, loads weights, "
             "names code or is no key of DeepSpeed. Remove it"
         )
+
+    reason = _value_refusal(zero, ALLOWED_ZERO, "zero_optimization.")
+    if reason:
+        return reason
 
     # The fallback that reduces without a contiguous buffer sums over all processes, also those with other experts.
     if level == 1 and zero.get("contiguous_gradients", True) is False:

@@ -79,6 +79,8 @@ SBATCH_OPTIONS = {
     "use-min-nodes",
     "wckey",
 }
+# Their value is a list of hosts, or with a slash the name of a file, which sbatch reads.
+SBATCH_LISTS = ("exclude", "nodelist")
 # Of a value that is quoted in a message.
 MAX_QUOTED_CHARACTERS = 80
 
@@ -97,7 +99,10 @@ def check_file(values: dict[str, Any], path: Path) -> None:
     for text in _texts(slurm.get("options")):
         match = OPTION.fullmatch(text)
         # What is no option at all is refused by the schema, with the way to write it.
-        if match and match[1] not in SBATCH_OPTIONS:
+        if not match:
+            continue
+        names_file = match[1] in SBATCH_LISTS and "/" in (match[2] or "")
+        if match[1] not in SBATCH_OPTIONS or names_file:
             raise _refusal(path, "slurm.options", text, "sbatch can write files and hand on secrets by its options")
 
 

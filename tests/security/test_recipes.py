@@ -96,6 +96,10 @@ def test_an_option_of_sbatch_that_would_leave_its_line_is_refused_from_anywhere(
         "--mail-user=thief@example.com",
         "--uid=0",
         "--propagate=ALL",
+        # With a slash, sbatch reads a file.
+        "--nodelist=/etc/passwd",
+        "--nodelist=./hosts",
+        "--exclude=../x",
         # sbatch takes the beginning of a long option for all of it.
         "--outp=x",
     ],
@@ -111,7 +115,14 @@ def test_an_option_of_sbatch_that_writes_or_runs_is_taken_from_the_command_line_
 
 
 def test_harmless_options_of_sbatch_may_stand_in_a_file(tmp_path):
-    options = ["--constraint=a100", "--comment=two words", "--mem=64G", "--exclusive", "--qos=high"]
+    options = [
+        "--constraint=a100",
+        "--comment=two words",
+        "--mem=64G",
+        "--exclusive",
+        "--qos=high",
+        "--exclude=node[1-3],node7",
+    ]
     assert load_recipe(recipe_with(tmp_path, cluster={"slurm": {"options": options}})).cluster.slurm.options == tuple(
         options
     )
