@@ -19,6 +19,7 @@ from typing import TypeAlias
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
 from launcher.commands.search_options import add_search_options
+from launcher.commands.shards_options import add_shards
 from launcher.commands.transcribe_options import add_transcribe
 from launcher.errors import (
     CheckpointError,
@@ -127,20 +128,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         importlib.import_module("launcher.commands.prepare").add_corpora(prepare)
     prepare.set_defaults(command=_command("prepare", "prepare_shards"))
 
-    shards = commands.add_parser("shards", help="inspect shards")
-    actions = shards.add_subparsers(metavar="ACTION", required=True)
-    verify = _add_shards_action(actions, "verify", "read everything, compare it with its records, and say what is odd")
-    verify.add_argument("--tokenizer", metavar="DIR", help="count these tokens for CTC (default: a token a character)")
-    verify.add_argument(
-        "--held-out-speakers",
-        action="store_true",
-        help="name every speaker of two splits (default: only where at most half of them are in both)",
-    )
-    stats = _add_shards_action(actions, "stats", "count and measure, and show what a run would make of them")
-    stats.add_argument("--lanes", type=int, metavar="N", help="batches.lanes of the run (default: that of recipes)")
-    stats.add_argument("--seconds", type=float, metavar="S", help="batches.seconds of the run")
-    stats.add_argument("--pool-shards", type=int, metavar="N", help="batches.pool_shards of the run")
-
+    add_shards(commands, _command)
     _add_recognition(commands)
     _add_inspection(commands)
     return parser
@@ -229,14 +217,6 @@ def _add_run(commands: Commands) -> None:
         help="begin this half-trained stage anew under the settings given, and keep its work in STAGE.old-N",
     )
     parser.set_defaults(command=_stoppable_command("run", "run"))
-
-
-def _add_shards_action(actions: Commands, name: str, text: str) -> argparse.ArgumentParser:
-    action = actions.add_parser(name, help=text)
-    action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
-    _add_json(action)
-    action.set_defaults(command=_command("shards", f"{name}_shards"))
-    return action
 
 
 def _add_recognition(commands: Commands) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.files import file_sha256
-from data.reader import RangeError, ShardReader, UtteranceError
+from data.reader import ShardReader, UtteranceError
 from data.shard_index import ShardIndex, read_index, read_summary
 from data.shard_tools.findings import Finding, Item, collect
 
@@ -189,10 +189,7 @@ def _read(reader: ShardReader, utterance: int, row: Row) -> Measures | _Problem:
     try:
         example = reader.read(utterance)
     except UtteranceError as error:
-        cause = error.__cause__
-        if isinstance(cause, RangeError):
-            return _Problem(str(cause))
-        return _Problem(f"its bytes are not readable ({cause!r})")
+        return _Problem(error.reason)
     if example.key != row.key:
         return _Problem(f"its bytes are those of {example.key}", is_another=True)
     for name in ("text", "speaker", "language"):

@@ -15,6 +15,8 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +26,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from torch import nn
 from torch.distributed import DistNetworkError
 
@@ -186,6 +189,52 @@ def update(engine: Engine) -> bool:
     engine.module.zero_grad()
     engine.micro_steps += 1  # the engine counts to the end of an accumulation
     return False
+
+
+@contextmanager
+def accumulating(engine: Engine) -> Iterator[None]:
+    """A backward pass in here is not the last of the step, whatever the engine has counted."""
+    engine.set_gradient_accumulation_boundary(False)
+    try:
+        yield
+    finally:
+        # As before: the engine counts.
+        engine.set_gradient_accumulation_boundary(None)
+
+
+def can_discard_gradients(engine: Engine) -> bool:
+    """Whether `discard_gradients` is possible: what other processes received of them cannot be taken back, and a
+    forward pass that was broken off leaves weights of ZeRO 3 half gathered."""
+    return dist.get_world_size() == 1 and engine.zero_optimization_stage() <= 2
+
+
+def discard_gradients(engine: Engine) -> None:
+    """Forget what was computed of a step, also where a backward pass was broken off.
+
+    Private parts of DeepSpeed 0.19: what its ZeRO optimizer clears after a skipped update, and the counts that a
+    backward pass leaves where an error ends it.
+    """
+    assert can_discard_gradients(engine)
+    for parameter in engine.module.parameters():
+        parameter.grad = None
+    engine.micro_steps -= engine.micro_steps % engine.gradient_accumulation_steps()
+    if engine.zero_optimization_stage() == 0:
+        return
+    zero = engine.optimizer
+    zero.zero_grad()
+    for gradients in (zero.averaged_gradients, zero.all_grad_tensors):
+        for group in gradients:
+            gradients[group] = None
+    zero.params_already_reduced = [False] * len(zero.params_already_reduced)
+    for bucket in zero.ipg_buckets.values():
+        bucket.clear()
+    zero.extra_large_param_to_reduce.clear()
+    zero._release_ipg_buffers()
+    zero.micro_step_id = INITIAL_MICRO_STEP_ID
+    hooks = zero._backward_hook_state
+    hooks.backward_active_depth = 0
+    hooks.remaining_grad_acc_hooks = 0
+    hooks.reset_for_new_step()
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

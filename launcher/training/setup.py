@@ -30,6 +30,7 @@ from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.initialization import initialize_from_encoder, initialize_from_first_teacher
 from launcher.training.inputs import open_inputs
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
+from launcher.training.memory.shortage import MemoryLimit
 from launcher.training.metrics import MetricAccumulator
 from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.teachers.chorus import RecognizerTeacher
@@ -100,6 +101,7 @@ def build_trainer(
         heartbeat=heartbeat,
         stop=stop,
         flops_per_audio_s=flops_per_audio_s,
+        memory=MemoryLimit(context, inputs.sampler, device, can_redo=parallel.can_discard_gradients(engine)),
         step=step,
         accumulator=accumulator,
         nonfinite=nonfinite,

@@ -24,10 +24,14 @@ from launcher.stages.context import StageContext
 from launcher.training import checkpoint, parallel
 from launcher.training.collectives import all_gather_json
 from launcher.training.distillation.loss import DistillationLoss
+from launcher.training.feature_batch import FeatureBatch
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.inputs import Inputs
 from launcher.training.layer_metrics import LayerProbe, layer_row
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
+from launcher.training.memory.shortage import MemoryLimit, free_unused, is_out_of_memory
+from launcher.training.memory.splitting import split
+from launcher.training.memory.trial import Trial
 from launcher.training.metrics import (
     MetricAccumulator,
     ReducedMetrics,
@@ -63,6 +67,7 @@ class Trainer:
     heartbeat: Heartbeat
     stop: StopRequest
     flops_per_audio_s: float
+    memory: MemoryLimit
     step: int = 0
     accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
     nonfinite: NonfiniteSteps = field(default_factory=NonfiniteSteps)
@@ -78,6 +83,8 @@ class Trainer:
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
+        trial = Trial(self.context, self.engine, self.inputs, self.heartbeat, self._try_micro_batch)
+        trial.run(self.step)
         with GarbageCollection() as garbage_collection:
             self.log.event("training_started", self.step)
             wait_started = time.perf_counter()
@@ -122,16 +129,7 @@ class Trainer:
         totals = self.inputs.totals(self.step)
         self.engine.train()
 
-        # Forward and backward, lane after lane; the engine adds the gradients up.
-        metrics: StepMetrics = {}
-        lane_losses = []
-        for index, batch in enumerate(batches):
-            self.heartbeat.tick()
-            loss = self.forward_backward(batch, totals, metrics)
-            lane_losses.append(loss)
-            if index < len(batches) - 1:
-                # It counts the micro-batch; the one after the last lane is the update.
-                self.engine.step()
+        metrics, lane_losses = self._run_lanes(batches, totals)
 
         # Agreement: the step's one collective of our own.
         self.heartbeat.tick()
@@ -166,10 +164,56 @@ class Trainer:
         """Whether a row is written after so many steps."""
         return step % self.stage.log_every == 0 or step == self.stage.steps
 
-    def forward_backward(self, batch: WaveformBatch, totals: Totals, metrics: StepMetrics) -> Tensor:
-        """Forward and backward of one lane; adds its metrics to `metrics` and returns its loss."""
-        feature_batch = self.inputs.micro_batch(batch)
-        torch.manual_seed(derive_seed(self.context.seed, "dropout", batch.step, batch.lane))
+    def _run_lanes(self, batches: list[WaveformBatch], totals: Totals) -> tuple[StepMetrics, list[Tensor]]:
+        """Forward and backward, lane after lane; the engine adds the gradients up. Returns the metrics of all lanes and
+        the loss of each. Where memory runs out it begins anew, with that micro-batch in smaller parts."""
+        while True:
+            metrics: StepMetrics = {}
+            lane_losses: list[Tensor] = []
+            try:
+                for index, batch in enumerate(batches):
+                    self.heartbeat.tick()
+                    loss = self.forward_backward(batch, totals, metrics)
+                    lane_losses.append(loss)
+                    if index < len(batches) - 1:
+                        # It counts the micro-batch; the one after the last lane is the update.
+                        self.engine.step()
+                return metrics, lane_losses
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.memory.take(batches[len(lane_losses)], error)
+            # Outside of the handler: the error refers to the activations.
+            parallel.discard_gradients(self.engine)
+            free_unused()
+
+    def forward_backward(
+        self, batch: WaveformBatch, totals: Totals, metrics: StepMetrics, discarded: bool = False
+    ) -> Tensor:
+        """Forward and backward of one lane, in parts where the whole does not fit into memory; adds its metrics to
+        `metrics` and returns its loss. Gradients that are to be `discarded` are not numbers."""
+        whole = self.inputs.micro_batch(batch)
+        num_parts = 1 if discarded else self.memory.num_parts(batch)
+        if num_parts == 1:
+            torch.manual_seed(derive_seed(self.context.seed, "dropout", batch.step, batch.lane))
+            return self._run_part(whole, totals, metrics, discarded)
+
+        losses = []
+        parts = split(whole, num_parts)
+        for number, part in enumerate(parts):
+            self.heartbeat.tick()
+            torch.manual_seed(derive_seed(self.context.seed, "dropout", batch.step, batch.lane, number))
+            if number < len(parts) - 1:
+                with parallel.accumulating(self.engine):
+                    losses.append(self._run_part(part, totals, metrics))
+            else:
+                losses.append(self._run_part(part, totals, metrics))
+        return torch.stack(losses).sum()
+
+    def _run_part(
+        self, feature_batch: FeatureBatch, totals: Totals, metrics: StepMetrics, discarded: bool = False
+    ) -> Tensor:
+        """Forward and backward of a micro-batch, or of a part of one."""
         terms, output = self.stage_loss(self.engine, feature_batch, totals, self.step / self.stage.steps)
         loss = torch.stack(list(terms.values())).sum()
         value = loss.detach()
@@ -182,6 +226,8 @@ class Trainer:
         # Backward can make finite gradients of an infinite loss (CTC's does). Multiplied by NaN they are seen as what
         # they are by the gradient norm, which decides about the update.
         finite = torch.where(value.isfinite(), 1.0, torch.nan)
+        if discarded:
+            finite = torch.full_like(finite, torch.nan)
         # The engine divides by its micro-batches and processes, which are the lanes together; terms are divided by the
         # counts of the whole step already.
         self.engine.backward(loss * finite * self.inputs.sampler.batches.lanes)
@@ -196,6 +242,10 @@ class Trainer:
             add_metrics(metrics, probe.metrics)
         return value
 
+    def _try_micro_batch(self, batch: WaveformBatch) -> None:
+        """Forward and backward of a micro-batch before the training, whose gradients are discarded."""
+        self.forward_backward(batch, self.inputs.totals(batch.step), {}, discarded=True)
+
     def agree(self, metrics: StepMetrics, batches: list[WaveformBatch]) -> ReducedMetrics:
         """Sum the step's metrics over all processes, and with them whether to stop and how the save under way is."""
         counts = {
@@ -203,6 +253,7 @@ class Trainer:
             "quarantined": sum(len(batch.quarantined) for batch in batches),
             "stop": int(self.context.folder.stop_file.exists() or self.stop.count > 0),
             **self.saver.progress(),
+            **self.memory.counts(batches),
         }
         for name, count in counts.items():
             metrics[name] = torch.tensor(count)
@@ -290,6 +341,7 @@ class Trainer:
             audio_s_per_s=audio_s_per_s,
             time=time.time(),
             skipped=self.nonfinite.skipped,
+            **self.memory.row(),
         )
 
     def run_validation(self) -> float | None:
