@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from data.files import parse_json
+
 PREFIX = "chorus answers: "
 # Of what ssh, srun and a shell print on standard error, the end says what went wrong.
 ERROR_CHARACTERS = 300
@@ -34,4 +36,12 @@ def read_answers(lines: Iterable[str]) -> Iterator[Any]:
     """Yield the values of all answers in what one or more commands printed."""
     for line in lines:
         if line.startswith(PREFIX):
-            yield json.loads(line.removeprefix(PREFIX))
+            yield parse_json(line.removeprefix(PREFIX))
+
+
+def read_number(lines: Iterable[str]) -> int:
+    """The sum of the numbers in all answers; ValueError where there is none, or one that is no number."""
+    numbers = list(read_answers(lines))
+    if not numbers or not all(type(number) is int for number in numbers):
+        raise ValueError("it printed no number as its answer")
+    return sum(numbers)

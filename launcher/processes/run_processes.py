@@ -44,9 +44,10 @@ def processes_of(run: RunFolder, stage: str | None = None) -> list[psutil.Proces
     processes = []
     for process in psutil.process_iter():
         try:
-            if process.pid == os.getpid() or not _names(process.cmdline(), folder, stage):
+            # Whose it is comes first: a path that another user's command line names may lie where a look at it hangs.
+            if process.pid == os.getpid() or not _is_ours(process):
                 continue
-            if not _is_ours(process) or process.environ().get(TOKEN_VARIABLE, "") != token:
+            if not _names(process.cmdline(), folder, stage) or process.environ().get(TOKEN_VARIABLE, "") != token:
                 continue
             if process.status() != psutil.STATUS_ZOMBIE:
                 processes.append(process)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from launcher.errors import ConfigError
 from launcher.processes import agent_command, worker_command
 from launcher.processes.process_group import Command, Launch
-from launcher.processes.remote_answer import last_words, read_answers
+from launcher.processes.remote_answer import last_words, read_number
 from launcher.processes.run_processes import token_environment
 from launcher.recipe import ClusterConfig, Recipe
 from launcher.recipe.hostfile import Host, Topology
@@ -122,7 +122,13 @@ class SlurmLauncher:
             # The variable SLURM_JOB_NODELIST is compressed ("node[01-04]"); scontrol writes it out.
             command = ["scontrol", "show", "hostnames"]
             # Each cluster has its commands elsewhere in PATH.
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            try:
+                result = subprocess.run(command, capture_output=True, text=True, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise ConfigError(
+                    f"The nodes of the SLURM job {os.environ['SLURM_JOB_ID']} cannot be told: {error}. Start inside of "
+                    "an allocation, or unset SLURM_JOB_ID."
+                ) from None
             names = result.stdout.split()
             if len(names) != num_nodes:
                 raise ConfigError(
@@ -180,7 +186,10 @@ class SlurmLauncher:
         if result.returncode:
             reason = last_words(result.stderr)
             raise ConfigError(f"srun cannot start a process on every node: {reason}.")
-        return sum(read_answers(result.stdout.splitlines()))
+        try:
+            return read_number(result.stdout.splitlines())
+        except ValueError as error:
+            raise ConfigError(f"srun ran {command[-1]} on every node, but {error}. Look at the nodes' logs.") from None
 
     def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]:
         """Nobody waits elsewhere for the end of the run."""

@@ -73,6 +73,9 @@ class SshLauncher:
     def end_elsewhere(self, run: RunFolder, stage: str, terminate_s: float) -> int:
         """End what an earlier launcher, or an agent that is gone, left of a stage; return how many processes."""
         answers = self.ask(agent_command.end_command(run, stage, terminate_s))
+        for host, answer in answers.items():
+            if type(answer) is not int:
+                raise ConfigError(f"The host {host} answered {str(answer)[:60]!r} where a number of processes belongs.")
         return sum(answers.values())
 
     def notify_followers(self, run: RunFolder) -> AbstractContextManager[None]:

@@ -94,9 +94,11 @@ def _wait(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Proc
 
 
 def is_running(process: psutil.Process) -> bool:
+    """Whether a process of this user has not ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    # Where the system hides processes of others, what may not be looked at is none of this user.
+    except psutil.Error:
         return False
 
 
@@ -231,7 +233,7 @@ def _runs(heartbeat: dict[str, Any]) -> bool:
         return True
     try:
         return is_running(psutil.Process(heartbeat["pid"]))
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 
@@ -240,7 +242,7 @@ def _is_stopped(heartbeat: dict[str, Any]) -> bool:
         return False
     try:
         return psutil.Process(heartbeat["pid"]).status() == psutil.STATUS_STOPPED
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from launcher.processes import run_processes
+from launcher.processes.remote_answer import PREFIX, read_number
 from launcher.processes.run_processes import TOKEN_VARIABLE, make_token, processes_of, token_environment
 from launcher.processes.watchdog import Deadlines, Watchdog, end_processes
 from launcher.run_folder import RunFolder, write_json
@@ -189,6 +190,72 @@ def test_a_number_that_was_given_to_another_process_is_not_signalled(run, start,
     end_processes(run, STAGE, terminate_s=0)
     assert bystander.poll() is None
     assert member.poll() is None
+
+
+def test_a_path_on_another_users_command_line_is_not_looked_at(run, start, monkeypatch):
+    """A look at a path may hang: it may lie on a file system of theirs that never answers."""
+    process = start(*worker(run, Path("/net/never/answers")))
+    of_another = psutil.Process(process.pid).uids()._replace(real=12345)
+    uids = psutil.Process.uids
+    monkeypatch.setattr(psutil.Process, "uids", lambda self: of_another if self.pid == process.pid else uids(self))
+    realpath = os.path.realpath
+
+    def watched(path, **options):
+        assert not str(path).startswith("/net/never")
+        return realpath(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", watched)
+    assert pids(run) == []
+
+
+@pytest.mark.parametrize("method", ["status", "is_running", "__init__"])
+def test_a_heartbeat_of_a_process_that_the_system_hides_is_a_lost_one(run, monkeypatch, method):
+    """As with a /proc that is mounted with hidepid, once the number was given to another user's process."""
+    stage = run.stage(STAGE)
+    beat = {"rank": 0, "pid": os.getpid(), "host": os.uname().nodename, "step": 1, "section": "train"}
+    write_json(stage.heartbeat_file(0), beat | {"time": time.time()})
+
+    def deny(self, *_):
+        raise psutil.AccessDenied(os.getpid())
+
+    monkeypatch.setattr(psutil.Process, method, deny)
+    watchdog = Watchdog(stage, 1, Deadlines())
+    watchdog.check()
+    assert watchdog.lost == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": 10**30},
+        {"pid": 2**31},
+        {"pid": 0},
+        {"pid": True},
+        {"exit_code": []},
+        {"exit_code": "1"},
+        {"exit_code": None},
+        {"host": 5},
+        {"section": ["train"]},
+        {"step": 1.5},
+        {"rank": 1},
+    ],
+)
+def test_a_heartbeat_that_is_none_is_nobodys(run, change):
+    stage = run.stage(STAGE)
+    beat = {"rank": 0, "pid": os.getpid(), "host": os.uname().nodename, "step": 1, "section": "train", "time": 1.0}
+    write_json(stage.heartbeat_file(0), beat | change)
+    watchdog = Watchdog(stage, 1, Deadlines())
+    assert watchdog.check() is None
+    assert stage.read_heartbeats() == []
+    write_json(stage.heartbeat_file(0), beat | {"exit_code": 3})
+    assert len(stage.read_heartbeats()) == 1
+
+
+@pytest.mark.parametrize("answer", ["1.5", '"3"', "null", "true", "[1]", "{}", "1" * 5000, "[" * 10**5, ""])
+def test_an_answer_that_is_no_number_of_processes_is_not_added_up(answer):
+    assert read_number([f"{PREFIX}2", "a banner", f"{PREFIX}3"]) == 5
+    with pytest.raises(ValueError, match=r"\w"):
+        read_number([f"{PREFIX}2", f"{PREFIX}{answer}"])
 
 
 def test_modules_that_are_started_for_a_run_exist():
