@@ -12,8 +12,9 @@ from data.tokenizer import Tokenizer
 from launcher.inference.words import Word, hypothesis_words, joined_text
 from model.search import Hypothesis
 
-# How far apart the times of one word may be in two segments that share it.
-SAME_WORD_S = 0.3
+# How far apart the times of one word may be in two segments that share it; the wider one, within which the same word
+# may be said again, only where nothing is nearer.
+SAME_WORD_S = (0.1, 0.3)
 
 
 @dataclass
@@ -44,23 +45,24 @@ def join_shared(before: SegmentTranscript, after: SegmentTranscript, shared_s: f
     """Take from two segments that share `shared_s` seconds of audio on each side of their border what the other one
     keeps: of the words that both heard, the one nearest to the border ends the first segment."""
     border_s = after.start_s
-    distance_s = shared_s
-    num_before = None
-    num_given_up = 0
-    for number, word in enumerate(before.words):
-        for other_number, other in enumerate(after.words):
-            if word.text != other.text or word.middle_s is None or other.middle_s is None:
-                continue
-            middle_s = (word.middle_s + other.middle_s) / 2
-            is_same = abs(word.middle_s - other.middle_s) <= SAME_WORD_S
-            if is_same and abs(middle_s - border_s) < distance_s:
-                distance_s = abs(middle_s - border_s)
-                num_before = number + 1
-                num_given_up = other_number + 1
-    if num_before is not None:
-        before.words = before.words[:num_before]
-        after.words = after.words[num_given_up:]
-        return
+    for tolerance_s in SAME_WORD_S:
+        distance_s = shared_s
+        join = None
+        for number, word in enumerate(before.words):
+            for other_number, other in enumerate(after.words):
+                if word.text != other.text or word.middle_s is None or other.middle_s is None:
+                    continue
+                if abs(word.middle_s - other.middle_s) > tolerance_s:
+                    continue
+                word_distance_s = abs((word.middle_s + other.middle_s) / 2 - border_s)
+                if word_distance_s < distance_s:
+                    distance_s = word_distance_s
+                    join = (number + 1, other_number + 1)
+        if join is not None:
+            num_before, num_given_up = join
+            before.words = before.words[:num_before]
+            after.words = after.words[num_given_up:]
+            return
     # They heard nothing alike: each keeps what lies on its side.
     before.words = [word for word in before.words if word.middle_s is None or word.middle_s < border_s]
     after.words = [word for word in after.words if word.middle_s is None or word.middle_s >= border_s]
