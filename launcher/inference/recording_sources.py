@@ -89,6 +89,12 @@ def _find_files(path: Path, argument: str) -> Iterator[RecordingSource]:
         return
     if not exists and glob.has_magic(argument):
         matches = sorted(glob.glob(str(path), recursive=True))
+        if "**" in argument:
+            # It goes around in circles of links; a file's shortest name is the one without them.
+            shortest_names: dict[str, str] = {}
+            for match in sorted(matches, key=len):
+                shortest_names.setdefault(os.path.realpath(match), match)
+            matches = sorted(shortest_names.values())
         for match in matches:
             if not os.path.isdir(match):
                 yield _file_source(Path(match), Path(match).name)
