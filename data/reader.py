@@ -35,6 +35,9 @@ from data.tar_members import read_members
 
 # The bytes of one utterance in a tar: an hour at 96 kHz and 16 bits. Its samples have the bound of recordings.
 MAX_UTTERANCE_BYTES = 2**30
+# Of those, a sample takes four at most; the rest is text, headers of the tar and metadata of the FLAC.
+MAX_SAMPLE_BYTES = 4
+MAX_OTHER_BYTES = 3 * 2**20
 # KEY.flac and KEY.json, and what the latter says.
 NUM_MEMBERS = 2
 LABELS = ("text", "speaker", "language")
@@ -279,6 +282,12 @@ class ShardReader:
             shard = int(index.shard[utterance])
             whole_file = (index.shard_bytes[shard], index.sha256[shard])
         try:
+            # As many threads may read as many at once: what is not announced as audio is not read.
+            max_bytes = MAX_SAMPLE_BYTES * int(index.samples[utterance]) + MAX_OTHER_BYTES
+            if size > max_bytes:
+                raise RangeError(
+                    f"it has {size} bytes, and {index.samples[utterance]} samples take {max_bytes} at most"
+                )
             content = self.ranges.read(name, offset, size, whole_file=whole_file)
             try:
                 return self._parse(utterance, content)

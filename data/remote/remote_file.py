@@ -5,12 +5,13 @@ from collections.abc import Generator
 from typing import Any
 
 from data.remote.retrying import RetryPolicy
-from data.remote.stores import Store
+from data.remote.stores import PIECE_BYTES, Store
 
 
 def read_pieces(store: Store, location: str, policy: RetryPolicy) -> Generator[bytes, None, None]:
     """The bytes of a file in pieces; after a failure it goes on where it was. Raises what the last attempt raised."""
     position = 0
+    begun_at = 0
     retries = policy.begin()
     while True:
         try:
@@ -18,7 +19,9 @@ def read_pieces(store: Store, location: str, policy: RetryPolicy) -> Generator[b
                 position += len(piece)
                 yield piece
                 # A long file may lose its connection often; what counts is whether it gets on.
-                retries = policy.begin()
+                if position - begun_at >= PIECE_BYTES:
+                    retries = policy.begin()
+                    begun_at = position
             return
         # Every store raises errors of its own.
         except Exception as error:

@@ -10,6 +10,7 @@ vain. Not read: answers that are compressed, and bytes from another position tha
 
 import errno
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,10 +104,18 @@ class WebStore(Store):
                 skipped = 0
             elif response.status == 416:
                 return
+            waited_s = 0.0
+            num_bytes = 0
             while True:
+                began_s = time.monotonic()
                 piece = _call_in(loop, response.content.read, PIECE_BYTES, timeout=STALL_S)
                 if not piece:
                     return
+                # Our own waiting alone: whoever takes the pieces may take its time.
+                waited_s += time.monotonic() - began_s
+                num_bytes += len(piece)
+                if waited_s > STALL_S + num_bytes / MIN_BYTES_PER_S:
+                    raise OSError(f"the server sent {num_bytes} bytes in {waited_s:.0f} s, and was given up")
                 # A server without ranges begins at the beginning.
                 num_skipped = min(skipped, len(piece))
                 skipped -= num_skipped

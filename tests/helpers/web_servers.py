@@ -18,7 +18,8 @@ class FileServer:
 
     a status such as "500"; "429" asks for a pause of a second; "stall" sends half and then nothing; "cut" closes after
     half; "short" sends half and says that it is all; "elsewhere" sends other bytes than those asked for; "flip" changes
-    one; "whole" ignores the range; "packed" claims to be compressed; "endless" sends the whole without its length.
+    one; "whole" ignores the range; "packed" claims to be compressed; "endless" sends the whole without its length;
+    "torrent" goes on behind the end as long as anybody listens, "trickle" sends a byte from time to time.
     """
 
     def __init__(self, folder: Path):
@@ -42,6 +43,8 @@ class _Handler(BaseHTTPRequestHandler):
     # Headers and body are two writes: the second would wait 40 ms for the answer to the first.
     disable_nagle_algorithm = True
     files: FileServer
+    # Whether the other end has closed the connection.
+    is_lost = False
 
     def do_GET(self) -> None:
         files = self.files
@@ -68,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         match = RANGE.fullmatch(self.headers.get("Range", ""))
         num_bytes = len(content)
         first = 0
-        if match is None or fault in ("whole", "endless"):
+        if match is None or fault in ("whole", "endless", "torrent"):
             self.send_response(200)
         else:
             first = int(match[1])
@@ -90,18 +93,29 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         if fault == "packed":
             self.send_header("Content-Encoding", "gzip")
-        if fault == "endless":
+        if fault in ("endless", "torrent"):
             self.close_connection = True
         else:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        self._send_body(content, fault)
+
+    def _send_body(self, content: bytes, fault: str) -> None:
         if fault in ("stall", "cut"):
             self._write(content[: len(content) // 2])
             self.close_connection = True
             if fault == "stall":
                 self.files.released.wait(30)
             return
+        if fault == "trickle":
+            for position in range(len(content)):
+                self._write(content[position : position + 1])
+                if self.is_lost or self.files.released.wait(0.05):
+                    return
+            return
         self._write(content)
+        while fault == "torrent" and not self.is_lost and not self.files.released.is_set():
+            self._write(bytes(2**16))
 
     def _write(self, content: bytes) -> None:
         try:
@@ -110,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             # Whoever asked has had enough.
             self.close_connection = True
+            self.is_lost = True
         with self.files.lock:
             self.files.bytes_sent += len(content)
 
@@ -123,6 +138,8 @@ def serve_files(folder: Path) -> Iterator[FileServer]:
     files = FileServer(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"files": files}))
     server.daemon_threads = True
+    # By default a connection that its client closed early is a traceback in the output.
+    server.handle_error = lambda request, client_address: None
     files.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -191,10 +191,60 @@ def test_a_remote_range_of_a_terabyte_is_not_asked_for(tmp_path: Path) -> None:
     files = fsspec.filesystem("memory")
     files.put(str(folder), "/bucket/train", recursive=True)
     try:
-        with pytest.raises(UtteranceError, match="an utterance has at most"):
+        with pytest.raises(UtteranceError, match="800 samples take 3148928 at most"):
             ShardReader(read_index("memory://bucket/train")).read(0)
     finally:
         files.rm("/bucket", recursive=True)
+
+
+GIGABYTE = 2**30
+READ_GIGABYTES = """
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    index = read_index(folder)
+    try:
+        ShardReader(index).read(0)
+    except UtteranceError as error:
+        assert "samples take" in str(error), error
+        print(folder.name)
+"""
+
+
+def write_large_split(folder: Path, head: bytes, repeated: bytes) -> None:
+    """A split whose only utterance is a gigabyte: a head, and members over and over or a hole in the file."""
+    write_hostile_split(folder, head, bytes=GIGABYTE)
+    with (folder / "shard-000000.tar").open("r+b") as file:
+        file.seek(len(head))
+        for _ in range(0, 2**24, max(1, len(repeated))):
+            if not repeated:
+                break
+            file.write(repeated)
+        file.truncate(GIGABYTE)
+    with np.load(folder / "index.npz") as stored:
+        columns = dict(stored) | {"size": np.array([GIGABYTE])}
+    np.savez(folder / "index.npz", **columns)
+
+
+def test_a_gigabyte_that_is_not_announced_as_audio_is_not_read(tmp_path: Path) -> None:
+    """Not one byte of it: several threads would hold as many gigabytes at once."""
+    write_large_split(tmp_path / "a hole", GOOD_TAR, b"")
+    million = tar_of(*[member(f"{number}.flac", b"") for number in range(1000)])[: 1000 * 512]
+    write_large_split(tmp_path / "millions of members", b"", million)
+    write_large_split(tmp_path / "an endless name", header(b"L", b"%011o\0" % (GIGABYTE - 1024)), b"a" * 2**16)
+    imports = (
+        "import sys\nfrom pathlib import Path\nfrom data.reader import *\nfrom data.shard_index import read_index\n"
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert run_limited(imports, READ_GIGABYTES, tmp_path).splitlines() == names
+
+
+@pytest.mark.parametrize("key", ["../../escaped", "/tmp/chorus-escaped", "a/../../../escaped", "C:\\escaped"])
+def test_a_member_whose_name_leads_elsewhere_is_read_and_nothing_is_written(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "deep" / "deeper" / "train"
+    write_hostile_split(folder, tar_of(member(f"{key}.flac", flac_of(800)), member(f"{key}.json", LABEL)))
+    before = sorted(tmp_path.rglob("*"))
+    assert ShardReader(read_index(folder)).read(0).key == key
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/tmp/chorus-escaped.flac").exists()
 
 
 # --- indexes ------------------------------------------------------------------------------------------

@@ -28,6 +28,13 @@ def server(corpus, cache_folder, monkeypatch):
         yield files
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Files of the index are tried again soon, and not for long."""
+    policy = data.remote.retrying.RetryPolicy(retry_s=5, first_pause_s=0.01, attempts=3)
+    monkeypatch.setattr("data.shard_index.RetryPolicy", lambda: policy)
+
+
 def open_reader(server, storage=None, **retries):
     retries = {"attempts": 3, "first_pause_s": 0.01} | retries
     return ShardReader(read_index(f"{server.url}/train"), storage, **retries)
@@ -172,14 +179,32 @@ def test_a_changed_shard_without_ranges_costs_the_utterance_that_changed_and_no_
     assert_same(reader.read(1), local[1])
 
 
+def test_a_server_that_sends_without_end_is_listened_to_for_what_was_asked(server, local, impatient):
+    for name in ("shards.json", "index.npz", "transcripts.jsonl"):
+        server.fault = lambda requested, number, name=name: "torrent" if requested == name else ""
+        with pytest.raises(DataError):
+            list(read_index(f"{server.url}/train").rows())
+        assert server.bytes_sent < 2**28
+    server.fault = in_shards("torrent")
+    server.bytes_sent = 0
+    assert_same(open_reader(server, NO_CACHE).read(3), local[3])
+    reader = open_reader(server)
+    assert_same(reader.read(3), local[3])
+    assert server.bytes_sent < 2**26
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, monkeypatch, impatient):
+    monkeypatch.setattr(data.remote.stores, "STALL_S", 0.2)
+    server.fault = in_shards("trickle")
+    reader = open_reader(server, attempts=2)
+    with pytest.raises(UtteranceError, match=r"could not be read in 2 attempts .*Timeout"):
+        reader.read(0)
+    server.fault = lambda *_: "trickle"
+    with pytest.raises(DataError, match="was given up"):
+        read_summary(f"{server.url}/train")
+
+
 # --- the index ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Files of the index are tried again soon, and not for long."""
-    policy = data.remote.retrying.RetryPolicy(retry_s=5, first_pause_s=0.01, attempts=3)
-    monkeypatch.setattr("data.shard_index.RetryPolicy", lambda: policy)
 
 
 @pytest.mark.parametrize("fault", ["500", "429", "cut", "stall", "whole", "endless"])
