@@ -48,6 +48,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.experts
 	$(BIN)/python -m tests.benchmarks.student
 	$(BIN)/python -m tests.benchmarks.teacher_cache
+	$(BIN)/python -m tests.benchmarks.augmentation
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python -m tests.benchmarks.topology
 

@@ -169,7 +169,7 @@ class SelfSupervisedStage(TrainingStage, frozen=True, extra="forbid"):
     )
     # Masking replaces SpecAugment so that what is to be predicted is what was said.
     masking: MaskingConfig = Field(
-        default_factory=MaskingConfig, description="takes the place of SpecAugment; of `augment` only speeds count"
+        default_factory=MaskingConfig, description="takes the place of SpecAugment and time_warp; of `augment` counts what is done to recordings"
     )
 
 
