@@ -169,7 +169,8 @@ class SelfSupervisedStage(TrainingStage, frozen=True, extra="forbid"):
     )
     # Masking replaces SpecAugment so that what is to be predicted is what was said.
     masking: MaskingConfig = Field(
-        default_factory=MaskingConfig, description="takes the place of SpecAugment and time_warp; of `augment` counts what is done to recordings"
+        default_factory=MaskingConfig,
+        description="takes the place of SpecAugment and time warp; of `augment` what is done to recordings counts",
     )
 
 

@@ -1,5 +1,6 @@
 """Augmented micro-batches: the same on any number of processes and after any stop, and what a teacher gets of them."""
 
+import shutil
 from dataclasses import replace
 from itertools import chain
 
@@ -13,7 +14,7 @@ from small_runs import STAGE
 from data.augmentation import AugmentConfig
 from data.augmentation.config import WAVEFORM_KINDS
 from data.loader import Loader
-from launcher.recipe import load_recipe
+from launcher.recipe import SelfSupervisedStage, load_recipe
 from launcher.stages.context import StageContext
 from launcher.training.inputs import open_inputs
 
@@ -145,6 +146,23 @@ def test_a_broken_recording_for_augmentation_quarantines_its_utterances_and_move
         assert sorted(batch.keys + batch.quarantined) == sorted(other.keys)
         assert [key for key in other.keys if key not in batch.quarantined] == batch.keys
     assert quarantined > 0
+
+
+def test_a_stage_without_transcripts_has_its_recordings_augmented_and_its_features_as_they_are(run, every_kind):
+    recipe = load_recipe(run.recipe_file)
+    shutil.copyfile(run.features_file, run.statistics_file)
+    stage = SelfSupervisedStage(name="alone", kind="self_supervised", steps=1)
+    context = StageContext(recipe, run, stage)
+    inputs = open_inputs(context, "train", LANES, CPU, every_kind)
+    plain = open_inputs(context, "train", LANES, CPU, AugmentConfig())
+    changed = 0
+    for batch, other in zip(chain(*inputs.steps(0, 1)), chain(*plain.steps(0, 1)), strict=True):
+        changed += not batch.waveforms_BS.equal(other.waveforms_BS)
+        masked = inputs.micro_batch(batch)
+        features_BTF, _ = inputs.features(batch.waveforms_BS, batch.samples_B)
+        assert masked.source.features_BTF.equal(features_BTF)
+        assert masked.source.masked_BT.equal(plain.micro_batch(other).source.masked_BT)
+    assert changed > 0
 
 
 def test_the_loader_that_draws_units_augments_like_the_one_that_trains(run, every_kind):
