@@ -1,6 +1,6 @@
 """A finished model as a folder: `model.safetensors` with each tensor once and `model.json` that builds the module.
 
-Sharing needs no aliases in the file: blocks are stored once, and `model.json` records which layer uses which.
+In the layout of Hugging Face the same description is part of its `config.json`. Sharing needs no aliases in the file: blocks are stored once, and `model.json` records which layer uses which.
 """
 
 import json
@@ -23,6 +23,8 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 # A later version reads earlier formats; a later format is refused.
 FORMAT = 1
 DESCRIPTION_FILE = "model.json"
+# Holds the same fields beside those of transformers, in a folder of Hugging Face's layout.
+HUB_DESCRIPTION_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # Bounds of what is read: the largest that a recipe may ask for.
 MAX_DESCRIPTION_BYTES = 2**22
@@ -56,14 +58,22 @@ def save_model(
     state: dict[str, Tensor],
 ) -> None:
     """Write the recogniser whose state dict is `state` (every expert in it, whoever trained it) into `folder`."""
-    description = {
+    _save(folder, describe_recognizer(config, mel_bins, vocabulary_size), state)
+
+
+def describe_recognizer(
+    config: RecognizerConfig,
+    mel_bins: int,
+    vocabulary_size: int,
+) -> dict[str, Any]:
+    """The fields from which `read_description` builds a recogniser."""
+    return {
         "format": FORMAT,
         "recognizer": config.model_dump(mode="json"),
         "mel_bins": mel_bins,
         "vocabulary_size": vocabulary_size,
         "block_of_layer": config.encoder.block_of_layer,
     }
-    _save(folder, description, state)
 
 
 def save_encoder(
@@ -88,23 +98,40 @@ def _save(
     description: dict[str, Any],
     state: dict[str, Tensor],
 ) -> None:
+    save_weights(folder, state)
+    text = json.dumps(description, indent=1)
+    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+
+def save_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    """Write `model.safetensors` alone."""
     tensors = {}
     for name, tensor in state.items():
         # safetensors refuses tensors that are not contiguous.
         tensors[name] = tensor.detach().cpu().contiguous()
     # transformers refuses files of tensors that do not say which framework wrote them.
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    text = json.dumps(description, indent=1)
-    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+
+def is_hub_layout(folder: Path) -> bool:
+    """Whether a folder holds a model in the layout of Hugging Face, and not in Chorus' own."""
+    return not (folder / DESCRIPTION_FILE).exists() and (folder / HUB_DESCRIPTION_FILE).exists()
+
+
+def description_path(folder: Path) -> Path:
+    """The file that describes the model in `folder`, in the layout of Chorus or of Hugging Face."""
+    if is_hub_layout(folder):
+        return folder / HUB_DESCRIPTION_FILE
+    return folder / DESCRIPTION_FILE
 
 
 def read_description(folder: Path) -> ModelDescription:
-    """What the `model.json` of `folder` says; everything that reads one does so here.
+    """What the `model.json` or `config.json` of `folder` says; everything that reads one does so here.
 
     Raises OSError when it cannot be read, and ValueError when it is not what `save_model` or `save_encoder` writes: no
     JSON, of a later format, or with a configuration that is refused.
     """
-    path = folder / DESCRIPTION_FILE
+    path = description_path(folder)
     if path.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
     try:
@@ -166,6 +193,7 @@ def _read_weights(
     description of a few bytes may ask for more than a machine has, but not for more than its weights' file holds.
     """
     path = folder / WEIGHTS_FILE
+    described_in = description_path(folder).name
     state: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as tensors:
@@ -173,7 +201,7 @@ def _read_weights(
             # Every layer has some of its own; without them a model of a thousand is not even put together.
             if num_tensors < description.encoder.layers:
                 raise ValueError(
-                    f"{path} lacks tensors: it holds {num_tensors}, and {DESCRIPTION_FILE} speaks of "
+                    f"{path} lacks tensors: it holds {num_tensors}, and {described_in} speaks of "
                     f"{description.encoder.layers} layers"
                 )
             with torch.device("meta"):
@@ -183,11 +211,11 @@ def _read_weights(
                     continue
                 name = stored_name.removeprefix(prefix)
                 if name not in expected:
-                    raise ValueError(f"{path} holds {stored_name[:80]}, no tensor of the model in {DESCRIPTION_FILE}")
+                    raise ValueError(f"{path} holds {stored_name[:80]}, no tensor of the model in {described_in}")
                 shape = tuple(tensors.get_slice(stored_name).get_shape())
                 if shape != expected[name].shape:
                     raise ValueError(
-                        f"{path} holds {stored_name} of shape {shape}, and {DESCRIPTION_FILE} makes it "
+                        f"{path} holds {stored_name} of shape {shape}, and {described_in} makes it "
                         f"{tuple(expected[name].shape)}"
                     )
                 state[name] = tensors.get_tensor(stored_name)
@@ -195,7 +223,7 @@ def _read_weights(
         raise ValueError(f"{path} cannot be read: {error}") from None
     missing = sorted(expected.keys() - state.keys())
     if missing:
-        raise ValueError(f"{path} lacks {missing[0]}, a tensor of the model in {DESCRIPTION_FILE}")
+        raise ValueError(f"{path} lacks {missing[0]}, a tensor of the model in {described_in}")
     return state
 
 

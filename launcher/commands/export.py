@@ -1,72 +1,80 @@
-"""`chorus export`: a finished model from any checkpoint of a stage, without starting a process group.
+"""`chorus export`: a finished model of any checkpoint, or one in the layout of another program.
 
-Refuses to write into a folder that holds something already.
+Refuses to write into a folder that holds something already. An export appears whole or not at all.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from data.features import FeaturesConfig
-from launcher.errors import CheckpointError, ConfigError
-from launcher.inference.finished_model import write_finished_model
-from launcher.monitoring.status import load_run_recipe, open_run
-from launcher.recipe import validate
-from launcher.run_files import read_set_aside
-from launcher.run_links import check_links
-from launcher.stages.pipeline import Pipeline
-from launcher.training.checkpoint import open_checkpoint
-from model.masked_prediction import MaskedPredictorConfig
-from model.recognizer import RecognizerConfig
+from launcher.commands.export_source import ModelSource, default_folder, export_checkpoint, open_source
+from launcher.errors import ConfigError
+from launcher.export.model_card import read_facts, write_card
+from launcher.export.whole_folder import check_is_free, whole_folder
+
+# The formats whose models have an int8 form.
+INT8_FORMATS = ("onnx", "sherpa-onnx")
 
 
 def export(options: argparse.Namespace) -> int:
     place = Path(options.stage).expanduser()
-    run = open_run(place.parent)
-    # The model is written below the stage, unless --out says where.
-    check_links(run.path)
-    recipe = load_run_recipe(run)
-    folder_of_stage = run.stage(place.name)
-    record = read_set_aside(folder_of_stage)
-    if record is None:
-        stage = recipe.training_stage(place.name)
-        config = stage.model
-        features = recipe.features
-    else:
-        # The recipe has other settings by now: those of this work are in its record.
-        pipeline = Pipeline(recipe, run)
-        for node in pipeline.nodes:
-            # Both are replaced in place when their settings change, and a model written with others would read noise.
-            if node.kind not in ("tokenizer", "features"):
-                continue
-            expected = record["inputs"].get(node.name)
-            if expected is not None and expected != pipeline.output_hash(node):
-                raise CheckpointError(
-                    f"{folder_of_stage.path} was trained with another {node.name} than the run has now, so that its "
-                    "outputs could not be read. Run the recipe with the settings that it had; then export the stage."
-                )
-        settings = record["settings"]
-        source = folder_of_stage.record_file
-        features = validate(FeaturesConfig, settings.get("features"), f"{source}: features")
-        config_type = RecognizerConfig
-        if record["kind"] == "self_supervised":
-            config_type = MaskedPredictorConfig
-        config = validate(config_type, settings.get("model"), f"{source}: model")
-    checkpoint = open_checkpoint(folder_of_stage, options.step)
-
+    out = None
     if options.out:
-        folder = Path(options.out).expanduser().absolute()
-    else:
-        folder = folder_of_stage.export(checkpoint.step)
-    # Nothing is lost in a folder that somebody made for it.
-    is_empty_folder = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty_folder:
-        raise ConfigError(f"{folder} is there already. Remove it, or name another folder with --out.")
+        out = Path(options.out).expanduser().absolute()
+        check_is_free(out)
+    if options.int8 and options.format not in INT8_FORMATS:
+        raise ConfigError(f"--int8 is for --format {' and '.join(INT8_FORMATS)}, and the format is {options.format}.")
+    if options.evaluate and options.format != "onnx":
+        raise ConfigError(f"--evaluate is for --format onnx, and the format is {options.format}.")
+    if options.licence and options.format != "huggingface":
+        raise ConfigError(f"--licence is for --format huggingface, and the format is {options.format}.")
 
-    write_finished_model(folder, run, config, features, checkpoint.weights())
-    if options.json:
-        row = {"model": str(folder), "step": checkpoint.step}
-        print(json.dumps(row))
+    if options.format == "chorus":
+        folder, step = export_checkpoint(place, options.step, out)
+        row: dict[str, Any] = {"model": str(folder), "step": step}
     else:
+        with open_source(place, options.step) as source:
+            folder = out or default_folder(source, options.format, options.step)
+            row = {"model": str(folder), "format": options.format, **_write(folder, source, options)}
+    if options.json:
+        print(json.dumps(row, ensure_ascii=False))
+    else:
+        for line in row.pop("table", []):
+            print(line)
         print(folder)
     return 0
+
+
+def _write(folder: Path, source: ModelSource, options: argparse.Namespace) -> dict[str, Any]:
+    """Write the folder in the format of the options; what is to be told about it."""
+    # Imports torch and, for ONNX, what takes longer still.
+    from launcher.export.model_files import open_model_files
+
+    model = open_model_files(source.folder)
+    with whole_folder(folder) as temporary:
+        if options.format == "huggingface":
+            from launcher.export.hub_folder import write_hub_folder
+
+            card = write_card(model.recognizer, read_facts(source.name, source.run, source.stage, options.licence))
+            write_hub_folder(temporary, model, card)
+            return {}
+        if options.format == "torch-export":
+            from launcher.export.torch_program import write_program
+
+            write_program(temporary, model)
+            return {}
+        if options.format == "sherpa-onnx":
+            from launcher.export.sherpa import write_sherpa
+
+            return {"kind": write_sherpa(temporary, model, options.int8)}
+
+        from launcher.export.onnx_graphs import write_graphs
+
+        row: dict[str, Any] = {"graphs": write_graphs(temporary, model, options.int8)}
+        if options.evaluate:
+            from launcher.export.onnx_evaluation import evaluate_graphs, show_results
+
+            row["results"] = evaluate_graphs(temporary, model, Path(options.evaluate).expanduser())
+            row["table"] = show_results(row["results"])
+        return row

@@ -4,6 +4,8 @@ model.json model.safetensors    the recogniser (model/export.py)
 tokenizer/                      SentencePiece
 features.json                   the front-end's configuration and statistics
 
+A folder in the layout of Hugging Face holds the same (launcher/export/model_files.py).
+
 A stage that learns without transcripts leaves an encoder alone, and no tokenizer: a start for recognisers.
 """
 
@@ -23,6 +25,7 @@ from data.features import FeaturesConfig, LogMel
 from data.files import remove_path
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError, ConfigError
+from launcher.export.model_files import features_file, load_tokenizer
 from launcher.inference.search import Search
 from launcher.recipe import GreedyConfig, SearchConfig
 from launcher.run_files import read_statistics
@@ -58,7 +61,7 @@ class FinishedModel:
         with the model or lacks a file.
         """
         try:
-            stored = read_statistics(folder / "features.json")
+            stored = read_statistics(features_file(folder))
             features = build_features(FeaturesConfig.model_validate(stored["config"]), stored)
             if holds_encoder_alone(folder):
                 raise CheckpointError(
@@ -66,7 +69,7 @@ class FinishedModel:
                     "a pretrain stage whose initialize_from names this folder or its stage."
                 )
             recognizer = load_model(folder)
-            tokenizer = Tokenizer.load(folder / "tokenizer")
+            tokenizer = load_tokenizer(folder)
         # DataError: of features.json and of the tokenizer.
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, DataError, SafetensorError) as error:
             # Of a configuration pydantic tells over several lines.
@@ -153,7 +156,7 @@ def build_features(config: FeaturesConfig, statistics: dict[str, Any]) -> LogMel
 def read_features(folder: Path) -> FeaturesConfig:
     """The front-end's configuration of a finished model; CheckpointError when it cannot be read."""
     try:
-        stored = read_statistics(folder / "features.json")
+        stored = read_statistics(features_file(folder))
         return FeaturesConfig.model_validate(stored["config"])
     except (OSError, ValueError, KeyError, DataError) as error:
         reason = " ".join(str(error).split())
