@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
+from launcher.commands.export_options import add_export
 from launcher.commands.search_options import add_search_options
 from launcher.commands.shards_options import add_shards
 from launcher.commands.transcribe_options import add_transcribe
@@ -245,12 +246,7 @@ def _add_inspection(commands: Commands) -> None:
     _add_json(parser)
     parser.set_defaults(command=_command("status", "status"))
 
-    parser = commands.add_parser("export", help="write the model of a checkpoint, for transcribing or as a teacher")
-    parser.add_argument("stage", metavar="RUN/STAGE", help="a training stage with a checkpoint, running or not")
-    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest intact)")
-    parser.add_argument("--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N)")
-    _add_json(parser)
-    parser.set_defaults(command=_command("export", "export"))
+    add_export(commands, _command)
 
     parser = commands.add_parser("cache-teacher", help="store what a stage's teachers give, for its training to read")
     parser.add_argument("stage", metavar="RUN/STAGE", help="a distill stage whose teachers are finished")
