@@ -62,6 +62,22 @@ def split_token_counts(index: SplitIndex, tokenizer: Tokenizer, file_of: Callabl
     return np.concatenate(tokens), np.concatenate(min_frames)
 
 
+def stored_token_counts(index: SplitIndex, tokenizer: Tokenizer, file_of: Callable[[str], Path]) -> Counts | None:
+    """The same where all of it is stored; None where a transcript would have to be counted."""
+    indexes = {"": index}
+    if isinstance(index, JoinedIndex):
+        indexes = index.indexes
+    tokens: list[Int32s] = []
+    min_frames: list[Int32s] = []
+    for label, part in indexes.items():
+        counts = _read(file_of(label), f"{tokenizer.sha256} {part.fingerprint}", len(part))
+        if counts is None:
+            return None
+        tokens.append(counts[0])
+        min_frames.append(counts[1])
+    return np.concatenate(tokens), np.concatenate(min_frames)
+
+
 def _read(file: Path, origin: str, count: int) -> Counts | None:
     stored = read_npz(file)
     if stored is None or not {"origin", "tokens", "repeats"} <= stored.keys():

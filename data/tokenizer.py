@@ -1,4 +1,4 @@
-"""Text to token ids and back, by a SentencePiece model trained on the corpus.
+"""Text to token ids and back, by a SentencePiece model trained on the corpus, or given.
 
 Ids 0 to 3 are fixed: 0 is the CTC blank, 1 the unknown piece, 2 and 3 begin and end a sentence. The text is
 taken as it is, except that runs of spaces count as one: the case of letters and punctuation are the corpus'
@@ -21,10 +21,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from data.errors import DataError
 from data.files import read_bounded, read_json
+from data.given_model import MAX_MODEL_BYTES, read_given_model
 
 BLANK = 0
 UNKNOWN = 1
@@ -34,9 +35,13 @@ NUM_FIXED = 4
 
 # Room for the fixed pieces and a few characters.
 MIN_PIECES = 8
-# Bounds of what is trained and read: the pieces of a vocabulary, and the bytes of its model.
+# The most pieces of a vocabulary that is trained or read.
 MAX_PIECES = 10**6
-MAX_MODEL_BYTES = 2**28
+NUM_BYTES = 256
+FIXED_PIECES = ("<blank>", "<unk>", "<s>", "</s>")
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+MAX_SYMBOLS = 10_000
+MAX_SYMBOL_CHARACTERS = 100
 
 # Transcripts tokenized at once: enough to amortise the call, few enough for a corpus of millions.
 CHUNK = 10_000
@@ -56,6 +61,55 @@ class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
         le=MAX_PIECES,
         description="size of the vocabulary; characters ignore it, as they take what the text needs",
     )
+    byte_fallback: bool = Field(
+        default=False,
+        description="what has no piece of its own is written as its bytes in UTF-8, which take 256 of the pieces",
+    )
+    user_symbols: tuple[str, ...] = Field(
+        default=(),
+        max_length=MAX_SYMBOLS,
+        description="texts that are one piece wherever they stand, such as marks of events",
+    )
+    character_coverage: float = Field(
+        default=1.0,
+        ge=0.98,
+        le=1.0,
+        description="share of the text whose characters have pieces; the rarest are unknown, or bytes with "
+        "byte_fallback. 0.9995 is usual for Chinese and Japanese",
+    )
+    model: Path | None = Field(
+        default=None,
+        description="a .model file of SentencePiece that is taken as it is; kind and pieces are then its own",
+    )
+
+    @field_validator("user_symbols")
+    @classmethod
+    def _check_symbols(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
+        for symbol in symbols:
+            if not symbol or len(symbol) > MAX_SYMBOL_CHARACTERS or any(map(str.isspace, symbol)):
+                raise ValueError(
+                    f"{symbol[:MAX_SYMBOL_CHARACTERS]!r} is no symbol: one has 1 to {MAX_SYMBOL_CHARACTERS} characters "
+                    "and no space, as spaces part words"
+                )
+            if symbol in FIXED_PIECES or BYTE_PIECE.fullmatch(symbol):
+                raise ValueError(f"{symbol!r} is a piece of every tokenizer. Choose another symbol")
+        if len(set(symbols)) < len(symbols):
+            raise ValueError("a symbol stands there twice. Name each once")
+        return symbols
+
+    @model_validator(mode="after")
+    def _check_model(self) -> TokenizerConfig:
+        if self.model is not None and (self.byte_fallback or self.user_symbols or self.character_coverage < 1):
+            raise ValueError(
+                "a given model has its own bytes, symbols and characters: leave out byte_fallback, user_symbols and "
+                "character_coverage, or model"
+            )
+        return self
+
+    @property
+    def knows_training_texts(self) -> bool:
+        """Whether every character of the texts that it is trained on has a piece, or bytes."""
+        return self.model is None and (self.byte_fallback or self.character_coverage == 1.0)
 
 
 class Tokenizer:
@@ -156,8 +210,30 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path) -> Tokenizer:
-    """Trains a tokenizer on the texts and saves it into the folder. DataError when they cannot give it."""
+    """Trains a tokenizer on the texts and saves it into the folder; a given model is saved as it is.
+
+    DataError when the texts cannot give it, or the given model cannot be used.
+    """
+    if config.model is not None:
+        given, kind = read_given_model(config.model)
+        tokenizer = Tokenizer(given, kind)
+        tokenizer.save(folder)
+        return tokenizer
+
     characters = config.kind == "char"
+    num_pieces = config.pieces
+    options: dict[str, Any] = {}
+    if config.user_symbols:
+        options["user_defined_symbols"] = list(config.user_symbols)
+    if config.byte_fallback:
+        options["byte_fallback"] = True
+    # SentencePiece looks at the coverage only where it need not take all.
+    all_characters = characters and config.character_coverage == 1.0
+    if all_characters:
+        # It takes what it needs, but refuses a number below that of the pieces which are no characters.
+        num_pieces = max(num_pieces, NUM_FIXED + len(config.user_symbols) + NUM_BYTES * config.byte_fallback)
+    elif characters:
+        num_pieces = MAX_PIECES
     texts = _CountedTexts(texts)
     model = io.BytesIO()
     try:
@@ -165,14 +241,14 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             sentence_iterator=iter(texts),
             model_writer=model,
             model_type=config.kind,
-            vocab_size=config.pieces,
-            use_all_vocab=characters,
+            vocab_size=num_pieces,
+            use_all_vocab=all_characters,
             # Pieces of words need to see where the first word begins; for characters it would be one more token.
             add_dummy_prefix=not characters,
             # Case, punctuation and composed characters are the corpus' decision.
             normalization_rule_name="identity",
-            # No character of the training texts becomes unknown.
-            character_coverage=1.0,
+            # By default 1, so that no character of the training texts becomes unknown.
+            character_coverage=config.character_coverage,
             # By default SentencePiece ignores transcripts above 4192 bytes and does not say so.
             max_sentence_length=1_000_000,
             pad_id=BLANK,
@@ -182,6 +258,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: Path)
             eos_id=END,
             num_threads=1,
             minloglevel=2,
+            **options,
         )
     except RuntimeError as error:
         raise DataError(_why_no_tokenizer(str(error), config, texts)) from error
@@ -219,8 +296,13 @@ def _why_no_tokenizer(message: str, config: TokenizerConfig, texts: _CountedText
             remedy = f"Set tokenizer.pieces to {largest[1]} or less, or tokenizer.kind to char"
         return f"{refusal} at most {largest[1]}, being {seen}. {remedy}, or give more transcripts."
     if smallest:
+        beside = [f"{NUM_FIXED} fixed ones"]
+        if config.byte_fallback:
+            beside.append(f"{NUM_BYTES} of bytes")
+        if config.user_symbols:
+            beside.append(f"{len(config.user_symbols)} user symbols")
         return (
-            f"{refusal} {seen}, each of which needs a piece, beside {NUM_FIXED} fixed ones. "
+            f"{refusal} {seen}, each of which needs a piece, beside {' and '.join(beside)}. "
             f"Set tokenizer.pieces to {smallest[1]} or more, or tokenizer.kind to char."
         )
     if not "".join(texts.characters).strip():

@@ -287,6 +287,7 @@ class RunFolder:
         self.token_file = self.path / ".token"  # by which its processes are known (processes/run_processes.py)
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
+        self.infeasible_file = self.tokenizer / "infeasible.jsonl"  # training utterances that CTC could not write
         self.statistics_file = self.path / "features.json"  # the same, for stages that have no tokenizer
         self.corpus = self.path / "corpus"
 

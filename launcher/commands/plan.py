@@ -16,6 +16,7 @@ from launcher.processes.launchers import make_launcher
 from launcher.processes.worker_command import shown
 from launcher.recipe import check_inputs
 from launcher.run_folder import TRAINING_KINDS
+from launcher.stages.feasibility import feasibility_warnings
 from launcher.stages.pipeline import Pipeline
 from launcher.stages.start_checks import check_start, corpus_warnings
 
@@ -37,6 +38,7 @@ def plan(options: argparse.Namespace) -> int:
     hosts = [len(host.slots) for host in launcher.topology.hosts]
     numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))
     numbers["warnings"] += corpus_warnings(recipe, run)
+    numbers["warnings"] += feasibility_warnings(recipe, run)
 
     stages = []
     for node, stage_status in Pipeline(recipe, run).statuses():

@@ -17,8 +17,8 @@ Row = dict[str, Any]
 def plan_mixture(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> list[Row]:
     """A row for each corpus of a mixture, or for each language of it, over all steps of a stage.
 
-    No rows for a corpus without a mixture, or before its shards are there. What CTC cannot write is counted as if it were
-    read: tokens are known to a training alone.
+    No rows for a corpus without a mixture, or before its shards are there. What CTC cannot write is counted as if it
+    were read: tokens are known to a training alone.
     """
     if not isinstance(recipe.corpus, MixtureCorpus) or not recipe.has_split(run, "train"):
         return []

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from data.given_model import read_given_model
 from data.shard_index import read_summary
+from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.planning.communication import Exchanged, Traffic, seconds, traffic
 from launcher.planning.machine import Machine
@@ -62,6 +64,10 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     vocabulary_known = known_size is not None
     if known_size is not None:
         vocabulary_size = known_size
+    elif recipe.tokenizer.model is not None:
+        model, kind = read_given_model(recipe.tokenizer.model)
+        vocabulary_size = Tokenizer(model, kind).vocabulary_size
+        vocabulary_known = True
     else:
         # Before it is trained, the size that is asked of it stands in.
         vocabulary_size = recipe.tokenizer.pieces

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.errors import DataError
 from data.files import read_json
+from data.given_model import read_given_model
 from data.masking import Masking
 from data.shard_index import read_summary
 from launcher.errors import ConfigError
@@ -72,6 +73,8 @@ def check_inputs(recipe: Recipe) -> None:
     for corpus in recipe.corpora().values():
         if corpus.name == "shards":
             read_summary(f"{corpus.shards.rstrip('/')}/train")
+    if recipe.tokenizer.model is not None:
+        read_given_model(recipe.tokenizer.model)
     for stage in recipe.stages:
         if isinstance(stage, EvaluateStage):
             check_search_files(stage.search, f"stages.{stage.name}.search")

@@ -182,6 +182,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     corpus = with_absolute_corpus(recipe.corpus)
     augment = with_absolute_recordings(recipe.augment)
     sections = {"corpus": corpus, "augment": augment, "stages": tuple(stages), "cluster": cluster}
+    if recipe.tokenizer.model:
+        model = recipe.tokenizer.model.expanduser().absolute()
+        sections["tokenizer"] = recipe.tokenizer.model_copy(update={"model": model})
     return recipe.model_copy(update=sections)
 
 

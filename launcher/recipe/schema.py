@@ -113,6 +113,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             return {entry.label: entry.corpus for entry in self.corpus.mix}
         return {"": self.corpus}
 
+    @property
+    def knows_training_texts(self) -> bool:
+        """Whether the tokenizer knows every character of the corpora: it was trained on all of them."""
+        return self.tokenizer.knows_training_texts and len(self.initial_labels()) == len(self.corpora())
+
     def split_folders(self, run: RunFolder, split: str) -> dict[str, Path | str]:
         """Return the folder or URL of a split's shards in each corpus by its label, whether or not it is there."""
         folders: dict[str, Path | str] = {}

@@ -104,11 +104,14 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
         )
         nodes.append(features)
     if kinds != {"self_supervised"}:
+        tokenizer_inputs = ["corpus/train"]
+        if recipe.tokenizer.model is not None:
+            tokenizer_inputs.append(str(recipe.tokenizer.model))
         tokenizer = StageNode(
             name="tokenizer",
             kind="tokenizer",
             settings=Settings.of(tokenizer_settings, recipe),
-            inputs=("corpus/train",),
+            inputs=tuple(tokenizer_inputs),
         )
         nodes.append(tokenizer)
 

@@ -6,17 +6,19 @@ A kill at any moment leaves nothing half-made under a final name; what was finis
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.files import flush_folder, remove_path
 from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
-from launcher.recipe import MixtureCorpus, Recipe, ShardsCorpus
-from launcher.run_folder import RunFolder, write_json
+from launcher.recipe import MixtureCorpus, Recipe, SelfSupervisedStage, ShardsCorpus
+from launcher.run_folder import RunFolder, write_json, write_lines
 from launcher.stages.start_checks import check_splits, no_validation
 
 if TYPE_CHECKING:
     from data.joined_split import SplitIndex
+    from data.sampler import AnyIntegers
 
 
 def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
@@ -97,11 +99,13 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     for split in ("train", "dev"):
         if recipe.has_split(run, split):
             split_index = read_split(recipe.present_folders(run, split), max_damaged=max_damaged)
-            split_token_counts(
+            _, min_frames = split_token_counts(
                 split_index,
                 tokenizer,
                 lambda label, split=split: partial / run.token_counts_file(split, label).name,
             )
+            if split == "train":
+                _report_infeasible(recipe, split_index, min_frames, partial / run.infeasible_file.name, display)
     statistics = _feature_statistics(recipe, index)
     (partial / run.features_file.name).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
 
@@ -114,7 +118,28 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     partial.rename(run.tokenizer)
     flush_folder(run.path)
     remove_path(old)
-    display.say(f"tokenizer: {tokenizer.vocabulary_size} {recipe.tokenizer.kind} pieces, feature statistics measured")
+    display.say(f"tokenizer: {tokenizer.vocabulary_size} {tokenizer.kind} pieces, feature statistics measured")
+
+
+def _report_infeasible(
+    recipe: Recipe, index: "SplitIndex", min_frames: "AnyIntegers", file: Path, display: Display
+) -> None:
+    """Name the utterances that a training excludes because CTC could not write them, all of them in a file."""
+    from launcher.stages.feasibility import describe_infeasible, infeasible_utterances
+
+    rows = []
+    seen: set[str] = set()
+    for stage in recipe.training_stages():
+        # Stages that differ in their seeds exclude the same.
+        if isinstance(stage, SelfSupervisedStage) or stage.unseeded_name in seen:
+            continue
+        seen.add(stage.unseeded_name)
+        stage_rows = list(infeasible_utterances(recipe, stage, index, min_frames))
+        sentence = describe_infeasible(stage_rows, len(index))
+        if sentence:
+            display.say(f"tokenizer: {sentence}")
+        rows += stage_rows
+    write_lines(file, rows)
 
 
 def training_texts(recipe: Recipe, run: RunFolder, index: "SplitIndex") -> Iterable[str]:

@@ -119,7 +119,8 @@ def features_settings(recipe: Recipe, sparse: bool = False) -> Values:
 def tokenizer_settings(recipe: Recipe, sparse: bool = False) -> Values:
     """The features count: the stage measures their statistics too."""
     settings = features_settings(recipe, sparse)
-    settings["tokenizer"] = _dump(recipe.tokenizer, sparse)
+    # A given model counts by its content, as an input.
+    settings["tokenizer"] = _dump(recipe.tokenizer, sparse, exclude={"model"})
     return settings
 
 

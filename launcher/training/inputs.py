@@ -215,8 +215,9 @@ def open_inputs(
         augmentation=augmentation,
         connections=storage.connections if reader.is_remote else 0,
         # The tokenizer knows every symbol of what it was trained on: another one says that a text was changed, or that
-        # the tokenizer is not for this corpus. Other splits may have words of their own.
-        only_known=split == "train",
+        # the tokenizer is not for this corpus. Other splits may have words of their own, and so has what it was not
+        # trained on.
+        only_known=split == "train" and recipe.knows_training_texts,
         max_broken_ratio=storage.max_quarantined,
         on_broken=QuarantineLog(context.folder.quarantine_file(min(lanes, default=0)), split).add,
     )

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from phrases import phrase_rows
+from pydantic import ValidationError
 
 from data.errors import DataError
 from data.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig, token_lengths, train_tokenizer
@@ -158,3 +159,88 @@ def test_a_changed_or_missing_model_is_refused(tmp_path):
     model.unlink()
     with pytest.raises(DataError, match=r"No tokenizer can be read from .*tokenizer\.model"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
+def test_too_few_pieces_for_bytes_and_symbols_are_refused_with_the_number_that_is_needed(tmp_path, kind):
+    options = {"kind": kind, "byte_fallback": True, "user_symbols": ("<laugh>", "⟨cough⟩")}
+    config = TokenizerConfig(pieces=50, **options)
+    if kind == "char":
+        # Characters take what they need.
+        assert train_tokenizer(phrases(), config, tmp_path).vocabulary_size > 260
+        return
+    with pytest.raises(DataError, match="beside 4 fixed ones and 256 of bytes and 2 user symbols") as refusal:
+        train_tokenizer(phrases(), config, tmp_path)
+    smallest = int(re.search(r"Set tokenizer.pieces to (\d+) or more", str(refusal.value))[1])
+    config = TokenizerConfig(pieces=smallest, **options)
+    assert train_tokenizer(phrases(), config, tmp_path).vocabulary_size == smallest
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"user_symbols": ("a b",)}, "no space"),
+        ({"user_symbols": ("",)}, "1 to 100 characters"),
+        ({"user_symbols": ("x" * 101,)}, "1 to 100 characters"),
+        ({"user_symbols": ("<unk>",)}, "piece of every tokenizer"),
+        ({"user_symbols": ("<0x41>",)}, "piece of every tokenizer"),
+        ({"user_symbols": ("ha", "ha")}, "twice"),
+        ({"character_coverage": 0.5}, "greater than or equal to 0.98"),
+        ({"model": "a.model", "byte_fallback": True}, "a given model has its own"),
+        ({"model": "a.model", "user_symbols": ("ha",)}, "a given model has its own"),
+    ],
+)
+def test_settings_that_make_no_tokenizer_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        TokenizerConfig(**settings)
+
+
+# --- bytes, symbols, rare characters --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
+def test_with_byte_fallback_any_text_comes_back_and_nothing_is_unknown(tmp_path, kind):
+    tokenizer = train_tokenizer(phrases(), TokenizerConfig(kind=kind, pieces=400, byte_fallback=True), tmp_path)
+    for text in ["日本語", "naïve Ωmega", "🙂", *phrases()[:3]]:
+        tokens = tokenizer.encode(text)
+        assert UNKNOWN not in tokens
+        assert tokenizer.decode(tokens) == text
+    # A character of three bytes is three tokens, of which CTC has to write each.
+    assert len(tokenizer.encode("日本")) - len(tokenizer.encode("")) in (6, 7)
+
+
+@pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
+def test_a_user_symbol_is_one_piece_wherever_it_stands(tmp_path, kind):
+    config = TokenizerConfig(kind=kind, pieces=120, user_symbols=("<laugh>", "a,b"))
+    tokenizer = train_tokenizer(phrases(), config, tmp_path)
+    pieces = tokenizer.pieces
+    symbol = pieces.index("<laugh>")
+    for text in ["<laugh>", "он<laugh>он", "он <laugh>", "a,b он"]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("он<laugh>он").count(symbol) == 1
+    assert tokenizer.encode("a,b").count(pieces.index("a,b")) == 1
+
+
+def test_a_character_vocabulary_holds_all_of_chinese_and_leaves_out_the_rarest_where_it_is_told(tmp_path):
+    han = [chr(0x4E00 + number) for number in range(3000)]
+    # By Zipf's law, as in any language.
+    texts = ["".join(han[: 3000 // rank]) for rank in range(1, 400)]
+    whole = train_tokenizer(texts, TokenizerConfig(pieces=100), tmp_path / "whole")
+    assert whole.vocabulary_size == 4 + 3000
+    assert len(whole.encode(texts[0])) == 3000
+
+    frequent = train_tokenizer(texts, TokenizerConfig(character_coverage=0.98), tmp_path / "frequent")
+    assert 1000 < frequent.vocabulary_size < 3000
+    assert UNKNOWN in frequent.encode(han[-1])
+    assert not TokenizerConfig(character_coverage=0.98).knows_training_texts
+    config = TokenizerConfig(character_coverage=0.98, byte_fallback=True)
+    with_bytes = train_tokenizer(texts, config, tmp_path / "bytes")
+    assert with_bytes.vocabulary_size == frequent.vocabulary_size + 256
+    assert with_bytes.decode(with_bytes.encode(texts[0])) == texts[0]
+    assert config.knows_training_texts
+
+
+def test_new_settings_at_their_defaults_give_the_bytes_that_they_gave_before(tmp_path):
+    explicit = TokenizerConfig(kind="bpe", pieces=120, byte_fallback=False, user_symbols=(), character_coverage=1.0)
+    first = train_tokenizer(phrases(), explicit, tmp_path / "explicit")
+    assert first.sha256 == train_tokenizer(phrases(), KINDS[2], tmp_path / "default").sha256
