@@ -214,7 +214,15 @@ def _write(
         sampler = _ShardSampler(split, utterances, contents.speeds, inputs.sampler.batches)
         loader = inputs.loader
         # Of a sampler a loader uses `micro_batch` alone.
-        shard_loader = Loader(cast(BatchSampler, sampler), loader.reader, loader.tokenizer, (0,), loader.workers)
+        shard_loader = Loader(
+            cast(BatchSampler, sampler),
+            loader.reader,
+            loader.tokenizer,
+            lanes=(0,),
+            workers=loader.workers,
+            connections=loader.connections,
+            max_broken_ratio=loader.max_broken_ratio,
+        )
         shard_inputs = replace(inputs, loader=shard_loader, keeps_source=teacher.needs_source)
         steps = shard_loader.steps(0, len(sampler.batches))
         for (batch,), (_, column) in zip(steps, sampler.batches, strict=True):

@@ -258,6 +258,8 @@ def _draw_states(
         train.loader.tokenizer,
         lanes,
         train.loader.workers,
+        connections=train.loader.connections,
+        max_broken_ratio=train.loader.max_broken_ratio,
         augmentation=train.loader.augmentation,
         sidecars=sidecars,
         on_wait=heartbeat.tick,
