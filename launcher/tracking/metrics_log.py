@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from data.files import open_regular, read_lines
 from launcher.run_files import parse_metrics_row
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # The metric of a layer's experts; the group is the layer's name.
 EXPERT_LOAD = re.compile(r"experts/(.+)/load")
 
+# A row has some kilobytes; a longer line is none.
+MAX_ROW_BYTES = 1 << 22
 # Bytes that are read at a time from the end of a file.
 TAIL_BLOCK_BYTES = 1 << 20
 
@@ -81,26 +84,24 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
-    """Yields the rows of a metrics file; none when it is missing. A torn line is no row.
+    """Yields the rows of a metrics file; none when it is missing or no regular file. A torn line is no row.
 
     With `thin_to`, about that many rows of a longer file, evenly chosen, and all validations, saves and goodputs.
     """
-    if not path.exists():
+    if not path.is_file():
         return
     stride = 1
     if thin_to is not None:
-        with path.open("rb") as file:
-            num_lines = sum(1 for _ in file)
+        num_lines = sum(1 for _ in read_lines(path, MAX_ROW_BYTES))
         stride = max(1, math.ceil(num_lines / thin_to))
 
-    with path.open("rb") as file:
-        for index, line in enumerate(file):
-            # Looking for names in the bytes of a line is much cheaper than parsing it.
-            if index % stride != 0 and not any(name in line for name in _ALWAYS_READ):
-                continue
-            row = parse_metrics_row(line)
-            if row is not None:
-                yield row
+    for index, line in enumerate(read_lines(path, MAX_ROW_BYTES)):
+        # Looking for names in the bytes of a line is much cheaper than parsing it.
+        if index % stride != 0 and not any(name in line for name in _ALWAYS_READ):
+            continue
+        row = parse_metrics_row(line)
+        if row is not None:
+            yield row
 
 
 def expert_loads(row: dict) -> Iterator[tuple[str, list[float]]]:
@@ -113,10 +114,10 @@ def expert_loads(row: dict) -> Iterator[tuple[str, list[float]]]:
 
 def read_last_rows(path: Path, number: int) -> list[dict]:
     """The last training rows (those with a loss) of a metrics file, oldest first, whatever the length of the file."""
-    if not path.exists():
+    if not path.is_file():
         return []
     rows: list[dict] = []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for _, line in _lines_from_end(file):
             row = parse_metrics_row(line)
             if row is not None and "loss" in row:
@@ -128,7 +129,8 @@ def read_last_rows(path: Path, number: int) -> list[dict]:
 
 
 def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines of a file, the last one first, each with the offset that it starts at."""
+    """Yields the lines of a file, the last one first, each with the offset that it starts at; a very long one in
+    pieces."""
     start = file.seek(0, os.SEEK_END)
     buffer = b""  # the bytes from `start` on that were not yielded yet
     while start > 0:
@@ -143,6 +145,10 @@ def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             offset -= len(line)
             yield offset, line
         buffer = lines[0]
+        # Together with all that is before it, a line of a gigabyte would be copied a thousand times.
+        if len(buffer) > MAX_ROW_BYTES:
+            yield start, buffer
+            buffer = b""
     if buffer:
         yield 0, buffer
 

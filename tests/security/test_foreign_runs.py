@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from launcher.recipe.yaml_io import parse_recipe, parse_value
 from launcher.report.run_data import Quarantined, read_run_data
 from launcher.run_files import parse_metrics_row, read_recipe_values, read_state
 from launcher.run_folder import RunFolder, write_json, write_lines, write_text
+from launcher.tracking import MetricsLog, read_last_rows, read_metrics
 
 RECORD = {"kind": "pretrain", "status": "running", "fingerprint": "f", "settings": {}, "inputs": {}}
 # A number of a user that is nobody in particular.
@@ -434,6 +436,67 @@ def test_a_row_of_metrics_that_is_none_is_passed_over(run: RunFolder, line: byte
     stage.metrics_file.write_bytes(line + b'\n{"step": 5, "loss": null}\n{"step": 6, "loss": 2.0, "time": 1.0}\n')
     status = next(entry for entry in run_status(run)["stages"] if entry["name"] == "teacher")
     assert (status["step"], status["loss"]) == (6, 2.0)
+
+
+@pytest.mark.parametrize("read", [read_metrics, lambda path: read_last_rows(path, 3)])
+def test_a_line_of_metrics_without_end_is_passed_over_at_once(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    row = b'{"step": 5, "loss": 1.0}\n'
+    path.write_bytes(row + b"9" * 2**26 + b"\n" + row)
+    began = time.process_time()
+    rows = list(read(path))
+    # Copied again for each piece of it, it would be the square of its length.
+    assert time.process_time() - began < 3
+    assert [row["step"] for row in rows][-1] == 5
+
+
+def test_a_stage_that_goes_on_behind_a_line_without_end_cuts_it_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    row = b'{"step": 5, "loss": 1.0}\n'
+    path.write_bytes(row + b"9" * 2**24)
+    MetricsLog(path, resume_step=5).close()
+    assert path.read_bytes() == row
+
+
+@pytest.mark.parametrize("plant", ["pipe", "device", "folder", "link to itself"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "run.lock"])
+def test_what_is_no_file_in_the_place_of_a_runs_own_is_not_waited_for(run: RunFolder, name: str, plant: str) -> None:
+    path = run.path / name
+    if name == "metrics.jsonl":
+        path = run.stage("teacher").metrics_file
+        path.parent.mkdir()
+    path.unlink(missing_ok=True)
+    match plant:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "link to itself":
+            path.symlink_to(path.name)
+    assert main(["status", str(run.path)]) == (2 if name == "events.jsonl" else 0)
+    assert list(read_metrics(run.stage("teacher").metrics_file)) == []
+
+
+def test_events_beyond_the_bound_are_not_read(run: RunFolder) -> None:
+    with run.events_file.open("r+b") as file:
+        file.truncate(2**31)
+    with pytest.raises(ConfigError, match=r"has 2147483648 bytes, more than"):
+        run.events()
+
+
+def test_a_lock_that_may_not_be_read_is_a_paragraph(
+    run: RunFolder, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("data.files.open_regular", deny)
+    with pytest.raises(ConfigError, match=r"run\.lock cannot be read"):
+        run.holder()
+    with pytest.raises(ConfigError, match="events of the run"):
+        run.events()
 
 
 # --- what else a run folder holds ---------------------------------------------------------------------
