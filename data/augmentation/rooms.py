@@ -7,7 +7,9 @@ the tail the reverberation time that was asked for, which image sources with equ
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +61,7 @@ def draw_room(draws: Draws, rt60_s: Range, side_m: Range, height_m: Range, dista
     height = draws.between("height", height_m)
     size_m = np.array([length, width, height])
     free_m = size_m - 2 * MARGIN_M
-    places = np.array([draws.uniform("microphone x"), draws.uniform("microphone y"), draws.uniform("microphone z")])
+    places = [draws.uniform(f"microphone {axis}") for axis in "xyz"]
     microphone_m = MARGIN_M + places * free_m
 
     distance = draws.between("distance", distance_m)
@@ -78,32 +80,36 @@ def simulate_response(room: Room, sample_rate_hz: int, seed: int) -> npt.NDArray
 
     The length is the reverberation time, after which 60 dB less are left. `seed` is that of the diffuse tail.
     """
-    distances_m, gains = _image_sources(room)
-    direct_m = max(float(distances_m.min()), MARGIN_M)
-    # A pressure of 1 in 1 m distance.
-    amplitudes = gains / (4 * math.pi * np.maximum(distances_m, direct_m))
-    delays = (distances_m - distances_m.min()) / SPEED_OF_SOUND_M_PER_S * sample_rate_hz
+    distances_m, shares = _image_sources(room)
+    direct_m = distances_m.min()
+    # A source whose pressure is 1 / 4 pi in 1 m distance.
+    amplitudes = shares / (4 * math.pi * distances_m)
+    delays = (distances_m - direct_m) / SPEED_OF_SOUND_M_PER_S * sample_rate_hz
 
+    # Each reflection is a windowed sinc around its place between two samples.
     num_early = round(EARLY_S * sample_rate_hz)
     num_samples = max(num_early, round(room.rt60_s * sample_rate_hz))
-    response = np.zeros(num_samples + SINC_SAMPLES)
+    response = np.zeros(num_samples)
     taps = np.arange(-SINC_SAMPLES, SINC_SAMPLES + 1)
-    whole = np.floor(delays).astype(np.int64)
-    times = taps - (delays - whole)[:, None]
-    window = 0.5 + 0.5 * np.cos(math.pi * np.clip(times / SINC_SAMPLES, -1, 1))
+    before = np.floor(delays)
+    times = taps - (delays - before)[:, None]
+    window = 0.5 + 0.5 * np.cos(math.pi * times.clip(-SINC_SAMPLES, SINC_SAMPLES) / SINC_SAMPLES)
     pulses = amplitudes[:, None] * np.sinc(times) * window
-    positions = whole[:, None] + taps
+    positions = before.astype(np.int64)[:, None] + taps
     # What would lie before the direct sound is of reflections a few samples after it, and small.
     inside = (positions >= 0) & (positions < num_early)
     np.add.at(response, positions[inside], pulses[inside])
 
-    # The power of a diffuse field per second, c / (4 pi V) for a source of this strength, as it falls.
-    times_s = direct_m / SPEED_OF_SOUND_M_PER_S + np.arange(num_early, num_samples) / sample_rate_hz
-    per_second = SPEED_OF_SOUND_M_PER_S / (4 * math.pi * room.volume_m3) * np.exp(-DECAY * times_s / room.rt60_s)
+    # From then on, noise of the power that a diffuse field has per second: c / (4 pi V) for this source, as it falls.
+    samples = np.arange(num_early, num_samples)
+    times_s = direct_m / SPEED_OF_SOUND_M_PER_S + samples / sample_rate_hz
+    power_at_once = SPEED_OF_SOUND_M_PER_S / (4 * math.pi * room.volume_m3)
+    power_per_s = power_at_once * np.exp(-DECAY * times_s / room.rt60_s)
+    deviations = np.sqrt(power_per_s / sample_rate_hz)
     # RandomState's stream never changes (NEP 19); that of numpy's newer generators may with a release.
     generator = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
-    response[num_early:num_samples] = np.sqrt(per_second / sample_rate_hz) * generator.standard_normal(len(times_s))
-    return _without_lowest(response[:num_samples], sample_rate_hz).astype(np.float32)
+    response[num_early:] = deviations * generator.standard_normal(len(samples))
+    return _without_lowest(response, sample_rate_hz).astype(np.float32)
 
 
 def _without_lowest(response: npt.NDArray[np.float64], sample_rate_hz: int) -> npt.NDArray[np.float64]:
@@ -125,17 +131,24 @@ def _image_sources(room: Room) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     farthest_m = direct_m + EARLY_S * SPEED_OF_SOUND_M_PER_S
 
     # Along each axis the images lie at 2kL + x and 2kL - x, behind |2k| and |2k - 1| walls.
-    offsets: list[npt.NDArray[np.float64]] = []
+    squares: list[npt.NDArray[np.float64]] = []
     num_walls: list[npt.NDArray[np.int64]] = []
     for size, speaker, microphone in zip(room.size_m, room.speaker_m, room.microphone_m, strict=True):
         most = math.ceil(farthest_m / (2 * size)) + 1
-        rooms = np.arange(-most, most + 1)
-        images = np.concatenate([2 * rooms * size + speaker, 2 * rooms * size - speaker])
-        offsets.append(images - microphone)
-        num_walls.append(np.concatenate([np.abs(2 * rooms), np.abs(2 * rooms - 1)]))
+        doubled = 2 * np.arange(-most, most + 1)
+        images = np.concatenate([doubled * size + speaker, doubled * size - speaker])
+        squares.append(np.square(images - microphone))
+        num_walls.append(np.concatenate([np.abs(doubled), np.abs(doubled - 1)]))
 
-    x, y, z = np.meshgrid(*offsets, indexing="ij")
-    distances_m = np.sqrt(x * x + y * y + z * z).ravel()
-    walls = np.add.outer(np.add.outer(num_walls[0], num_walls[1]), num_walls[2]).ravel()
+    distances_m = np.sqrt(_sums(squares))
     early = distances_m <= farthest_m
-    return distances_m[early], room.reflection ** walls[early]
+    # A speaker in a corner of the drawing's margins may be as near as nothing.
+    distances_m = np.maximum(distances_m[early], MARGIN_M)
+    return distances_m, room.reflection ** _sums(num_walls)[early]
+
+
+def _sums(axes: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The sums of a value of each of three axes, for all combinations of them."""
+    x, y, z = axes
+    plane = np.add.outer(x, y)
+    return np.add.outer(plane, z).ravel()

@@ -40,25 +40,32 @@ def warp_time(
     draws_B3 = torch.rand(batch, 3, generator=generator, dtype=torch.float64).to(device)
     warped_B = (draws_B3[:, 0] < config.probability) & (lengths_B > 2 * width_frames)
 
-    # From the centre to its new place; -1, as frames are counted from 0.
+    # -1: frames are counted from 0. The moves are -(W - 1) to W - 1, all alike.
     last_B = (lengths_B - 1).clamp(min=1)
-    centers_B = width_frames + (draws_B3[:, 1] * (lengths_B - 2 * width_frames)).floor()
-    moves_B = (draws_B3[:, 2] * (2 * width_frames - 1)).floor() - (width_frames - 1)
+    room_B = lengths_B - 2 * width_frames
+    centers_B = width_frames + (draws_B3[:, 1] * room_B).floor()
+    num_moves = 2 * width_frames - 1
+    moves_B = (draws_B3[:, 2] * num_moves).floor() - (width_frames - 1)
     moved_B = centers_B + moves_B
 
+    # Where the features of each frame come from: two straight lines in time that meet at the moved centre.
     frames_T = torch.arange(num_frames, device=device, dtype=torch.float64)
-    before_BT = frames_T * (centers_B / moved_B)[:, None]
-    slope_B = (last_B - centers_B) / (last_B - moved_B)
-    after_BT = centers_B[:, None] + (frames_T - moved_B[:, None]) * slope_B[:, None]
-    sources_BT = torch.where(frames_T <= moved_B[:, None], before_BT, after_BT)
+    slope_before_B = centers_B / moved_B
+    slope_after_B = (last_B - centers_B) / (last_B - moved_B)
+    past_centre_BT = frames_T - moved_B[:, None]
+    slope_BT = torch.where(past_centre_BT <= 0, slope_before_B[:, None], slope_after_B[:, None])
+    # Rounding can bring the first frame to just before the beginning.
+    sources_BT = (centers_B[:, None] + past_centre_BT * slope_BT).clamp(min=0)
     # Frames beyond the end, and utterances that are not warped, come from where they are.
-    stays_BT = ~warped_B[:, None] | (frames_T >= lengths_B[:, None])
+    beyond_BT = frames_T >= lengths_B[:, None]
+    stays_BT = beyond_BT | ~warped_B[:, None]
     sources_BT = torch.where(stays_BT, frames_T, sources_BT)
 
-    left_BT = sources_BT.floor().long().clamp(0, max(num_frames - 1, 0))
-    right_BT = (left_BT + 1).clamp(max=max(num_frames - 1, 0))
-    share_BT1 = (sources_BT - left_BT)[:, :, None].to(features_BTF.dtype)
+    last_frame = max(num_frames - 1, 0)
+    left_BT = sources_BT.floor().long().clamp(0, last_frame)
+    right_BT = (left_BT + 1).clamp(max=last_frame)
+    shares_BT = (sources_BT - left_BT).to(features_BTF.dtype)
     left_BTF = features_BTF.gather(1, left_BT[:, :, None].expand(-1, -1, num_bins))
     right_BTF = features_BTF.gather(1, right_BT[:, :, None].expand(-1, -1, num_bins))
-    warped_BTF = torch.lerp(left_BTF, right_BTF, share_BT1)
+    warped_BTF = torch.lerp(left_BTF, right_BTF, shares_BT[:, :, None])
     return torch.where(stays_BT[:, :, None], features_BTF, warped_BTF)
