@@ -12,15 +12,11 @@ import hashlib
 import io
 import json
 import logging
-import os
-import shutil
-import socket
 import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -30,8 +26,10 @@ import numpy as np
 import soundfile
 
 from data.audio import MIN_SPEECH_S, RejectedRow, Utterance, read_audio
+from data.cell_file import CellFile
 from data.errors import DataError
 from data.members import Member
+from data.partial_folder import partial_folder
 from data.sampler import derive_seed
 from data.shard_index import (
     CHECKSUM,
@@ -45,6 +43,7 @@ from data.shard_index import (
     read_index,
     read_report,
 )
+from data.shard_journal import JOURNAL, ShardJournal, WrittenShard, has_finished_shards
 from data.sources import SourceLog
 
 __all__ = [
@@ -95,7 +94,7 @@ def write_split(
     `workers` threads decode ahead. An utterance that cannot be decoded is skipped and reported, here and in
     shards.json. `text_rules`, under which the texts were normalised, and what the recordings were, are recorded too.
     Raises DataError when the folder is already in use, a key occurs twice, nothing could be decoded, or the disk
-    refuses; nothing then appears under the name of `folder`.
+    refuses; nothing then appears under the name of `folder`. What was interrupted goes on behind its last shard.
     """
     # Sorted before they are shuffled, so that the order of the input does not matter.
     ordered = sorted(utterances, key=lambda utterance: utterance.key)
@@ -107,34 +106,40 @@ def write_split(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
-    rejected: list[RejectedRow] = []
-    # Samples above full scale of each utterance that has some.
-    clipped: dict[str, int] = {}
+    made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
+
+    def report_progress(part: str, done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(f"{folder.name}{part}", done, total)
+
     try:
-        with partial_folder(folder) as partial:
-            with SplitWriter(partial, sample_rate_hz, shard_seconds) as writer:
-                sources = SourceLog()
-                encoded = _encode_ahead(shuffled, sample_rate_hz, workers, sources)
-                for done, (utterance, flac) in enumerate(encoded, 1):
-                    if isinstance(flac, Flac):
-                        writer.add(utterance, flac)
-                        if flac.clipped:
-                            clipped[utterance.key] = flac.clipped
-                    else:
-                        rejected.append(flac)
-                    if on_progress is not None:
-                        on_progress(folder.name, done, len(shuffled))
-            if len(rejected) == len(shuffled):
-                reason = rejected[0].reason if rejected else "there are none."
+        with partial_folder(folder, lambda path: has_finished_shards(path, made_from)) as partial:
+            with ShardJournal(partial, made_from) as journal:
+                writer = SplitWriter(partial, sample_rate_hz, shard_seconds)
+                writer.restore(journal.finished)
+                if journal.finished:
+                    logger.warning(
+                        "%s: %d shards of an interrupted preparation are kept; it goes on behind utterance %d of %d.",
+                        folder.name,
+                        len(journal.finished),
+                        journal.num_done,
+                        len(shuffled),
+                    )
+                with writer:
+                    _write_shards(shuffled, writer, journal, partial, workers, report_progress)
+            if len(journal.rejected) == len(shuffled):
+                reason = journal.rejected[0].reason if journal.rejected else "there are none."
                 message = f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}"
-                raise EmptySplitError(message, rejected)
-            made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
-            writer.write_summary(made_from, rejected, text_rules)
-            sources.write(partial)
-            _warn_of_clipping(folder, clipped)
+                raise EmptySplitError(message, journal.rejected)
+            writer.write_summary(made_from, journal.rejected, text_rules)
+            journal.sources.write(partial)
+            _warn_of_clipping(folder, journal.clipped)
+        # Under its name already: without its journal, a folder that is not would be begun anew after a kill.
+        (folder / JOURNAL).unlink()
     except OSError as error:
         raise DataError(
-            f"Writing {folder} failed ({error}); make room or choose another place, then repeat."
+            f"Writing {folder} failed ({error}); make room or choose another place, then repeat. Shards that are "
+            "finished are kept for that."
         ) from error
     return read_report(folder)
 
@@ -172,43 +177,6 @@ def fingerprint(
         ]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def partial_folder(folder: Path) -> Iterator[Path]:
-    """A sibling folder that takes the name of `folder` when the block succeeds and vanishes when it fails."""
-    # The host is part of the name because process ids say nothing about another host's processes.
-    prefix = f".{folder.name}.{socket.gethostname()}-"
-    suffix = ".partial"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for path in folder.parent.iterdir():
-        if not path.name.startswith(prefix) or not path.name.endswith(suffix):
-            continue
-        process_id = path.name.removeprefix(prefix).removesuffix(suffix)
-        if not _is_running(process_id):
-            shutil.rmtree(path)
-
-    partial = folder.with_name(f"{prefix}{os.getpid()}{suffix}")
-    partial.mkdir()
-    try:
-        yield partial
-        # Last, so that a split is under its name whole or not at all.
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _is_running(process_id: str) -> bool:
-    try:
-        # Signal 0 is not delivered; only the process' existence is checked.
-        os.kill(int(process_id), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        # It belongs to another user, so it runs.
-        return True
-    return True
 
 
 @dataclass(frozen=True)
@@ -251,11 +219,41 @@ def _warn_of_clipping(folder: Path, clipped: dict[str, int]) -> None:
     )
 
 
-def _log_and_encode(utterance: Utterance, sample_rate_hz: int, sources: SourceLog) -> Flac | RejectedRow:
+def _write_shards(
+    utterances: list[Utterance],
+    writer: "SplitWriter",
+    journal: ShardJournal,
+    folder: Path,
+    workers: int,
+    on_progress: OnProgress,
+) -> None:
+    """Write the utterances behind those that the journal has done."""
+    remaining = utterances[journal.num_done :]
+    cells = CellFile(folder)
+    # Recordings in Parquet files are reached by groups only, and utterances come in another order.
+    cells.fill(remaining, lambda done, total: on_progress(" (groups of Parquet)", done, total))
+    encoded = _encode_ahead(remaining, writer.sample_rate_hz, workers, journal.sources, cells)
+    for done, (utterance, flac) in enumerate(encoded, journal.num_done + 1):
+        shard = None
+        if isinstance(flac, Flac):
+            if flac.clipped:
+                journal.clipped[utterance.key] = flac.clipped
+            shard = writer.add(utterance, flac)
+        else:
+            journal.rejected.append(flac)
+        if shard is not None:
+            journal.append(shard, done)
+        on_progress("", done, len(utterances))
+    cells.remove()
+
+
+def _log_and_encode(
+    utterance: Utterance, sample_rate_hz: int, sources: SourceLog, cells: CellFile
+) -> Flac | RejectedRow:
     # Before it is decoded: what changes afterwards is noticed.
     for clip in utterance.clips:
         sources.add(clip.path)
-    return _encode(utterance, sample_rate_hz)
+    return _encode(cells.located(utterance), sample_rate_hz)
 
 
 def _encode_ahead(
@@ -263,6 +261,7 @@ def _encode_ahead(
     sample_rate_hz: int,
     workers: int,
     sources: SourceLog,
+    cells: CellFile,
 ) -> Iterator[tuple[Utterance, Flac | RejectedRow]]:
     """Encode in threads (libsndfile releases the GIL), in order, a bounded number ahead of the consumer."""
     remaining = iter(utterances)
@@ -270,13 +269,13 @@ def _encode_ahead(
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         try:
             for utterance in islice(remaining, workers * AHEAD_PER_WORKER):
-                pending.append((utterance, pool.submit(_log_and_encode, utterance, sample_rate_hz, sources)))
+                pending.append((utterance, pool.submit(_log_and_encode, utterance, sample_rate_hz, sources, cells)))
             while pending:
                 utterance, future = pending.popleft()
                 yield utterance, future.result()
                 following = next(remaining, None)
                 if following is not None:
-                    pending.append((following, pool.submit(_log_and_encode, following, sample_rate_hz, sources)))
+                    pending.append((following, pool.submit(_log_and_encode, following, sample_rate_hz, sources, cells)))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -307,7 +306,7 @@ class SplitWriter:
 
     def __init__(self, folder: Path, sample_rate_hz: int, shard_seconds: float) -> None:
         self._folder = folder
-        self._sample_rate_hz = sample_rate_hz
+        self.sample_rate_hz = sample_rate_hz
         self._shard_samples = shard_seconds * sample_rate_hz
         # Compact C arrays, not lists of Python integers: a corpus may have tens of millions of utterances.
         self._columns = {name: array("q") for name in INDEX_COLUMNS}
@@ -316,24 +315,37 @@ class SplitWriter:
         self._open_shard: tuple[_HashedFile, Any] | None = None
         self._num_utterances = 0
         self._num_samples = 0
+        self._transcripts_bytes = 0
+
+    def restore(self, shards: Iterable[WrittenShard]) -> None:
+        """Go on behind shards that an interrupted writer left in the folder."""
+        for shard in shards:
+            self._shards.append(shard.entry)
+            for name, column in self._columns.items():
+                column.extend(shard.columns[name])
+            self._checksums.extend(shard.columns[CHECKSUM])
+            self._transcripts_bytes = shard.transcripts_bytes
 
     def __enter__(self) -> "SplitWriter":
-        self._transcripts = (self._folder / "transcripts.jsonl").open("w", encoding="utf-8")
+        self._transcripts = (self._folder / "transcripts.jsonl").open("ab")
+        # Those of a shard that was not finished.
+        self._transcripts.truncate(self._transcripts_bytes)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close_shard()
         self._transcripts.close()
 
-    def add(self, utterance: Utterance, flac: Flac) -> None:
-        """Append an utterance, of whose clips nothing is read: its audio is that of `flac`."""
+    def add(self, utterance: Utterance, flac: Flac) -> WrittenShard | None:
+        """Append an utterance, of whose clips nothing is read: its audio is that of `flac`. Returns the shard that it
+        completes, None when it completes none."""
         if self._open_shard is None:
             file = _HashedFile(self._folder / _shard_name(len(self._shards)))
             self._open_shard = (file, open_tar(file))
         _, tar = self._open_shard
 
         labels = {"text": utterance.text, "speaker": utterance.speaker, "language": utterance.language}
-        member = _json({**labels, "seconds": flac.samples / self._sample_rate_hz})
+        member = _json({**labels, "seconds": flac.samples / self.sample_rate_hz})
         offset = tar.tarstream.offset
         tar.write({"__key__": utterance.key, "flac": flac.content, "json": member.encode()})
 
@@ -343,12 +355,20 @@ class SplitWriter:
         self._columns["samples"].append(flac.samples)
         self._columns["text_length"].append(len(utterance.text))
         self._checksums.append(zlib.crc32(member.encode(), zlib.crc32(flac.content)))
-        self._transcripts.write(_json({"key": utterance.key, **labels}) + "\n")
+        transcript = _json({"key": utterance.key, **labels}) + "\n"
+        self._transcripts.write(transcript.encode())
+        self._transcripts_bytes += len(transcript.encode())
 
         self._num_utterances += 1
         self._num_samples += flac.samples
-        if self._num_samples >= self._shard_samples:
-            self._close_shard()
+        if self._num_samples < self._shard_samples:
+            return None
+        first_row = len(self._checksums) - self._num_utterances
+        self._close_shard()
+        self._transcripts.flush()
+        columns = {name: column[first_row:].tolist() for name, column in self._columns.items()}
+        columns[CHECKSUM] = self._checksums[first_row:].tolist()
+        return WrittenShard(self._shards[-1], columns, self._transcripts_bytes)
 
     def _close_shard(self) -> None:
         if self._open_shard is None:
@@ -360,7 +380,7 @@ class SplitWriter:
             {
                 "name": _shard_name(len(self._shards)),
                 "utterances": self._num_utterances,
-                "seconds": self._num_samples / self._sample_rate_hz,
+                "seconds": self._num_samples / self.sample_rate_hz,
                 "sha256": file.close(),
                 "bytes": file.size,
             }
@@ -384,7 +404,7 @@ class SplitWriter:
         np.savez(self._folder / "index.npz", allow_pickle=False, **columns)
         summary = {
             "format": FORMAT,
-            "sample_rate_hz": self._sample_rate_hz,
+            "sample_rate_hz": self.sample_rate_hz,
             "made_from": made_from,
             "shards": self._shards,
             # Named one by one: readers of earlier versions know no other fields.

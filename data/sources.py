@@ -36,12 +36,13 @@ class Source:
 
 
 class SourceLog:
-    """Describes recordings as they are read, from any thread, each once."""
+    """Describes recordings as they are read, from any thread, each once; `known` are those that were so before."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Source] = ()) -> None:
         self._lock = threading.Lock()
         self._locks: dict[Path, threading.Lock] = {}
-        self._sources: dict[Path, Source] = {}
+        self._sources: dict[str, Source] = {source.path: source for source in known}
+        self._new: list[Source] = []
 
     def add(self, path: Path) -> None:
         """Describe a recording before it is decoded: of a file that changes meanwhile, the time will differ."""
@@ -49,8 +50,20 @@ class SourceLog:
             lock = self._locks.setdefault(path, threading.Lock())
         # Many segments may lie in one long recording, which is hashed by the first thread that comes to it.
         with lock:
-            if path not in self._sources:
-                self._sources[path] = describe(path, with_content=True)
+            name = str(path.absolute())
+            if name in self._sources:
+                return
+            source = describe(path, with_content=True)
+            with self._lock:
+                self._sources[name] = source
+                self._new.append(source)
+
+    def take_new(self) -> list[Source]:
+        """The recordings that were described since this was last called."""
+        with self._lock:
+            new = self._new
+            self._new = []
+        return new
 
     def write(self, folder: Path) -> None:
         """Write what was described into a folder."""

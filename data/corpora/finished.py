@@ -52,7 +52,8 @@ def finished_splits(
     rejected_lines = _rejected_lines(out_dir)
     finished: list[str] = []
     for folder in sorted(out_dir.iterdir()):
-        if not (folder / SUMMARY).is_file():
+        # Hidden are splits that are not whole yet, and those of a preparation that was killed.
+        if folder.name.startswith(".") or not (folder / SUMMARY).is_file():
             continue
         utterances = splits.get(folder.name, [])
         problem = ""

@@ -1,13 +1,15 @@
 """Write a corpus as shards: OUT_DIR/SPLIT for every split, `corpus.json` and `rejected.jsonl` beside them.
 
-A split that is already there and was made from the same utterances and recordings is kept, so an interrupted
-preparation is completed by repeating it. Rejected rows are tried again: a split is made again when their recordings
-were repaired. Refused, with a `DataError`: a folder that holds the shards of something else, unless `replace`.
+A split that is already there and was made from the same utterances and recordings is kept, and of one that is not whole
+its finished shards, so that an interrupted preparation is completed by repeating it. Rejected rows are tried again: a
+split is made again when their recordings were repaired. Refused, with a `DataError`: a folder that holds the shards of
+something else, unless `replace`.
 """
 
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -78,47 +80,55 @@ def prepare(
     rejected = list(selection.rejected)
     unusable: list[EmptySplitError] = []
     for split, utterances in splits.items():
+        if split in kept:
+            reports[split] = read_report(out_dir / split)
+            rejected += reports[split].rejected
+            continue
         try:
-            if split in kept:
-                reports[split] = read_report(out_dir / split)
-            else:
-                reports[split] = write_split(
-                    utterances,
-                    out_dir / split,
-                    **shape,
-                    workers=workers,
-                    on_progress=on_progress,
-                    text_rules=config.text_rules,
-                )
+            reports[split] = write_split(
+                utterances,
+                out_dir / split,
+                **shape,
+                workers=workers,
+                on_progress=on_progress,
+                text_rules=config.text_rules,
+            )
             rejected += reports[split].rejected
         # One broken recording may be all that a split has, and must not keep the others from being written.
         except EmptySplitError as error:
             logger.warning("There will be no split %s. %s", split, error)
             unusable.append(error)
-            path_of_key = {utterance.key: str(utterance.clips[0].path.absolute()) for utterance in utterances}
-            # No split records these recordings, of which one may be repaired.
-            for row in error.rejected:
-                rejected.append(replaced(row, path=path_of_key[row.key]))
+            rejected += _with_paths(error.rejected, utterances)
     if not reports:
         raise unusable[0]
-    rejected.sort(key=lambda row: (row.line, row.key))
 
-    # By name, so that the order in which the corpus lists its splits does not matter.
-    sha256s: dict[str, list[str]] = {}
-    for split in sorted(reports):
-        shards = read_summary(out_dir / split)["shards"]
-        sha256s[split] = [shard["sha256"] for shard in shards]
+    rejected.sort(key=lambda row: (row.line, row.key))
     report = PrepareReport(
         folder=out_dir,
         splits=reports,
         kept=kept,
         rows=len(selection.utterances) + len(selection.rejected),
         rejected=tuple(rejected),
-        fingerprint=hashlib.sha256(json.dumps(sha256s).encode()).hexdigest(),
+        fingerprint=_fingerprint(out_dir, reports),
     )
     assert report.rows == report.used + len(report.rejected), "a row of the corpus was lost"
     _write_records(report, config, seed=seed, sample_rate_hz=sample_rate_hz)
     return report
+
+
+def _with_paths(rejected: list[RejectedRow], utterances: list[Utterance]) -> list[RejectedRow]:
+    """Rows of a split that there will not be, with their recordings, which no split records, and may be repaired."""
+    path_of_key = {utterance.key: str(utterance.clips[0].path.absolute()) for utterance in utterances}
+    return [replaced(row, path=path_of_key[row.key]) for row in rejected]
+
+
+def _fingerprint(out_dir: Path, splits: Iterable[str]) -> str:
+    # By name, so that the order in which the corpus lists its splits does not matter.
+    sha256s: dict[str, list[str]] = {}
+    for split in sorted(splits):
+        shards = read_summary(out_dir / split)["shards"]
+        sha256s[split] = [shard["sha256"] for shard in shards]
+    return hashlib.sha256(json.dumps(sha256s).encode()).hexdigest()
 
 
 def _write_records(report: PrepareReport, config: BaseCorpusConfig, *, seed: int, sample_rate_hz: int) -> None:

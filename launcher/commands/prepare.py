@@ -16,6 +16,9 @@ from launcher.processes.worker_command import num_cores
 from launcher.recipe import validate
 from launcher.recipe.yaml_io import parse_value
 
+# Each is a thread that holds a decoded utterance.
+MAX_JOBS = 1024
+
 
 def add_corpora(parser: argparse.ArgumentParser) -> None:
     """Add one subcommand per corpus, with an option per field of its configuration."""
@@ -26,6 +29,12 @@ def add_corpora(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--out", required=True, metavar="DIR", help="folder for the shards, one folder per split")
         command.add_argument("--seed", type=int, default=1, help="decides the order of the shards (default: 1)")
         command.add_argument("--sample-rate-hz", type=int, default=16000, help="rate of the shards (default: 16000)")
+        command.add_argument(
+            "--jobs",
+            type=_num_jobs,
+            metavar="N",
+            help="recordings decoded at a time, which does not change the shards (default: as many as cores)",
+        )
         command.add_argument("--replace", action="store_true", help="replace other shards that lie in DIR")
         command.add_argument("--json", action="store_true", help="print JSON")
         for key, field in corpus.config.model_fields.items():
@@ -61,7 +70,7 @@ def prepare_shards(options: argparse.Namespace) -> int:
             Path(options.out),
             seed=options.seed,
             sample_rate_hz=options.sample_rate_hz,
-            workers=num_cores(),
+            workers=options.jobs or num_cores(),
             replace=options.replace,
             on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
         )
@@ -109,6 +118,13 @@ def _parse(text: str, field: FieldInfo, option: str) -> Any:
     if field.annotation in (str, Path):
         return text
     return parse_value(text, source)
+
+
+def _num_jobs(text: str) -> int:
+    """The number of jobs that an option says; argparse makes a message of the error."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_JOBS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs; give one from 1 to {MAX_JOBS}")
+    return int(text)
 
 
 def flag(key: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Rows that the pace is measured over: enough to smooth single steps, few enough to follow a change of load.
 PACE_ROWS = 20
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_MARKS = 1.0
 SHOWN = {
     "loss": "loss {:.3f}",
     "validation/cer": "validation CER {:.1%}",
@@ -124,7 +125,15 @@ class Display(ABC):
         self._show()
 
     def count(self, label: str, done: int, total: int) -> None:
-        """Show how much of some work in this process is done."""
+        """Show how much of some work in this process is done, and about how long the rest of it takes."""
+        now_s = time.monotonic()
+        if label != self._row.get("label"):
+            self._pace = Pace()
+            self._next_mark_s = now_s
+        # Thousands of small pieces may be done in a second, and the pace is that of many seconds.
+        if now_s >= self._next_mark_s:
+            self._pace.add({"step": done, "time": now_s})
+            self._next_mark_s = now_s + SECONDS_BETWEEN_MARKS
         self._row = {"label": label, "step": done}
         self._steps = total
         self._show()
