@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import DataError
-from data.files import replacing
+from data.files import read_bounded, remove_path, replacing
+from data.tokenizer import Tokenizer
 
 START = "<s>"
 END = "</s>"
@@ -116,3 +117,27 @@ def write_language_model(texts: Iterable[Sequence[str]], order: int, path: Path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return num_ngrams
+
+
+def write_tokenizer_hash(language_model: Path, tokenizer: Tokenizer | None) -> None:
+    """Record beside a language model of tokens whose tokens they are: an ARPA file has no room for it that all readers
+    pass over. Beside one of words there is no record."""
+    file = _tokenizer_file(language_model)
+    if tokenizer is None:
+        remove_path(file)
+        return
+    with replacing(file) as temporary:
+        temporary.write_text(f"{tokenizer.sha256}\n", encoding="ascii")
+
+
+def read_tokenizer_hash(language_model: Path) -> str | None:
+    """The SHA-256 of the tokenizer whose tokens a language model has; None where nothing is recorded."""
+    try:
+        return read_bounded(_tokenizer_file(language_model), 100).decode("ascii").strip()
+    # Models from elsewhere have none.
+    except (OSError, ValueError):
+        return None
+
+
+def _tokenizer_file(language_model: Path) -> Path:
+    return language_model.with_name(f"{language_model.name}.tokenizer")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.errors import DataError
 from data.joined_split import read_split
-from data.language_model import write_language_model
+from data.language_model import write_language_model, write_tokenizer_hash
 from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.recipe import load_recipe
@@ -42,6 +42,7 @@ def language_model(options: argparse.Namespace) -> int:
         tokenizer = Tokenizer.load(folder)
     sentences = _sentences(texts, tokenizer)
     counts = write_language_model(sentences, options.order, out)
+    write_tokenizer_hash(out, tokenizer)
 
     if options.json:
         row = {"language_model": str(out), "unit": options.unit, "ngrams": counts}

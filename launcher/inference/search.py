@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.language_model import read_tokenizer_hash
 from data.tokenizer import UNKNOWN, Tokenizer
 from launcher.recipe.search import (
     AttentionBeamConfig,
@@ -178,6 +179,13 @@ def read_scorer(
         raise DataError(
             f"The language model {config.path} knows none of the tokenizer's tokens. If it is one of words, set "
             "language_model.unit to word; if it is one of tokens, it must be made with this tokenizer."
+        )
+    recorded = read_tokenizer_hash(config.path)
+    if recorded is not None and recorded != tokenizer.sha256:
+        raise DataError(
+            f"The language model {config.path} was made with another tokenizer than the model's: SHA-256 "
+            f"{recorded[:12]}, here {tokenizer.sha256[:12]}. Its pieces would be scored as words that they are not. "
+            "Make it again with `chorus language-model ... --unit token --tokenizer MODEL/tokenizer`."
         )
     return TokenLanguageModel(model, pieces)
 

@@ -52,6 +52,12 @@ def initialize_from_first_teacher(recognizer: Recognizer, stage: DistillStage, t
             f"run's tokenizer {recognizer.vocabulary_size}. Train both with one tokenizer, or set "
             "initialize_from_teacher to false."
         )
+    if not teacher_terms.teacher.same_tokens:
+        raise ConfigError(
+            f"Stage {stage.name} cannot start from teacher {model}: it has as many tokens as this run's tokenizer, and "
+            "they are others, so its output layers would write other texts. Train both with one tokenizer "
+            "(tokenizer.model names one), or set initialize_from_teacher to false."
+        )
     try:
         initialize_from_teacher(recognizer, teacher)
     except ValueError as error:

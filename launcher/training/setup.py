@@ -36,7 +36,7 @@ from launcher.training.recognition_loss import RecognitionLoss
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.trainer import StageLoss, Trainer
 from launcher.training.training_log import TrainingLog
-from launcher.training.training_state import restore_state
+from launcher.training.training_state import check_tokenizer, restore_state
 from launcher.training.validation import ErrorRateValidator, MaskedAccuracyValidator, Validator
 from model.masked_prediction import MaskedPredictor, Model
 from model.recognizer import Recognizer
@@ -85,6 +85,7 @@ def build_trainer(
     nonfinite = NonfiniteSteps()
     saved = agreed_checkpoint(context.folder, on_progress=heartbeat.tick)
     if saved:
+        check_tokenizer(saved, inputs.loader.tokenizer)
         step = saved.step
         accumulator, nonfinite = restore_state(engine, saved, heartbeat.tick)
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, step)

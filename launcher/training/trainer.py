@@ -369,7 +369,9 @@ class Trainer:
         """
         self.heartbeat.beat(self.step, "save")
         started = time.perf_counter()
-        state = capture_state(self.engine, self.step, self.accumulator, self.nonfinite, validation_cer)
+        state = capture_state(
+            self.engine, self.step, self.accumulator, self.nonfinite, validation_cer, self.inputs.loader.tokenizer
+        )
         saved = self.saver.start(state)
         self.heartbeat.tick()
         if saved and last:

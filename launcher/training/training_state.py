@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.tokenizer import Tokenizer
+from launcher.errors import CheckpointError
 from launcher.training import checkpoint
 from launcher.training.fragments import full_shapes, owned_fragments, replica_fragments, set_optimizer_step
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
@@ -19,21 +22,41 @@ def capture_state(
     accumulator: MetricAccumulator,
     nonfinite: NonfiniteSteps,
     validation_cer: float | None,
+    tokenizer: Tokenizer | None = None,
 ) -> checkpoint.State:
-    """This process's part of a checkpoint of `step`."""
+    """This process's part of a checkpoint of `step`; `tokenizer` is what its output layers have tokens of."""
     buffers = dict(_state_buffers(engine.module))
     shapes = full_shapes(engine.module)
     for name, buffer in buffers.items():
         shapes[name] = list(buffer.shape)
+    # The keys are those of checkpoints on the disk.
+    trainer: dict[str, Any] = {"window": asdict(accumulator), "recovery": asdict(nonfinite)}
+    if tokenizer is not None:
+        trainer["tokenizer"] = tokenizer.sha256
     return checkpoint.State(
         step=step,
         parts=owned_fragments(engine),
         shapes=shapes,
         buffers=buffers,
-        # The keys are those of checkpoints on the disk.
-        trainer={"window": asdict(accumulator), "recovery": asdict(nonfinite)},
+        trainer=trainer,
         validation_cer=validation_cer,
     )
+
+
+def check_tokenizer(saved: checkpoint.Checkpoint, tokenizer: Tokenizer | None) -> None:
+    """Refuse (CheckpointError) a checkpoint whose output layers have the tokens of another tokenizer.
+
+    Those of earlier versions do not say of which.
+    """
+    if tokenizer is None:
+        return
+    expected = saved.trainer.get("tokenizer", tokenizer.sha256)
+    if tokenizer.sha256 != expected:
+        raise CheckpointError(
+            f"The checkpoint {saved.folder} was trained with another tokenizer than that in the folder of its run: "
+            f"SHA-256 {expected[:12]}, now {tokenizer.sha256[:12]}. Its output layers would write other tokens. Put "
+            "back the folder tokenizer that the run had, or begin the stage anew with --set-aside."
+        )
 
 
 def restore_state(

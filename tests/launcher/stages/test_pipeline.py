@@ -182,6 +182,24 @@ def test_a_teacher_that_came_out_differently_reruns_its_student(run):
     assert run.reason("student") == "changed: input teacher"
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "features.json"])
+def test_whatever_was_made_with_another_tokenizer_or_other_statistics_runs_again(run, name):
+    run.finish()
+    (run.folder.tokenizer / name).write_text("of another run")
+    assert run.to_run() == ["tokenizer", "teacher", "student", "evaluation", "report"]
+
+
+def test_a_given_tokenizer_counts_by_its_content(run, tmp_path):
+    write(tmp_path / "here" / "given.model", "model")
+    given = f"tokenizer.model={tmp_path}/here/given.model"
+    run.finish()
+    assert run.to_run(given) == ["tokenizer", "teacher", "student", "evaluation", "report"]
+    run.finish(given)
+    assert run.to_run(given) == []
+    write(tmp_path / "here" / "given.model", "another")
+    assert "tokenizer" in run.to_run(given)
+
+
 def test_a_corpus_that_came_out_the_same_reruns_nothing_after_it(run):
     run.finish()
     run.finish("corpus.span_s=5", names=["prepare"])
