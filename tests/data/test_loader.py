@@ -250,15 +250,39 @@ def test_a_shard_that_never_answers_ends_the_process_with_an_error(corpus, tmp_p
     assert "DataError: Utterance 1 of shard-000007.tar did not arrive within 0 s" in run.stderr
 
 
+@pytest.mark.parametrize("connections", [0, 3])
 @pytest.mark.parametrize("consumed", [0, 2])
-def test_threads_end_when_the_iterator_is_closed(corpus, consumed):
+def test_threads_end_when_the_iterator_is_closed(corpus, consumed, connections):
     reader, tokenizer, sampler = corpus
     before = set(threading.enumerate())
-    steps = Loader(sampler, reader, tokenizer, range(LANES), 4).steps(0, 20)
+    steps = Loader(sampler, reader, tokenizer, range(LANES), 4, connections=connections).steps(0, 20)
     for _ in range(consumed):
         next(steps)
-    assert len(set(threading.enumerate()) - before) == (4 if consumed else 0)
+    assert len(set(threading.enumerate()) - before) == (4 + connections if consumed else 0)
     steps.close()
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+def test_threads_that_wait_for_a_store_end_when_it_answers_after_the_iterator_was_closed(corpus):
+    reader, tokenizer, sampler = corpus
+    answered = threading.Event()
+
+    class StalledReader(FaultyReader):
+        decode = reader.decode
+
+        def fetch(self, utterance):
+            answered.wait(30)
+            return reader.fetch(utterance)
+
+    before = set(threading.enumerate())
+    stalled = StalledReader(reader, lambda _: None)
+    steps = Loader(sampler, stalled, tokenizer, range(LANES), 2, connections=2, patience_s=0.1).steps(0, 20)
+    with pytest.raises(DataError, match="did not arrive within"):
+        next(steps)
+    answered.set()
     deadline = time.monotonic() + 5
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,11 +1,16 @@
 """Utterances read from shards by their byte range."""
 
+import errno
 import logging
+import os
+import shutil
 from dataclasses import replace
 
 import fsspec
 import numpy as np
 import pytest
+from damage import change_byte
+from paths import ROOT
 from phrases import phrase_utterances
 
 from data.audio import read_audio
@@ -49,6 +54,24 @@ def test_shards_behind_a_url_read_like_local_ones(split):
             assert remote.read(number).key == local.read(number).key
     finally:
         files.rm("/bucket", recursive=True)
+
+
+FROZEN = ROOT / "tests" / "fixtures" / "splits" / "without-checksums"
+
+
+def test_a_split_that_was_written_before_there_were_checksums_reads_as_ever(tmp_path):
+    index = read_index(FROZEN)
+    assert index.crc32 is None
+    assert index.fingerprint == "62b8e4257fcb4514cc7d5f6012358b158440ab04aac488aed70686b614b2f130"
+    reader = ShardReader(index)
+    by_key = {example.key: example for example in map(reader.read, range(2))}
+    assert {key: example.text for key, example in by_key.items()} == {"tone-0": "low tone", "tone-1": "high tone"}
+    assert [len(by_key[key].waveform) for key in ("tone-0", "tone-1")] == [2400, 3200]
+    # Damage is named, as far as it shows.
+    shutil.copytree(FROZEN, tmp_path / "train")
+    change_byte(tmp_path / "train", 0, int(index.size[0]) // 2)
+    with pytest.raises(UtteranceError, match="is broken"):
+        ShardReader(read_index(tmp_path / "train")).read(0)
 
 
 # --- what is broken -----------------------------------------------------------------------------------
@@ -96,6 +119,26 @@ def test_a_read_that_fails_for_a_while_is_tried_again_and_logged(split, monkeypa
         assert reader.read(3).key == list(reader.index.keys())[3]
     assert "stale handle" in caplog.text
     assert "no answer" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN])
+def test_what_a_file_server_says_while_it_restarts_is_tried_again(split, monkeypatch, number):
+    reader = quick(read_index(split))
+    read_once = reader.ranges._read_once
+    failures = [OSError(number, os.strerror(number))]
+    monkeypatch.setattr(reader.ranges, "_read_once", lambda *range: _fail_or(failures, lambda: read_once(*range)))
+    assert reader.read(3)
+    assert failures == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.EPERM, errno.ENOENT, errno.ELOOP])
+def test_what_would_fail_again_is_tried_once(split, monkeypatch, number):
+    reader = quick(read_index(split))
+    failures = [OSError(number, os.strerror(number)) for _ in range(3)]
+    monkeypatch.setattr(reader.ranges, "_read_once", lambda *_: _fail_or(failures, bytes))
+    with pytest.raises(UtteranceError):
+        reader.read(3)
+    assert len(failures) == 2
 
 
 def test_a_read_that_keeps_failing_is_given_up_after_the_attempts(split, monkeypatch):
