@@ -21,7 +21,7 @@ from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.recording_sources import RecordingSource
 from launcher.processes.worker_command import PACKAGES
 
-WORKER_MODULE = "launcher.inference.transcription_worker"
+WORKER_COMMAND = (sys.executable, "-m", "launcher.inference.transcription_worker")
 # Which recording, the seconds of it that are done, and those that there are.
 OnProgress: TypeAlias = Callable[[int, float, float], None]
 # A row of a transcript, or why there is none.
@@ -107,7 +107,7 @@ class _Worker:
     def start(self, environment: dict[str, str]) -> None:
         self.is_lost = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER_MODULE],
+            WORKER_COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # A key that interrupts the command ends it, and with it this process.
