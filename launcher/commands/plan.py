@@ -123,10 +123,10 @@ def mixture_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             table_cell(row["corpus"]),
-            f"{row['hours']:,.2f}",
+            f"{row['hours']:,.4g}",
             f"{row['from_step']:,}",
             f"{row['share']:.1%}",
-            f"{row['hours_read']:,.2f}",
+            f"{row['hours_read']:,.4g}",
             f"{row['epochs']:,.2f}",
         )
     return table
