@@ -1,1 +1,1 @@
-"""A finished model for other programs: transformers, onnxruntime, sherpa-onnx, torch.export and the Hugging Face hub."""
+"""A finished model for other programs: transformers and its hub, onnxruntime, sherpa-onnx, torch.export."""

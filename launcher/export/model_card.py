@@ -166,14 +166,14 @@ def _metadata(facts: CardFacts) -> str:
         for result in facts.results:
             entry = {
                 "task": {"type": "automatic-speech-recognition"},
-                "dataset": {"name": result.split, "type": "chorus-shards"},
+                "dataset": {"name": _one_line(result.split), "type": "chorus-shards"},
                 "metrics": [
                     {"type": "wer", "value": round(100 * result.wer, 2)},
                     {"type": "cer", "value": round(100 * result.cer, 2)},
                 ],
             }
             entries.append(entry)
-        metadata["model-index"] = [{"name": facts.name, "results": entries}]
+        metadata["model-index"] = [{"name": _one_line(facts.name), "results": entries}]
     text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---"
 
@@ -233,4 +233,8 @@ def _plain(text: str) -> str:
         text = text.replace(character, " ")
     for character in "\\*_#":
         text = text.replace(character, f"\\{character}")
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
     return " ".join(text.split())

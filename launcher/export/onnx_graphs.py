@@ -5,8 +5,8 @@ ctc.onnx        frames [B, S, D] -> logits [B, S, V]
 decoder.onnx    frames, frame_lengths, tokens [B, U] -> logits [B, U, V] of the token after each
 step.onnx       the next chunk of audio that still arrives, with the state before and after it (causal models)
 
-Every batch, length, chunk and context is allowed. Experts are in the graph: each multiplies the frames that chose it and
-no others, by a gather before it and a scatter after it.
+Every batch, length, chunk and context is allowed. Experts are in the graph: each multiplies the frames that chose it
+and no others, by a gather before it and a scatter after it.
 """
 
 import json

@@ -41,7 +41,7 @@ def sherpa_kind(features: FeaturesConfig) -> str:
     if features.sample_rate_hz != SAMPLE_RATE_HZ:
         raise ConfigError(
             f"sherpa-onnx gives models whose features fit {SAMPLE_RATE_HZ} Hz alone, and this one was trained at "
-            f"{features.sample_rate_hz} Hz. Export it with --format onnx; its features.json says which features it takes."
+            f"{features.sample_rate_hz} Hz. Export it with --format onnx: its features.json describes what it takes."
         )
     kaldi = FeaturesConfig(kind="kaldi", floor=features.floor)
     if features == kaldi:

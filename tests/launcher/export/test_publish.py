@@ -1,0 +1,153 @@
+"""`chorus publish` writes the folder, sends it with a token, and shows the token nowhere."""
+
+import json
+
+import pytest
+from small_models import write_small_model
+
+from launcher.cli import main as chorus
+from launcher.inference.finished_model import FinishedModel
+
+hub = pytest.importorskip("huggingface_hub")
+
+TOKEN = "hf_NotARealTokenButAsLongAsOne00000000"
+
+
+class FakeHub:
+    """What `HfApi` does, in memory."""
+
+    error: Exception | None = None
+
+    def __init__(self, token=None):
+        self.token = token
+        type(self).instances.append(self)
+        self.repositories = {}
+        self.files = {}
+
+    def create_repo(self, repo_id, *, repo_type, private, exist_ok):
+        if self.error is not None:
+            raise self.error
+        assert repo_type == "model"
+        assert exist_ok
+        self.repositories[repo_id] = private
+        return f"https://huggingface.co/{repo_id}"
+
+    def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message):
+        assert repo_id in self.repositories
+        assert repo_type == "model"
+        for path in folder_path.iterdir():
+            self.files[path.name] = path.read_bytes()
+        assert TOKEN not in commit_message
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("publish") / "model", "full")
+
+
+@pytest.fixture(autouse=True)
+def fake_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(FakeHub, "instances", [], raising=False)
+    monkeypatch.setattr(FakeHub, "error", None)
+    monkeypatch.setattr(hub, "HfApi", FakeHub)
+    # No token and no network but what a test gives.
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr(hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    return FakeHub
+
+
+def test_without_a_token_it_stops_at_the_folder_and_says_so(folder, tmp_path, capsys, fake_hub):
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--to", "acme/digits", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(out)
+    assert lines[1].startswith("Not uploaded: there is no token.")
+    assert fake_hub.instances == []
+    assert FinishedModel.load(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "offline", "reason"),
+    [
+        (["--to", "acme/digits"], True, "HF_HUB_OFFLINE"),
+        ([], False, "no repository"),
+        (["--to", "acme/digits", "--dry-run"], False, "--dry-run"),
+    ],
+)
+def test_offline_unnamed_and_dry_it_stops_at_the_folder(
+    folder, tmp_path, capsys, fake_hub, monkeypatch, options, offline, reason
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--out", str(out), "--json", *options]) == 0
+    output = capsys.readouterr()
+    row = json.loads(output.out)
+    assert reason in row["not_sent"]
+    assert row["url"] is None
+    assert row["files"]["model.safetensors"] == (out / "model.safetensors").stat().st_size
+    assert TOKEN not in output.out + output.err
+    assert fake_hub.instances == []
+
+
+def test_with_a_token_every_file_is_sent_and_the_token_is_nowhere(folder, tmp_path, capsys, fake_hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--to", "acme/digits", "--out", str(out), "--private"]) == 0
+    output = capsys.readouterr()
+    (api,) = fake_hub.instances
+    assert api.token == TOKEN
+    assert api.repositories == {"acme/digits": True}
+    assert api.files == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "https://huggingface.co/acme/digits" in output.out
+    for text in (output.out, output.err, *map(str, out.iterdir())):
+        assert TOKEN not in text
+    assert not any(TOKEN.encode() in content for content in api.files.values())
+
+
+def test_a_folder_in_the_layout_is_sent_as_it_is(folder, tmp_path, capsys, fake_hub, monkeypatch):
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--out", str(out)]) == 0
+    (out / "README.md").write_text("# Mine\n")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert chorus(["publish", str(out), "--to", "acme/digits"]) == 0
+    assert fake_hub.instances[0].files["README.md"] == b"# Mine\n"
+    assert chorus(["publish", str(out), "--to", "acme/digits", "--licence", "mit"]) == 2
+    assert "edit its README.md" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_the_token_is_not_sent(folder, tmp_path, capsys, fake_hub, monkeypatch):
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--out", str(out)]) == 0
+    (out / "notes.txt").write_text("x" * (2**20 - 10) + TOKEN)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert chorus(["publish", str(out), "--to", "acme/digits"]) == 2
+    error = capsys.readouterr().err
+    assert "notes.txt holds your Hugging Face token" in error
+    assert TOKEN not in error
+    assert fake_hub.instances == []
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route"), OSError("broken"), RuntimeError(f"401 for {TOKEN}\n!")])
+def test_what_the_hub_refuses_is_one_paragraph_without_the_token(
+    folder, tmp_path, capsys, fake_hub, monkeypatch, error
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(FakeHub, "error", error)
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--to", "acme/digits", "--out", str(out)]) == 2
+    output = capsys.readouterr()
+    assert "could not be uploaded to acme/digits" in output.err
+    assert output.err.count("\n") == 1
+    assert TOKEN not in output.out + output.err
+    assert FinishedModel.load(out)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "a/b/c", "-x", "a" * 200])
+def test_what_is_no_repository_is_refused_before_anything_is_written(folder, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), f"--to={name}", "--out", str(out)]) == 2
+    assert "no name of a repository" in capsys.readouterr().err
+    assert not out.exists()
