@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.files import read_bounded
+from launcher.bounded_yaml import MAX_CHARACTERS
 from launcher.errors import ConfigError
 from launcher.recipe.augmentation import with_absolute_recordings
 from launcher.recipe.checks import check_recipe
@@ -84,7 +86,8 @@ def _read(path: Path) -> dict[str, Any]:
     follows, and its keys reach into the sections of the other's.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # A character has four bytes at most.
+        text = read_bounded(path, 4 * MAX_CHARACTERS).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"The recipe {path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for instance with "
@@ -92,6 +95,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
     values = parse_recipe(text, f"The recipe {path}")
     if "extends" not in values:
         return values

@@ -165,8 +165,10 @@ def read_spec(folder: Path, where: str) -> TeacherSpec:
                 return TeacherSpec.from_torchaudio(description)
             return TeacherSpec.from_transformers(description)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            # Of a configuration pydantic tells over several lines.
+            reason = " ".join(repr(error).split())
             raise CheckpointError(
-                f"{where} is the folder {folder}, whose {name} cannot be read: {error!r}. Copy the folder again "
+                f"{where} is the folder {folder}, whose {name} cannot be read: {reason}. Copy the folder again "
                 "from where it was made."
             ) from None
 
