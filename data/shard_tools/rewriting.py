@@ -100,8 +100,10 @@ def rewrite(
     sources = _read_sources(folders, command.prefixes, only_splits)
     reports: dict[str, SplitReport] = {}
     kept: list[str] = []
+    # All of them before anything is written.
     for split, sources_of_split in sources.items():
         _check_together(split, sources_of_split)
+    for split, sources_of_split in sources.items():
         lineage = _lineage(command, sources_of_split)
         made_from = hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest()
         folder = out_dir / split

@@ -76,9 +76,12 @@ def _rate_outliers(survey: Survey) -> list[Item]:
             continue
         characters = np.array([length for _, length, _ in utterances])
         speech_s = np.array([seconds for _, _, seconds in utterances])
-        usual = _usual_rates(characters, speech_s)
+        usual = np.exp(_median_of_neighbours(characters, np.log(characters / speech_s)))
         distances = np.log(characters / speech_s) - np.log(usual)
-        for position in np.flatnonzero(np.abs(deviations(distances)) > OUTLIER_DEVIATIONS).tolist():
+        # A word alone is said in many ways, and a long sentence in about one.
+        spread = MAD_TO_DEVIATION * _median_of_neighbours(characters, np.abs(distances))
+        outliers = np.abs(distances) > OUTLIER_DEVIATIONS * np.maximum(spread, MIN_DEVIATION)
+        for position in np.flatnonzero(outliers).tolist():
             key, length, seconds = utterances[position]
             detail = (
                 f"{key}: {length} characters in {seconds:.2f} s of speech, {length / seconds:.1f} per second where "
@@ -88,17 +91,16 @@ def _rate_outliers(survey: Survey) -> list[Item]:
     return items
 
 
-def _usual_rates(characters: npt.NDArray[np.int64], speech_s: Floats) -> Floats:
-    """For each utterance the median rate of those whose texts are about as long: short ones are spoken more slowly."""
+def _median_of_neighbours(characters: npt.NDArray[np.int64], values: Floats) -> Floats:
+    """For each utterance the median of the values of those whose texts are about as long."""
     order = np.argsort(characters, kind="stable")
-    rates = (characters / speech_s)[order]
-    width = min(RATE_NEIGHBOURS, len(rates))
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(rates, width), axis=1)
-    usual = np.empty_like(rates)
+    width = min(RATE_NEIGHBOURS, len(values))
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(values[order], width), axis=1)
     # The window around each; at both ends the outermost window.
-    first = np.clip(np.arange(len(rates)) - width // 2, 0, len(medians) - 1)
-    usual[order] = medians[first]
-    return usual
+    window = np.clip(np.arange(len(values)) - width // 2, 0, len(medians) - 1)
+    of_neighbours = np.empty_like(values)
+    of_neighbours[order] = medians[window]
+    return of_neighbours
 
 
 def deviations(values: Sequence[float] | Floats) -> Floats:

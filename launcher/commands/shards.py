@@ -145,9 +145,18 @@ def stats_shards(options: argparse.Namespace) -> int:
     if Path(options.folder).is_file():
         return _mixture_stats(options)
     statistics = {}
+    samplers: dict[str, BatchSampler | str] = {}
     splits = find_splits(Path(options.folder).absolute())
     for name, folder in splits.items():
-        statistics[name] = {**stats(folder), "plan": _sampling(read_index(folder), batches)}
+        sampler = _open_sampler(read_index(folder), batches)
+        samplers[name] = sampler
+        statistics[name] = {**stats(folder), "plan": _describe_plan(sampler, batches)}
+    if options.html is not None:
+        settings = ", ".join(f"batches.{key} {getattr(batches, key):g}" for key in BATCHES_OPTIONS)
+        # It draws with matplotlib, which whoever only wants the figures should not wait for.
+        from launcher.shard_page.page import write_page
+
+        write_page(Path(options.html), Path(options.folder).absolute(), splits, samplers, settings)
     if options.json:
         print(json.dumps(statistics, ensure_ascii=False, indent=2))
     else:
@@ -173,14 +182,15 @@ def _mixture_stats(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sampling(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
-    """How a split would be sampled, with a default recipe's speeds and frames and a token per character."""
+def _open_sampler(index: ShardIndex, batches: BatchesConfig) -> BatchSampler | str:
+    """What a run would read a split with, at a default recipe's speeds and frames and a token per character; or why it
+    could not."""
     features = FeaturesConfig(sample_rate_hz=index.sample_rate_hz)
     factor = SubsamplingConfig().factor
 
     min_frames = character_frames(list(index.transcripts()))
     try:
-        sampler = BatchSampler(
+        return BatchSampler(
             index.shard,
             index.samples,
             index.text_length,
@@ -193,6 +203,11 @@ def _sampling(index: ShardIndex, batches: BatchesConfig) -> dict[str, Any]:
             encoder_frames=lambda samples: output_length(features.num_frames(samples), factor),
         )
     except DataError as error:
-        return {"refused": str(error)}
+        return str(error)
+
+
+def _describe_plan(sampler: BatchSampler | str, batches: BatchesConfig) -> dict[str, Any]:
+    if isinstance(sampler, str):
+        return {"refused": sampler}
     settings = {key: getattr(batches, key) for key in BATCHES_OPTIONS}
     return {**settings, **measure_sampling(sampler).as_dict()}

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from launcher import formatting
 from launcher.monitoring.goodput import Goodput, measure_goodput
-from launcher.plain_text import printable
 from launcher.report import figures
+from launcher.report.environment import page_environment
 from launcher.report.figures import Drawing
 from launcher.report.results import ResultsTable, tabulate
 from launcher.report.run_data import RunData, StageData, read_run_data
@@ -101,31 +98,11 @@ class Example:
 def write_page(run_dir: Path) -> Path:
     """Writes the page and returns its path; `launcher.report.write_report` is the way in."""
     run_data = read_run_data(run_dir)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        # Names and texts come from the run and may hold markup.
-        autoescape=True,
-        finalize=_printable_value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = formatting.duration
-    environment.filters["percent"] = formatting.percent
+    environment = page_environment(Path(__file__).parent)
     page = environment.get_template("template.html").render(_content(run_data))
     path = RunFolder(run_dir).report_file
     write_text(path, page)
     return path
-
-
-def _printable_value(value: object) -> object:
-    """What the template shows of a value."""
-    if isinstance(value, Markup):
-        # It was markup before, and only loses control characters.
-        return Markup(printable(value))  # noqa: S704
-    if isinstance(value, str):
-        return printable(value)
-    return value
 
 
 def _content(run_data: RunData) -> dict[str, Any]:
