@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from data.errors import DataError
+
 CACHE_VARIABLE = "CHORUS_CACHE"
 
 
@@ -25,7 +27,8 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid"):
     retry_s: float = Field(
         default=60,
         ge=0,
-        le=3600,
+        # Well below what the loader waits for one utterance.
+        le=300,
         description="how long a read that fails is tried again, in s, before its utterance is quarantined",
     )
     connections: int = Field(
@@ -44,11 +47,21 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def cache_folder() -> Path:
-    """Where this host keeps remote ranges.
+    """Where this host keeps remote ranges. DataError where the environment says nothing of it.
 
     It comes from the environment and never from a recipe: a recipe of somebody else names no place to write to.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chorus"
+    shared = os.environ.get("XDG_CACHE_HOME")
+    if shared:
+        return Path(shared) / "chorus"
+    try:
+        return Path.home() / ".cache" / "chorus"
+    # In a container, for a user whom it does not know.
+    except RuntimeError:
+        raise DataError(
+            f"There is no folder to keep remote shards in: this user has no home. Name one in {CACHE_VARIABLE}, or "
+            "keep none with --set cluster.storage.cache_gb=0."
+        ) from None

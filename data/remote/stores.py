@@ -32,8 +32,9 @@ URL = re.compile(r"([a-z0-9]+)://")
 # A request that moves nothing for so long, or a transfer slower than this, has failed.
 STALL_S = 30.0
 MIN_BYTES_PER_S = 50_000
-# Read at once of a stream.
+# Read at once of a stream; of a store where each piece is a request of its own, so much that latency does not count.
 PIECE_BYTES = 2**20
+RANGE_BYTES = 2**23
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/")
 # What a server says of this moment rather than of the file.
 PASSING_STATUSES = (408, 421, 425, 429)
@@ -64,7 +65,7 @@ class Store:
         """The bytes of a file from a position on, in pieces of any length."""
         num_bytes = self._call("info", STALL_S, location)["size"]
         while start < num_bytes:
-            piece = self.read_range(location, start, min(PIECE_BYTES, num_bytes - start))
+            piece = self.read_range(location, start, min(RANGE_BYTES, num_bytes - start))
             if not piece:
                 raise OSError(f"it ends at byte {start} of {num_bytes}")
             start += len(piece)

@@ -15,6 +15,7 @@ from paths import ROOT
 import data.remote.cache
 from data.errors import DataError
 from data.remote.cache import RangeCache, cache_name
+from data.remote.settings import cache_folder
 
 DIGEST = data.remote.cache.DIGEST_BYTES
 
@@ -212,6 +213,21 @@ def test_a_folder_where_others_may_write_is_refused(folder):
 def test_a_new_folder_is_the_users_alone(folder):
     RangeCache(folder, max_bytes=5_000)
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_folder_is_what_the_environment_says_and_a_user_without_a_home_is_told_to_name_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "a"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("CHORUS_CACHE")
+    assert cache_folder() == tmp_path / "b" / "chorus"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / "c" / ".cache" / "chorus"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    with pytest.raises(DataError, match="this user has no home. Name one in CHORUS_CACHE"):
+        cache_folder()
 
 
 def test_names_say_nothing_of_the_place(folder):
