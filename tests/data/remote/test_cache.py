@@ -226,7 +226,7 @@ def test_the_folder_is_what_the_environment_says_and_a_user_without_a_home_is_to
     assert cache_folder() == tmp_path / "c" / ".cache" / "chorus"
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
-    with pytest.raises(DataError, match="this user has no home. Name one in CHORUS_CACHE"):
+    with pytest.raises(DataError, match=r"this user has no home\. Name one in CHORUS_CACHE"):
         cache_folder()
 
 
