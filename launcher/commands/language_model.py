@@ -2,13 +2,14 @@
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.errors import DataError
 from data.joined_split import read_split
 from data.language_model import write_language_model, write_tokenizer_hash
-from data.tokenizer import Tokenizer
+from data.tokenizer import UNKNOWN, Tokenizer
 from launcher.errors import ConfigError
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
@@ -40,16 +41,19 @@ def language_model(options: argparse.Namespace) -> int:
                 "--tokenizer, or make a model of words with --unit word."
             )
         tokenizer = Tokenizer.load(folder)
-    sentences = _sentences(texts, tokenizer)
+    skipped: Counter[str] = Counter()
+    sentences = _sentences(texts, tokenizer, skipped)
     counts = write_language_model(sentences, options.order, out)
     write_tokenizer_hash(out, tokenizer)
 
     if options.json:
-        row = {"language_model": str(out), "unit": options.unit, "ngrams": counts}
+        row = {"language_model": str(out), "unit": options.unit, "ngrams": counts, "skipped": dict(skipped)}
         print(json.dumps(row, ensure_ascii=False))
     else:
         sizes = [f"{count:,} {size}-grams" for size, count in counts.items()]
         print(f"{out}: {', '.join(sizes)}")
+        if skipped["unknown"]:
+            print(f"{skipped['unknown']} texts have characters that the tokenizer does not know, and are left out.")
     return 0
 
 
@@ -62,8 +66,9 @@ def _lines(path: Path) -> Iterator[str]:
         raise DataError(f"The text in {path} is not UTF-8: {error}. Convert it first.") from None
 
 
-def _sentences(texts: Iterable[str], tokenizer: Tokenizer | None) -> Iterator[Sequence[str]]:
-    """The words of each text, or the tokenizer's pieces; texts without any are skipped."""
+def _sentences(texts: Iterable[str], tokenizer: Tokenizer | None, skipped: Counter[str]) -> Iterator[Sequence[str]]:
+    """The words of each text, or the tokenizer's pieces; texts without any are skipped, and so are those with an
+    unknown one, which are counted."""
     pieces: list[str] = []
     if tokenizer is not None:
         pieces = tokenizer.pieces
@@ -72,6 +77,10 @@ def _sentences(texts: Iterable[str], tokenizer: Tokenizer | None) -> Iterator[Se
             sentence = text.split()
         else:
             tokens = tokenizer.encode(text.strip())
+            # No model writes what is unknown, and n-grams around it would be of other sentences.
+            if UNKNOWN in tokens:
+                skipped["unknown"] += 1
+                continue
             sentence = [pieces[token] for token in tokens]
         if sentence:
             yield sentence

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
-from made_shards import RATE_HZ, Said, some_speech, write_set
+from made_shards import RATE_HZ, Said, some_speech, speech, write_set
 
 from data.errors import DataError
 from data.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
 from launcher.stages.feasibility import feasibility_warnings
 from launcher.stages.pipeline import Pipeline
-from launcher.stages.preparation import make_tokenizer
+from launcher.stages.preparation import make_tokenizer, prepare_corpus
 from launcher.stages.start_checks import check_splits
 from launcher.training.inputs import open_inputs
 
@@ -114,6 +115,43 @@ def test_what_ctc_cannot_write_is_named_and_counted_when_tokens_are_counted_and_
     assert {row["key"] for row in rows} == {"cut-off"}
     assert all(row["frames"] < row["needed_frames"] == len("a text of very many characters") for row in rows)
     assert next(feasibility_warnings(recipe, run))["text"] == planned
+
+
+# --- preparation -------------------------------------------------------------------------------------------------
+
+
+def test_a_corpus_of_a_mixture_that_has_to_be_prepared_lies_under_its_label_and_counts_by_its_recordings(
+    corpora, tmp_path
+):
+    manifest = tmp_path / "own" / "manifest.jsonl"
+    manifest.parent.mkdir()
+    rows = []
+    for number in range(6):
+        samples = speech(1.5, number)
+        soundfile.write(manifest.parent / f"{number}.wav", samples, RATE_HZ)
+        rows.append({"audio": f"{number}.wav", "text": f"word {'abcdef'[number]}", "split": "train"})
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    own = {"name": "folder", "manifest": str(manifest), "label": "own"}
+    corpus = {"mix": [{"shards": str(corpora / "first")}, own]}
+    text = yaml.safe_dump(corpus, default_flow_style=True, width=10**6)
+    recipe = load_recipe("mini", [f"corpus={text}", f"features.sample_rate_hz={RATE_HZ}", "features.high_hz=3800"])
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    assert [key for key, _ in recipe.corpus_paths()] == ["corpus.mix.own.manifest"]
+
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:2]})
+    pipeline = Pipeline(recipe, run)
+    node = pipeline.node("prepare")
+    pipeline.started(node, pipeline.status_of(node))
+    prepare_corpus(recipe, run, PlainDisplay(sys.stdout))
+    pipeline.ended(node, "done")
+    assert (run.corpus / "own" / "train" / "shards.json").is_file()
+    index = StageContext.training(recipe, run, "teacher").read_index("train")
+    assert {label: len(part) for label, part in index.indexes.items()} == {"first": 24, "own": 6}
+    assert Pipeline(recipe, run).status_of(node).done
+
+    soundfile.write(manifest.parent / "3.wav", speech(1.5, 33), RATE_HZ)
+    assert "1 recordings" in Pipeline(recipe, run).status_of(node).reason
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
