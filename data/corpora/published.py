@@ -5,7 +5,7 @@ rejected with its reason. Nothing but lists of transcripts is opened here: a rec
 noticed where it is decoded, in parallel, and is then a rejected row too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -153,9 +153,9 @@ class RowCollector:
         return text
 
 
-def transcript_lists(files: Iterable[Path]) -> list[Path]:
-    """Those files of a corpus that may hold transcripts: what it says depends on the content of these."""
-    return [path for path in files if path.name.endswith(LIST_SUFFIXES)]
+def may_list_transcripts(name: str) -> bool:
+    """Whether a file of a corpus may hold transcripts, by its name: what it says depends on the content of these."""
+    return name.endswith(LIST_SUFFIXES)
 
 
 def key_of(name: str) -> str:

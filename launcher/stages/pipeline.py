@@ -16,7 +16,7 @@ from typing import Any
 
 from data.augmentation.recordings import recordings_identity
 from data.corpora import changed_recordings
-from data.corpora.published import PublishedCorpusConfig, transcript_lists
+from data.corpora.published import PublishedCorpusConfig, may_list_transcripts
 from data.errors import DataError
 from data.manifests.manifest import manifest_files
 from data.shard_index import read_summary
@@ -298,15 +298,19 @@ class Pipeline:
                 lists = hash_files(files.lists, root)
                 # Tars and tables hold terabytes of recordings, and are recorded with the shards that are made of them.
                 if files.containers:
-                    return hash_value([hash_listing(files.containers, root), lists])
+                    sizes = {
+                        str(container.relative_to(root)): container.stat().st_size for container in files.containers
+                    }
+                    return hash_value([hash_listing(sizes), lists])
                 return lists
             if path.is_dir():
                 # A folder of recordings may hold terabytes, which are not read again at every start; lists of their
                 # transcripts are, where it is known which files these are.
                 files = files_below(path)
-                listing = hash_listing(files, path)
+                listing = hash_listing(files)
                 if isinstance(self._corpus_with(name), PublishedCorpusConfig):
-                    return hash_value([listing, hash_files(transcript_lists(files), path)])
+                    lists = [path / file for file in files if may_list_transcripts(file)]
+                    return hash_value([listing, hash_files(lists, path)])
                 return listing
             return hash_files([path], path.parent)
         # Names of stages have no slash.
