@@ -87,6 +87,10 @@ class RangeError(Exception):
     """A range of bytes that cannot be read, or is not that of its index; the message says why, and not where."""
 
 
+class ChangedError(ValueError):
+    """Members that are sound as such, and not those that were written."""
+
+
 class RangeReader:
     """Ranges of bytes of the files in a folder, or behind a URL; safe to use from several threads.
 
@@ -297,6 +301,9 @@ class ShardReader:
                 return self._parse(utterance, self.ranges.read(name, offset, size, whole_file=whole_file))
         except RangeError as error:
             raise self.broken(utterance, str(error)) from error
+        except ChangedError as error:
+            self.ranges.forget(name, offset, size)
+            raise self.broken(utterance, str(error)) from error
         except (KeyError, ValueError) as error:
             self.ranges.forget(name, offset, size)
             raise self.broken(utterance, f"its bytes are not readable ({error!r})") from error
@@ -349,7 +356,7 @@ class ShardReader:
             expected = int(self.index.crc32[utterance])
             crc32 = zlib.crc32(label, zlib.crc32(flac))
             if crc32 != expected:
-                raise ValueError(f"their CRC-32 is {crc32:08x}, the index has {expected:08x}: the file was changed")
+                raise ChangedError(f"its CRC-32 is {crc32:08x}, the index has {expected:08x}: the file was changed")
         return EncodedExample(key, flac, parse_label(label))
 
     def _decode(self, flac: bytes, utterance: int) -> npt.NDArray[np.float32]:
