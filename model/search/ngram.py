@@ -211,9 +211,9 @@ def _parse(lines: Iterable[str], path: Path) -> NgramModel:
             _read_entry(text, order, entries, backoffs, place)
             num_read += 1
 
-    has_words = any(len(ngram) == 1 for ngram in entries)
-    lacks_words = bool(entries) and not has_words
-    if not ended or not announced or lacks_words:
+    # The start of a sentence follows no word.
+    has_words = any(len(ngram) == 1 and ngram != (SENTENCE_START,) for ngram in entries)
+    if not ended or not announced or not has_words:
         raise ValueError(f"{path} is no whole ARPA file: it lacks its counts, its 1-grams or its \\end\\")
     return NgramModel(max(announced), entries, backoffs)
 
@@ -241,6 +241,9 @@ def _read_entry(
             backoffs[ngram] = float(fields[-1]) * LN_10
     except ValueError:
         raise ValueError(f"{place}: {shown!r} does not begin (and end) with a number") from None
+    # Added to other scores, each of these would be the score of everything.
+    if not math.isfinite(entries[ngram]) or not math.isfinite(backoffs.get(ngram, 0.0)):
+        raise ValueError(f"{place}: {shown!r} has a probability or a back-off that is no finite number")
 
 
 def _check_count(

@@ -121,6 +121,12 @@ HOSTILE_ARPA = {
     "10^12 n-grams": b"\\data\\\nngram 1=1000000000000\n",
     "a count of 5000 digits": b"\\data\\\nngram 1=" + b"1" * 5000 + b"\n\\1-grams:\n-1 a\n\\end\\\n",
     "an order of 5000 digits": b"\\data\\\nngram 1=1\n\\" + b"1" * 5000 + b"-grams:\n",
+    "a probability that is none": b"\\data\\\nngram 1=1\n\\1-grams:\nnan a\n\\end\\\n",
+    "an endless probability": b"\\data\\\nngram 1=1\n\\1-grams:\n-inf a\n\\end\\\n",
+    "a back-off beyond all numbers": b"\\data\\\nngram 1=1\n\\1-grams:\n-1 a 1e308\n\\end\\\n",
+    "no n-gram": b"\\data\\\nngram 1=0\n\\1-grams:\n\\end\\\n",
+    "the start of a sentence alone": b"\\data\\\nngram 1=1\n\\1-grams:\n-99 <s>\n\\end\\\n",
+    "n-grams of no word": b"\\data\\\nngram 0=1\n\\0-grams:\n-1\n\\end\\\n",
     "no UTF-8": HEADER.encode() + b"-1 \xff\n",
 }
 
