@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from launcher.inference.speech_detection import FRAME_S, SpeechDetector
 
-MAX_SEGMENT_S = 30.0
+MAX_SEGMENT_S = 20.0
 # Enough words around each word for an encoder, and so few segments that a cut is rare.
-MIN_SEGMENT_S = 10.0
+MIN_SEGMENT_S = 5.0
 # Below this probability there is no speech; Silero's own default for the end of speech.
 SILENCE = 0.35
 # Pauses within a word, before a plosive, last up to 0.15 s.
