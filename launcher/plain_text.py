@@ -41,6 +41,12 @@ def markdown_line(text: str) -> str:
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", one_line)
 
 
+def markdown_code(text: str) -> str:
+    """The text as a piece of code in a line of Markdown, which no mark within ends."""
+    one_line = " ".join(printable(text).split())
+    return f"`{one_line.replace('`', chr(39))}`"
+
+
 def table_cell(value: object) -> "Text":
     """A value for a table of rich's, which would take `[bold]` in a string as its own markup."""
     from rich.text import Text

@@ -10,7 +10,7 @@ from typing import Any
 from data.errors import DataError
 from data.files import is_file_name, parse_json, read_bounded
 from launcher.errors import ConfigError
-from launcher.run_folder import RunFolder, StageFolder, is_number, read_json
+from launcher.run_folder import RunFolder, StageFolder, is_count, is_number, read_json
 
 STATE_FORMAT = 1
 # As data.tokenizer bounds it, which takes long to import.
@@ -102,7 +102,7 @@ def read_recipe_values(run: RunFolder) -> dict[str, Any]:
         if not is_file_name(stage.get("name")):
             name = str(stage.get("name"))[:60]
             raise broken_recipe(run, f"has a stage of name {name!r}, which is no name of a folder")
-        if "steps" in stage and type(stage["steps"]) is not int:
+        if "steps" in stage and not is_count(stage["steps"]):
             raise broken_recipe(run, f"has {_kind(stage['steps'])} as the steps of stage {stage['name']}")
     return values
 
@@ -121,7 +121,7 @@ def parse_metrics_row(line: bytes) -> dict[str, Any] | None:
         row = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    if not isinstance(row, dict) or not is_count(row.get("step")):
         return None
     # What is computed with; a metric that is not finite is written as null.
     for key in ROW_NUMBERS:

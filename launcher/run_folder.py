@@ -8,9 +8,9 @@ to. A run folder is locked by one launcher at a time; the lock dies with its pro
 import errno
 import fcntl
 import json
-import math
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +28,7 @@ TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 HEARTBEAT_NAME = re.compile(r"rank-(\d+)\.json")
 MAX_HEARTBEAT_BYTES = 2**16
+MAX_COUNT = 2**63 - 1
 # What the system's calls take; Linux gives numbers up to 2^22.
 MAX_PROCESS_ID = 2**31 - 1
 MAX_EVENT_BYTES = 2**22
@@ -114,7 +115,7 @@ def _is_event(event: Any) -> bool:
         return False
     if not isinstance(event.get("stage", ""), str):
         return False
-    return all(type(event.get(key)) is int for key in EVENT_STEPS.get(event["event"], ()))
+    return all(is_count(event.get(key)) for key in EVENT_STEPS.get(event["event"], ()))
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def _is_heartbeat(record: Any, rank: int) -> bool:
     for key, kind in {"pid": int, "host": str, "step": int, "section": str}.items():
         if type(record.get(key)) is not kind:
             return False
+    if not is_count(record["step"]):
+        return False
     if type(record.get("exit_code", 0)) is not int:
         return False
     return 0 < record["pid"] <= MAX_PROCESS_ID
@@ -139,7 +142,13 @@ def _is_heartbeat(record: Any, rank: int) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value of JSON is a finite number; a truth value is none."""
-    return type(value) in (int, float) and math.isfinite(value)
+    # JSON has whole numbers beyond those that can be computed with.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a number of steps, or of anything else that is counted."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 class StageFolder:

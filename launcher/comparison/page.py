@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from launcher.comparison.bootstrap import Interval
 from launcher.comparison.intervals import (
@@ -21,7 +22,7 @@ from launcher.comparison.intervals import (
 from launcher.comparison.model_results import Comparison, ModelResult
 from launcher.comparison.picture import Point, draw_comparison
 from launcher.formatting import MISSING, count, duration, percent
-from launcher.plain_text import markdown_line
+from launcher.plain_text import markdown_code, markdown_line
 from launcher.report.svg import standalone
 from launcher.run_folder import write_text
 
@@ -83,7 +84,7 @@ def write_comparisons(comparisons: Sequence[Comparison], sources: Sequence[Path]
 def _section(intervals: ModelIntervals, picture: Path) -> str:
     comparison = intervals.comparison
     evaluated = comparison.evaluated
-    search = evaluated.search.replace("_", " ")
+    search = markdown_line(evaluated.search.replace("_", " "))
     # What is the same for all models is said once.
     seeds_of_models = [model.seeds for model in comparison.models]
     if len(set(seeds_of_models)) == 1:
@@ -101,15 +102,15 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
         training_lengths = f"{lengths[0]} each"
 
     lines = [
-        f"## {comparison.title}",
+        f"## {markdown_line(comparison.title)}",
         "",
-        f"{evaluated.utterances} utterances ({duration(evaluated.seconds)}) of `{evaluated.split}`, "
+        f"{evaluated.utterances} utterances ({duration(evaluated.seconds)}) of {markdown_code(evaluated.split)}, "
         f"{search} search on {evaluated.threads} threads. "
         f"{seeds}; {training_lengths}.",
         "",
         *_table(HEADINGS, [_row(intervals, model) for model in comparison.models]),
         "",
-        f"![error rate against encoder parameters]({picture.name})",
+        f"![error rate against encoder parameters]({quote(picture.name)})",
         "",
         "Models of about the same size are moved apart.",
         "",

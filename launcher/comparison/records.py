@@ -6,6 +6,7 @@ set are refused; a training that is there already is replaced.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from data.errors import DataError
-from data.files import read_json
+from data.files import is_file_name, read_json
 from launcher.comparison.model_results import EvaluationSet, Training
 from launcher.errors import ConfigError
-from launcher.run_folder import write_text
+from launcher.run_folder import is_number, write_text
 
 RECORDS_FORMAT = 1
+# The place of an utterance, as a key of JSON.
+PLACE = re.compile("[0-9]{1,9}")
+# Of numbers in a record: floating-point operations are the largest, and the largest models take 1e26.
+MAX_VALUE = 1e30
 HEADER_NAME = "evaluated.json"
 
 
@@ -90,11 +95,14 @@ def read_records(folder: Path) -> tuple[EvaluationSet, list[Training]]:
             for key in ("character_errors", "word_errors"):
                 errors = [0] * evaluated.utterances
                 for place, count in record[key].items():
+                    if not PLACE.fullmatch(place) or type(count) is not int or count < 0:
+                        raise ValueError(f"{key} has {str(count)[:40]} at {place[:40]!r}")
                     errors[int(place)] = count
                 record[key] = tuple(errors)
             record["compare_to"] = tuple(record["compare_to"])
             # Once by their types: a dataclass takes anything.
             TypeAdapter(Training).validate_python(record)
+            _check_record(record)
             trainings.append(Training(**record))
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             # pydantic tells over several lines.
@@ -109,6 +117,22 @@ def read_records(folder: Path) -> tuple[EvaluationSet, list[Training]]:
         return place, training.model, training.seed
 
     return evaluated, sorted(trainings, key=position)
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """ValueError for names that no stage has, and for numbers with which nothing can be computed."""
+    names = [record["stage"], record["model"], *record["compare_to"]]
+    if record["teacher"] is not None:
+        names.append(record["teacher"])
+    for name in names:
+        if not is_file_name(name):
+            raise ValueError(f"{name[:80]!r} is no name of a stage")
+    for key, value in record.items():
+        if isinstance(value, int | float) and not (is_number(value) and abs(value) <= MAX_VALUE):
+            raise ValueError(f"its {key} is {str(value)[:40]}")
+    for key in ("parameters", "encoder_parameters"):
+        if record[key] < 1:
+            raise ValueError(f"its {key} is {record[key]}")
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -129,6 +153,13 @@ def _read_header(folder: Path) -> tuple[EvaluationSet, list[str]]:
         record["words"] = tuple(record["words"])
         TypeAdapter(EvaluationSet).validate_python(record)
         TypeAdapter(list[str]).validate_python(models)
+        lengths = (*record["characters"], *record["words"])
+        if (
+            not is_number(record["seconds"])
+            or min(lengths) < 0
+            or 0 in (sum(record["characters"]), sum(record["words"]))
+        ):
+            raise ValueError("its lengths are none")
         return EvaluationSet(**record), models
     except (KeyError, TypeError, ValueError):
         raise _torn(path, "does not have the keys of a folder's records") from None

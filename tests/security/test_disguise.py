@@ -2,12 +2,16 @@
 
 import html.parser
 import json
+import re
 import sys
 
 import pytest
 import yaml
 
+from data.errors import DataError
 from launcher import cli
+from launcher.comparison.model_results import EvaluationSet, Training
+from launcher.comparison.records import read_records, write_records
 from launcher.plain_text import PrintableStream, make_console, markdown_line, printable, printable_output, table_cell
 from launcher.report import write_report
 
@@ -81,6 +85,12 @@ class Elements(html.parser.HTMLParser):
         self.elements.update(f"{name}=" for name, _ in attributes)
 
 
+def elements_of(page: str) -> set[str]:
+    parser = Elements()
+    parser.feed(page)
+    return parser.elements
+
+
 @pytest.fixture
 def received(tmp_path):
     """A run folder of somebody whose names and texts are markup, escapes and mathematics."""
@@ -109,9 +119,7 @@ def received(tmp_path):
 def test_a_report_of_a_received_run_folder_holds_no_element_of_its_names(received):
     write_report(received)
     page = (received / "report.html").read_text(encoding="utf-8")
-    parser = Elements()
-    parser.feed(page)
-    assert not parser.elements & {"img", "onerror=", "script"}
+    assert not elements_of(page) & {"img", "onerror=", "script"}
     assert page.isprintable() or set(filter(lambda c: not c.isprintable(), page)) <= {"\n", "\t"}
     assert "&lt;img src=x" in page
 
@@ -139,6 +147,109 @@ def test_errors_name_paths_and_settings_readably(capsys, text):
         output, errors = capsys.readouterr()
         for line in [*output.split("\n"), *errors.split("\n")]:
             assert line.isprintable()
+
+
+MARKUP = "<img src=x onerror=a()> ![a](http://x) ` **b** | $\\frac$ [c](d) \x1b[31m\u202e"
+EVALUATED = EvaluationSet("test", "greedy", 1, 9.0, "0" * 64, characters=(10, 20), words=(2, 4))
+TRAINING = Training(
+    stage="teacher",
+    model="teacher",
+    about="a model",
+    seed=1,
+    recipe="mini",
+    settings_sha256="0" * 64,
+    steps=10,
+    teacher=None,
+    compare_to=(),
+    parameters=100,
+    encoder_parameters=90,
+    real_time_factor=0.1,
+    load_entropy=None,
+    minutes=1.0,
+    operations=1e9,
+    whole_operations=None,
+    audio_hours=1.0,
+    character_errors=(1, 2),
+    word_errors=(1, 1),
+)
+
+
+def received_records(folder, training=None, header=None):
+    """A folder of records from somebody else."""
+    write_records(folder, EVALUATED, [TRAINING])
+    for name, changes in (("teacher.json", training or {}), ("evaluated.json", header or {})):
+        record = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(record | changes))
+    return folder
+
+
+def test_a_comparison_of_received_records_shows_markup_and_does_not_follow_it(tmp_path):
+    folder = received_records(
+        tmp_path / "a](b) [c] $x_$ <b>", {"about": MARKUP, "recipe": MARKUP}, {"split": MARKUP, "search": MARKUP}
+    )
+    out = tmp_path / "page.md"
+    assert cli.main(["compare", str(folder), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    for line in page.split("\n"):
+        assert line.isprintable()
+    # Outside of code, where no element begins and no link, but for the one to the picture.
+    parts = re.sub(r"`[^`\n]*`", "", page)
+    assert not re.search(r"(?<!\\)<img|(?<!\\)\*\*b", parts)
+    assert re.findall(r"(?<!\\)\]\(([^)]*)\)", parts) == ["page-a%5D%28b%29%20%5Bc%5D%20%24x_%24%20%3Cb%3E.svg"]
+    picture = (tmp_path / "page-a](b) [c] $x_$ <b>.svg").read_text(encoding="utf-8")
+    assert not {"img", "script", "onerror="} & elements_of(picture)
+
+
+@pytest.mark.parametrize("key", ["stage", "model", "teacher", "compare_to"])
+@pytest.mark.parametrize("name", [MARKUP, "../x", "a b", "$x$", "", "a" * 300, "a`b", "a|b"])
+def test_a_record_that_names_what_no_stage_is_called_is_refused(tmp_path, key, name):
+    value = [name] if key == "compare_to" else name
+    with pytest.raises(DataError, match="is no name of a stage") as refusal:
+        read_records(received_records(tmp_path / "records", {key: value}))
+    assert "\n" not in str(refusal.value)
+
+
+HOSTILE_NUMBERS = [
+    {"encoder_parameters": 0},
+    {"parameters": -1},
+    {"parameters": 10**40},
+    {"minutes": float("nan")},
+    {"operations": float("inf")},
+    {"real_time_factor": True},
+    {"steps": 1.5},
+    {"steps": 10**400},
+    {"character_errors": {"-1": 3}},
+    {"character_errors": {"0": -3}},
+    {"word_errors": {"0": True}},
+    {"word_errors": {"9": 1}},
+    {"word_errors": {"1" * 5000: 1}},
+    {"word_errors": []},
+    {"word_errors": None},
+]
+HOSTILE_HEADERS = [
+    {"characters": []},
+    {"characters": [0, 0]},
+    {"words": [0, 0]},
+    {"words": [-1, 9]},
+    {"words": None},
+    {"seconds": float("nan")},
+    {"models": "teacher"},
+    {"models": [1]},
+    {"split": 3},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE_NUMBERS, ids=str)
+def test_a_record_of_numbers_that_no_training_has_is_refused(tmp_path, changes):
+    with pytest.raises(DataError, match=r"teacher\.json holds something else than a training") as refusal:
+        read_records(received_records(tmp_path / "records", training=changes))
+    assert len(str(refusal.value)) < 2000
+
+
+@pytest.mark.parametrize("changes", HOSTILE_HEADERS, ids=str)
+def test_a_header_of_records_with_which_nothing_can_be_computed_is_refused(tmp_path, changes):
+    with pytest.raises(DataError, match=r"evaluated\.json does not have the keys"):
+        read_records(received_records(tmp_path / "records", header=changes))
 
 
 @pytest.mark.parametrize(
