@@ -6,10 +6,11 @@ their own, and where it ends it begins its next epoch in a new order, whatever t
 is that of lane `g % lanes` at step `g // lanes`. Which part it belongs to, and which micro-batch of that part it is,
 follows from `g` by integer arithmetic alone: the position of a run is its step, and any step is reached at once.
 
-What it promises: after any number of micro-batches, each part has had its share of them to within
-`MAX_DEVIATION` micro-batches. Shares are of hours of audio: a part whose micro-batches hold less audio has more of
-them. A part may join at a later step; the steps before stay what they were, and the others go on within their epochs.
-A part that is alone at the start is read as a corpus without a mixture is, bit for bit: such a run may add corpora.
+What it promises: after any number of micro-batches, each part has had its share of them, rounded to one in
+`SHARE_UNITS`, to within `MAX_DEVIATION` micro-batches. Shares are of hours of audio: a part whose micro-batches hold
+less audio has more of them. A part may join at a later step; the steps before stay what they were, and the others go on
+within their epochs. A part that is alone at the start is read as a corpus without a mixture is, bit for bit: such a run
+may add corpora.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from data.sampler import (
 # Shares are rounded to this fraction of what is shared, so that powers which differ in their last bit from machine to
 # machine give the same plan.
 SHARE_UNITS = 2**24
-# Each count is rounded at every branch above it; Huffman's tree holds the sum of what is lost below this.
+# Each count is rounded at every branch above it; `_share_out` says why no more is lost.
 MAX_DEVIATION = 4
 # A part is not cut into sequences of fewer micro-batches than this: rounding up would make them too small.
 MIN_SLOTS_PER_SEQUENCE = 16
@@ -144,7 +145,12 @@ def _counts(node: _Branch | int, position: int) -> Iterator[tuple[int, int]]:
 
 
 def _share_out(shares: Mapping[int, float]) -> _Branch | int:
-    """Huffman's tree over numbers with shares: what is small lies deep, so that no path loses much by rounding."""
+    """Huffman's tree over numbers with shares: what is small lies deep, so that no path loses much by rounding.
+
+    Every branch rounds down what goes to its left, by less than one micro-batch, and a node hands on what it lost in
+    proportion to its share of its parent. In Huffman's tree no inner node has more than 2/3 of its parent, so a leaf
+    has lost less than 1 + 1 + 2/3 + 4/9 + ... = 4.
+    """
     # The second entry decides between equal shares, and no nodes are ever compared.
     heap: list[tuple[float, int, _Branch | int]] = []
     for number, share in shares.items():
@@ -240,22 +246,14 @@ class MixtureSampler:
         at_start = [number for number in self._positions if parts[number].corpus.from_step == 0]
         self._samplers: dict[int, BatchSampler] = {}
         for number in self._positions:
-            if at_start == [number]:
-                # As without a mixture, so that a run of one corpus may add others.
-                self._samplers[number] = self._cut_part(number, seed, batches.lanes)
-                continue
-            part_seed = derive_seed(seed, "mixture", parts[number].name)
-            self._samplers[number] = self._cut_part(number, part_seed, self._num_sequences(number))
-            # Empty micro-batches of several parts could meet in one step, which then had nothing to learn from.
-            if self._slots(number) > int(self._usable[self._positions[number]].sum()):
-                self._samplers[number] = self._cut_part(number, part_seed, 1)
-
+            self._samplers[number] = self._part_sampler(number, alone=at_start == [number])
         self._segments = list(self._make_segments())
         num_slots = sum(self._slots(number) for number in at_start)
         # Of a mixture, as many steps as would read each corpus of its start once.
         self.steps_per_epoch = math.ceil(num_slots / batches.lanes)
 
     def _check_corpora(self) -> None:
+        """Refuse (DataError) a corpus of which nothing can be read: its share would silently go to the others."""
         usable_corpora = {self.parts[number].corpus.name for number in self._positions}
         for corpus in self.mixture.corpora:
             if corpus.name not in usable_corpora:
@@ -266,14 +264,27 @@ class MixtureSampler:
                     f"at batches.max_utterance_s ({self.batches.max_utterance_s}), or take it out of the mixture."
                 )
 
-    def _num_sequences(self, number: int) -> int:
-        """Into how many sequences, of pools of their own, a part is cut; its micro-batches come from each in turn."""
-        # By what its utterances cost: the number of its micro-batches is known only after the cut.
+    def _part_sampler(self, number: int, alone: bool) -> BatchSampler:
+        """The sampler of a part. In place of lanes it has sequences, from which its micro-batches are taken in turn: so
+        the lanes of a step read from several pools, as those of one corpus do."""
+        if alone:
+            # As without a mixture, so that a run of one corpus may add others.
+            return self._cut_part(number, self.seed, self.batches.lanes)
+
         positions = self._positions[number]
         samples = self._samples[positions][self._usable[positions]]
+        # By what its utterances cost: the number of its micro-batches is known only after the cut.
         capacities = self.batches.capacity(samples, self.sample_rate_hz)
         num_slots = int((1.0 / capacities).sum())
-        return min(self.batches.lanes, max(1, num_slots // MIN_SLOTS_PER_SEQUENCE))
+        most_sequences = max(1, num_slots // MIN_SLOTS_PER_SEQUENCE)
+        # Not the recipe's seed: parts that draw alike would be slow and fast at the same time.
+        seed = derive_seed(self.seed, "mixture", self.parts[number].name)
+        sampler = self._cut_part(number, seed, min(self.batches.lanes, most_sequences))
+        # Empty micro-batches of several parts could meet in one step, which then had nothing to learn from. One
+        # sequence has none.
+        if sampler.steps_per_epoch * sampler.batches.lanes > len(samples):
+            sampler = self._cut_part(number, seed, 1)
+        return sampler
 
     def _cut_part(self, number: int, seed: int, sequences: int) -> BatchSampler:
         positions = self._positions[number]
@@ -299,6 +310,7 @@ class MixtureSampler:
         return sampler.steps_per_epoch * sampler.batches.lanes
 
     def _make_segments(self) -> Iterator[_Segment]:
+        """One for each step at which a corpus joins. Counts go on from one to the next: so do epochs."""
         counts: Counter[int] = Counter()
         previous: _Segment | None = None
         for first_step in sorted({self.parts[number].corpus.from_step for number in self._samplers}):
@@ -325,6 +337,8 @@ class MixtureSampler:
         return {number_of_part[part]: share for part, share in self.mixture.shares(hours).items()}
 
     def _segment(self, step: int) -> _Segment:
+        """The segment that a step lies in."""
+        # There are a few: as many as corpora have been added.
         segment = self._segments[0]
         for later in self._segments[1:]:
             if later.first_step <= step:
