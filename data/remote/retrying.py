@@ -1,9 +1,11 @@
 """Reads that are tried again: which errors pass, how long the pauses are, and when it ends."""
 
 import errno
+import itertools
 import logging
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 # Each pause is this many times the one before, up to the longest: a store that restarts is given time.
@@ -11,6 +13,8 @@ PAUSE_GROWTH = 2
 MAX_PAUSE_S = 15.0
 # A store may ask for a pause in Retry-After; longer than this it would look like a hang.
 MAX_ASKED_PAUSE_S = 60.0
+# Failures that are logged one by one: a store that answers one request in a hundred badly is asked millions of times.
+LOGGED_FAILURES = 20
 # What the system says of a path that is what it is: another attempt reads the same.
 LASTING_ERRNOS = (errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.ELOOP)
 
@@ -38,11 +42,15 @@ def is_lasting(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Attempts until one succeeds, `attempts` are used, or the next would begin after `retry_s` seconds."""
+    """Attempts until one succeeds, `attempts` are used, or the next would begin after `retry_s` seconds.
+
+    `failures` numbers those of all reads under this policy: the log names the first of them, then the 32nd, the 64th...
+    """
 
     retry_s: float = 60.0
     first_pause_s: float = 0.5
     attempts: int | None = None
+    failures: Iterator[int] = field(default_factory=lambda: itertools.count(1), compare=False)
 
     def begin(self) -> "Retries":
         return Retries(self)
@@ -68,6 +76,11 @@ class Retries:
             pause_s = max(pause_s, min(error.pause_s, MAX_ASKED_PAUSE_S))
         if time.monotonic() - self.began_s + pause_s > self.policy.retry_s:
             return False
-        logger.warning("Reading %s failed (%r); next attempt in %.1f s.", location, error, pause_s)
+        number = next(self.policy.failures)
+        is_power_of_two = number & (number - 1) == 0
+        if number <= LOGGED_FAILURES or is_power_of_two:
+            logger.warning(
+                "Reading %s failed (%r), failure %d; next attempt in %.1f s.", location, error, number, pause_s
+            )
         time.sleep(pause_s)
         return True

@@ -133,6 +133,14 @@ def test_retries_end_when_the_time_is_over(server):
         reader.read(0)
 
 
+def test_a_store_that_often_fails_is_not_all_that_the_log_is_about(caplog):
+    policy = data.remote.retrying.RetryPolicy(first_pause_s=0.0)
+    for _ in range(100):
+        assert policy.begin().can_retry("shard-000000.tar", OSError("an answer that breaks off"))
+    # The first twenty, the 32nd and the 64th.
+    assert len(caplog.records) == 22
+
+
 def test_a_server_without_ranges_gives_each_shard_once(server, local):
     server.fault = in_shards("whole")
     reader = open_reader(server)
