@@ -14,13 +14,13 @@ import numpy.typing as npt
 import soundfile
 from pydantic import BaseModel, Field
 
+from data.augmentation.convolution import Waveform
 from data.augmentation.ranges import Range, within
 from data.augmentation.resampling import at_rate
 from data.augmentation.telephone import TELEPHONE_HZ
 from data.g722 import BITS_PER_S as G722_BITS_PER_S
 from data.g722 import RATE_HZ as G722_RATE_HZ
 
-Waveform = npt.NDArray[np.float32]
 CodecKind: TypeAlias = Literal["mu_law", "g722", "mp3", "opus"]
 
 # mu of G.711, in 256 steps.
@@ -41,17 +41,24 @@ PADDING_S = 0.25
 class CodecConfig(BaseModel, frozen=True, extra="forbid"):
     """Codecs that utterances are sent through, one for each of them."""
 
-    probability: float = Field(default=0.2, ge=0, le=1, description="share of the utterances that go through a codec")
+    probability: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of the utterances that go through a codec",
+    )
     kinds: tuple[CodecKind, ...] = Field(
         default=("mu_law", "mp3", "opus"),
         min_length=1,
         description="codecs that one is drawn from: mu_law (8 kHz), g722 (16 kHz, extra g722), mp3, opus",
     )
     mp3_kbps: Annotated[Range, within(8.0, 320.0)] = Field(
-        default=(16.0, 64.0), description="range of the bitrate of MP3, in kbit/s"
+        default=(16.0, 64.0),
+        description="range of the bitrate of MP3, in kbit/s",
     )
     opus_kbps: Annotated[Range, within(*OPUS_KBPS)] = Field(
-        default=(8.0, 32.0), description="range of the bitrate of Opus, in kbit/s"
+        default=(8.0, 32.0),
+        description="range of the bitrate of Opus, in kbit/s",
     )
 
 
@@ -115,12 +122,22 @@ def through_mp3(waveform: Waveform, sample_rate_hz: int, kbps: float) -> Wavefor
     """The waveform [S] after MP3 of a constant bitrate, the nearest that there is to `kbps`."""
     encoder_hz = _encoder_rate(sample_rate_hz, MP3_RATES_HZ)
     lowest, highest = mp3_bitrates(sample_rate_hz)
-    # libsndfile 1.2 states bitrates as a share of their range, and refuses the very end of it.
+    # libsndfile 1.2 takes a bitrate as a share of the range, and refuses the very end of it.
     level = min((highest - kbps) / (highest - lowest), 0.999)
 
     def transcode(samples: Waveform) -> Waveform:
-        padded = np.pad(samples, (0, round(PADDING_S * encoder_hz)))
-        decoded = _store(padded, encoder_hz, "MP3", "MPEG_LAYER_III", compression_level=level, bitrate_mode="CONSTANT")
+        padded = _with_silence(samples, encoder_hz)
+        file = io.BytesIO()
+        soundfile.write(
+            file,
+            padded,
+            encoder_hz,
+            "MPEG_LAYER_III",
+            format="MP3",
+            compression_level=level,
+            bitrate_mode="CONSTANT",
+        )
+        decoded = _decode(file)
         # Where the file says what its encoder added, the decoder has taken it away.
         if len(decoded) > len(padded):
             decoded = decoded[MP3_DELAY_SAMPLES:]
@@ -136,18 +153,21 @@ def through_opus(waveform: Waveform, sample_rate_hz: int, kbps: float) -> Wavefo
     level = (highest - kbps) / (highest - lowest)
 
     def transcode(samples: Waveform) -> Waveform:
-        padded = np.pad(samples, (0, round(PADDING_S * encoder_hz)))
-        decoded = _store(padded, encoder_hz, "OGG", "OPUS", compression_level=level)
-        return decoded[: len(samples)]
+        padded = _with_silence(samples, encoder_hz)
+        file = io.BytesIO()
+        soundfile.write(file, padded, encoder_hz, "OPUS", format="OGG", compression_level=level)
+        return _decode(file)[: len(samples)]
 
     return _at_full_scale(waveform, sample_rate_hz, encoder_hz, transcode)
 
 
-def _store(samples: Waveform, rate_hz: int, file_format: str, subtype: str, **options: object) -> Waveform:
-    """Some samples as they are read from a file that they were written to, in memory."""
-    file = io.BytesIO()
-    with soundfile.SoundFile(file, "w", rate_hz, 1, subtype, format=file_format, **options) as writer:  # pyright: ignore[reportArgumentType]
-        writer.write(samples)
+def _with_silence(samples: Waveform, rate_hz: int) -> Waveform:
+    num_padding = round(PADDING_S * rate_hz)
+    return np.pad(samples, (0, num_padding))
+
+
+def _decode(file: io.BytesIO) -> Waveform:
+    """The samples of a file that has just been written."""
     file.seek(0)
     decoded, _ = soundfile.read(file, dtype="float32")
     return np.asarray(decoded, dtype=np.float32)
@@ -162,7 +182,10 @@ def _encoder_rate(sample_rate_hz: int, rates_hz: tuple[int, ...]) -> int:
 
 
 def _at_full_scale(
-    waveform: Waveform, rate_hz: int, codec_hz: int, transcode: Callable[[Waveform], Waveform]
+    waveform: Waveform,
+    rate_hz: int,
+    codec_hz: int,
+    transcode: Callable[[Waveform], Waveform],
 ) -> Waveform:
     """What a codec makes of a waveform at its own rate. One that passes full scale is brought to it, and back."""
     # Encoders would clip it: noise and gain raise peaks, and clipping is an augmentation of its own.

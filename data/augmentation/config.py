@@ -23,15 +23,30 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         min_length=1,
         description="speed factors, one drawn per utterance and epoch; (1.0,) is none",
     )
-    frequency_masks: int = Field(default=2, ge=0, le=1000, description="masks over mel bins per utterance")
+    frequency_masks: int = Field(
+        default=2,
+        ge=0,
+        le=1000,
+        description="masks over mel bins per utterance",
+    )
     frequency_width_bins: int = Field(
         default=20,
         ge=1,
         le=1024,
         description="largest width of a frequency mask, in mel bins",
     )
-    time_masks: int = Field(default=4, ge=0, le=1000, description="masks over time per utterance")
-    time_width_s: float = Field(default=0.4, gt=0, le=3600, description="largest width of a time mask, in seconds")
+    time_masks: int = Field(
+        default=4,
+        ge=0,
+        le=1000,
+        description="masks over time per utterance",
+    )
+    time_width_s: float = Field(
+        default=0.4,
+        gt=0,
+        le=3600,
+        description="largest width of a time mask, in seconds",
+    )
     time_ratio: float = Field(
         default=0.08,
         gt=0,
@@ -40,14 +55,38 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
     )
     # Each of these is off where it is not named. They are done to a recording in this order, as it comes to be: a voice
     # in a room, with others, in front of a microphone, on a line.
-    reverberation: ReverberationConfig | None = Field(default=None, description="rooms, recorded or simulated")
-    babble: BabbleConfig | None = Field(default=None, description="other utterances in the background")
-    noise: NoiseConfig | None = Field(default=None, description="recordings of noise")
-    volume: VolumeConfig | None = Field(default=None, description="louder or softer")
-    clipping: ClippingConfig | None = Field(default=None, description="the loudest samples are cut off")
-    telephone: TelephoneConfig | None = Field(default=None, description="the band of a telephone line, at 8 kHz")
-    codec: CodecConfig | None = Field(default=None, description="mu-law, G.722, MP3 or Opus")
-    time_warp: TimeWarpConfig | None = Field(default=None, description="features are warped along time")
+    reverberation: ReverberationConfig | None = Field(
+        default=None,
+        description="rooms, recorded or simulated",
+    )
+    babble: BabbleConfig | None = Field(
+        default=None,
+        description="other utterances in the background",
+    )
+    noise: NoiseConfig | None = Field(
+        default=None,
+        description="recordings of noise",
+    )
+    volume: VolumeConfig | None = Field(
+        default=None,
+        description="louder or softer",
+    )
+    clipping: ClippingConfig | None = Field(
+        default=None,
+        description="the loudest samples are cut off",
+    )
+    telephone: TelephoneConfig | None = Field(
+        default=None,
+        description="the band of a telephone line, at 8 kHz",
+    )
+    codec: CodecConfig | None = Field(
+        default=None,
+        description="mu-law, G.722, MP3 or Opus",
+    )
+    time_warp: TimeWarpConfig | None = Field(
+        default=None,
+        description="features are warped along time",
+    )
 
     @field_validator("speeds")
     @classmethod

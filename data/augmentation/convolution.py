@@ -1,4 +1,4 @@
-"""Convolution with responses of any length, by the FFT."""
+"""Waveforms, and their convolution with responses of any length, by the FFT."""
 
 import numpy as np
 import numpy.typing as npt

@@ -3,29 +3,39 @@
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field
 
+from data.augmentation.convolution import Waveform
 from data.augmentation.ranges import Range, within
-
-Waveform = npt.NDArray[np.float32]
 
 
 class VolumeConfig(BaseModel, frozen=True, extra="forbid"):
     """Utterances that are louder or softer."""
 
-    probability: float = Field(default=1.0, ge=0, le=1, description="share of the utterances whose volume is changed")
+    probability: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the utterances whose volume is changed",
+    )
     gain_db: Annotated[Range, within(-60.0, 40.0)] = Field(
-        default=(-12.0, 6.0), description="range of the gain, in decibels"
+        default=(-12.0, 6.0),
+        description="range of the gain, in decibels",
     )
 
 
 class ClippingConfig(BaseModel, frozen=True, extra="forbid"):
     """Utterances whose loudest samples are cut off."""
 
-    probability: float = Field(default=0.1, ge=0, le=1, description="share of the utterances that are clipped")
+    probability: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the utterances that are clipped",
+    )
     level: Annotated[Range, within(0.01, 1.0)] = Field(
-        default=(0.3, 0.9), description="range of the level at which samples are cut off, as a share of the peak"
+        default=(0.3, 0.9),
+        description="range of the level at which samples are cut off, as a share of the peak",
     )
 
 

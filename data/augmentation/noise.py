@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field
 
+from data.augmentation.convolution import Waveform
 from data.augmentation.ranges import Range, within
-
-Waveform = npt.NDArray[np.float32]
 
 # Ends of every ratio: below, speech is lost in the noise; above, the noise is below the rounding of 16 bits.
 LOWEST_SNR_DB = -30.0
@@ -20,9 +18,15 @@ HIGHEST_SNR_DB = 90.0
 class NoiseConfig(BaseModel, frozen=True, extra="forbid"):
     """Recordings of noise that are added to utterances."""
 
-    probability: float = Field(default=0.5, ge=0, le=1, description="share of the utterances that get noise")
+    probability: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the utterances that get noise",
+    )
     snr_db: Annotated[Range, within(LOWEST_SNR_DB, HIGHEST_SNR_DB)] = Field(
-        default=(5.0, 25.0), description="range of the power of speech over that of noise, in decibels"
+        default=(5.0, 25.0),
+        description="range of the power of speech over that of noise, in decibels",
     )
     recordings: str = Field(
         description="shards of noise (a split's folder or URL), at the rate of the features, or a folder of audio files"
@@ -32,15 +36,23 @@ class NoiseConfig(BaseModel, frozen=True, extra="forbid"):
 class BabbleConfig(BaseModel, frozen=True, extra="forbid"):
     """Other utterances, several at a time, that are added as voices in the background."""
 
-    probability: float = Field(default=0.2, ge=0, le=1, description="share of the utterances that get babble")
+    probability: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of the utterances that get babble",
+    )
     snr_db: Annotated[Range, within(LOWEST_SNR_DB, HIGHEST_SNR_DB)] = Field(
-        default=(10.0, 25.0), description="range of the power of speech over that of all voices, in decibels"
+        default=(10.0, 25.0),
+        description="range of the power of speech over that of all voices, in decibels",
     )
     voices: Annotated[tuple[int, int], within(1, 32)] = Field(
-        default=(3, 7), description="range of the number of utterances that talk at once"
+        default=(3, 7),
+        description="range of the number of utterances that talk at once",
     )
     recordings: str | None = Field(
-        default=None, description="shards or a folder of audio files, as for noise; none: the split that is trained on"
+        default=None,
+        description="shards or a folder of audio files, as for noise; none: the split that is trained on",
     )
 
 

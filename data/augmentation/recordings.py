@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import soxr
 
+from data.augmentation.convolution import Waveform
 from data.augmentation.draws import Draws
 from data.augmentation.noise import cut_or_repeat
 from data.containers import AudioError
@@ -23,8 +23,6 @@ from data.reader import Example, ShardReader
 from data.recordings import read_recording
 from data.remote.settings import StorageConfig
 from data.shard_index import SUMMARY, is_url, read_index, read_summary
-
-Waveform = npt.NDArray[np.float32]
 
 # What is taken for audio in a folder, which may hold lists and licences too.
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64", ".caf", ".g722")
@@ -35,7 +33,13 @@ class RecordingSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, number: int, draws: Draws, name: str, num_samples: int) -> Waveform:
+    def read(
+        self,
+        number: int,
+        draws: Draws,
+        name: str,
+        num_samples: int,
+    ) -> Waveform:
         """So many samples of a recording from a place drawn under a name: float32 [num_samples]. One that is shorter is
         repeated. DataError when it cannot be read."""
         ...
@@ -61,7 +65,13 @@ class ShardSet:
     def __len__(self) -> int:
         return self.num_utterances
 
-    def read(self, number: int, draws: Draws, name: str, num_samples: int) -> Waveform:
+    def read(
+        self,
+        number: int,
+        draws: Draws,
+        name: str,
+        num_samples: int,
+    ) -> Waveform:
         waveform = self.reader.read(number).waveform
         return _cut(waveform, draws, name, num_samples)
 
@@ -81,7 +91,13 @@ class FolderSet:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, number: int, draws: Draws, name: str, num_samples: int) -> Waveform:
+    def read(
+        self,
+        number: int,
+        draws: Draws,
+        name: str,
+        num_samples: int,
+    ) -> Waveform:
         try:
             recording = read_recording(self.files[number])
             needed = math.ceil(num_samples * recording.sample_rate_hz / self.sample_rate_hz)
@@ -102,7 +118,12 @@ class FolderSet:
         except AudioError as error:
             raise DataError(f"{error}.") from error
 
-    def _decode(self, number: int, start: int, num_samples: int) -> Waveform:
+    def _decode(
+        self,
+        number: int,
+        start: int,
+        num_samples: int,
+    ) -> Waveform:
         recording = read_recording(self.files[number])
         blocks = [block.mean(axis=1) for block in recording.read(start, num_samples)]
         if not blocks:
@@ -191,7 +212,12 @@ def audio_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(folder).parts)
 
 
-def _cut(waveform: Waveform, draws: Draws, name: str, num_samples: int) -> Waveform:
+def _cut(
+    waveform: Waveform,
+    draws: Draws,
+    name: str,
+    num_samples: int,
+) -> Waveform:
     """So many samples from a drawn place; of a waveform that is long enough, without going around its end."""
     if len(waveform) > num_samples:
         start = draws.below(name, len(waveform) - num_samples + 1)

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import soxr
 
-Waveform = npt.NDArray[np.float32]
+from data.augmentation.convolution import Waveform
 
 
-def at_rate(waveform: Waveform, rate_hz: int, effect_hz: int, effect: Callable[[Waveform], Waveform]) -> Waveform:
+def at_rate(
+    waveform: Waveform,
+    rate_hz: int,
+    effect_hz: int,
+    effect: Callable[[Waveform], Waveform],
+) -> Waveform:
     """What an effect that works at `effect_hz` makes of a waveform at `rate_hz`, at that rate and as long: float32 [S].
 
     The resampler has no delay: what was said stays where it was. What lies above half of the lower rate is lost.

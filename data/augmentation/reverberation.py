@@ -4,38 +4,49 @@ import math
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field, model_validator
 
-from data.augmentation.convolution import convolve
+from data.augmentation.convolution import Waveform, convolve
 from data.augmentation.noise import power
 from data.augmentation.ranges import Range, within
 from data.augmentation.rooms import MARGIN_M
-
-Waveform = npt.NDArray[np.float32]
 
 
 class ReverberationConfig(BaseModel, frozen=True, extra="forbid"):
     """Impulse responses that utterances are filtered with: recordings of them, or simulated rooms."""
 
-    probability: float = Field(default=0.3, ge=0, le=1, description="share of the utterances that reverberate")
+    probability: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of the utterances that reverberate",
+    )
     recordings: str | None = Field(
         default=None,
         description="impulse responses: shards (a split's folder or URL) at the rate of the features, or a folder of "
         "audio files; none: simulated rooms",
     )
-    rooms: int = Field(default=200, ge=1, le=1000, description="how many rooms are simulated, each when first drawn")
+    rooms: int = Field(
+        default=200,
+        ge=1,
+        le=1000,
+        description="how many rooms are simulated, each when first drawn",
+    )
     rt60_s: Annotated[Range, within(0.05, 3.0)] = Field(
-        default=(0.2, 0.8), description="range of simulated reverberation times, in seconds: sound is 60 dB lower then"
+        default=(0.2, 0.8),
+        description="range of simulated reverberation times, in seconds: sound is 60 dB lower then",
     )
     side_m: Annotated[Range, within(1.5, 30.0)] = Field(
-        default=(3.0, 10.0), description="range of lengths and widths of simulated rooms, in metres"
+        default=(3.0, 10.0),
+        description="range of lengths and widths of simulated rooms, in metres",
     )
     height_m: Annotated[Range, within(1.5, 15.0)] = Field(
-        default=(2.4, 4.0), description="range of heights of simulated rooms, in metres"
+        default=(2.4, 4.0),
+        description="range of heights of simulated rooms, in metres",
     )
     distance_m: Annotated[Range, within(MARGIN_M, 20.0)] = Field(
-        default=(0.3, 3.0), description="range of distances from speaker to microphone in simulated rooms, in metres"
+        default=(0.3, 3.0),
+        description="range of distances from speaker to microphone in simulated rooms, in metres",
     )
 
     @model_validator(mode="after")

@@ -54,7 +54,13 @@ class Room:
         return float(10 ** (-3 / num_reflections))
 
 
-def draw_room(draws: Draws, rt60_s: Range, side_m: Range, height_m: Range, distance_m: Range) -> Room:
+def draw_room(
+    draws: Draws,
+    rt60_s: Range,
+    side_m: Range,
+    height_m: Range,
+    distance_m: Range,
+) -> Room:
     """A room within these ranges, the speaker about as high as the microphone and as far from it as drawn."""
     length = draws.between("length", side_m)
     width = draws.between("width", side_m)

@@ -24,7 +24,12 @@ class SpecAugment(nn.Module):
         # In seconds in the configuration, so that another hop masks as much speech.
         self.time_width_frames = round(config.time_width_s * 1000 / features.hop_ms)
 
-    def forward(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Masked copy of features [B, T, F] of `lengths_B` valid frames; time masks lie within these.
 
         `generator` must live on the CPU: the draws are the same whatever device holds the features.
@@ -32,7 +37,12 @@ class SpecAugment(nn.Module):
         masked_BF, masked_BT = self.masks(features_BTF, lengths_B, generator)
         return apply_mask(features_BTF, masked_BF, masked_BT)
 
-    def masks(self, features_BTF: Tensor, lengths_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def masks(
+        self,
+        features_BTF: Tensor,
+        lengths_B: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
         """Where `forward` masks: bool over mel bins [B, F] and over frames [B, T]."""
         config = self.config
         batch, frames, bins = features_BTF.shape

@@ -3,13 +3,10 @@
 import functools
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field, model_validator
 
-from data.augmentation.convolution import convolve
+from data.augmentation.convolution import Waveform, convolve
 from data.augmentation.resampling import at_rate
-
-Waveform = npt.NDArray[np.float32]
 
 TELEPHONE_HZ = 8000
 # To each side of the band filter's centre: 16 ms, so that it falls within about 100 Hz.
@@ -19,10 +16,25 @@ FILTER_SAMPLES = 128
 class TelephoneConfig(BaseModel, frozen=True, extra="forbid"):
     """Utterances that come through a telephone line."""
 
-    probability: float = Field(default=0.2, ge=0, le=1, description="share of the utterances that are band-limited")
-    low_hz: float = Field(default=300.0, ge=0, le=2000, description="lower end of the band, in Hz; 0: none")
+    probability: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of the utterances that are band-limited",
+    )
+    low_hz: float = Field(
+        default=300.0,
+        ge=0,
+        le=2000,
+        description="lower end of the band, in Hz; 0: none",
+    )
     # G.712 lets pass 300 to 3400 Hz.
-    high_hz: float = Field(default=3400.0, ge=1000, le=4000, description="upper end of the band, in Hz")
+    high_hz: float = Field(
+        default=3400.0,
+        ge=1000,
+        le=4000,
+        description="upper end of the band, in Hz",
+    )
 
     @model_validator(mode="after")
     def _check_band(self) -> "TelephoneConfig":
@@ -34,7 +46,12 @@ class TelephoneConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def limit_band(waveform: Waveform, sample_rate_hz: int, low_hz: float, high_hz: float) -> Waveform:
+def limit_band(
+    waveform: Waveform,
+    sample_rate_hz: int,
+    low_hz: float,
+    high_hz: float,
+) -> Waveform:
     """The waveform [S] as a telephone line passes it on, at the same rate: nothing above 4 kHz, and of what is below
     only what lies in the band. It is not delayed."""
     band = _band_filter(low_hz, high_hz)

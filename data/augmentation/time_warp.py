@@ -13,10 +13,18 @@ from data.features import FeaturesConfig
 class TimeWarpConfig(BaseModel, frozen=True, extra="forbid"):
     """Features that are warped along time, without a change of their length."""
 
-    probability: float = Field(default=0.5, ge=0, le=1, description="share of the utterances whose features are warped")
+    probability: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the utterances whose features are warped",
+    )
     # W of SpecAugment: 80 frames of 10 ms there.
     width_s: float = Field(
-        default=0.8, gt=0, le=60, description="how far a point in time is moved at most, in seconds; W of SpecAugment"
+        default=0.8,
+        gt=0,
+        le=60,
+        description="how far a point in time is moved at most, in seconds; W of SpecAugment",
     )
 
 

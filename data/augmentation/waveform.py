@@ -6,10 +6,10 @@ quarantined and counted, with the reason.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from data.augmentation.codecs import CodecConfig, through_g722, through_mp3, through_mu_law, through_opus
 from data.augmentation.config import AugmentConfig
+from data.augmentation.convolution import Waveform
 from data.augmentation.draws import Draws
 from data.augmentation.loudness import ClippingConfig, VolumeConfig, change_volume, clip_peaks
 from data.augmentation.noise import BabbleConfig, NoiseConfig, add_noise, mix_voices
@@ -21,8 +21,6 @@ from data.errors import DataError
 from data.reader import UtteranceError
 from data.remote.settings import StorageConfig
 from data.sampler import derive_seed
-
-Waveform = npt.NDArray[np.float32]
 
 # Of a recorded impulse response: longer ones are of no room, or are recordings of something else.
 MAX_RESPONSE_S = 10.0
@@ -54,7 +52,12 @@ class WaveformAugmentation:
         # By the number of the room; filled as rooms are drawn.
         self._responses: dict[int, Waveform] = {}
 
-    def apply(self, waveform: Waveform, step: int, key: str) -> Waveform:
+    def apply(
+        self,
+        waveform: Waveform,
+        step: int,
+        key: str,
+    ) -> Waveform:
         """The waveform of an utterance, float32 [S], as it is heard at a step: as long, and at the same times.
 
         UtteranceError when a recording for it cannot be read.
@@ -73,7 +76,12 @@ class WaveformAugmentation:
                 raise UtteranceError(key, f"Utterance {key} cannot be used: {reason}", reason=reason) from error
         return waveform.astype(np.float32, copy=False)
 
-    def _apply_kind(self, kind: str, waveform: Waveform, draws: Draws) -> Waveform:
+    def _apply_kind(
+        self,
+        kind: str,
+        waveform: Waveform,
+        draws: Draws,
+    ) -> Waveform:
         config = getattr(self.config, kind)
         match kind:
             case "reverberation":
@@ -92,7 +100,12 @@ class WaveformAugmentation:
                 return self._transcode(waveform, config, draws)
         raise AssertionError(f"{kind} is no kind of augmentation")
 
-    def _reverberate(self, waveform: Waveform, config: ReverberationConfig, draws: Draws) -> Waveform:
+    def _reverberate(
+        self,
+        waveform: Waveform,
+        config: ReverberationConfig,
+        draws: Draws,
+    ) -> Waveform:
         if config.recordings is None:
             room = draws.below("room", config.rooms)
             return reverberate(waveform, self._simulated_response(room, config), delay=0)
@@ -110,7 +123,12 @@ class WaveformAugmentation:
             self._responses[number] = simulate_response(room, self.sample_rate_hz, tail_seed)
         return self._responses[number]
 
-    def _add_babble(self, waveform: Waveform, config: BabbleConfig, draws: Draws) -> Waveform:
+    def _add_babble(
+        self,
+        waveform: Waveform,
+        config: BabbleConfig,
+        draws: Draws,
+    ) -> Waveform:
         recordings = self._sets["babble"]
         fewest, most = config.voices
         num_voices = fewest + draws.below("number of voices", most - fewest + 1)
@@ -120,13 +138,23 @@ class WaveformAugmentation:
             voices.append(recordings.read(number, draws, f"place of voice {voice}", len(waveform)))
         return add_noise(waveform, mix_voices(voices), draws.between("snr of babble", config.snr_db))
 
-    def _add_noise(self, waveform: Waveform, config: NoiseConfig, draws: Draws) -> Waveform:
+    def _add_noise(
+        self,
+        waveform: Waveform,
+        config: NoiseConfig,
+        draws: Draws,
+    ) -> Waveform:
         recordings = self._sets["noise"]
         number = draws.below("recording of noise", len(recordings))
         noise = recordings.read(number, draws, "place of noise", len(waveform))
         return add_noise(waveform, noise, draws.between("snr of noise", config.snr_db))
 
-    def _transcode(self, waveform: Waveform, config: CodecConfig, draws: Draws) -> Waveform:
+    def _transcode(
+        self,
+        waveform: Waveform,
+        config: CodecConfig,
+        draws: Draws,
+    ) -> Waveform:
         rate_hz = self.sample_rate_hz
         match draws.choose("kind of codec", config.kinds):
             case "mu_law":

@@ -1,6 +1,5 @@
 """Telephone lines and codecs: what is lost, and that nothing is moved."""
 
-import io
 import threading
 
 import numpy as np
@@ -33,7 +32,7 @@ CODECS = {
     "opus 8": lambda waveform, rate_hz: through_opus(waveform, rate_hz, 8.0),
     "opus 32": lambda waveform, rate_hz: through_opus(waveform, rate_hz, 32.0),
 }
-RATES_HZ = [8000, 11_025, 16_000, 22_050, 44_100]
+RATES_HZ = [8000, 16_000, 44_100]
 
 
 # --- telephone ----------------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def test_a_band_of_nothing_is_refused():
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 @pytest.mark.parametrize("name", CODECS)
 def test_a_codec_gives_as_many_samples_and_says_everything_when_it_was_said(name, rate_hz):
-    speech = syllables(1.5, rate_hz)
+    speech = syllables(0.7, rate_hz)
     decoded = CODECS[name](speech, rate_hz)
     assert decoded.shape == speech.shape
     assert decoded.dtype == np.float32
@@ -96,7 +95,7 @@ def test_a_codec_gives_as_many_samples_and_says_everything_when_it_was_said(name
 @pytest.mark.parametrize("rate_hz", MP3_RATES_HZ)
 def test_the_delay_of_mp3_is_taken_back_at_every_rate_and_bitrate(rate_hz):
     lowest, highest = mp3_bitrates(rate_hz)
-    speech = syllables(1.0, rate_hz)
+    speech = syllables(0.5, rate_hz)
     for kbps in (lowest, (lowest + highest) / 2, highest):
         decoded = through_mp3(speech, rate_hz, kbps)
         assert decoded.shape == speech.shape
@@ -104,7 +103,7 @@ def test_the_delay_of_mp3_is_taken_back_at_every_rate_and_bitrate(rate_hz):
 
 
 @pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("num_samples", [0, 1, 2, 3, 159, 1105, 4001])
+@pytest.mark.parametrize("num_samples", [0, 1, 3, 1105])
 def test_an_utterance_of_any_length_goes_through_a_codec(name, num_samples):
     decoded = CODECS[name](hiss(num_samples), 16_000)
     assert decoded.shape == (num_samples,)
@@ -148,31 +147,30 @@ def test_mu_law_is_narrow_and_g722_is_wide():
 
 @pytest.mark.parametrize(("name", "kbps"), [("mp3", 16.0), ("mp3", 48.0), ("opus", 8.0), ("opus", 24.0)])
 def test_the_bitrate_is_about_what_was_asked(name, kbps, monkeypatch):
-    sizes = []
-    store = codecs._store
+    sizes_bytes = []
+    decode = codecs._decode
 
-    def measure(samples, rate_hz, file_format, subtype, **options):
-        file = io.BytesIO()
-        with soundfile.SoundFile(file, "w", rate_hz, 1, subtype, format=file_format, **options) as writer:
-            writer.write(samples)
-        sizes.append(8 * file.tell() / (len(samples) / rate_hz) / 1000)
-        return store(samples, rate_hz, file_format, subtype, **options)
+    def measure(file):
+        sizes_bytes.append(len(file.getvalue()))
+        return decode(file)
 
-    monkeypatch.setattr(codecs, "_store", measure)
-    {"mp3": through_mp3, "opus": through_opus}[name](hiss(160_000), 16_000, kbps)
+    monkeypatch.setattr(codecs, "_decode", measure)
+    seconds = 2.0
+    {"mp3": through_mp3, "opus": through_opus}[name](hiss(round(16_000 * seconds)), 16_000, kbps)
+    measured_kbps = 8 * sizes_bytes[0] / (seconds + codecs.PADDING_S) / 1000
     # The container and the frames' headers come on top.
-    assert sizes[0] == pytest.approx(kbps, rel=0.25)
+    assert measured_kbps == pytest.approx(kbps, rel=0.25)
 
 
 def test_lower_bitrates_lose_more():
-    speech = syllables(2.0)
+    speech = syllables(1.0)
     for codec, few, many in ((through_mp3, 16.0, 96.0), (through_opus, 8.0, 64.0)):
         low, high = (np.corrcoef(codec(speech, 16_000, kbps), speech)[0, 1] for kbps in (few, many))
         assert low < high
 
 
 def test_threads_that_encode_at_once_give_what_one_gives():
-    speech = [syllables(0.5, seed=seed) for seed in range(4)]
+    speech = [syllables(0.3, seed=seed) for seed in range(4)]
     expected = [[codec(waveform, 16_000) for codec in CODECS.values()] for waveform in speech]
     results = [None] * 4
 
