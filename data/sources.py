@@ -123,12 +123,16 @@ def changed_sources(sources: Iterable[Source]) -> Iterator[Source]:
     One that was not there and is now has changed; one that is gone has not: shards outlive the recordings.
     """
     for source in sources:
-        path = Path(source.path)
-        now = describe(path, with_content=False)
-        if now.num_bytes is None or now.state == source.state:
+        # Without a Path, which takes longer than to look: there may be hundreds of thousands.
+        try:
+            now = os.stat(source.path)
+        except (OSError, ValueError):
             continue
-        # Without a hash of what it was, the time has to decide.
-        if not source.sha256 or describe(path, with_content=True).sha256 != source.sha256:
+        if (now.st_size, now.st_mtime_ns) == source.state:
+            continue
+        seen = describe(Path(source.path), with_content=True)
+        # What cannot be read is as good as gone. Without a hash of what it was, the time has to decide.
+        if seen.num_bytes is not None and (not source.sha256 or seen.sha256 != source.sha256):
             yield source
 
 

@@ -1,7 +1,8 @@
 """LibriSpeech and mini LibriSpeech: read English books, `SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac`.
 
 Each chapter has its texts, in capitals without punctuation, in `SPEAKER-CHAPTER.trans.txt`. The subsets of training and
-those of development are joined to one split each; every test set is a split of its own, as results are reported.
+those of development are joined to one split each, of which the latter may be splits of their own besides; every test
+set is a split of its own, as results are reported.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ class LibriSpeechConfig(PublishedCorpusConfig, frozen=True, extra="forbid"):
     root: Path = Field(description="the folder LibriSpeech, or the one that it was unpacked in")
     train: tuple[TrainSubset, ...] = Field(default=(), description="subsets of train; none: all that are there")
     dev: tuple[DevSubset, ...] = Field(default=(), description="subsets of dev; none: all that are there")
+    dev_splits: Literal["joined", "each"] = Field(
+        default="joined",
+        description="joined: the split dev; each: also a split of the name of every subset of dev, to be evaluated",
+    )
     test: tuple[TestSubset, ...] = Field(
         default=(), description="test sets, each a split of its name; none: all that are there"
     )
@@ -44,6 +49,9 @@ def select(config: LibriSpeechConfig, seed: int) -> Selection:
         _add_subset(folder / subset, "train", rows)
     for subset in _subsets(folder, "dev", config.dev):
         _add_subset(folder / subset, "dev", rows)
+        # Trainings validate on one split, and results are reported on each.
+        if config.dev_splits == "each":
+            _add_subset(folder / subset, subset, rows)
     for subset in _subsets(folder, "test", config.test):
         _add_subset(folder / subset, subset, rows)
     return rows.selection()

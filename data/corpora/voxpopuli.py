@@ -1,7 +1,8 @@
 """VoxPopuli, transcribed part: speeches in the European Parliament, listed in `asr_{train,dev,test}.tsv`.
 
-Both published layouts are read: that of its own scripts, `transcribed_data/LANGUAGE/YEAR/ID.ogg`, and that of its
-archives, `LANGUAGE/SPLIT/SPLIT_part_N/ID.wav`. Columns are read by their names.
+Both published layouts are read: that of its own script (get_asr_data.py), `transcribed_data/LANGUAGE/YEAR/ID.ogg`, and
+that of the Hugging Face Hub, `data/LANGUAGE/SPLIT/SPLIT_part_N.tar.gz`, whose archives are unpacked where they lie:
+their members are found by their names alone, `ID.wav`. Columns are read by their names.
 """
 
 from pathlib import Path
@@ -32,7 +33,8 @@ def select(config: VoxPopuliConfig, seed: int) -> Selection:
     Raises DataError when the language is not there or a list lacks a column.
     """
     folder = _language_folder(config)
-    rows = RowCollector(config, config.language or folder.absolute().name)
+    # en_accented holds English that others speak, a test set alone.
+    rows = RowCollector(config, folder.absolute().name.partition("_")[0])
     column = f"{config.text}_text"
     for split in ("train", "dev", "test"):
         path = folder / f"asr_{split}.tsv"
@@ -42,6 +44,7 @@ def select(config: VoxPopuliConfig, seed: int) -> Selection:
         # Archives are unpacked into parts, of which nothing says what is in which.
         unpacked = {recording.stem: recording for recording in (folder / split).rglob("*.wav")}
         without_text = set(unpacked)
+        archives = _packed_archives(folder / split)
         for row in read_rows(path, (("id", "id_"), (column,))):
             if isinstance(row.content, str):
                 rows.reject(row.content, line=row.line, place=path)
@@ -56,6 +59,11 @@ def select(config: VoxPopuliConfig, seed: int) -> Selection:
             without_text.discard(name)
             # The year that a name begins with is that of the session.
             recording = unpacked.get(name, folder / name[:4] / f"{name}.ogg")
+            if name not in unpacked and archives and not recording.is_file():
+                rows.reject(
+                    f"{name}.wav is not there, and one of {archives} is not unpacked", line=row.line, place=path
+                )
+                continue
             rows.add(name, Clip(recording), row.content[column], split, speaker=speaker, line=row.line, place=path)
         for name in sorted(without_text):
             rows.reject(f"{name}.wav has no line there", place=path, key=name)
@@ -65,17 +73,28 @@ def select(config: VoxPopuliConfig, seed: int) -> Selection:
 CORPUS = Corpus(VoxPopuliConfig, select)
 
 
+def _packed_archives(folder: Path) -> str:
+    """The archives of a split beside which nothing of their name was unpacked; empty where there are none."""
+    names: list[str] = []
+    for archive in sorted(folder.glob("*.tar.gz")):
+        if not (folder / archive.name.removesuffix(".tar.gz")).is_dir():
+            names.append(archive.name)
+    if len(names) > 3:
+        names[3:] = ["others"]
+    return ", ".join(names)
+
+
 def _language_folder(config: VoxPopuliConfig) -> Path:
     if next(config.root.glob("asr_*.tsv"), None) is not None:
         return config.root
     folders: dict[str, Path] = {}
-    for parent in (config.root, config.root / "transcribed_data"):
+    for parent in (config.root, config.root / "transcribed_data", config.root / "data"):
         for path in sorted(parent.glob("*/asr_*.tsv")):
             folders[path.parent.name] = path.parent
     return choose_language(
         config.root,
         config.language,
         folders,
-        absent="not VoxPopuli: there is no asr_train.tsv in it, in LANGUAGE or in transcribed_data/LANGUAGE. Get the "
-        "transcribed data of a language and set corpus.root to the folder.",
+        absent="not VoxPopuli: there is no asr_train.tsv in it, in LANGUAGE, transcribed_data/LANGUAGE or "
+        "data/LANGUAGE. Get the transcribed data of a language and set corpus.root to the folder.",
     )

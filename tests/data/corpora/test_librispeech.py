@@ -43,6 +43,18 @@ def test_subsets_become_train_dev_and_a_split_for_each_test_set(corpus, tmp_path
     assert report.account() == "7 rows in: 7 used, 0 rejected"
 
 
+def test_each_dev_set_may_be_a_split_that_is_evaluated_beside_the_one_that_trainings_validate_on(corpus, tmp_path):
+    joined = prepare(LibriSpeechConfig(root=corpus), tmp_path / "shards", seed=1)
+    # What is there already stays as it is.
+    each = prepare(LibriSpeechConfig(root=corpus, dev_splits="each"), tmp_path / "shards", seed=1)
+    assert set(each.kept) == set(joined.splits)
+    counts = {split: part.utterances for split, part in each.splits.items()}
+    assert counts == {"train": 3, "dev": 2, "dev-clean": 1, "dev-other": 1, "test-clean": 1, "test-other": 1}
+    clean = librispeech.select(LibriSpeechConfig(root=corpus, dev=("dev-clean",), dev_splits="each"), 1)
+    assert texts(clean, "dev") == texts(clean, "dev-clean") == {"84-121123-0000": "go"}
+    assert texts(clean, "dev-other") == {}
+
+
 def test_texts_are_lower_case_with_their_apostrophes_and_their_shards_say_by_which_rules(corpus, tmp_path):
     config = LibriSpeechConfig(root=corpus, train=("train-clean-100",))
     selection = librispeech.select(config, 1)

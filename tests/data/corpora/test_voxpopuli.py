@@ -54,6 +54,31 @@ def test_the_layout_of_its_archives_is_read_by_the_names_of_recordings(tmp_path)
     assert of_split(voxpopuli.select(VoxPopuliConfig(root=folder), 1), "train")[0].speaker == ""
 
 
+def test_a_clone_of_the_hub_is_read_with_the_archives_that_are_unpacked(tmp_path):
+    folder = tmp_path / "voxpopuli" / "data" / "en"
+    header = "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent"
+    names = [f"20100210-0900-PLENARY-3-en_20100210-09:06:43_{number}" for number in range(3)]
+    rows = [f"{name}\tRaw.\twords {number}\t1\ttrain\tmale\tFalse\tNone" for number, name in enumerate(names)]
+    write_text(folder / "asr_train.tsv", header, *rows)
+    # Members of the archives have a folder of their own inside.
+    write_noise(folder / "train" / "train_part_0" / "train_part_0" / f"{names[0]}.wav", 0.3)
+    for number in (0, 1):
+        write_text(folder / "train" / f"train_part_{number}.tar.gz", "packed")
+    selection = voxpopuli.select(VoxPopuliConfig(root=tmp_path / "voxpopuli"), 1)
+    assert list(texts(selection, "train").values()) == ["words 0"]
+    assert len(selection.rejected) == 2
+    for row in selection.rejected:
+        assert "train_part_1.tar.gz is not unpacked" in row.reason
+
+
+def test_english_with_accents_is_english(tmp_path):
+    folder = tmp_path / "data" / "en_accented"
+    write_noise(folder / "test" / "a.wav", 0.3)
+    write_text(folder / "asr_test.tsv", "id\traw_text\tnormalized_text\tspeaker_id\taccent", "a\tYes.\tyes\t1\ten_lt")
+    (row,) = voxpopuli.select(VoxPopuliConfig(root=tmp_path, language="en_accented"), 1).utterances
+    assert (row.split, row.language, row.text) == ("test", "en", "yes")
+
+
 def test_a_language_that_is_not_there_is_named_with_those_that_are(scripted, tmp_path):
     write_text(scripted.parent / "de" / "asr_dev.tsv", "id\tnormalized_text")
     root = scripted.parent.parent
