@@ -35,7 +35,7 @@ from launcher.run_files import read_done, read_set_aside, read_state
 from launcher.run_folder import TRAINING_KINDS, RunFolder, StageFolder, write_json, write_text
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import Pipeline, StageNode, StageStatus
-from launcher.stages.preparation import make_tokenizer, measure_features, prepare_corpus
+from launcher.stages.preparation import count_joining_tokens, make_tokenizer, measure_features, prepare_corpus
 from launcher.stages.results import describe_quarantined, merge_results
 from launcher.stages.start_checks import batches_of_one, check_prepared
 from launcher.training.teachers.cache_match import choose_caches, describe_choice, find_caches, folder_for_caches
@@ -180,6 +180,8 @@ class Executor:
             "status": "stopped",
             "fingerprint": status.fingerprint,
             "settings": settings,
+            # A corpus that joins is a new input.
+            "inputs": status.inputs,
             "extended": [*record.get("extended", []), former],
         }
         self._pipeline.adopt(node, new_record)
@@ -379,6 +381,9 @@ class Executor:
         sentence = batches_of_one(self._recipe, self._run, stage)
         if sentence:
             self._display.say(f"{name}: {sentence}")
+        if not isinstance(stage, SelfSupervisedStage):
+            with self._stop.interrupting():
+                count_joining_tokens(self._recipe, self._run, self._display)
         if isinstance(stage, DistillStage):
             self._settle_caches(StageContext(self._recipe, self._run, stage))
 

@@ -6,7 +6,7 @@ Character error rates count spaces, as jiwer does; rates are sums over the corpu
 import logging
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from data.errors import DataError
 from data.loader import MIN_BROKEN
+from data.read_ahead import read_ahead
 from data.reader import Example, ShardReader, UtteranceError
 from data.remote.settings import StorageConfig
 from data.sampler import cut_batches
@@ -54,6 +55,10 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
         model.report_to(heartbeat.tick)
         evaluations = {}
         for label, split_folder in context.recipe.present_folders(context.run, stage.split).items():
+            # A corpus without a mixture has no label; keys of two corpora may be the same.
+            split_name = stage.split
+            if label:
+                split_name = f"{stage.split} of {label}"
             evaluations[label] = evaluate_model(
                 model,
                 split_folder,
@@ -61,9 +66,8 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
                 on_batch=lambda num_done: heartbeat.beat(num_done, "evaluate"),
                 on_read=heartbeat.tick,
                 storage=context.recipe.cluster.storage,
-                on_broken=QuarantineLog(context.folder.quarantine_file(0), stage.split).add,
+                on_broken=QuarantineLog(context.folder.quarantine_file(0), split_name).add,
             )
-        # A corpus without a mixture has no label.
         if "" in evaluations:
             result = evaluations[""]
         else:
@@ -172,15 +176,17 @@ class _SplitReader:
         """The utterances that can be read, batch by batch; DataError when none can be, or too many cannot."""
         last_error = None
         any_read = False
-        for batch in _batches(self._reader, self._sample_rate_hz):
+        batches = list(_batches(self._reader, self._sample_rate_hz))
+        utterances = read_ahead(self._reader, chain.from_iterable(batches))
+        for batch in batches:
             examples = []
-            for utterance in batch:
+            for example in islice(utterances, len(batch)):
                 on_read()
-                try:
-                    examples.append(self._reader.read(utterance))
-                except UtteranceError as error:
-                    last_error = error
-                    self._count_broken(error)
+                if isinstance(example, UtteranceError):
+                    last_error = example
+                    self._count_broken(example)
+                else:
+                    examples.append(example)
             if examples:
                 any_read = True
                 yield examples

@@ -16,6 +16,9 @@ from launcher.recipe import MixtureCorpus, Recipe, SelfSupervisedStage, ShardsCo
 from launcher.run_folder import RunFolder, write_json, write_lines
 from launcher.stages.start_checks import check_splits, no_validation
 
+# Of a script that the tokenizer does not know there may be thousands.
+MAX_SHOWN_CHARACTERS = 40
+
 if TYPE_CHECKING:
     from data.joined_split import SplitIndex
     from data.sampler import AnyIntegers
@@ -119,6 +122,41 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     flush_folder(run.path)
     remove_path(old)
     display.say(f"tokenizer: {tokenizer.vocabulary_size} {tokenizer.kind} pieces, feature statistics measured")
+
+
+def count_joining_tokens(recipe: Recipe, run: RunFolder, display: Display) -> None:
+    """Count, once, the tokens of the corpora that join later, and say what of their texts the tokenizer does not know:
+    it was trained without them."""
+    from data.shard_index import read_index
+    from data.token_counts import stored_token_counts, token_counts
+    from data.tokenizer import Tokenizer
+
+    if not isinstance(recipe.corpus, MixtureCorpus):
+        return
+    folders = recipe.present_folders(run, "train")
+    for entry in recipe.corpus.mix:
+        if entry.from_step is None or entry.label not in folders:
+            continue
+        file = run.token_counts_file("train", entry.label)
+        index = read_index(folders[entry.label], max_damaged=recipe.cluster.storage.max_quarantined)
+        tokenizer = Tokenizer.load(run.tokenizer)
+        if stored_token_counts(index, tokenizer, lambda label, file=file: file) is not None:
+            continue
+        token_counts(index, tokenizer, file)
+        unknown: dict[str, bool] = {}
+        num_texts = 0
+        for text in index.transcripts():
+            for character in text:
+                if character not in unknown:
+                    unknown[character] = bool(tokenizer.unknown_characters(character))
+            if any(unknown[character] for character in text):
+                num_texts += 1
+        characters = "".join(sorted(character for character in unknown if unknown[character]))
+        if characters:
+            display.say(
+                f"{entry.label}: {num_texts} of {len(index)} texts have characters that the tokenizer does not know, "
+                f"and no model will write them: {characters[:MAX_SHOWN_CHARACTERS]}"
+            )
 
 
 def _report_infeasible(

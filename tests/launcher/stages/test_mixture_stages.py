@@ -12,6 +12,7 @@ import yaml
 from made_shards import RATE_HZ, Said, some_speech, speech, write_set
 
 from data.errors import DataError
+from data.joined_split import read_split
 from data.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.executor import Executor
@@ -25,7 +26,7 @@ from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
 from launcher.stages.feasibility import feasibility_warnings
 from launcher.stages.pipeline import Pipeline
-from launcher.stages.preparation import make_tokenizer, prepare_corpus
+from launcher.stages.preparation import count_joining_tokens, make_tokenizer, prepare_corpus, training_texts
 from launcher.stages.start_checks import check_splits
 from launcher.training.inputs import open_inputs
 
@@ -88,6 +89,35 @@ def test_one_vocabulary_is_made_of_all_corpora_but_those_that_join_later(corpora
         "counts-dev-first.npz",
         "counts-dev-second.npz",
     }
+
+
+def test_the_vocabulary_is_drawn_by_the_temperature_of_the_mixture(corpora, tmp_path):
+    counts = {}
+    for temperature in (0.0, 1.0):
+        recipe = load(corpora, {"first": {}, "third": {}}, temperature=temperature)
+        folders = recipe.initial_folders(RunFolder(tmp_path), "train")
+        index = read_split(folders)
+        texts = list(training_texts(recipe, RunFolder(tmp_path), index))
+        assert set(texts) == set(index.transcripts())
+        # A text of the third corpus alone.
+        counts[temperature] = texts.count("zzz abc")
+        hours = {label: part.samples.sum() for label, part in index.indexes.items()}
+    assert counts[1.0] == 1
+    assert counts[0.0] == pytest.approx(hours["first"] / hours["third"], abs=1)
+
+
+def test_what_the_tokenizer_does_not_know_of_a_corpus_that_joins_is_said_once(corpora, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    mix = {"first": {}, "third": {"from_step": 4}}
+    tokenized(corpora, run, {"first": {}})
+    lines = []
+    display = PlainDisplay(sys.stdout)
+    display.say = lines.append
+    for _ in range(2):
+        count_joining_tokens(load(corpora, mix), run, display)
+    assert lines == [
+        "third: 1 of 8 texts have characters that the tokenizer does not know, and no model will write them: z"
+    ]
 
 
 def test_a_corpus_that_joins_changes_neither_the_tokenizer_nor_the_statistics(corpora, tmp_path):
