@@ -20,6 +20,8 @@ from typing import Any
 
 # The largest file of JSON that is read. Parsed, JSON takes up to twenty times its bytes.
 MAX_JSON_BYTES = 128 * 2**20
+# Digits of a number beyond the largest that is finite in floating point.
+LONG_NUMBER = re.compile("[0-9]{309}")
 # A name in the same folder: no separator, no leading dot (hidden files are half written), nothing that a shell, a URL
 # or a terminal takes for more than a letter.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -131,19 +133,29 @@ def read_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, of which bytes are UTF-8.
 
-    ValueError when it is none, nested too deep, or has a number of thousands of digits.
+    ValueError when it is none, nested too deep, or has a whole number with which nothing can be computed.
     """
     if isinstance(text, bytes):
         # By itself json would guess UTF-16 and UTF-32.
         text = text.decode("utf-8")
+    parse_int = None
+    # Asked for each number, it would cost as much as all the rest.
+    if LONG_NUMBER.search(text):
+        parse_int = _parse_int
     # Outside of the handler, so that what failed is freed before the error is raised.
     problem = "it is nested too deep"
     with suppress(RecursionError):
         try:
-            return json.loads(text)
+            return json.loads(text, parse_int=parse_int)
         except MemoryError:
             problem = "there is no memory for its values"
     raise ValueError(problem)
+
+
+def _parse_int(digits: str) -> int:
+    if LONG_NUMBER.search(digits):
+        raise ValueError(f"the number {digits[:20]}... has {len(digits)} digits")
+    return int(digits)
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:

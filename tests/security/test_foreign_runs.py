@@ -346,6 +346,7 @@ HOSTILE_JSON = {
     "deep lists": b"[" * 200_000,
     "deep mappings": b'{"a":' * 200_000,
     "a long number": b"1" * 5_000,
+    "a number beyond all floating point": b'{"a": [1' + b"0" * 308 + b"]}",
     "a negative long number": b"-" + b"1" * 5_000,
     "UTF-16": "{}".encode("utf-16"),
     "no UTF-8": b'"\xff"',
@@ -362,6 +363,11 @@ def test_hostile_json_is_one_kind_of_error(tmp_path: Path, name: str) -> None:
         with pytest.raises(ValueError, match=r"\w") as refusal:
             read()
         assert len(str(refusal.value)) < 500
+
+
+def test_long_numbers_in_texts_and_those_of_floating_point_are_read() -> None:
+    text = f'{{"a": "{"7" * 400}", "b": {"9" * 308}, "c": 1e400}}'
+    assert parse_json(text) == {"a": "7" * 400, "b": int("9" * 308), "c": float("inf")}
 
 
 def test_a_file_that_is_too_large_a_device_or_a_pipe_is_not_read(tmp_path: Path) -> None:

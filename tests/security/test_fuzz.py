@@ -26,6 +26,7 @@ from data.errors import DataError
 from data.reader import ShardReader
 from data.shard_index import read_index
 from data.shard_tools.statistics import stats
+from data.shard_tools.survey import survey
 from data.shards import write_split
 from data.sidecars import SidecarWriter, open_sidecars
 from data.tokenizer import TokenizerConfig, train_tokenizer
@@ -62,7 +63,7 @@ RATE_HZ = 8000
 
 # Values that no file of ours has somewhere.
 HOSTILE_VALUES: list[Any] = [None, True, -1, 0, 10**30, 1.5, "", "../x", "x" * 300, [], [[]], {}, {"a": 1}]
-HOSTILE_VALUES += [float("nan"), float("inf")]
+HOSTILE_VALUES += [float("nan"), float("inf"), 10**400, -(10**308)]
 
 
 @dataclass(frozen=True)
