@@ -71,9 +71,10 @@ def _run_of(folder: Path) -> tuple[RunFolder | None, str | None]:
 
 
 def default_folder(source: ModelSource, kind: str, step: int | None) -> Path:
-    """RUN/STAGE/export/KIND; ConfigError for a model outside of a run."""
+    """RUN/STAGE/export/KIND; ConfigError for a model outside of a run, or where a link leads out of the run."""
     if source.run is None or source.stage is None:
         raise ConfigError(f"{source.folder} lies in no run: say with --out where the export is to be written.")
+    check_links(source.run.path)
     name = kind
     if step is not None:
         name = f"{kind}-step-{step:08d}"

@@ -18,17 +18,19 @@ from model.export import is_hub_layout
 
 
 def publish(options: argparse.Namespace) -> int:
-    if options.to is not None:
-        check_repository(options.to)
+    repository: str | None = options.to
+    if repository is not None:
+        check_repository(repository)
     place = Path(options.model).expanduser()
     folder = _write_folder(place, options)
 
     token = find_token()
-    reason = why_not_sent(options.to, token, options.dry_run)
-    row: dict[str, Any] = {"folder": str(folder), "repository": options.to, "url": None, "not_sent": reason}
+    reason = why_not_sent(repository, token, options.dry_run)
+    row: dict[str, Any] = {"folder": str(folder), "repository": repository, "url": None, "not_sent": reason}
     if reason is None:
+        assert repository is not None
         assert token is not None
-        row["url"] = upload(folder, options.to, token, options.private)
+        row["url"] = upload(folder, repository, token, options.private)
     row["files"] = list_files(folder)
     if options.json:
         print(json.dumps(row, ensure_ascii=False))
@@ -49,10 +51,11 @@ def _write_folder(place: Path, options: argparse.Namespace) -> Path:
     if is_hub_layout(place):
         if options.out or options.licence:
             raise ConfigError(
-                f"{place} is in the layout of Hugging Face already and is sent as it is: leave --out and --licence out, "
-                "and edit its README.md."
+                f"{place} is in the layout of Hugging Face already and is sent as it is: leave --out and --licence "
+                "out, and edit its README.md."
             )
         return place
+    out = None
     if options.out:
         out = Path(options.out).expanduser().absolute()
         check_is_free(out)
@@ -61,7 +64,7 @@ def _write_folder(place: Path, options: argparse.Namespace) -> Path:
     from launcher.export.model_files import open_model_files
 
     with open_source(place) as source:
-        folder = out if options.out else default_folder(source, "huggingface", None)
+        folder = out or default_folder(source, "huggingface", None)
         check_is_free(folder)
         model = open_model_files(source.folder)
         card = write_card(model.recognizer, read_facts(source.name, source.run, source.stage, options.licence))

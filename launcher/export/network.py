@@ -3,12 +3,23 @@
 from torch import Tensor, nn
 
 from launcher.export.model_files import ModelFiles
-from launcher.export.remote_code.network_chorus import MixtureOfExperts, SeparateExperts, build_parts
+from launcher.export.remote_code.network_chorus import (
+    Decoder,
+    Encoder,
+    ExpertStack,
+    MixtureOfExperts,
+    SeparateExperts,
+    build_parts,
+)
 from model.recognizer import Recognizer
 
 
 class Network(nn.Module):
     """The parts of a recogniser under the names that their tensors have in `model.safetensors`."""
+
+    encoder: Encoder
+    ctc: nn.Linear
+    decoder: Decoder  # of recognisers that have one
 
     def __init__(self, recognizer: Recognizer):
         super().__init__()
@@ -30,7 +41,7 @@ def build_network(model: ModelFiles, separate_experts: bool = False) -> Network:
     network = Network(model.recognizer)
     if separate_experts:
         for module in list(network.modules()):
-            if isinstance(module, MixtureOfExperts):
+            if isinstance(module, MixtureOfExperts) and isinstance(module.experts, ExpertStack):
                 module.experts = SeparateExperts(module.experts)
     for parameter in network.parameters():
         parameter.requires_grad_(False)

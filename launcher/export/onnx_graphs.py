@@ -230,11 +230,58 @@ def write_graph(path: Path, graph: Graph, metadata: Mapping[str, str]) -> None:
         )
     assert exported is not None
     proto = exported.model_proto
+    fold_transposes(proto)
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key = key
         entry.value = value
     onnx.save(proto, path)
+
+
+def fold_transposes(proto: Any) -> None:
+    """Store the matrices that the graph turns round turned round, and forget where each node came from.
+
+    The exporter leaves that to every call where several layers use a matrix: it takes time, and no product with such a
+    matrix would have an int8 form. With each node it keeps the lines of code that made it, with the paths of this
+    machine.
+    """
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    weights = {initializer.name: initializer for initializer in graph.initializer}
+    nodes = []
+    turned: dict[tuple[str, tuple[int, ...]], str] = {}
+    new_names: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in weights:
+            nodes.append(node)
+            continue
+        weight = weights[node.input[0]]
+        permutation = tuple(node.attribute[0].ints)
+        key = (weight.name, permutation)
+        if key not in turned:
+            array = numpy_helper.to_array(weight).transpose(permutation)
+            turned[key] = node.output[0]
+            weights[node.output[0]] = numpy_helper.from_array(np.ascontiguousarray(array), node.output[0])
+        new_names[node.output[0]] = turned[key]
+
+    used = set()
+    for node in nodes:
+        for position, name in enumerate(node.input):
+            node.input[position] = new_names.get(name, name)
+        used.update(node.input)
+        del node.metadata_props[:]
+    # Copies: what is written to must not be read from meanwhile.
+    nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    tensors = [type(weight).FromString(weight.SerializeToString()) for name, weight in weights.items() if name in used]
+    del graph.node[:]
+    del graph.initializer[:]
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
 
 
 @contextmanager

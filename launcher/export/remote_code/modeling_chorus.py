@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_chorus import ChorusConfig
-from .network_chorus import build_parts, greedy_tokens
+from .network_chorus import Decoder, Encoder, build_parts, greedy_tokens
 
 
 @dataclass
@@ -36,11 +36,17 @@ class ChorusModel(PreTrainedModel):
     config_class = ChorusConfig
     base_model_prefix = "chorus"
     main_input_name = "input_features"
+    encoder: Encoder
+    ctc: nn.Linear
+    decoder: Decoder | None
 
     def __init__(self, config: ChorusConfig):
         super().__init__(config)
+        if config.recognizer is None:
+            raise ValueError("this configuration describes no recogniser: load it from a model's folder")
+        self.decoder = None
         for name, part in build_parts(config.recognizer, config.mel_bins, config.vocabulary_size).items():
-            self.add_module(name, part)
+            setattr(self, name, part)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,7 +59,7 @@ class ChorusModel(PreTrainedModel):
         chunk_frames: int | None = None,
         left_chunks: int | None = None,
         return_dict: bool | None = None,
-    ) -> ChorusOutput:
+    ) -> ChorusOutput | tuple:
         """Features [B, T, F] and their mask [B, T] to CTC logits; with `chunk_frames` as while audio arrives."""
         if attention_mask is None:
             batch, num_features, _ = input_features.shape
@@ -71,11 +77,12 @@ class ChorusModel(PreTrainedModel):
 
         Raises ValueError for a model without one.
         """
-        decoder = getattr(self, "decoder", None)
-        if decoder is None:
+        if self.decoder is None:
             raise ValueError("this model has no attention decoder")
-        return decoder(output.last_hidden_state, output.lengths, tokens_BU)
+        return self.decoder(output.last_hidden_state, output.lengths, tokens_BU)
 
     def greedy_tokens(self, output: ChorusOutput) -> list[list[int]]:
         """The tokens of each utterance on the best path: repeats merged, blanks removed."""
+        assert output.logits is not None
+        assert output.lengths is not None
         return greedy_tokens(output.logits, output.lengths)

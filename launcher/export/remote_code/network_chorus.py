@@ -492,6 +492,7 @@ class RelativeSelfAttention(SelfAttention):
         self.position_bias = nn.Parameter(torch.zeros(width))
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask_BTS: Tensor | None) -> Tensor:
+        assert mask_BTS is not None
         batch, heads, num_frames, head_width = query.shape
         num_keys = key.shape[2]
         num_offsets = num_keys + num_frames - 1

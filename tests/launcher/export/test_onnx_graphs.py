@@ -1,6 +1,7 @@
 """ONNX graphs give what torch gives on real speech of any length and batch, with experts inside, and in int8 too."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,12 +115,22 @@ def test_steps_give_the_frames_of_torch_for_any_chunk_and_context(exported, batc
 
 def test_weights_of_shared_blocks_and_experts_are_in_a_graph_once(exported):
     """Two layers use one block: of each of its matrices there is one."""
-    graph = onnx.load(exported[1] / "encoder.onnx").graph
-    shapes = [tuple(initializer.dims) for initializer in graph.initializer]
     config = KINDS[KIND][0]["encoder"]
-    hidden, width = config["feedforward_width"], config["width"]
-    # The first feed-forward layer, and two experts in place of the second.
-    assert len([shape for shape in shapes if sorted(shape) == sorted((hidden, width))]) == 2 * 3
+    sizes = sorted((config["feedforward_width"], config["width"]))
+    for name in ("encoder.onnx", "encoder.int8.onnx"):
+        graph = onnx.load(exported[1] / name).graph
+        matrices = [tensor for tensor in graph.initializer if sorted(tensor.dims) == sizes]
+        # The first feed-forward layer, and two experts in place of the second.
+        assert len(matrices) == 2 * 3, name
+        if "int8" in name:
+            assert all(tensor.data_type == onnx.TensorProto.INT8 for tensor in matrices)
+
+
+def test_no_path_of_this_machine_is_in_a_graph(exported):
+    for path in exported[1].glob("*.onnx"):
+        content = path.read_bytes()
+        for secret in (str(Path(onnx_graphs.__file__).parent), str(Path.home()), "network_chorus.py", "site-packages"):
+            assert secret.encode() not in content, path.name
 
 
 def test_int8_weights_are_smaller_and_their_error_rate_and_speed_are_told(exported, tmp_path):

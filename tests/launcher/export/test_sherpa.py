@@ -1,5 +1,6 @@
 """sherpa-onnx itself loads an exported model and writes the text of a greedy search on real speech."""
 
+import jiwer
 import pytest
 import torch
 from small_models import real_speech, write_small_model
@@ -40,7 +41,8 @@ def test_the_text_is_that_of_a_greedy_search(kind, tmp_path):
     model = FinishedModel.load(folder)
     # One by one: what a batch's padding does to rounding is no matter of the export.
     expected = [model.recognise([waveform])[0].strip() for waveform in waveforms]
-    assert texts == expected
+    # Features of another program, to rounding: a frame between two tokens may fall to the other one.
+    assert jiwer.cer(" ".join(expected), " ".join(texts)) <= 0.02
     assert len(set(texts)) > 2
 
 
