@@ -193,10 +193,12 @@ class Trainer:
         """Forward and backward of one lane, in parts where the whole does not fit into memory; adds its metrics to
         `metrics` and returns its loss. Gradients that are to be `discarded` are not numbers."""
         whole = self.inputs.micro_batch(batch)
+        # By the batch's step: what is read of stored teachers with it is what the loss asks for at that step.
+        progress = min(1.0, batch.step / self.stage.steps)
         num_parts = 1 if discarded else self.memory.num_parts(batch)
         if num_parts == 1:
             torch.manual_seed(derive_seed(self.context.seed, "dropout", batch.step, batch.lane))
-            return self._run_part(whole, totals, metrics, discarded)
+            return self._run_part(whole, totals, progress, metrics, discarded)
 
         losses = []
         parts = split(whole, num_parts)
@@ -205,16 +207,21 @@ class Trainer:
             torch.manual_seed(derive_seed(self.context.seed, "dropout", batch.step, batch.lane, number))
             if number < len(parts) - 1:
                 with parallel.accumulating(self.engine):
-                    losses.append(self._run_part(part, totals, metrics))
+                    losses.append(self._run_part(part, totals, progress, metrics))
             else:
-                losses.append(self._run_part(part, totals, metrics))
+                losses.append(self._run_part(part, totals, progress, metrics))
         return torch.stack(losses).sum()
 
     def _run_part(
-        self, feature_batch: FeatureBatch, totals: Totals, metrics: StepMetrics, discarded: bool = False
+        self,
+        feature_batch: FeatureBatch,
+        totals: Totals,
+        progress: float,
+        metrics: StepMetrics,
+        discarded: bool = False,
     ) -> Tensor:
         """Forward and backward of a micro-batch, or of a part of one."""
-        terms, output = self.stage_loss(self.engine, feature_batch, totals, self.step / self.stage.steps)
+        terms, output = self.stage_loss(self.engine, feature_batch, totals, progress)
         loss = torch.stack(list(terms.values())).sum()
         value = loss.detach()
         # Only at steps that are logged: it would cost a decomposition of the encoder's output at every one.

@@ -24,13 +24,14 @@ from launcher.run_folder import read_json, write_json
 from launcher.stages.context import StageContext
 from launcher.training import parallel
 from launcher.training.collectives import broadcast_json
+from launcher.training.fragments import owned_fragments
 from launcher.training.inputs import Inputs
 from launcher.training.memory.shortage import Sampler, cost, describe_device, free_unused, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 # A bucket holds the micro-batches whose longest utterances differ by less than this factor.
-BUCKET_FACTOR = 1.5
+BUCKET_FACTOR = 2.0
 # Micro-batches that are looked at, evenly over the first epoch: of ten millions all would take minutes.
 MAX_CANDIDATES = 4096
 # Utterances that a message names.
@@ -85,6 +86,9 @@ class Trial:
         worst = worst_micro_batches(self.inputs.sampler)
         loader = self.inputs.loader
         fitting: list[BatchSpec] = []
+        # Moments take their memory from the first update on, and are there now.
+        for _ in owned_fragments(self.engine):
+            pass
         self.engine.train()
         # Every update takes as many micro-batches as the process has lanes; the smallest one fills the last up.
         accumulation = self.engine.gradient_accumulation_steps()

@@ -144,6 +144,8 @@ def starve_start(supervised, monkeypatch):
     monkeypatch.setattr(setup, "agreed_checkpoint", slow(None))
     monkeypatch.setattr(setup, "_open_tracker", slow(None))
     monkeypatch.setattr(setup, "TrainingLog", slow(None))
+    monkeypatch.setattr(setup.parallel, "can_discard_gradients", lambda engine: True)
+    monkeypatch.setattr(setup, "MemoryLimit", lambda *arguments, **parts: None)
     monkeypatch.setattr(setup, "Trainer", lambda **parts: parts)
     supervised.heartbeat.beat(0, "start")
     setup.build_trainer(context, supervised.heartbeat, torch.device("cpu"), StopRequest())
@@ -225,8 +227,11 @@ def starve_step(supervised, monkeypatch):
         accumulator=fake(add=lambda *arguments, **values: None, steps=0),
         _update_buffers=lambda reduced: None,
         _row_due=lambda step: False,
+        memory=fake(num_parts=lambda batch: 1),
     )
+    training._run_lanes = lambda *arguments: Trainer._run_lanes(training, *arguments)
     training.forward_backward = lambda *arguments: Trainer.forward_backward(training, *arguments)
+    training._run_part = lambda *arguments: Trainer._run_part(training, *arguments)
     monkeypatch.setattr(trainer.dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(trainer, "learning_rate", lambda *arguments: 0.1)
     monkeypatch.setattr(trainer, "routing_metrics", lambda *arguments: {})
