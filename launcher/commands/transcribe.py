@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ def _outcomes(
     progress: TranscriptionProgress,
 ) -> "Iterator[Outcome]":
     """The row of each recording, or why there is none, in their order."""
+    # Every segment has another length, and oneDNN would keep what it compiled for the last 1024 shapes: after an hour
+    # of speech, half a gigabyte. It reads this when it is first used.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # Imports torch; what is wrong with the options is said before that.
     device = recognition_device(options.device)
     jobs = min(options.jobs, len(sources))

@@ -116,11 +116,13 @@ def fixed_pieces(
     """The samples of all blocks in pieces of one length, the last one shorter, and whether a piece is the last."""
     waiting = np.zeros(0, np.float32)
     for block in blocks:
-        waiting = np.concatenate((waiting, block))
         start = 0
-        # More than a piece: the last one must be known as such.
-        while len(waiting) - start > num_samples:
-            yield waiting[start : start + num_samples], False
-            start += num_samples
-        waiting = waiting[start:].copy()
+        # A piece is yielded when there is more: the last one must be known as such. Blocks may be long, and are not
+        # copied whole.
+        while len(waiting) + len(block) - start > num_samples:
+            stop = start + num_samples - len(waiting)
+            yield np.concatenate((waiting, block[start:stop])), False
+            waiting = waiting[:0]
+            start = stop
+        waiting = np.concatenate((waiting, block[start:]))
     yield waiting, True
