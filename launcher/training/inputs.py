@@ -46,11 +46,11 @@ class Inputs:
     sampler: TrainingSampler
     loader: Loader
     features: LogMel
-    augment: AugmentConfig
     specaugment: SpecAugment | None
     seed: int
     device: torch.device
     masking: Masking | None = None
+    augment: AugmentConfig = NO_AUGMENTATION
     keeps_source: bool = False
 
     def steps(self, start: int, stop: int) -> Iterator[list[WaveformBatch]]:
@@ -225,11 +225,11 @@ def open_inputs(
         sampler=sampler,
         loader=loader,
         features=features,
-        augment=augment,
         specaugment=specaugment,
         seed=context.seed,
         device=device,
         masking=masking,
+        augment=augment,
         # A masked prediction is about the clean features.
         keeps_source=masking is not None,
     )

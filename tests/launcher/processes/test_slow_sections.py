@@ -285,7 +285,7 @@ class FewInputs(Inputs):
 def few_inputs() -> FewInputs:
     features: Any = None
     sampler = fake(batches=fake(lanes=2))
-    loader = fake(sampler=sampler, reader=None, tokenizer=None, workers=0, sidecars={})
+    loader = fake(sampler=sampler, reader=None, tokenizer=None, workers=0, augmentation=None, sidecars={})
     return FewInputs(sampler, loader, features, None, 1, torch.device("cpu"))
 
 
