@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
 from data.files import replacing
+from data.redaction import redact
 from launcher.commands.search_options import search_values
 from launcher.commands.transcription_progress import TranscriptionProgress
 from launcher.devices import recognition_device
@@ -46,7 +47,7 @@ def transcribe(options: argparse.Namespace) -> int:
             # One bad file loses no result: the others are tried, and what is known is written at once.
             if isinstance(outcome, DataError):
                 num_failed += 1
-                print(f"chorus: {outcome}", file=sys.stderr, flush=True)
+                print(f"chorus: {redact(str(outcome))}", file=sys.stderr, flush=True)
             else:
                 outputs.write(source, outcome)
     outputs.finish()

@@ -18,6 +18,7 @@ from data.audio import MIN_SPEECH_S, AudioError, Clip, open_recording, read_bloc
 from data.containers import ForeignAudioError
 from data.errors import DataError
 from data.recordings import MAX_RECORDING_S
+from launcher.errors import ConfigError
 from launcher.inference.ffmpeg import decoded_file, find_ffmpeg
 from launcher.inference.finished_model import PROCESSORS, FinishedModel
 from launcher.inference.precision import Dtype, set_dtype
@@ -36,6 +37,8 @@ OnProgress: TypeAlias = Callable[[float, float], None]
 Cut: TypeAlias = Literal["auto", "always", "never"]
 # Shorter recordings are recognised in one piece: trainings have utterances of up to 30 s, and memory is no matter.
 CUT_ABOVE_S = 60.0
+# Without a detector, longer ones are refused: memory and errors grow with what is recognised in one piece.
+MAX_WHOLE_S = 600.0
 # Padded audio of the segments that are recognised together.
 BATCH_S = 60.0
 
@@ -105,7 +108,9 @@ class Transcriber:
         model = self.model
         config = model.search.config
         is_long = seconds > CUT_ABOVE_S
-        is_cut = self.cut == "always" or (self.cut == "auto" and is_long)
+        is_cut = self.cut == "always"
+        if self.cut == "auto" and is_long and on_text is None:
+            is_cut = _can_be_cut(seconds, name)
         # Chunks are what bounds the memory of a search that can read them one by one, and both give the same.
         by_chunks = config.chunk is not None and is_long and config.kind in ("greedy", "prefix_beam")
         if on_text is not None or by_chunks:
@@ -183,6 +188,18 @@ def _readable_file(path: Path, sample_rate_hz: int) -> Iterator[Path]:
             raise AudioError(f"{error}; {failure}") from error
         return
     yield path
+
+
+def _can_be_cut(seconds: float, name: str) -> bool:
+    """Whether a detector is installed. Without one, a recording that is too long for one piece is a DataError."""
+    try:
+        load_detector()
+    except ConfigError as error:
+        if seconds > MAX_WHOLE_S:
+            raise DataError(f"{name} cannot be recognised: it lasts {seconds:.0f} s. {error}") from None
+        logger.warning("%s is recognised in one piece. %s", name, error)
+        return False
+    return True
 
 
 def _check_length(num_samples: int, model: FinishedModel, name: str) -> None:

@@ -21,7 +21,7 @@ from launcher.commands.transcription_progress import TranscriptionProgress
 from launcher.errors import CheckpointError
 from launcher.export.hub_folder import write_hub_folder
 from launcher.export.model_files import open_model_files
-from launcher.inference import transcriber, transcription_pool
+from launcher.inference import speech_detection, transcriber, transcription_pool
 from launcher.inference.finished_model import write_finished_model
 from launcher.inference.recording_sources import find_recordings
 from launcher.inference.transcription_pool import TranscriptionPool, WorkerSettings
@@ -249,6 +249,24 @@ def test_a_long_recording_is_cut_and_joined(model, tmp_path, capsys):
     assert transcribe(model, tmp_path / "long.wav", "--json", "--cut", "never") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert "segments" not in row
+
+
+def test_without_a_detector_a_long_recording_is_whole_and_one_that_is_too_long_ends_no_other(
+    model, talks, tmp_path, capsys, caplog, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    speech_detection.load_detector.cache_clear()
+    monkeypatch.setattr(transcriber, "CUT_ABOVE_S", 1.0)
+    monkeypatch.setattr(transcriber, "MAX_WHOLE_S", 1.9)
+    # 1.5, 2.0 and 0.8 s.
+    assert transcribe(model, talks / "a.wav", talks / "deep/c.wav", talks / "b.flac", "--json") == 3
+    captured = capsys.readouterr()
+    assert [row["audio"] for row in json.loads(captured.out)] == [str(talks / "a.wav"), str(talks / "b.flac")]
+    assert f"{talks / 'a.wav'} is recognised in one piece" in caplog.text
+    assert f"{talks / 'deep/c.wav'} cannot be recognised: it lasts 2 s." in captured.err
+    assert "pip install 'chorus-asr[vad]'" in captured.err
+    assert transcribe(model, talks / "a.wav", "--cut", "always") == 2
+    speech_detection.load_detector.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["greedy", "prefix_beam"])
