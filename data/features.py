@@ -22,6 +22,7 @@ from torchaudio.functional import melscale_fbanks
 
 from data.errors import DataError
 from data.joined_split import SplitReader
+from data.read_ahead import read_ahead
 from data.reader import UtteranceError
 from data.sampler import derive_seed
 
@@ -248,12 +249,11 @@ def measure_statistics(
     num_frames = 0
     # Of features and of their squares. In fp64: the variance is a small difference of large sums.
     sums = torch.zeros(2, config.mel_bins, dtype=torch.float64)
-    for utterance in chosen.tolist():
-        try:
-            waveform = torch.from_numpy(reader.read(utterance).waveform)
-        except UtteranceError as error:
-            logger.warning("Skipped in the feature statistics: %s", error)
+    for example in read_ahead(reader, chosen.tolist()):
+        if isinstance(example, UtteranceError):
+            logger.warning("Skipped in the feature statistics: %s", example)
             continue
+        waveform = torch.from_numpy(example.waveform)
         samples_B = torch.tensor([len(waveform)])
         features_BTF, _ = log_mel(waveform[None], samples_B)
         features_TF = features_BTF[0].double()

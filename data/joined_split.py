@@ -93,9 +93,9 @@ class JoinedReader:
             self._readers[label] = ShardReader(corpus_index, storage)
 
     @property
-    def is_remote(self) -> bool:
-        """Whether reads of any corpus wait for another machine."""
-        return any(reader.is_remote for reader in self._readers.values())
+    def connections(self) -> int:
+        """How many utterances to request at once, where any corpus lies in a remote store."""
+        return max(reader.connections for reader in self._readers.values())
 
     def shard(self, utterance: int) -> str:
         """Path or URL of the shard that holds an utterance."""

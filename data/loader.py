@@ -17,16 +17,12 @@ Shapes: B batch, S samples, U tokens.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +33,7 @@ from data.errors import DataError
 from data.joined_split import SplitReader
 from data.mixture import MixtureSampler
 from data.reader import EncodedExample, UtteranceError
+from data.reading_threads import Inline, Threads
 from data.remote.settings import MAX_QUARANTINED
 from data.sampler import BatchSampler, BatchSpec
 from data.sidecars import Arrays, SidecarReader
@@ -153,10 +150,10 @@ class Loader:
 
         DataError when too many utterances are broken or one is not read within the patience.
         """
-        executor = _Threads(self.workers) if self.workers else _Inline()
+        executor = Threads(self.workers) if self.workers else Inline()
         fetcher = None
         if self.workers and self.connections:
-            fetcher = _Threads(self.connections)
+            fetcher = Threads(self.connections)
         # Reading ahead in the caller would only delay the first step.
         steps_ahead = STEPS_AHEAD if self.workers else 1
         pending: deque[list[_PendingBatch]] = deque()
@@ -305,74 +302,3 @@ class Loader:
                 f"{broken} of the first {self.utterances_seen} utterances are broken, more than the "
                 f"{self.max_broken_ratio:.1%} that cluster.storage.max_quarantined allows. The last one: {error}"
             )
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A call whose result or error goes into a future."""
-
-    future: Future[Any]
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-    def run(self) -> None:
-        try:
-            self.future.set_result(self.function(*self.arguments))
-        # Whatever it is, the consumer raises it: a thread that dies silently would leave it waiting.
-        except BaseException as error:
-            self.future.set_exception(error)
-
-
-class _Inline:
-    """Runs each task when it is submitted."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        task = _Task(Future(), function, arguments)
-        task.run()
-        return task.future
-
-    def close(self) -> None:
-        pass
-
-
-class _Threads:
-    """Runs tasks in threads that do not keep the process alive.
-
-    The standard library's executor joins its threads when the interpreter ends: a reader that never answers
-    would hang the process that has just reported it.
-    """
-
-    def __init__(self, workers: int):
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._workers = workers
-        for number in range(workers):
-            threading.Thread(target=self._work, name=f"loader-{number}", daemon=True).start()
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        task = _Task(Future(), function, arguments)
-        self._tasks.put(task)
-        return task.future
-
-    def close(self) -> None:
-        """Lets each thread end after the task it is at; tasks that wait are dropped."""
-        self._closed.set()
-        # Whoever waits for one of them waits no longer.
-        with suppress(queue.Empty):
-            while True:
-                task = self._tasks.get_nowait()
-                if task is not None:
-                    task.future.cancel()
-        # One for each thread, to wake those that wait for a task.
-        for _ in range(self._workers):
-            self._tasks.put(None)
-
-    def _work(self) -> None:
-        while True:
-            task = self._tasks.get()
-            if task is None:
-                return
-            if self._closed.is_set():
-                task.future.cancel()
-                return
-            task.run()

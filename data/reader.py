@@ -250,6 +250,8 @@ class ShardReader:
         first_pause_s: float = 0.5,
     ):
         self.index = index
+        storage = storage or StorageConfig()
+        self._connections = storage.connections
         self.ranges = RangeReader(
             index.folder,
             storage,
@@ -263,9 +265,11 @@ class ShardReader:
         self._line_starts_lock = threading.Lock()
 
     @property
-    def is_remote(self) -> bool:
-        """Whether each read waits for another machine."""
-        return self.ranges.is_remote
+    def connections(self) -> int:
+        """How many utterances to request at once of a remote store; 0 where reads wait for no other machine."""
+        if self.ranges.is_remote:
+            return self._connections
+        return 0
 
     def shard(self, utterance: int) -> str:
         """Path or URL of the shard that holds an utterance."""

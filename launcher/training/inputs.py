@@ -213,7 +213,7 @@ def open_inputs(
         lanes,
         workers=recipe.cluster.data_workers,
         augmentation=augmentation,
-        connections=storage.connections if reader.is_remote else 0,
+        connections=reader.connections,
         # The tokenizer knows every symbol of what it was trained on: another one says that a text was changed, or that
         # the tokenizer is not for this corpus. Other splits may have words of their own, and so has what it was not
         # trained on.

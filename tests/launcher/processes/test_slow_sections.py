@@ -18,6 +18,7 @@ from data import loader as loader_module
 from data.errors import DataError
 from data.loader import Loader, WaveformBatch
 from data.reader import Example
+from data.remote.settings import StorageConfig
 from data.sampler import BatchSpec
 from launcher.inference import evaluation
 from launcher.inference import search as search_module
@@ -192,7 +193,7 @@ def slow_loader(monkeypatch, wait, on_wait, patience_s: float) -> Loader:
         future.set_result(function(*arguments))
         return future
 
-    monkeypatch.setattr(loader_module._Inline, "submit", submit)
+    monkeypatch.setattr(loader_module.Inline, "submit", submit)
     monkeypatch.setattr(loader_module.futures, "wait", wait)
     return loader
 
@@ -342,14 +343,18 @@ def starve_evaluation(supervised, monkeypatch):
     monkeypatch.setattr(evaluation.FinishedModel, "load", supervised.giving(SlowModel(supervised)))
     index = fake(text_length=np.ones(4))
     example = Example(key="a", waveform=np.zeros(8, np.float32), text="a", speaker="", language="")
-    reader = fake(index=index, read=supervised.giving(example))
-    monkeypatch.setattr(evaluation, "read_index", lambda folder: index)
-    monkeypatch.setattr(evaluation, "ShardReader", lambda index: reader)
+    reader = fake(index=index, read=supervised.giving(example), connections=0)
+    monkeypatch.setattr(evaluation, "read_index", lambda folder, max_damaged: index)
+    monkeypatch.setattr(evaluation, "ShardReader", lambda index, storage: reader)
     monkeypatch.setattr(evaluation, "_batches", lambda reader, sample_rate_hz: [[0, 1], [2, 3]])
     operations = fake(encoder=1.0, forward=1.0)
     monkeypatch.setattr(evaluation, "operations_per_second", lambda *arguments: operations)
     monkeypatch.setattr(evaluation, "count_parameters", lambda model: fake(as_dict=dict))
     context = fake(
+        recipe=fake(
+            cluster=fake(storage=StorageConfig()),
+            present_folders=lambda run, split: {"": supervised.stage.path},
+        ),
         stage=fake(device="cpu", models=["student", "teacher"], split="test", search=None),
         run=fake(stage=lambda name: supervised.stage),
         folder=supervised.stage,

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from data.loader import _Inline, _Threads
 from data.reader import RangeReader
+from data.reading_threads import Inline, Threads
 from launcher.errors import Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 from launcher.tracking.background_writer import BackgroundWriter
 
 ROOT = Path(__file__).parents[3]
 # Catches everything, and hands it to the consumer, who raises it.
-HANDS_ON = {"data/loader.py"}
+HANDS_ON = {"data/reading_threads.py"}
 
 
 def catches_everything(handler: ast.ExceptHandler) -> bool:
@@ -85,12 +85,12 @@ def read_a_range(monkeypatch, tmp_path):
 
 
 def read_in_the_caller(monkeypatch, tmp_path):
-    _Inline().submit(ask_to_stop).result()
+    Inline().submit(ask_to_stop).result()
 
 
 def read_in_a_thread(monkeypatch, tmp_path):
     # The signal is the main thread's, whichever asks for it.
-    threads = _Threads(1)
+    threads = Threads(1)
     try:
         threads.submit(ask_to_stop).result(timeout=5)
         time.sleep(5)
