@@ -1,7 +1,8 @@
 """YAML of which neither the text nor its aliases can make more than a recipe can be.
 
 Nine lines whose anchors each name the one before ten times are a gigabyte when they are written out, which a reader
-does sooner or later. The tree is counted as if it were written out, before anything is built from it.
+does sooner or later. The tree is counted as if it were written out, before anything is built from it. What is built are
+mappings, lists, texts, numbers, truth values and null: tags of other kinds of values are refused.
 """
 
 from typing import Any
@@ -12,6 +13,10 @@ import yaml
 MAX_CHARACTERS = 2**20
 MAX_VALUES = 50_000
 MAX_DIGITS = 1000
+# Of YAML 1.1; a date is one without a tag too. Not sets, pairs and bytes (!!set, !!omap, !!pairs, !!binary): what looks
+# through a recipe for what may not stand in it knows lists and texts, and the schema would take a set for a list.
+TAG_PREFIX = "tag:yaml.org,2002:"
+PLAIN_TAGS = ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -71,6 +76,8 @@ def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
             raise ValueError("an alias stands within its own anchor")
         return count
     counts[id(node)] = None
+    if node.tag.removeprefix(TAG_PREFIX) not in PLAIN_TAGS:
+        raise ValueError(f"it has the tag {node.tag[:80]!r}, and values have none; write lists, mappings and texts")
     count = 1
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node)

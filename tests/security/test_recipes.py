@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.bounded_yaml import load_yaml
 from launcher.cli import main as chorus
 from launcher.errors import ConfigError
 from launcher.processes.launchers import make_launcher
@@ -186,6 +187,40 @@ def test_what_a_run_keeps_of_its_command_line_is_read_there_and_is_refused_as_a_
     assert load_recipe(path, of_run=True).cluster.ssh_options == ("-F", "config")
     with pytest.raises(ConfigError, match=r"has .-F. in cluster\.ssh_options"):
         load_recipe(path)
+
+
+TAGGED = {
+    "a set of options of ssh": 'cluster: {ssh_options: !!set {"-oProxyCommand=id"}}',
+    "a set of options of sbatch": 'cluster: {slurm: {options: !!set {"--wrap=id"}}}',
+    "pairs as options": 'cluster: {ssh_options: !!omap ["-F": x]}',
+    "pairs of pairs as options": 'cluster: {ssh_options: !!pairs ["-F": x]}',
+    "bytes as an option": 'cluster: {ssh_options: [!!binary "LW9Qcm94eUNvbW1hbmQ9aWQ="]}',
+    "bytes as a URL with a password": 'corpus: {shards: !!binary "aHR0cHM6Ly91OlBXQGhvc3QveA=="}',
+    "a set of URLs with passwords": 'tracking: {wandb: {tags: !!set {"https://u:PW@host/x"}}}',
+    "a set behind an anchor": 'about: &a !!set {"-oProxyCommand=id"}\ncluster: {ssh_options: *a}',
+    "a tag of its own": "cluster: !mine {ssh_options: [-F, x]}",
+    "a text as a list": 'cluster: {ssh_options: !!seq "-F"}',
+}
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_a_value_that_only_a_tag_makes_what_it_is_is_refused_wherever_it_stands(tmp_path, capsys, name):
+    section = TAGGED[name].partition(":")[0]
+    values = yaml.safe_load((ROOT / "launcher/recipes/mini.yaml").read_text())
+    values.pop(section, None)
+    path = tmp_path / "given.yaml"
+    path.write_text(yaml.safe_dump(values) + TAGGED[name] + "\n")
+    assert plan(path) == 2
+    message = capsys.readouterr().err
+    assert "PW" not in message
+    assert "\n" not in message.strip()
+    if "!!seq" not in TAGGED[name]:
+        assert "and values have none" in message
+
+
+def test_dates_and_explicit_tags_of_plain_values_stay_what_they_are():
+    assert load_yaml("a: !!str 1\nb: !!int '2'\nc: !!map {d: !!seq [1]}") == {"a": "1", "b": 2, "c": {"d": [1]}}
+    assert str(load_yaml("a: 2026-01-02")["a"]) == "2026-01-02"
 
 
 @pytest.mark.parametrize(
