@@ -43,6 +43,7 @@ def _named_files(record_file: Path) -> Iterator[str]:
 
     # Of the version that is installed: its names are made when it is imported.
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    yield str(record_file)
     folder = record_file.parent / "files"
     # W&B sends what lies here whether or not the record names it.
     for parent, folders, names in os.walk(folder):

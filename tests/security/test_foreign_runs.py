@@ -247,6 +247,33 @@ def test_a_lock_of_another_program_is_nobody_in_particular(run: RunFolder) -> No
     assert run.holder() is None
 
 
+@pytest.mark.parametrize("name", ["teacher", "teacher/logs", "teacher/metrics.jsonl", "results.json", "report.html"])
+def test_links_in_a_run_that_is_only_looked_at_are_read_and_nothing_is_written_behind_them(
+    run: RunFolder, tmp_path: Path, name: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    link = run.path / name
+    link.parent.mkdir(exist_ok=True)
+    if link.suffix:
+        elsewhere.write_text("{}")
+    else:
+        elsewhere.mkdir()
+        (elsewhere / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    link.symlink_to(elsewhere)
+
+    def content() -> dict[str, str]:
+        files = [elsewhere] if elsewhere.is_file() else sorted(elsewhere.rglob("*"))
+        return {str(file): file.read_text() for file in files}
+
+    before = content()
+    for command in ("status", "report"):
+        assert main([command, str(run.path)]) in (0, 3)
+    assert content() == before
+    if name == "teacher":
+        status = next(entry for entry in run_status(run)["stages"] if entry["name"] == "teacher")
+        assert status["step"] == 7
+
+
 # --- a recipe that was cut ----------------------------------------------------------------------------
 
 

@@ -119,6 +119,10 @@ def naming_files(way, secret, folder):
         case "a link":
             (folder / "files").mkdir(parents=True)
             (folder / "files" / "config.yaml").symlink_to(secret)
+        case "a link in the place of the stage's records":
+            folder.parent.parent.mkdir(parents=True)
+            (secret.parent / "elsewhere").mkdir()
+            folder.parent.symlink_to(secret.parent / "elsewhere")
         case "a link to a folder":
             (folder / "files").mkdir(parents=True)
             (folder / "files" / "media").symlink_to(secret.parent)
@@ -126,13 +130,14 @@ def naming_files(way, secret, folder):
 
 
 WAYS = ["an artifact", "an artifact in a request", "a reference", "a manifest", "a path upwards", "a whole path"]
-WAYS += ["a folder of TensorBoard", "a link", "a link to a folder"]
+WAYS += ["a folder of TensorBoard", "a link", "a link to a folder", "a link in the place of the stage's records"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_record_that_would_take_along_a_file_of_this_user_is_not_sent(run, secret, way, capsys, monkeypatch):
     folder = run.path / "teacher/wandb/offline-run-20260101_000000-a"
-    write_record(folder, Record(), naming_files(way, secret, folder))
+    record = naming_files(way, secret, folder)
+    write_record(folder, Record(), record)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setattr("launcher.tracking.sync._sync", lambda *_: pytest.fail("it is sent"))
     assert chorus(["sync", str(run.path)]) == 1
