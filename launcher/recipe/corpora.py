@@ -69,7 +69,7 @@ class MixtureCorpus(BaseModel, frozen=True, extra="forbid"):
     """Several corpora, each with a share of the audio that a training reads."""
 
     name: Literal["mixture"] = Field(default="mixture", description="several corpora are read")
-    mix: tuple[AnyEntry, ...] = Field(min_length=1, description="the corpora")
+    mix: tuple[AnyEntry, ...] = Field(min_length=1, max_length=1000, description="the corpora")
     temperature: float | None = Field(
         default=None,
         ge=0,
