@@ -10,8 +10,9 @@ from data.text import split_key
 # Speakers count as held out where at most this share of the smaller split's are in the other one too: a corpus whose
 # speakers are in all splits by design is not to be warned of.
 MAX_LEAKED_SPEAKERS = 0.5
-# Keys that are named of one sentence or speaker.
+# Keys that are named of one recording, sentence or speaker, and characters of a text.
 MAX_KEYS = 20
+MAX_QUOTED = 80
 
 
 def check_duplicates(survey: Survey) -> list[Finding]:
@@ -24,10 +25,13 @@ def check_duplicates(survey: Survey) -> list[Finding]:
         keys = tuple(row.key for row in rows)
         texts = {split_key(row.text) for row in rows}
         if len(texts) == 1:
-            duplicated.append(Item(keys, f"{', '.join(keys[:MAX_KEYS])} are one recording"))
+            duplicated.append(Item(keys, f"{_listed(keys)} are one recording"))
         else:
-            quoted = ", ".join(f"{row.key} {row.text[:80]!r}" for row in rows[:MAX_KEYS])
-            contradicting.append(Item(keys, f"one recording: {quoted}"))
+            quoted: list[str] = []
+            for row in rows[:MAX_KEYS]:
+                beginning = row.text[:MAX_QUOTED]
+                quoted.append(f"{row.key} {beginning!r}")
+            contradicting.append(Item(keys, f"one recording: {', '.join(quoted)}"))
     findings = collect("duplicate-audio", survey.split, duplicated)
     findings += collect("contradicting-text", survey.split, contradicting)
     return findings
@@ -55,21 +59,31 @@ def check_leakage(surveys: Sequence[Survey], held_out_speakers: bool = False) ->
         pair = "+".join(names)
         leaked_audio: list[Item] = []
         for _, keys in _shared(names, audio[first], audio[second]):
-            leaked_audio.append(Item(keys, f"{', '.join(keys[:MAX_KEYS])} are one recording"))
+            leaked_audio.append(Item(keys, f"{_listed(keys)} are one recording"))
         findings += collect("leaked-audio", pair, leaked_audio)
 
         leaked_texts: list[Item] = []
         for text, keys in _shared(names, texts[first], texts[second]):
-            leaked_texts.append(Item(keys, f"{str(text)[:80]!r}: {', '.join(keys[:MAX_KEYS])}"))
+            beginning = str(text)[:MAX_QUOTED]
+            leaked_texts.append(Item(keys, f"{beginning!r}: {_listed(keys)}"))
         findings += collect("leaked-text", pair, leaked_texts)
 
         leaked_speakers: list[Item] = []
         for speaker, keys in _shared(names, speakers[first], speakers[second]):
-            leaked_speakers.append(Item(keys, f"speaker {speaker}: {', '.join(keys[:MAX_KEYS])}"))
+            leaked_speakers.append(Item(keys, f"speaker {speaker}: {_listed(keys)}"))
         smaller = min(len(speakers[first]), len(speakers[second]))
         if held_out_speakers or len(leaked_speakers) <= MAX_LEAKED_SPEAKERS * smaller:
             findings += collect("leaked-speaker", pair, leaked_speakers)
     return findings
+
+
+def _listed(keys: Sequence[str]) -> str:
+    """The first of the keys, and how many there are beside them."""
+    names = ", ".join(keys[:MAX_KEYS])
+    others = len(keys) - MAX_KEYS
+    if others > 0:
+        names += f" and {others} more"
+    return names
 
 
 def _rows_by_audio(survey: Survey) -> dict[Hashable, list[Row]]:

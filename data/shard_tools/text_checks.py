@@ -42,22 +42,31 @@ def check_texts(survey: Survey, fewest_frames: FewestFrames, encoder_frames: Enc
     findings = collect("empty-text", survey.split, empty)
     findings += collect("infeasible-text", survey.split, _infeasible(survey, fewest_frames, encoder_frames))
 
-    # Of a split of a few utterances all characters are rare.
     rare: list[Item] = []
     of_one_speaker: list[Item] = []
     speakers = {row.speaker for row in survey.rows if row.speaker}
     for character, utterances in sorted(uses_of_characters(survey).items()):
-        speakers_of_character = {survey.rows[utterance].speaker for utterance in utterances}
-        keys = tuple(survey.rows[utterance].key for utterance in utterances[:MAX_KEYS])
-        place = f"{describe_character(character)} in {len(utterances)} of {len(survey.rows)} utterances"
+        case = _case_of_character(survey, character, utterances)
+        # Of a split of a few utterances all characters are rare.
         if len(utterances) <= MAX_RARE_ROWS < len(survey.rows):
-            rare.append(Item(keys, place))
+            rare.append(case)
+            continue
         # With two speakers, half of what is rare is of one of them by chance.
-        elif len(speakers) > 2 and len(speakers_of_character) == 1 and "" not in speakers_of_character:
-            of_one_speaker.append(Item(keys, f"{place}, all of speaker {survey.rows[utterances[0]].speaker}"))
+        users = {survey.rows[utterance].speaker for utterance in utterances}
+        if len(speakers) > 2 and len(users) == 1 and "" not in users:
+            (speaker,) = users
+            of_one_speaker.append(Item(case.keys, f"{case.detail}, all of speaker {speaker}"))
     findings += collect("rare-character", survey.split, rare)
     findings += collect("one-speaker-character", survey.split, of_one_speaker)
     return findings
+
+
+def _case_of_character(survey: Survey, character: str, utterances: Sequence[int]) -> Item:
+    keys: list[str] = []
+    for utterance in utterances[:MAX_KEYS]:
+        keys.append(survey.rows[utterance].key)
+    place = f"in {len(utterances)} of {len(survey.rows)} utterances"
+    return Item(tuple(keys), f"{describe_character(character)} {place}")
 
 
 def check_characters_of_splits(surveys: Sequence[Survey], train: str) -> list[Finding]:
@@ -74,9 +83,7 @@ def check_characters_of_splits(surveys: Sequence[Survey], train: str) -> list[Fi
         unseen: list[Item] = []
         for character, utterances in sorted(uses_of_characters(survey).items()):
             if character not in known:
-                keys = tuple(survey.rows[utterance].key for utterance in utterances[:MAX_KEYS])
-                detail = f"{describe_character(character)} in {len(utterances)} of {len(survey.rows)} utterances"
-                unseen.append(Item(keys, detail))
+                unseen.append(_case_of_character(survey, character, utterances))
         findings += collect("unseen-character", survey.split, unseen)
     return findings
 

@@ -9,8 +9,8 @@ micro-batches, processes and device) makes none.
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch.distributed as dist
@@ -112,7 +112,8 @@ class Trial:
             if number % accumulation:
                 self.engine.step()
             else:
-                applied = parallel.update(self.engine)
+                with _skipping_quietly():
+                    applied = parallel.update(self.engine)
                 assert not applied, "an update whose gradients are not numbers is skipped"
 
         seconds = time.perf_counter() - started
@@ -213,6 +214,18 @@ class Trial:
                 return num_rows
             num_rows //= 2
         return 0
+
+
+@contextmanager
+def _skipping_quietly() -> Iterator[None]:
+    """DeepSpeed warns of every update that is skipped, which here is the intention."""
+    deepspeed_logger = logging.getLogger("DeepSpeed")
+    level = deepspeed_logger.level
+    deepspeed_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        deepspeed_logger.setLevel(level)
 
 
 def _first_rows(batch: WaveformBatch, num_rows: int) -> WaveformBatch:
