@@ -118,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(bytes(2**16))
 
     def _write(self, content: bytes) -> None:
+        # Before they are sent: whoever has them may look at the count.
+        with self.files.lock:
+            self.files.bytes_sent += len(content)
         try:
             self.wfile.write(content)
             self.wfile.flush()
@@ -125,8 +128,6 @@ class _Handler(BaseHTTPRequestHandler):
             # Whoever asked has had enough.
             self.close_connection = True
             self.is_lost = True
-        with self.files.lock:
-            self.files.bytes_sent += len(content)
 
     def log_message(self, *_: object) -> None:
         pass
