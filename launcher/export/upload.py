@@ -14,6 +14,11 @@ def _hub() -> Any:
     """huggingface_hub; ConfigError when it is not installed."""
     try:
         import huggingface_hub
+
+        # It imports none of them by itself.
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise ConfigError(
             "Publishing needs huggingface_hub, which is not installed. Install it: pip install 'chorus-asr[hub]'"

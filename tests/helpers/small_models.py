@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[dict, str]] = {
         },
         "log_mel",
     ),
+    "one layer": ({"encoder": {**SMALL, "layers": 1, "experts": {"count": 2}}}, "log_mel"),
     "streaming with relative positions": (
         {
             "encoder": {
@@ -96,7 +97,7 @@ def write_small_model(folder: Path, kind: str, seed: int = 1, **features) -> Pat
     texts = [utterance.text for utterance in phrase_utterances(20)]
     tokenizer = train_tokenizer(texts, TokenizerConfig(kind="char"), run.tokenizer)
     generator = np.random.default_rng(seed)
-    front_end = FeaturesConfig(kind=feature_kind, **features)
+    front_end = FeaturesConfig(**{"kind": feature_kind, **features})
     mean = generator.normal(-8, 1, front_end.mel_bins)
     std = generator.uniform(2, 4, front_end.mel_bins)
     write_json(run.features_file, {"mean": mean.tolist(), "std": std.tolist()})

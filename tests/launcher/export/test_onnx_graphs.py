@@ -21,6 +21,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+# Every graph of a model takes the exporter several seconds.
+many_graphs = pytest.mark.slow
 KIND = "streaming"
 ATOL = 1e-4
 
@@ -58,10 +60,33 @@ def check_batches(model: FinishedModel, folder) -> None:
         np.testing.assert_allclose(logits_BSV, expected.ctc_BSV.numpy(), atol=ATOL, rtol=0)
 
 
+def test_an_encoder_with_experts_gives_the_frames_of_torch_on_any_batch_and_length(tmp_path):
+    """One of a layer's experts may get no frame, as of a recording that is shorter than a window."""
+    folder = write_small_model(tmp_path / "model", "one layer")
+    model = FinishedModel.load(folder)
+    graph = next(onnx_graphs.make_graphs(open_model_files(folder)))
+    path = tmp_path / "encoder.onnx"
+    onnx_graphs.write_graph(path, graph, {"sample_rate": "16000"})
+    onnx_graphs.check_graph(path, graph)
+    int8 = onnx_graphs.quantise(path)
+    speech = real_speech(3)
+    for waveforms in ([speech[0]], [speech[1][:1500]], [speech[2][:420], speech[2][:1800]], speech):
+        inputs = inputs_of(model, waveforms)
+        expected_BSD = model.encode(waveforms).encoder.frames_BSD.numpy()
+        frames_BSD, _ = onnx_graphs.open_session(path).run(None, inputs)
+        np.testing.assert_allclose(frames_BSD, expected_BSD, atol=ATOL, rtol=0)
+        frames_BSD, _ = onnx_graphs.open_session(int8).run(None, inputs)
+        # Frames are normed: their deviation is 1.
+        assert np.abs(frames_BSD - expected_BSD).mean() < 0.15
+    assert str(Path(onnx_graphs.__file__).parent).encode() not in path.read_bytes()
+
+
+@many_graphs
 def test_encoder_and_ctc_give_the_logits_of_torch(exported):
     check_batches(FinishedModel.load(exported[0]), exported[1])
 
 
+@many_graphs
 @torch.inference_mode()
 def test_the_decoder_gives_the_logits_of_torch_for_any_number_of_tokens(exported):
     model = FinishedModel.load(exported[0])
@@ -79,6 +104,7 @@ def test_the_decoder_gives_the_logits_of_torch_for_any_number_of_tokens(exported
         np.testing.assert_allclose(logits_BUV, expected.decoder_BUV.numpy(), atol=ATOL, rtol=0)
 
 
+@many_graphs
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("chunk_frames", [2, 5])
 def test_steps_give_the_frames_of_torch_for_any_chunk_and_context(exported, batch, chunk_frames):
@@ -113,6 +139,7 @@ def test_steps_give_the_frames_of_torch_for_any_chunk_and_context(exported, batc
         skipped_B = torch.zeros(batch, dtype=torch.int64)
 
 
+@many_graphs
 def test_weights_of_shared_blocks_and_experts_are_in_a_graph_once(exported):
     """Two layers use one block: of each of its matrices there is one."""
     config = KINDS[KIND][0]["encoder"]
@@ -126,6 +153,7 @@ def test_weights_of_shared_blocks_and_experts_are_in_a_graph_once(exported):
             assert all(tensor.data_type == onnx.TensorProto.INT8 for tensor in matrices)
 
 
+@many_graphs
 def test_no_path_of_this_machine_is_in_a_graph(exported):
     for path in exported[1].glob("*.onnx"):
         content = path.read_bytes()
@@ -133,6 +161,7 @@ def test_no_path_of_this_machine_is_in_a_graph(exported):
             assert secret.encode() not in content, path.name
 
 
+@many_graphs
 def test_int8_weights_are_smaller_and_their_error_rate_and_speed_are_told(exported, tmp_path):
     _, graphs = exported
     shards = tmp_path / "shards"
@@ -151,6 +180,7 @@ def test_int8_weights_are_smaller_and_their_error_rate_and_speed_are_told(export
     assert types["encoder.int8.onnx"] > 8
 
 
+@many_graphs
 def test_a_graph_that_differs_from_torch_is_refused(exported):
     model = open_model_files(exported[0])
     graph = next(graph for graph in onnx_graphs.make_graphs(model) if graph.name == "ctc")
@@ -166,7 +196,7 @@ def test_a_difference_that_is_no_number_counts_as_one(value):
     assert not onnx_graphs.largest_difference([np.array([value])], [np.array([1.0])]) <= onnx_graphs.TOLERANCE
 
 
-@pytest.mark.slow
+@many_graphs
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != KIND])
 def test_graphs_of_every_kind_give_the_logits_of_torch(tmp_path, kind):
     folder = write_small_model(tmp_path / "model", kind)

@@ -1,8 +1,11 @@
 """`chorus publish` writes the folder, sends it with a token, and shows the token nowhere."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from paths import ROOT
 from small_models import write_small_model
 
 from launcher.cli import main as chorus
@@ -143,6 +146,14 @@ def test_what_the_hub_refuses_is_one_paragraph_without_the_token(
     assert output.err.count("\n") == 1
     assert TOKEN not in output.out + output.err
     assert FinishedModel.load(out)
+
+
+def test_the_hub_is_imported_whole_where_nothing_else_has_imported_it():
+    """huggingface_hub imports its modules when they are asked for by name alone."""
+    program = (
+        "from launcher.export import upload; upload.check_repository('a/b'); upload.why_not_sent('a/b', None, False)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a/b/c", "-x", "a" * 200])

@@ -10,7 +10,7 @@ from launcher.inference.finished_model import FinishedModel
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["streaming", "transducer"])
+@pytest.mark.parametrize("kind", ["streaming", pytest.param("transducer", marks=pytest.mark.slow)])
 def test_a_loaded_program_gives_the_logits_of_the_model(kind, tmp_path):
     folder = write_small_model(tmp_path / "model", kind)
     write_program(tmp_path, open_model_files(folder))
