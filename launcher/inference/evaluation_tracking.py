@@ -36,7 +36,7 @@ def track_evaluation(context: StageContext[EvaluateStage], results: dict[str, An
         resume_step=None,
     )
     tracker.artifacts(lambda: used_artifacts(context), used=True)
-    folders = context.recipe.present_folders(context.run, context.stage.split)
+    folders = context.recipe.split_folders(context.run, context.stage.split)
     for name, model in results["models"].items():
         # Every number of a model's results, as NAME/SPLIT/METRIC or NAME/METRIC.
         summary: dict[str, float] = {}
