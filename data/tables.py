@@ -19,20 +19,29 @@ from data.members import Member
 from data.parquet_cells import Cell, import_pyarrow
 
 SUFFIXES = (".parquet", ".arrow")
-BATCH_ROWS = 256
+BATCH_ROWS = 64
+# Characters of one value beside a recording. A Parquet file may repeat a large one in some bytes a row.
+MAX_CELL_CHARACTERS = 2**16
 # Texts of one table, as its footer announces them and as they come.
 MAX_TEXT_BYTES = 4 * 2**30
 # Of the names of columns that a message quotes.
 MAX_QUOTED = 400
 
 
+class _RawRow(NamedTuple):
+    columns: dict[str, Any]
+    member: Member | Cell | None
+    name: str
+
+
 class TableRow(NamedTuple):
-    """A row of a table: its columns but that of the recording, the recording inside of the file, and its name.
+    """A row of a table: its columns but that of the recording, or why there are none; the recording inside of the file,
+    and its name.
 
     `member` is None where the table holds the path of a file, which is then the name; empty where it holds none.
     """
 
-    columns: dict[str, Any]
+    columns: dict[str, Any] | str
     member: Member | Cell | None
     name: str
 
@@ -46,11 +55,12 @@ def read_table(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
         num_bytes = 0
         try:
             for row in read(path, audio_names):
-                # A column of one value takes some bytes in a file, whatever the number of its rows.
-                num_bytes += sum(len(value) for value in row.columns.values() if isinstance(value, str))
+                columns = _bounded(row.columns)
+                if not isinstance(columns, str):
+                    num_bytes += sum(map(len, filter(_is_text, columns.values())))
                 if num_bytes > MAX_TEXT_BYTES:
                     raise AudioError(f"The table {path} holds more than {MAX_TEXT_BYTES} bytes of text; divide it")
-                yield row
+                yield TableRow(columns, row.member, row.name)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise AudioError(
                 f"The table {path} cannot be read ({error!s:.300}); it is none, damaged, or a pointer of Git LFS: "
@@ -60,7 +70,19 @@ def read_table(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
         raise DataError(f"{error}.") from error
 
 
-def _read_parquet(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
+def _bounded(columns: dict[str, Any]) -> dict[str, Any] | str:
+    """The columns of a row, or why they are not read."""
+    for name, value in columns.items():
+        if _is_text(value) and len(value) > MAX_CELL_CHARACTERS:
+            return f"its column {name} holds {len(value)} characters, more than {MAX_CELL_CHARACTERS}"
+    return columns
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _read_parquet(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
     parquet = import_pyarrow(path, "pyarrow.parquet")
     with parquet.ParquetFile(path, pre_buffer=False) as file:
         schema = file.schema_arrow
@@ -84,13 +106,13 @@ def _read_parquet(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
                     cell = None
                     if has_bytes:
                         cell = Cell(str(name or f"row {row} of group {row_group}"), bytes_column, row_group, row)
-                    yield TableRow(_with_labels(content, labels), cell, str(name or ""))
+                    yield _RawRow(_with_labels(content, labels), cell, str(name or ""))
                     row += 1
             if row != group.num_rows:
                 raise ValueError(f"{row} of {group.num_rows} rows of group {row_group} could be read")
 
 
-def _read_arrow(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
+def _read_arrow(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
     pyarrow = import_pyarrow(path)
     # Mapped, so that a batch is a view of the file and its recordings are not read.
     with pyarrow.memory_map(str(path)) as mapped:
@@ -126,7 +148,7 @@ def _read_arrow(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
                     member = None
                     if bytes_range is not None:
                         member = Member(str(name or f"row {num_rows}"), *bytes_range)
-                    yield TableRow(_with_labels(content, labels), member, str(name or ""))
+                    yield _RawRow(_with_labels(content, labels), member, str(name or ""))
                     num_rows += 1
 
 

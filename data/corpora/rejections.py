@@ -9,6 +9,12 @@ from data.audio import RejectedRow
 # Part of a reason, and what rows with such a reason have in common.
 KINDS = (
     ("there is no audio file", "no such file"),
+    ("its text may be that of a part", "recordings of another length than their row says"),
+    ("not a plain file", "members of a tar that are no plain files"),
+    ("leads out of its folder", "members of a tar that are no plain files"),
+    ("the tar ", "tars that are damaged or not read"),
+    ("of a text", "texts longer than can be read"),
+    ("characters, more than", "texts longer than can be read"),
     ("breaks off", "audio that breaks off"),
     ("lacks Ogg pages", "audio that breaks off"),
     ("is damaged", "damaged audio"),

@@ -63,6 +63,9 @@ def read_tables(files: list[Path], root: Path, split: str) -> Iterator[Row]:
         place = os.path.relpath(path, root)
         table_split = split_of_table(path) or split
         for line, row in enumerate(read_table(path, COLUMNS["audio"]), 1):
+            if isinstance(row.columns, str):
+                yield Row(line, row.columns, place)
+                continue
             content = row.columns
             member = row.member
             if member is not None:

@@ -51,7 +51,20 @@ def read_tars(tars: list[Path], folder: Path, split: str) -> Iterator[Row]:
 
 
 def _read_tar(tar: Path, place: str, split: str, not_read: set[str]) -> Iterator[Row]:
-    # By key, the members by their ending: the parts of a row need not follow each other.
+    samples, problems = _samples(tar, not_read)
+    row = 0
+    if samples:
+        with open_regular(tar) as file:
+            for row, (key, parts) in enumerate(samples.items(), 1):
+                yield _row(row, key, parts, file, place, split)
+                endings = [ending for ending in AUDIO if ending in parts]
+                not_read.update(parts.keys() - {*endings[:1], *TEXTS})
+    for number, problem in enumerate(problems, row + 1):
+        yield Row(number, problem, place)
+
+
+def _samples(tar: Path, not_read: set[str]) -> tuple[dict[str, dict[str, TarMember]], list[str]]:
+    """The members of a tar by key and ending, and what is wrong with others. The parts of a row may lie apart."""
     samples: dict[str, dict[str, TarMember]] = {}
     problems: list[str] = []
     try:
@@ -63,39 +76,34 @@ def _read_tar(tar: Path, place: str, split: str, not_read: set[str]) -> Iterator
             elif match is None:
                 not_read.add(Path(member.name).name[:40])
             else:
-                key, ending = match[1], match[2].lower()
-                parts = samples.setdefault(key, {})
+                parts = samples.setdefault(match[1], {})
+                ending = match[2].lower()
                 if ending in parts:
                     member = member._replace(problem=f"two members are called {member.name[:80]!r}")
                 parts[ending] = member
     except (OSError, ValueError) as error:
         problems.append(f"the tar {error!s:.300}")
+    # Whatever has neither audio nor a text is no row: __index__ and others of WebDataset's own.
+    for key in list(samples):
+        if samples[key].keys().isdisjoint(AUDIO + TEXTS):
+            not_read.update(samples.pop(key).keys())
+    return samples, problems
 
-    row = 0
-    with open_regular(tar) as file:
-        for key, parts in samples.items():
-            endings = [ending for ending in AUDIO if ending in parts]
-            not_read.update(parts.keys() - {*endings[:1], *TEXTS})
-            # Whatever has neither audio nor a text is no row: __index__ and others of WebDataset's own.
-            if not endings and parts.keys().isdisjoint(TEXTS):
-                continue
-            row += 1
-            content, stated_s = _content(key, parts, file)
-            if not endings and isinstance(content, dict):
-                content = f"it names no audio file: {key[:80]} has {', '.join(sorted(parts))[:80]}"
-            if isinstance(content, str):
-                yield Row(row, content, place)
-                continue
-            audio = parts[endings[0]]
+
+def _row(number: int, key: str, parts: dict[str, TarMember], file: Any, place: str, split: str) -> Row:
+    content, stated_s = _content(parts, file)
+    if isinstance(content, str):
+        return Row(number, content, place)
+    for ending in AUDIO:
+        if ending in parts:
+            audio = parts[ending]
             content["audio"] = place
             content.setdefault("split", split)
-            yield Row(row, content, place, Member(audio.name, audio.start, audio.num_bytes, stated_s))
-    for problem in problems:
-        row += 1
-        yield Row(row, problem, place)
+            return Row(number, content, place, Member(audio.name, audio.start, audio.num_bytes, stated_s))
+    return Row(number, f"it names no audio file: {key[:80]} has {', '.join(sorted(parts))[:80]}", place)
 
 
-def _content(key: str, parts: dict[str, TarMember], file: Any) -> tuple[Columns | str, float | None]:
+def _content(parts: dict[str, TarMember], file: Any) -> tuple[Columns | str, float | None]:
     """The columns that stand beside a recording, or why there are none, and how long they say that it is."""
     for part in parts.values():
         if part.problem:
