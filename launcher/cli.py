@@ -295,7 +295,7 @@ def _add_inspection(commands: Commands) -> None:
 
     parser = commands.add_parser("completion", help="print the script that completes commands in a shell")
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    parser.set_defaults(command=_command("completion", "completion"))
+    parser.set_defaults(command=_command("completion", "completion"), build_parser=build_parser)
 
 
 if __name__ == "__main__":
