@@ -1,6 +1,7 @@
 """A finished model as a folder: `model.safetensors` with each tensor once and `model.json` that builds the module.
 
-In the layout of Hugging Face the same description is part of its `config.json`. Sharing needs no aliases in the file: blocks are stored once, and `model.json` records which layer uses which.
+In the layout of Hugging Face the same description is part of its `config.json`. Sharing needs no aliases in the file:
+blocks are stored once, and `model.json` records which layer uses which.
 """
 
 import json
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.encoder import Encoder, EncoderConfig
 from model.recognizer import Recognizer, RecognizerConfig
@@ -184,6 +186,19 @@ def load_model(folder: Path) -> Recognizer:
     return recognizer.eval()
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Tensors are not filled: on the meta device they have no values, and drawing them there would import torch's
+    compiler, which takes seconds and 150 MB (torch 2.14)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            # The tensor comes first, or by its name.
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _read_weights(
     folder: Path, description: ModelDescription, build: Callable[[], nn.Module], prefix: str = ""
 ) -> dict[str, Tensor]:
@@ -204,7 +219,7 @@ def _read_weights(
                     f"{path} lacks tensors: it holds {num_tensors}, and {described_in} speaks of "
                     f"{description.encoder.layers} layers"
                 )
-            with torch.device("meta"):
+            with torch.device("meta"), _WithoutValues():
                 expected = build().state_dict()
             for stored_name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
                 if not stored_name.startswith(prefix):

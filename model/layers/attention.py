@@ -65,7 +65,9 @@ class RelativePositions(nn.Module):
 
 def _inverse_frequency(width: int, base: float) -> Tensor:
     """The angle by which each pair of dimensions turns per frame [width / 2], fp32."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float32)
+    # On the CPU also where a model is only laid out, on the meta device: torch 2.14 would import its compiler for a
+    # range there, which takes a second and 150 MB.
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu")
     return base ** (-exponents / width)
 
 
