@@ -24,7 +24,8 @@ def language_model(options: argparse.Namespace) -> int:
     run = RunFolder(source)
     if run.recipe_file.is_file():
         recipe = load_recipe(run.recipe_file, of_run=True)
-        texts = read_split(recipe.split_folders(run, "train")).transcripts()
+        max_damaged = recipe.cluster.storage.max_quarantined
+        texts = read_split(recipe.split_folders(run, "train"), max_damaged=max_damaged).transcripts()
     elif source.is_file():
         texts = _lines(source)
     else:

@@ -22,7 +22,7 @@ def plan_mixture(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> lis
     """
     if not isinstance(recipe.corpus, MixtureCorpus) or not recipe.has_split(run, "train"):
         return []
-    index = read_split(recipe.split_folders(run, "train"))
+    index = read_split(recipe.split_folders(run, "train"), max_damaged=recipe.cluster.storage.max_quarantined)
     transcribed = None
     if not isinstance(stage, SelfSupervisedStage):
         transcribed = index.text_length > 0

@@ -98,7 +98,7 @@ def feasibility_warnings(recipe: Recipe, run: RunFolder) -> Iterator[dict[str, s
     """
     if not recipe.has_split(run, "train"):
         return
-    index = read_split(recipe.split_folders(run, "train"))
+    index = read_split(recipe.split_folders(run, "train"), max_damaged=recipe.cluster.storage.max_quarantined)
     min_frames = None
     if (run.tokenizer / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(run.tokenizer)

@@ -116,7 +116,7 @@ def batches_of_one(recipe: Recipe, run: RunFolder, stage: AnyTrainingStage) -> s
         return ""
 
     # The two shortest that the sampler deals out fit, or no two do.
-    samples = read_split(folders).samples
+    samples = read_split(folders, max_damaged=recipe.cluster.storage.max_quarantined).samples
     lowest = batches.min_utterance_s * sample_rate_hz
     highest = batches.max_utterance_s * sample_rate_hz
     samples = samples[(samples >= lowest) & (samples <= highest)]
