@@ -90,14 +90,14 @@ KINDS: dict[str, tuple[dict, str]] = {
 }
 
 
-def write_small_model(folder: Path, kind: str, seed: int = 1, **features) -> Path:
-    """A finished model of a kind in `folder`; its run's tokenizer and statistics lie beside it."""
+def write_small_model(folder: Path, kind: str, seed: int = 1, features: str | None = None) -> Path:
+    """A finished model of a kind in `folder`, with its own kind of features or another one; its run lies beside it."""
     values, feature_kind = KINDS[kind]
     run = RunFolder(folder.parent / f"{folder.name}-run")
     texts = [utterance.text for utterance in phrase_utterances(20)]
     tokenizer = train_tokenizer(texts, TokenizerConfig(kind="char"), run.tokenizer)
     generator = np.random.default_rng(seed)
-    front_end = FeaturesConfig(**{"kind": feature_kind, **features})
+    front_end = FeaturesConfig.model_validate({"kind": features or feature_kind})
     mean = generator.normal(-8, 1, front_end.mel_bins)
     std = generator.uniform(2, 4, front_end.mel_bins)
     write_json(run.features_file, {"mean": mean.tolist(), "std": std.tolist()})

@@ -21,6 +21,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+# The exporter takes seconds, and minutes where the cores are shared.
+pytestmark = pytest.mark.timeout(900)
 # Every graph of a model takes the exporter several seconds.
 many_graphs = pytest.mark.slow
 KIND = "streaming"

@@ -12,6 +12,9 @@ from launcher.export.model_files import open_model_files
 from launcher.export.sherpa import sherpa_kind, write_sherpa
 from launcher.inference.finished_model import FinishedModel
 
+# The exporter takes seconds, and minutes where the cores are shared.
+pytestmark = pytest.mark.timeout(900)
+
 # The kind as which it is loaded, and the features that make it so.
 CASES = [
     pytest.param("fire_red_asr_ctc", "kaldi", marks=pytest.mark.slow),
@@ -23,7 +26,7 @@ CASES = [
 def test_the_text_is_that_of_a_greedy_search(kind, features, tmp_path):
     sherpa_onnx = pytest.importorskip("sherpa_onnx")
     pytest.importorskip("onnxscript")
-    folder = write_small_model(tmp_path / "model", "full", kind=features)
+    folder = write_small_model(tmp_path / "model", "full", features=features)
     out = tmp_path / "sherpa"
     out.mkdir()
     assert write_sherpa(out, open_model_files(folder), int8=False) == kind

@@ -8,6 +8,9 @@ from launcher.export.model_files import open_model_files
 from launcher.export.torch_program import PROGRAM_FILE, write_program
 from launcher.inference.finished_model import FinishedModel
 
+# The exporter takes seconds, and minutes where the cores are shared.
+pytestmark = pytest.mark.timeout(900)
+
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["streaming", pytest.param("transducer", marks=pytest.mark.slow)])
