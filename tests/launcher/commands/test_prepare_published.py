@@ -51,3 +51,17 @@ def test_a_mistake_is_one_paragraph_with_its_exit_code(corpus, tmp_path, capsys,
     assert fragment.format(root=corpus) in message
     assert "\n" not in message
     assert not (tmp_path / "shards").exists()
+
+
+def test_any_number_of_jobs_gives_the_same_shards_and_none_is_a_mistake(corpus, tmp_path, capsys):
+    for jobs in ("1", "3"):
+        options = ["--root", str(corpus), "--out", str(tmp_path / jobs), "--jobs", jobs]
+        assert chorus(["prepare", "librispeech", *options]) == 0
+    for path in sorted((tmp_path / "1" / "train").iterdir()):
+        assert path.read_bytes() == (tmp_path / "3" / "train" / path.name).read_bytes()
+    capsys.readouterr()
+    for jobs in ("0", "-1", "many", "1025"):
+        with pytest.raises(SystemExit) as stop:
+            chorus(["prepare", "librispeech", "--root", str(corpus), "--out", str(tmp_path / "x"), "--jobs", jobs])
+        assert stop.value.code == 2
+        assert "is no number of jobs; give one from 1 to 1024" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from launcher.monitoring import progress
 from launcher.monitoring.progress import MetricsTail, Pace, PlainDisplay, TerminalDisplay
 
 ROWS = [{"step": step, "loss": 3.0, "audio_s_per_s": 40.0, "time": 2.0 * step} for step in range(1, 11)]
@@ -110,3 +111,22 @@ def test_a_terminal_shows_one_bar_and_keeps_what_is_said():
     display.end()
     assert "restart [1] of 3" in stream.getvalue()
     assert "teacher: step 10/40, loss 3.000" in stream.getvalue()
+
+
+def test_work_in_this_process_shows_the_time_that_is_left(monkeypatch):
+    clock = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_between_lines=5)
+    display.begin("prepare corpus", 1)
+    # It goes on where an earlier preparation ended: what that did says nothing about the pace of this one.
+    for done in range(500, 901):
+        display.count("utterances of train", done, 900)
+        clock += 0.125
+    # Another split has a pace of its own.
+    display.count("utterances of dev", 1, 10)
+    display.end()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "prepare corpus: utterances of train 540/900, 45 s left"
+    assert lines[-2] == "prepare corpus: utterances of train 900/900"
+    assert lines[-1] == "prepare corpus: utterances of dev 1/10"
