@@ -40,7 +40,7 @@ CUT_ABOVE_S = 60.0
 # Without a detector, longer ones are refused: memory and errors grow with what is recognised in one piece.
 MAX_WHOLE_S = 600.0
 # Padded audio of the segments that are recognised together.
-BATCH_S = 60.0
+BATCH_S = 40.0
 
 logger = logging.getLogger(__name__)
 
