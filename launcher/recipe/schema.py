@@ -36,7 +36,9 @@ from launcher.tracking.config import TrackingConfig
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """All that a run is: a corpus, stages in their order, and where they run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its default folder")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", description="name of the run and of its default folder"
+    )
     seed: int = Field(default=1, ge=0, le=2**63 - 1, description="the one source of every random number")
     corpus: Annotated[
         CorpusConfig | ShardsCorpus | MixtureCorpus, Field(discriminator="name", description="recordings and texts")

@@ -217,7 +217,7 @@ HOSTILE_NUMBERS = [
     {"operations": float("inf")},
     {"real_time_factor": True},
     {"steps": 1.5},
-    {"steps": 10**400},
+    {"steps": 10**300},
     {"character_errors": {"-1": 3}},
     {"character_errors": {"0": -3}},
     {"word_errors": {"0": True}},

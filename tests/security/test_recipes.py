@@ -218,6 +218,12 @@ def test_a_value_that_only_a_tag_makes_what_it_is_is_refused_wherever_it_stands(
         assert "and values have none" in message
 
 
+@pytest.mark.parametrize("name", ["a" * 201, "", "../x", "a/b", ".hidden", "a\n", "a b", "$(id)", "<b>", "-x"])
+def test_a_name_of_a_run_that_no_folder_has_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="name"):
+        load_recipe(recipe_with(tmp_path, name=name))
+
+
 def test_dates_and_explicit_tags_of_plain_values_stay_what_they_are():
     assert load_yaml("a: !!str 1\nb: !!int '2'\nc: !!map {d: !!seq [1]}") == {"a": "1", "b": 2, "c": {"d": [1]}}
     assert str(load_yaml("a: 2026-01-02")["a"]) == "2026-01-02"
