@@ -114,7 +114,7 @@ def test_headers_about_the_next_header_are_bounded(tmp_path: Path, kind: str) ->
     if kind == "nested":
         header = tarfile.TarInfo("././@LongLink")
         header.type = tarfile.GNUTYPE_LONGNAME
-        (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) * 100_000 + b"\0" * 1024)
+        (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) * 10_000 + b"\0" * 1024)
     else:
         info = member("x" * 2**20, b"a")
         write_tar(tmp_path / "a.tar", info, kind=tarfile.PAX_FORMAT if kind == "pax" else tarfile.GNU_FORMAT)
@@ -126,10 +126,10 @@ def test_headers_about_the_next_header_are_bounded(tmp_path: Path, kind: str) ->
     assert all(problems)
 
 
-def test_millions_of_members_and_of_bytes_stay_within_memory(tmp_path: Path) -> None:
+def test_many_members_and_large_texts_stay_within_memory(tmp_path: Path) -> None:
     # Headers alone, of which each could be an utterance; and texts that together are larger than the limit.
     header = tarfile.TarInfo("u.txt").tobuf(tarfile.GNU_FORMAT)
-    blocks = header * 200_000
+    blocks = header * 50_000
     big = member("v.json", json.dumps({"text": "x" * 2**21}).encode())
     write_tar(tmp_path / "train-0.tar", member("a.flac", FLAC), member("a.txt", b"a"), big, member("v.flac", FLAC))
     (tmp_path / "train-1.tar").write_bytes(blocks + b"\0" * 1024)
