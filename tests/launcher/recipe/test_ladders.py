@@ -14,6 +14,7 @@ LADDERS = (
     "ladder-prompts",
     "ladder-mboshi",
 )
+SEARCH = "objective-search"
 TAUGHT = {"taught-plain": "experts", "taught-norms": "norms", "taught": "routers"}
 
 
@@ -24,7 +25,7 @@ def ladder(tmp_path_factory):
     manifest = [f"corpus.manifest={folder}"]
     keys = {"ladder-aelita": [], "ladder-prompts": manifest, "ladder-mboshi": manifest}
     recipes = {}
-    for name in LADDERS:
+    for name in (*LADDERS, SEARCH):
         recipes[name] = load_recipe(name, keys.get(name, [f"corpus.root={folder}"]))
 
     def rungs(name):
@@ -114,7 +115,30 @@ def test_the_former_rungs_differ_in_how_their_branches_start_alone(ladder):
         assert rungs[f"{name}-former"].compare_to == (name,)
 
 
-@pytest.mark.parametrize("name", LADDERS)
+def test_every_objective_of_the_search_is_another_and_nothing_else_differs(ladder):
+    rungs = ladder(SEARCH)
+    teacher = rungs.pop("full")
+    untaught = rungs.pop("routers")
+    assert len(rungs) >= 50
+    objectives = set()
+    for trial in rungs.values():
+        assert isinstance(trial, DistillStage)
+        assert trial.teacher == teacher.name
+        assert trial.model == untaught.model
+        assert (trial.steps, trial.optimizer, trial.seed) == (untaught.steps, untaught.optimizer, untaught.seed)
+        objectives.add((trial.initialize_from_teacher, trial.distill.model_dump_json()))
+    assert len(objectives) == len(rungs)
+
+
+def test_the_search_looks_at_no_test_recordings_and_at_no_seed_of_the_ladders(ladder):
+    search = ladder.recipes[SEARCH]
+    assert search.stages[-1].split == "dev"
+    searched = {stage.seed for stage in search.training_stages()}
+    for name in LADDERS:
+        assert searched.isdisjoint(stage.seed for stage in ladder.recipes[name].training_stages())
+
+
+@pytest.mark.parametrize("name", [*LADDERS, SEARCH])
 def test_every_training_of_a_ladder_is_evaluated(name, ladder):
     recipe = ladder.recipes[name]
     evaluation = recipe.stages[-1]
