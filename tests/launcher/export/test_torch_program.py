@@ -11,6 +11,9 @@ from launcher.inference.finished_model import FinishedModel
 # The exporter takes seconds, and minutes where the cores are shared.
 pytestmark = pytest.mark.timeout(900)
 
+# The exporter takes seconds, and minutes where the cores are shared.
+pytestmark = pytest.mark.timeout(900)
+
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["streaming", pytest.param("transducer", marks=pytest.mark.slow)])
