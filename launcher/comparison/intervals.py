@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from launcher.comparison.bootstrap import Draws, Interval, Numbers, interval, rate, relative_difference
 from launcher.comparison.model_results import Comparison, Errors, ModelResult
+from launcher.inference.bootstrap import Draws, Interval, Numbers, interval, rate, relative_difference
 
 # A character error rate above it: a training that did not find the alignment of frames and text.
 UNCONVERGED = 0.5

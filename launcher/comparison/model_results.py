@@ -17,8 +17,8 @@ import numpy as np
 from data.errors import DataError
 from data.files import read_lines
 from data.shard_index import MAX_ROW_BYTES, parse_texts
-from launcher.comparison.bootstrap import Numbers
 from launcher.errors import ConfigError
+from launcher.inference.bootstrap import Numbers
 from launcher.inference.error_counts import count_errors
 from launcher.monitoring.goodput import Event, measure_goodput
 from launcher.monitoring.status import load_run_recipe

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from launcher.comparison.bootstrap import Interval
 from launcher.comparison.intervals import (
     UNCONVERGED,
     ModelIntervals,
@@ -22,6 +21,7 @@ from launcher.comparison.intervals import (
 from launcher.comparison.model_results import Comparison, ModelResult
 from launcher.comparison.picture import Point, draw_comparison
 from launcher.formatting import MISSING, count, duration, percent
+from launcher.inference.bootstrap import Interval
 from launcher.plain_text import markdown_code, markdown_line
 from launcher.report.svg import standalone
 from launcher.run_folder import write_text

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from launcher.comparison.bootstrap import Interval
+from launcher.inference.bootstrap import Interval
 from launcher.report import svg
 
 SIZE_IN = (7.2, 4.2)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import main
-from launcher.comparison import bootstrap
-from launcher.comparison.bootstrap import Draws, Interval, interval, rate, relative_difference
 from launcher.comparison.model_results import read_comparison
 from launcher.comparison.picture import Point, _spread
 from launcher.errors import ConfigError
+from launcher.inference import bootstrap
+from launcher.inference.bootstrap import Draws, Interval, interval, rate, relative_difference
 from launcher.recipe import dump as dump_recipe
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json, write_lines

@@ -7,11 +7,11 @@ import pytest
 
 from data.errors import DataError
 from launcher.cli import main
-from launcher.comparison.bootstrap import rate
 from launcher.comparison.intervals import ModelIntervals
 from launcher.comparison.model_results import compare_trainings, read_trainings
 from launcher.comparison.records import read_records, write_records
 from launcher.errors import ConfigError
+from launcher.inference.bootstrap import rate
 from launcher.recipe import dump as dump_recipe
 from launcher.recipe import load_recipe
 from tests.launcher.comparison.test_comparison import build_run
