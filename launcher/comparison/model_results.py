@@ -6,7 +6,7 @@ were made of them (`records`), and put together here.
 Shapes: S seeds, U utterances, L layers with experts, E experts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ import jiwer
 import numpy as np
 
 from data.errors import DataError
-from data.files import read_lines
-from data.shard_index import MAX_ROW_BYTES, parse_texts
 from launcher.errors import ConfigError
 from launcher.inference.bootstrap import Numbers
-from launcher.inference.error_counts import count_errors
+from launcher.inference.hypotheses import count_all_errors, read_hypotheses
 from launcher.monitoring.goodput import Event, measure_goodput
 from launcher.monitoring.status import load_run_recipe
 from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, PretrainStage, Recipe
@@ -28,8 +26,6 @@ from launcher.run_files import read_evaluation
 from launcher.run_folder import RunFolder, is_number
 from launcher.stages.fingerprint import hash_value
 from launcher.stages.settings import training_settings
-
-Align = Callable[[str, str], jiwer.WordOutput | jiwer.CharacterOutput]
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
     evaluation, results = _read_first_evaluation(run, recipe)
     run_data = read_run_data(run.path)
     stage_data = {stage.name: stage for stage in run_data.stages}
-    operations = {stage.name: _sum_over_steps(stage, "flops_per_s") for stage in run_data.stages}
+    operations = {stage.name: stage.sum_over_steps("flops_per_s") for stage in run_data.stages}
 
     evaluated = None
     trainings = []
@@ -229,8 +225,8 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
         # It is what the repetitions of a model differ in.
         settings.pop("seed")
         rows = read_hypotheses(run.stage(evaluation.name).hypotheses_file(stage.name))
-        character_errors, character_lengths = _count_all_errors(rows, jiwer.process_characters)
-        word_errors, word_lengths = _count_all_errors(rows, jiwer.process_words)
+        character_errors, character_lengths = count_all_errors(rows, jiwer.process_characters)
+        word_errors, word_lengths = count_all_errors(rows, jiwer.process_words)
         sizes, measured = _read_measures(run, evaluation, results, stage.name)
         if evaluated is None:
             # All models of an evaluation are measured on the same utterances with the same threads.
@@ -261,7 +257,7 @@ def read_trainings(run: RunFolder) -> tuple[str, EvaluationSet, list[Training]]:
             minutes=_training_minutes(stage_data[stage.name], run_data.events),
             operations=operations[stage.name],
             whole_operations=_with_sources(recipe, stage, operations),
-            audio_hours=_sum_over_steps(stage_data[stage.name], "audio_s_per_s") / 3600,
+            audio_hours=stage_data[stage.name].sum_over_steps("audio_s_per_s") / 3600,
             character_errors=character_errors,
             word_errors=word_errors,
         )
@@ -339,54 +335,6 @@ def _with_sources(recipe: Recipe, stage: AnyTrainingStage, costs: dict[str, floa
                 needed.add(source)
                 waiting.append(stages[source])
     return sum(costs[name] for name in needed)
-
-
-def read_hypotheses(path: Path) -> list[dict[str, str]]:
-    """The hypotheses of an evaluation, by key.
-
-    ConfigError where it was made without keeping them, DataError where the file is torn.
-    """
-    rows = []
-    try:
-        for line in read_lines(path, MAX_ROW_BYTES):
-            rows.append(parse_texts(line, ("key", "reference", "hypothesis")))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no {path}, which holds the hypothesis of each utterance. Delete "
-            f"{path.parents[1] / 'evaluation.json'} and run the same command as before: it evaluates again."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"Line {len(rows) + 1} of {path} cannot be read: {error}. Delete {path.parents[1] / 'evaluation.json'} and "
-            "run the same command as before: it evaluates again."
-        ) from None
-    # In one order for all seeds and models: a bootstrap replicate draws the same utterances of each.
-    return sorted(rows, key=lambda row: row["key"])
-
-
-def _count_all_errors(rows: Iterable[dict[str, str]], align: Align) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The errors of each hypothesis, and the length of each reference."""
-    errors = []
-    lengths = []
-    for row in rows:
-        num_errors, length = count_errors(align(row["reference"], row["hypothesis"]))
-        errors.append(num_errors)
-        lengths.append(length)
-    return tuple(errors), tuple(lengths)
-
-
-def _sum_over_steps(stage: StageData, rate: str) -> float:
-    """What a stage did in all its steps, of a rate per second; a row stands for the steps since the row before."""
-    total = 0.0
-    previous_step = 0
-    for row in stage.rows:
-        # Rows of validations have no rates.
-        if row.get(rate) is None:
-            continue
-        num_steps = row["step"] - previous_step
-        total += row[rate] * row["step_s"] * num_steps
-        previous_step = row["step"]
-    return total
 
 
 def _training_minutes(stage: StageData, events: Sequence[Event]) -> float:

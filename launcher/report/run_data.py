@@ -71,6 +71,19 @@ class StageData:
                 values.append(row[key])
         return Series(np.array(steps), np.array(values, dtype=float))
 
+    def sum_over_steps(self, rate: str) -> float:
+        """What all steps of the stage did, of a metric per second: a row stands for the steps since the last one."""
+        total = 0.0
+        previous_step = 0
+        for row in self.rows:
+            # Rows of validations have no rates.
+            if row.get(rate) is None or row.get("step_s") is None:
+                continue
+            num_steps = row["step"] - previous_step
+            total += row[rate] * row["step_s"] * num_steps
+            previous_step = row["step"]
+        return total
+
     def keys(self, prefix: str) -> list[str]:
         """All metrics whose names begin so, sorted."""
         keys = set()

@@ -16,8 +16,8 @@ from data.files import is_file_name, parse_json, read_json, remove_path, replaci
 from data.sources import SOURCES, changed_sources, read_sources
 from launcher.bounded_yaml import load_yaml
 from launcher.cli import main
-from launcher.comparison.model_results import read_hypotheses
 from launcher.errors import ConfigError
+from launcher.inference.hypotheses import read_hypotheses
 from launcher.monitoring.status import load_run_recipe, open_run, run_status
 from launcher.processes.run_processes import token_environment
 from launcher.recipe import dump, load_recipe
