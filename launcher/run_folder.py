@@ -179,6 +179,15 @@ class StageFolder:
         """The reference and one model's hypothesis of each utterance of an evaluation."""
         return self.path / "hypotheses" / f"{model}.jsonl"
 
+    @property
+    def hardest_file(self) -> Path:
+        """The hardest utterances of an evaluation, with audio and word times (inference/analysis.py)."""
+        return self.path / "analysis" / "hardest.json"
+
+    def experts_file(self, model: str) -> Path:
+        """What the experts of an evaluated model were chosen for."""
+        return self.path / "analysis" / "experts" / f"{model}.json"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"
 
