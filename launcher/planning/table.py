@@ -7,7 +7,7 @@ teacher's weights, and the activations of one micro-batch of utterances of `UTTE
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,17 @@ class _StagePlan:
 
     def _engine_memory(self, config: DeepSpeedConfig, expert_parallel: int) -> Memory:
         zero = config.get("zero_optimization", {})
-        return memory_per_process(self.parameter_sizes, self.processes, expert_parallel, zero, self.accumulation)
+        memory = memory_per_process(self.parameter_sizes, self.processes, expert_parallel, zero, self.accumulation)
+        # A running average is sharded as one more moment.
+        return replace(memory, moments=memory.moments // MOMENTS * self.state_copies)
+
+    @property
+    def state_copies(self) -> int:
+        """What is kept of each weight beside it from step to step: AdamW's moments, and a running average."""
+        average = self.stage.average
+        if average is not None and average.kind == "running":
+            return MOMENTS + 1
+        return MOMENTS
 
     def traffic(self, config: DeepSpeedConfig, expert_parallel: int) -> Traffic:
         return traffic(
@@ -343,8 +353,8 @@ class _StagePlan:
             "computation_s": numbers.compute_s,
             "communication_s": chosen.communication_s,
             "communication_share": communication_share(numbers),
-            # Weights and AdamW's moments, all fp32.
-            "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + MOMENTS),
+            # All fp32.
+            "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + self.state_copies),
             "steps": self.stage.steps,
             "lanes": self.batches.lanes,
             "accumulation": self.accumulation,

@@ -1,5 +1,6 @@
 """The recipe: everything that a run is, as one YAML file."""
 
+from launcher.recipe.averaging import AverageConfig
 from launcher.recipe.checks import check_inputs, check_model_folders
 from launcher.recipe.cluster import ClusterConfig
 from launcher.recipe.corpora import MixtureCorpus, ShardsCorpus
@@ -23,6 +24,7 @@ from launcher.recipe.validation_messages import validate
 
 __all__ = [
     "AnyTrainingStage",
+    "AverageConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "DistillConfig",

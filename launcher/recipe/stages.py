@@ -4,6 +4,7 @@ Stages refuse values that contradict each other within one stage. What must hold
 student learns from its teachers in `distillation`.
 """
 
+import math
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
@@ -12,6 +13,7 @@ from data.augmentation import AugmentConfig
 from data.masking import MaskingConfig
 from data.sampler import BatchesConfig
 from launcher.devices import DEVICE_PATTERN
+from launcher.recipe.averaging import AverageConfig
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from model.losses import ExpertsObjectiveConfig, ObjectiveConfig
@@ -126,6 +128,15 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="when the stage saves and what it keeps"
     )
+    average: AverageConfig | None = Field(
+        default=None, description="the finished model is an average of weights; none: those of the last step"
+    )
+    freeze: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        max_length=1000,
+        description="parts that stay as they start: names of parameters or of parts of the model, with * and ?, such "
+        "as encoder.subsampling or encoder.blocks.0.*",
+    )
     recovery: RecoveryConfig = Field(
         default_factory=RecoveryConfig, description="what becomes of losses and gradients that are not finite"
     )
@@ -141,6 +152,35 @@ class TrainingStage(Stage, frozen=True, extra="forbid"):
     batches: BatchesConfig | None = Field(default=None, description="instead of the recipe's")
     augment: AugmentConfig | None = Field(default=None, description="instead of the recipe's")
     deepspeed: str | None = Field(default=None, description="instead of cluster.deepspeed")
+
+    @property
+    def retention(self) -> CheckpointConfig:
+        """Its settings of checkpoints, with as many of them kept as are averaged."""
+        average = self.average
+        if average is None or average.kind == "running":
+            return self.checkpoint
+        key = f"keep_{average.kind}"
+        number = max(average.checkpoints, getattr(self.checkpoint, key))
+        return self.checkpoint.model_copy(update={key: number})
+
+    @model_validator(mode="after")
+    def _there_is_something_to_average(self) -> "TrainingStage":
+        if self.average is None or self.average.kind == "running":
+            return self
+        interval = self.checkpoint.every_steps
+        what = "checkpoints"
+        if self.average.kind == "best":
+            # Only weights that were validated have an error rate.
+            interval = math.lcm(interval, self.validate_every)
+            what = "checkpoints that are validated"
+        # There is always one at the end.
+        if interval >= self.steps:
+            raise ValueError(
+                f"average is of the {self.average.kind} {what}, and the stage makes one every {interval} steps of its "
+                f"{self.steps}: there would be one alone. Lower checkpoint.every_steps (best: to a multiple or a "
+                "divisor of validate_every)"
+            )
+        return self
 
     @property
     def unseeded_name(self) -> str:
@@ -173,6 +213,12 @@ class SelfSupervisedStage(TrainingStage, frozen=True, extra="forbid"):
         description="takes the place of SpecAugment and time warp; of `augment` what is done to recordings counts",
     )
 
+    @model_validator(mode="after")
+    def _best_needs_error_rates(self) -> "SelfSupervisedStage":
+        if self.average is not None and self.average.kind == "best":
+            raise ValueError("average is of the best checkpoints, and without transcripts none has an error rate")
+        return self
+
 
 class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
     """A recogniser learns from transcripts alone."""
@@ -180,8 +226,13 @@ class PretrainStage(RecognitionStage, frozen=True, extra="forbid"):
     kind: Literal["pretrain"] = Field(description="recognition loss on transcripts, no teacher")
     initialize_from: str | None = Field(
         default=None,
-        description="an earlier training stage, or (with a slash) the folder of a finished model, whose encoder this "
-        "one starts as; none: drawn anew. CTC output, decoder and transducer are always drawn anew",
+        description="an earlier training stage, or (with a slash) the folder of a finished model, that this one starts "
+        "as; none: drawn anew",
+    )
+    initialize_outputs: bool = Field(
+        default=True,
+        description="CTC output, decoder and transducer are copied too where both models have the same; what has a row "
+        "for each token only where both have the same tokens. With initialize_layers they are always drawn anew",
     )
     # The layers above are drawn anew.
     initialize_layers: int | None = Field(

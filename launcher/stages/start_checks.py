@@ -71,6 +71,12 @@ def check_splits(recipe: Recipe, run: RunFolder) -> None:
     # Training needs no other split: without dev it does not validate (no_validation).
     for stage in recipe.stages:
         if not isinstance(stage, EvaluateStage):
+            if stage.average is not None and stage.average.kind == "best" and not recipe.has_split(run, "dev"):
+                raise ConfigError(
+                    f"stages.{stage.name}.average is of the best checkpoints, and the corpus at {places} has no split "
+                    "dev to validate on: none would have an error rate. Give some rows the split dev, or pass --set "
+                    f"stages.{stage.name}.average.kind=last."
+                )
             continue
         if recipe.has_split(run, stage.split):
             continue

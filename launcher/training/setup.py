@@ -1,6 +1,7 @@
 """Puts a training stage together on each process, and takes the finished model out of it."""
 
 import logging
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from launcher.stages.context import StageContext
 from launcher.stages.lineage import used_artifacts
 from launcher.tracking import Tracker
 from launcher.training import parallel
-from launcher.training.checkpoint import agreed_checkpoint, open_checkpoint
+from launcher.training.checkpoint import agreed_checkpoint, averaged_weights
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.distillation.setup import (
     agree_on_caches,
@@ -27,12 +28,14 @@ from launcher.training.distillation.setup import (
 )
 from launcher.training.expert_parallel import spread_experts
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
-from launcher.training.initialization import initialize_from_encoder, initialize_from_first_teacher
+from launcher.training.freezing import freeze
+from launcher.training.initialization import Start, initialize_from_first_teacher, initialize_from_model
 from launcher.training.inputs import open_inputs
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
 from launcher.training.memory.shortage import MemoryLimit
 from launcher.training.metrics import MetricAccumulator
 from launcher.training.recognition_loss import RecognitionLoss
+from launcher.training.running_average import RunningAverage
 from launcher.training.teachers.chorus import RecognizerTeacher
 from launcher.training.trainer import StageLoss, Trainer
 from launcher.training.training_log import TrainingLog
@@ -70,6 +73,8 @@ def build_trainer(
 
     flops_per_audio_s = _training_flops_per_audio_s(context, model, stage_loss)
     spread_experts(model, context.expert_parallel, rank)
+    # After the experts are spread, whose parameters are new ones.
+    frozen = freeze(model, context.stage.freeze)
     heartbeat.tick()
     engine = parallel.build_engine(
         model.to(device),
@@ -80,6 +85,9 @@ def build_trainer(
     )
     heartbeat.tick()
 
+    average = None
+    if context.stage.average is not None and context.stage.average.kind == "running":
+        average = RunningAverage(engine, context.stage.average.decay)
     step = 0
     accumulator = MetricAccumulator()
     nonfinite = NonfiniteSteps()
@@ -87,8 +95,12 @@ def build_trainer(
     if saved:
         check_tokenizer(saved, inputs.loader.tokenizer)
         step = saved.step
-        accumulator, nonfinite = restore_state(engine, saved, heartbeat.tick)
+        accumulator, nonfinite = restore_state(engine, saved, heartbeat.tick, average)
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, step)
+    if frozen.parameters and rank == 0:
+        logger.info("%s", frozen.describe())
+        if not saved:
+            context.run.append_event("frozen", stage=context.name, **asdict(frozen))
     tracker = _open_tracker(context, resume_step=step) if rank == 0 else None
     heartbeat.tick()
     return Trainer(
@@ -103,6 +115,7 @@ def build_trainer(
         stop=stop,
         flops_per_audio_s=flops_per_audio_s,
         memory=MemoryLimit(context, inputs.sampler, device, can_redo=parallel.can_discard_gradients(engine)),
+        average=average,
         step=step,
         accumulator=accumulator,
         nonfinite=nonfinite,
@@ -144,7 +157,8 @@ def _build_model_and_loss(
     recognition_loss = RecognitionLoss(stage.objective, stage.model.encoder)
     if isinstance(stage, PretrainStage):
         if stage.initialize_from:
-            initialize_from_encoder(recognizer, StageContext(context.recipe, context.run, stage))
+            start = initialize_from_model(recognizer, StageContext(context.recipe, context.run, stage), tokenizer)
+            _tell_start(context, start)
         return recognizer, recognition_loss, validator
 
     distill_context = StageContext[DistillStage](context.recipe, context.run, stage)
@@ -162,6 +176,14 @@ def _build_model_and_loss(
     return recognizer, distillation_loss, validator
 
 
+def _tell_start(context: StageContext[AnyTrainingStage], start: Start) -> None:
+    """Say once what a stage's model started from; when the stage is resumed, it goes on from a checkpoint."""
+    if dist.get_rank() != 0 or context.folder.checkpoint_steps():
+        return
+    logger.info("%s", start.describe())
+    context.run.append_event("initialized", stage=context.name, **asdict(start))
+
+
 def _training_flops_per_audio_s(context: StageContext[AnyTrainingStage], model: Model, stage_loss: StageLoss) -> float:
     """Floating-point operations of training on a second of audio, teachers included; of the whole, unspread model."""
     features = context.recipe.features
@@ -177,7 +199,9 @@ def _training_flops_per_audio_s(context: StageContext[AnyTrainingStage], model: 
 
 
 def write_model(context: StageContext[AnyTrainingStage]) -> None:
-    """Make the finished model of a stage from its newest intact checkpoint."""
+    """Make the finished model of a stage from its newest intact checkpoint, or as the average that it asks for."""
     folder = context.folder
-    weights = open_checkpoint(folder).weights()
+    weights, steps = averaged_weights(folder, context.stage.average)
+    if context.stage.average is not None:
+        logger.info("the model is the %s average of steps %s", context.stage.average.kind, steps)
     write_finished_model(folder.model, context.run, context.stage.model, context.recipe.features, weights)

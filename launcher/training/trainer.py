@@ -43,6 +43,7 @@ from launcher.training.metrics import (
 )
 from launcher.training.profiling import GarbageCollection, StepProfiler, peak_flops
 from launcher.training.recognition_loss import RecognitionLoss
+from launcher.training.running_average import RunningAverage
 from launcher.training.schedule import learning_rate
 from launcher.training.training_log import TrainingLog
 from launcher.training.training_state import capture_state, restore_state
@@ -68,13 +69,14 @@ class Trainer:
     stop: StopRequest
     flops_per_audio_s: float
     memory: MemoryLimit
+    average: RunningAverage | None = None
     step: int = 0
     accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
     nonfinite: NonfiniteSteps = field(default_factory=NonfiniteSteps)
 
     def __post_init__(self) -> None:
         self.stage = self.context.stage
-        self.saver = checkpoint.Saver(self.context.folder, self.stage.checkpoint, self.inputs.device)
+        self.saver = checkpoint.Saver(self.context.folder, self.stage.retention, self.inputs.device)
         profile_range = self.context.recipe.cluster.profile_range
         self.profiler = StepProfiler(profile_range, self.context.folder.profile, dist.get_rank())
         self.inputs.loader.on_wait = self._report_wait
@@ -143,6 +145,8 @@ class Trainer:
         if applied:
             self.nonfinite.update_applied()
             self._update_buffers(reduced)
+            if self.average is not None:
+                self.average.update(self.step - self.nonfinite.skipped)
             step_s = time.perf_counter() - started + data_wait_s
             self.accumulator.add(
                 reduced,
@@ -320,7 +324,7 @@ class Trainer:
                 f"{self.stage.recovery.max_rollbacks}), and there is none left to try. events.jsonl names the "
                 "utterances: listen to them, or lower optimizer.peak_learning_rate, and run the same command again."
             )
-        _, nonfinite_then = restore_state(self.engine, saved, self.heartbeat.tick)
+        _, nonfinite_then = restore_state(self.engine, saved, self.heartbeat.tick, self.average)
         self.nonfinite.rolled_back(self.step, saved.step, nonfinite_then.skipped)
         logger.warning("step %d: weights rolled back to those of step %d", self.step, saved.step)
         self.log.event("rolled_back", self.step, to_step=saved.step)
@@ -377,7 +381,13 @@ class Trainer:
         self.heartbeat.beat(self.step, "save")
         started = time.perf_counter()
         state = capture_state(
-            self.engine, self.step, self.accumulator, self.nonfinite, validation_cer, self.inputs.loader.tokenizer
+            self.engine,
+            self.step,
+            self.accumulator,
+            self.nonfinite,
+            validation_cer,
+            self.inputs.loader.tokenizer,
+            self.average,
         )
         saved = self.saver.start(state)
         self.heartbeat.tick()

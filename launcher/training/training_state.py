@@ -1,11 +1,8 @@
 """What a checkpoint holds of a training, taken from the engine and put back into it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from data.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
@@ -14,6 +11,7 @@ from launcher.training.fragments import full_shapes, owned_fragments, replica_fr
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.metrics import MetricAccumulator
 from launcher.training.parallel import Engine
+from launcher.training.running_average import RunningAverage, state_buffers
 
 
 def capture_state(
@@ -23,9 +21,10 @@ def capture_state(
     nonfinite: NonfiniteSteps,
     validation_cer: float | None,
     tokenizer: Tokenizer | None = None,
+    average: RunningAverage | None = None,
 ) -> checkpoint.State:
     """This process's part of a checkpoint of `step`; `tokenizer` is what its output layers have tokens of."""
-    buffers = dict(_state_buffers(engine.module))
+    buffers = dict(state_buffers(engine.module))
     shapes = full_shapes(engine.module)
     for name, buffer in buffers.items():
         shapes[name] = list(buffer.shape)
@@ -33,13 +32,19 @@ def capture_state(
     trainer: dict[str, Any] = {"window": asdict(accumulator), "recovery": asdict(nonfinite)}
     if tokenizer is not None:
         trainer["tokenizer"] = tokenizer.sha256
+    parts = owned_fragments(engine)
+    buffer_averages = {}
+    if average is not None:
+        parts = average.fragments()
+        buffer_averages = average.buffers
     return checkpoint.State(
         step=step,
-        parts=owned_fragments(engine),
+        parts=parts,
         shapes=shapes,
         buffers=buffers,
         trainer=trainer,
         validation_cer=validation_cer,
+        buffer_averages=buffer_averages,
     )
 
 
@@ -60,9 +65,13 @@ def check_tokenizer(saved: checkpoint.Checkpoint, tokenizer: Tokenizer | None) -
 
 
 def restore_state(
-    engine: Engine, saved: checkpoint.Checkpoint, on_progress: Callable[[], None] = lambda: None
+    engine: Engine,
+    saved: checkpoint.Checkpoint,
+    on_progress: Callable[[], None] = lambda: None,
+    average: RunningAverage | None = None,
 ) -> tuple[MetricAccumulator, NonfiniteSteps]:
-    """Copy weights, moments and buffers of a checkpoint into the engine; returns what else it holds of the training.
+    """Copy weights, moments and buffers of a checkpoint into the engine, and the running average into `average`;
+    returns what else it holds of the training.
 
     `on_progress` is called before each fragment that is read.
     """
@@ -71,10 +80,15 @@ def restore_state(
     for replica in replica_fragments(engine):
         on_progress()
         saved.fill(replica)
-    for fragment in owned_fragments(engine):
+    fragments = owned_fragments(engine)
+    if average is not None:
+        fragments = average.fragments()
+        for name, buffer_average in average.buffers.items():
+            buffer_average.copy_(saved.whole(checkpoint.AVERAGE, name))
+    for fragment in fragments:
         on_progress()
         saved.fill(fragment)
-    for name, buffer in _state_buffers(engine.module):
+    for name, buffer in state_buffers(engine.module):
         buffer.copy_(saved.whole(checkpoint.BUFFER, name))
 
     accumulator = MetricAccumulator(**saved.trainer["window"])
@@ -82,11 +96,3 @@ def restore_state(
     # AdamW's bias correction counts the updates that are in the weights, not the steps.
     set_optimizer_step(engine, saved.step - nonfinite.skipped)
     return accumulator, nonfinite
-
-
-def _state_buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that are part of a model's state, such as the routers' biases and BatchNorm's statistics."""
-    persistent = module.state_dict().keys()
-    for name, buffer in module.named_buffers():
-        if name in persistent:
-            yield name, buffer

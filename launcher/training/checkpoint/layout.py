@@ -21,6 +21,8 @@ LATEST = "latest"
 # The kinds of what is stored, beside the optimizer's moments (fragments.MOMENTS).
 WEIGHT = "weight"
 BUFFER = "buffer"
+# The running average of a weight or a buffer.
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from data.files import file_sha256, flush_folder, remove_path
 from launcher.recipe import CheckpointConfig
 from launcher.run_folder import StageFolder, write_json, write_text
 from launcher.training.checkpoint.layout import (
+    AVERAGE,
     BUFFER,
     FORMAT,
     LATEST,
@@ -48,7 +49,8 @@ logger = logging.getLogger(__name__)
 class State:
     """What a checkpoint holds.
 
-    `parts` are what this process owns; `buffers` are equal everywhere and written by the first process; `shapes` are
+    `parts` are what this process owns; `buffers` and their averages are equal everywhere and written by the
+    first process; `shapes` are
     those of all tensors over all processes; `trainer` is what else a resumed run needs, as JSON; `validation_cer` is
     the character error rate of exactly these weights, None when they were not validated.
     """
@@ -59,6 +61,7 @@ class State:
     buffers: dict[str, Tensor]
     trainer: dict[str, Any]
     validation_cer: float | None = None
+    buffer_averages: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Saver:
         # They are equal everywhere.
         buffers = {}
         if self._rank == 0:
-            buffers = state.buffers
+            buffers = {BUFFER: state.buffers, AVERAGE: state.buffer_averages}
 
         local_bytes = 0
         for part in parts:
@@ -194,7 +197,7 @@ def _log_failure(step: int, error: Exception) -> None:
 
 
 def _copy_to_cpu(
-    file: str, parts: "Iterable[Fragment]", buffers: dict[str, Tensor]
+    file: str, parts: "Iterable[Fragment]", buffers: dict[str, dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Copies in CPU memory of what this process writes, and the records of their pieces."""
     tensors = {}
@@ -209,8 +212,10 @@ def _copy_to_cpu(
         add(WEIGHT, part.name, part.start, part.values)
         for kind, values in part.state.items():
             add(kind, part.name, part.start, values)
-    for name, buffer in buffers.items():
-        add(BUFFER, name, 0, buffer.flatten())
+    # A buffer before its average: the first kind of a tensor is what the model has.
+    for kind, values_of_kind in buffers.items():
+        for name, buffer in values_of_kind.items():
+            add(kind, name, 0, buffer.flatten())
     return tensors, pieces
 
 
