@@ -123,6 +123,11 @@ def read_recording(path: Path) -> Recording:
     return _read_recording(path, status.st_size, status.st_mtime_ns)
 
 
+def forget_recordings() -> None:
+    """Give up what is remembered of files that were read, for a process that reads temporary ones without end."""
+    _read_recording.cache_clear()
+
+
 # Many clips may lie in one long file, which is then walked once. Size and time: a file may be replaced.
 @functools.lru_cache(maxsize=1 << 16)
 def _read_recording(path: Path, size: int, modified_ns: int) -> Recording:

@@ -92,7 +92,7 @@ def _outcomes(
 
     from launcher.inference.transcriber import Transcriber
 
-    transcriber = Transcriber(model, search, device, options.cut, options.dtype)
+    transcriber = Transcriber.load(model, search, device, options.cut, options.dtype)
     on_text = None
     if options.stream:
         on_text = _show_growing

@@ -89,7 +89,7 @@ def find_ffmpeg() -> str | None:
 
 
 @contextmanager
-def decoded_file(path: Path, sample_rate_hz: int) -> Iterator[Path]:
+def decoded_file(path: Path, sample_rate_hz: int, timeout_s: float | None = None) -> Iterator[Path]:
     """A WAV file with the recording in `path`, which is removed afterwards.
 
     DataError where there is no ffmpeg, and when it cannot decode the file, takes too long, or decodes a part of it.
@@ -110,7 +110,8 @@ def decoded_file(path: Path, sample_rate_hz: int) -> Iterator[Path]:
             *("-t", f"{MAX_RECORDING_S + 1:g}", "-ac", "1", "-ar", str(sample_rate_hz), "-c:a", "pcm_s16le"),
             *("-f", "wav", f"file:{decoded}"),
         ]
-        code, said = _run_limited(command, Path(folder), round((MAX_RECORDING_S + 2) * sample_rate_hz * 2))
+        max_bytes = round((MAX_RECORDING_S + 2) * sample_rate_hz * 2)
+        code, said = _run_limited(command, Path(folder), max_bytes, timeout_s or TIMEOUT_S)
         errors = []
         for match in ERROR.finditer(said):
             errors.append(match[1].replace(str(path.absolute()), path.name))
@@ -144,7 +145,7 @@ def _check_length(said: str, seconds: float, path: Path, reason: str) -> None:
         logger.warning("%s: ffmpeg decoded it, and says: %s.", path, reason)
 
 
-def _run_limited(command: list[str], folder: Path, max_bytes: int) -> tuple[int, str]:
+def _run_limited(command: list[str], folder: Path, max_bytes: int, timeout_s: float) -> tuple[int, str]:
     """Run ffmpeg; its exit code and what it said. DataError when it passes a limit."""
     messages = folder / "messages.txt"
     with messages.open("wb") as errors:
@@ -163,9 +164,9 @@ def _run_limited(command: list[str], folder: Path, max_bytes: int) -> tuple[int,
         # It has ended already.
         pass
     try:
-        code = process.wait(TIMEOUT_S)
+        code = process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        raise DataError(f"ffmpeg had not decoded it after {TIMEOUT_S:g} s") from None
+        raise DataError(f"ffmpeg had not decoded it after {timeout_s:.0f} s") from None
     finally:
         process.kill()
         process.wait()

@@ -48,22 +48,27 @@ logger = logging.getLogger(__name__)
 class Transcriber:
     """Recognises recordings, one after the other, with a finished model."""
 
-    def __init__(
-        self,
+    def __init__(self, model: FinishedModel, cut: Cut = "auto"):
+        self.model = model
+        self.cut = cut
+        if cut == "always":
+            # What is missing is said before any recording is read.
+            load_detector()
+
+    @classmethod
+    def load(
+        cls,
         model_folder: Path,
         search: SearchConfig | None = None,
         device: torch.device = PROCESSORS,
         cut: Cut = "auto",
         dtype: Dtype = "fp32",
-    ):
+    ) -> "Transcriber":
         """CheckpointError when the model cannot be read, ConfigError or DataError when the search does not suit it, and
         ConfigError when the device does not compute with such numbers."""
-        self.model = FinishedModel.load(model_folder, search, device)
-        set_dtype(self.model, dtype)
-        self.cut = cut
-        if cut == "always":
-            # What is missing is said before any recording is read.
-            load_detector()
+        model = FinishedModel.load(model_folder, search, device)
+        set_dtype(model, dtype)
+        return cls(model, cut)
 
     def transcribe(
         self,
@@ -151,17 +156,17 @@ class Transcriber:
         for segment in cut_at_silences(blocks, sample_rate_hz):
             num_longest = max(num_longest, len(segment.waveform))
             if batch and num_longest * (len(batch) + 1) > BATCH_S * sample_rate_hz:
-                self._recognise_batch(batch, transcripts)
+                self.recognise_segments(batch, transcripts)
                 on_progress(batch[-1].end_s, seconds)
                 batch = []
                 num_longest = len(segment.waveform)
             batch.append(segment)
         _check_length(num_longest, model, name)
-        self._recognise_batch(batch, transcripts)
+        self.recognise_segments(batch, transcripts)
         on_progress(seconds, seconds)
         return joined_transcript(transcripts, model.tokenizer, model.frame_s, seconds)
 
-    def _recognise_batch(self, batch: list[Segment], transcripts: list[SegmentTranscript]) -> None:
+    def recognise_segments(self, batch: list[Segment], transcripts: list[SegmentTranscript]) -> None:
         """Append the transcripts of segments to those of the segments before, and join where they share audio."""
         model = self.model
         hypotheses_of = model.hypotheses([segment.waveform for segment in batch])

@@ -76,7 +76,7 @@ def _load(settings: dict[str, Any]) -> Any:
 
     search = read_search(settings["search"], "The search")
     device = recognition_device(settings["device"])
-    return Transcriber(Path(settings["model"]), search, device, settings["cut"], settings["dtype"])
+    return Transcriber.load(Path(settings["model"]), search, device, settings["cut"], settings["dtype"])
 
 
 if __name__ == "__main__":

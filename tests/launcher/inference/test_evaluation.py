@@ -86,7 +86,7 @@ def untrained(run: RunFolder, utterances, config: RecognizerConfig) -> Path:
 
 
 def transcribe(folder: Path, paths: list[Path], search=None, on_text=None) -> list[dict]:
-    transcriber = Transcriber(folder, search)
+    transcriber = Transcriber.load(folder, search)
     return [transcriber.transcribe(path, on_text) for path in paths]
 
 
