@@ -1,19 +1,20 @@
 """From a split's shards to micro-batches of features on the device."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from data.augmentation import AugmentConfig, ShardSet, SpecAugment, WaveformAugmentation, apply_mask, warp_time
 from data.features import LogMel
-from data.joined_split import open_reader
+from data.joined_split import SplitIndex, open_reader
 from data.loader import Loader, WaveformBatch
 from data.masking import Masking
-from data.sampler import BatchSampler, Integers, Totals, derive_seed
+from data.sampler import AnyIntegers, BatchSampler, Integers, Totals, derive_seed
 from data.sampler_statistics import describe_excluded
 from data.token_counts import split_token_counts
 from data.tokenizer import Tokenizer
@@ -147,7 +148,6 @@ def open_inputs(
     """
     recipe = context.recipe
     run = context.run
-    factor = context.subsampling_factor
     index = context.read_index(split)
 
     tokenizer = None
@@ -157,7 +157,7 @@ def open_inputs(
     specaugment = None
     if isinstance(context.stage, SelfSupervisedStage):
         statistics = read_statistics(run.statistics_file)
-        masking = Masking(context.stage.masking, recipe.features, factor, context.seed)
+        masking = Masking(context.stage.masking, recipe.features, context.subsampling_factor, context.seed)
     else:
         statistics = read_statistics(run.features_file)
         tokenizer = Tokenizer.load(run.tokenizer)
@@ -167,46 +167,89 @@ def open_inputs(
             specaugment = SpecAugment(augment, recipe.features)
     features = build_features(recipe.features, statistics).to(device)
 
-    def encoder_frames(samples: Integers) -> Integers:
-        return output_length(recipe.features.num_frames(samples), factor)
+    sampler = _make_sampler(context, split, index, tokens, min_frames, transcribed, augment.speeds)
+    if 0 in lanes:
+        _report_sampler(sampler, run, split)
+    return Inputs(
+        sampler=sampler,
+        loader=_open_loader(context, split, index, sampler, tokenizer, lanes, augment),
+        features=features,
+        specaugment=specaugment,
+        seed=context.seed,
+        device=device,
+        masking=masking,
+        augment=augment,
+        # A masked prediction is about the clean features.
+        keeps_source=masking is not None,
+    )
 
-    sampler: TrainingSampler
+
+def _make_sampler(
+    context: StageContext[AnyTrainingStage],
+    split: str,
+    index: SplitIndex,
+    tokens: AnyIntegers,
+    min_frames: AnyIntegers,
+    transcribed: npt.NDArray[np.bool_] | None,
+    speeds: Sequence[float],
+) -> TrainingSampler:
+    """The batches of all lanes: those of the recipe's mixture for train, and of the whole split for any other."""
+    recipe = context.recipe
+
+    def encoder_frames(samples: Integers) -> Integers:
+        num_frames = recipe.features.num_frames(samples)
+        return output_length(num_frames, context.subsampling_factor)
+
     if split == "train":
-        sampler = make_training_sampler(
+        return make_training_sampler(
             recipe,
-            run,
+            context.run,
             index,
             tokens,
             min_frames,
             context.batches,
             context.seed,
-            augment.speeds,
+            speeds,
             encoder_frames=encoder_frames,
             transcribed=transcribed,
         )
-    else:
-        # Validation reads every utterance of every corpus once, whatever its share of the training.
-        sampler = BatchSampler(
-            index.shard,
-            index.samples,
-            tokens,
-            min_frames,
-            context.batches,
-            context.seed,
-            index.sample_rate_hz,
-            augment.speeds,
-            encoder_frames=encoder_frames,
-            transcribed=transcribed,
-        )
-    if 0 in lanes:
-        _report_sampler(sampler, run, split)
+    # Validation reads every utterance of every corpus once, whatever its share of the training.
+    return BatchSampler(
+        index.shard,
+        index.samples,
+        tokens,
+        min_frames,
+        context.batches,
+        context.seed,
+        index.sample_rate_hz,
+        speeds,
+        encoder_frames=encoder_frames,
+        transcribed=transcribed,
+    )
+
+
+def _open_loader(
+    context: StageContext[AnyTrainingStage],
+    split: str,
+    index: SplitIndex,
+    sampler: TrainingSampler,
+    tokenizer: Tokenizer | None,
+    lanes: tuple[int, ...],
+    augment: AugmentConfig,
+) -> Loader:
+    """What reads, augments and tokenizes the utterances of one process's lanes, and quarantines the broken ones."""
+    recipe = context.recipe
     storage = recipe.cluster.storage
     reader = open_reader(index, storage)
     augmentation = None
     if augment.waveform_kinds():
         utterances = ShardSet(reader, len(index))
         augmentation = WaveformAugmentation(augment, index.sample_rate_hz, context.seed, utterances, storage)
-    loader = Loader(
+
+    # Named after the first lane, so that no two processes write to one file.
+    first_lane = min(lanes, default=0)
+    quarantine = QuarantineLog(context.folder.quarantine_file(first_lane), split)
+    return Loader(
         sampler,
         reader,
         tokenizer,
@@ -219,19 +262,7 @@ def open_inputs(
         # trained on.
         only_known=split == "train" and recipe.knows_training_texts,
         max_broken_ratio=storage.max_quarantined,
-        on_broken=QuarantineLog(context.folder.quarantine_file(min(lanes, default=0)), split).add,
-    )
-    return Inputs(
-        sampler=sampler,
-        loader=loader,
-        features=features,
-        specaugment=specaugment,
-        seed=context.seed,
-        device=device,
-        masking=masking,
-        augment=augment,
-        # A masked prediction is about the clean features.
-        keeps_source=masking is not None,
+        on_broken=quarantine.add,
     )
 
 

@@ -57,6 +57,24 @@ def _check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
         raise ValueError(f"its model has {num_values:,} values, and {num_stored:,} are stored")
 
 
+def _refuse_code(folder: Path) -> None:
+    """CheckpointError where what save_pretrained wrote names code of others, to be fetched by its name."""
+    for name in ("config.json", "adapter_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        # transformers 5 takes kernels by the names of repositories, and an adapter's base model from anywhere.
+        names_code = name == "adapter_config.json"
+        for key, value in _read_description(file).items():
+            if key.endswith("_implementation") and "/" in str(value):
+                names_code = True
+        if names_code:
+            raise CheckpointError(
+                f"The teacher in {folder} has a {name} that names code or weights elsewhere. Take "
+                "`attn_implementation` out of config.json; merge an adapter with its model and save that."
+            )
+
+
 class WaveformTeacher(Teacher):
     """Encodes the waveforms of a batch: `batched`, or one by one."""
 
@@ -97,6 +115,7 @@ class WaveformTeacher(Teacher):
             for layer_BSD, states_BSD in zip(layers, encoded, strict=True):
                 for row, states_SD in zip(group, states_BSD, strict=True):
                     length = lengths[row]
+                    # What lies beyond the length comes from the padding of the group.
                     layer_BSD[row, :length] = states_SD[:length].float()
         return TeacherOutput(layers, torch.tensor(lengths, device=self.device))
 
@@ -120,23 +139,7 @@ class TransformersTeacher(WaveformTeacher):
                 f"The teacher in {folder} is a model of transformers, which is not installed. "
                 "Run: pip install 'chorus-asr[teachers]'."
             ) from None
-        # What save_pretrained writes may name code of others, to be fetched by its name.
-        for name in ("config.json", "adapter_config.json"):
-            file = folder / name
-            if not file.is_file():
-                continue
-            description = _read_description(file)
-            # transformers 5 takes kernels by the names of repositories, and an adapter's base model from anywhere.
-            names_code = False
-            for key, value in description.items():
-                if key.endswith("_implementation") and "/" in str(value):
-                    names_code = True
-            if name == "adapter_config.json" or names_code:
-                raise CheckpointError(
-                    f"The teacher in {folder} has a {name} that names code or weights elsewhere. Take "
-                    "`attn_implementation` out of config.json; merge an adapter with its model and save that."
-                )
-
+        _refuse_code(folder)
         try:
             # Without `trust_remote_code` a folder with Python code in it makes transformers ask on a terminal whether
             # to run it. Weights that are pickles are programs too.
@@ -162,8 +165,12 @@ class TransformersTeacher(WaveformTeacher):
                 f"The teacher in {folder} cannot be opened by transformers: {reason}. It takes what save_pretrained of "
                 "model and feature extractor write: config.json, model.safetensors, preprocessor_config.json."
             ) from None
-        # transformers draws them at random, and says so in a warning. The one left out is for training alone.
-        missing = sorted(name for name in report["missing_keys"] if not name.endswith("masked_spec_embed"))
+        # transformers draws them at random, and says so in a warning.
+        missing: list[str] = []
+        for name in sorted(report["missing_keys"]):
+            # It stands for masked frames, in training alone.
+            if not name.endswith("masked_spec_embed"):
+                missing.append(name)
         if missing:
             raise CheckpointError(
                 f"The teacher in {folder} lacks weights of the model in its config.json, {missing[0]} among them: they "
@@ -193,8 +200,9 @@ class TransformersTeacher(WaveformTeacher):
 
     def encode(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
         # The front-end computes on the CPU, in numpy.
+        arrays = [waveform.cpu().numpy() for waveform in waveforms]
         inputs = self.front_end(
-            [waveform.cpu().numpy() for waveform in waveforms],
+            arrays,
             sampling_rate=SAMPLE_RATE_HZ,
             padding=True,
             return_attention_mask=True,
@@ -247,7 +255,8 @@ class TorchaudioTeacher(WaveformTeacher):
                 # Before padding, which would change the mean.
                 normalized.append(functional.layer_norm(waveform, waveform.shape))
             waveforms = normalized
-        samples_B = torch.tensor([len(waveform) for waveform in waveforms], device=self.device)
+        samples = [len(waveform) for waveform in waveforms]
+        samples_B = torch.tensor(samples, device=self.device)
         padded_BW = pad_sequence(list(waveforms), batch_first=True)
         layers, _ = self.model.extract_features(padded_BW, samples_B)
         return layers
