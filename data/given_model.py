@@ -52,19 +52,20 @@ def read_given_model(path: Path) -> tuple[bytes, str]:
             "BPE or characters."
         )
 
-    ends = {}
-    for name, number in ((BEGIN_PIECE, spec.bos_id), (END_PIECE, spec.eos_id), (BLANK_PIECE, spec.pad_id)):
+    return _with_fixed_ids(proto, unknown[0], path), KINDS[spec.model_type]
+
+
+def _with_fixed_ids(proto: Any, unknown: Any, path: Path) -> bytes:
+    """A model with the fixed pieces before all others. DataError where another piece has the name of a fixed one."""
+    spec = proto.trainer_spec
+    # The fixed pieces that the model has already; a number that is negative, or beyond all pieces, stands for none.
+    own_ids: set[int] = set()
+    for number in (spec.bos_id, spec.eos_id, spec.pad_id):
         if 0 <= number < len(proto.pieces) and proto.pieces[number].type == CONTROL_TYPE:
-            ends[name] = number
-    fixed = [
-        sentencepiece_model.ModelProto.SentencePiece(piece=BLANK_PIECE, type=CONTROL_TYPE),
-        unknown[0],
-        sentencepiece_model.ModelProto.SentencePiece(piece=BEGIN_PIECE, type=CONTROL_TYPE),
-        sentencepiece_model.ModelProto.SentencePiece(piece=END_PIECE, type=CONTROL_TYPE),
-    ]
+            own_ids.add(number)
     others = []
     for number, piece in enumerate(proto.pieces):
-        if piece.type == UNKNOWN_TYPE or number in ends.values():
+        if piece.type == UNKNOWN_TYPE or number in own_ids:
             continue
         if piece.piece in (BLANK_PIECE, BEGIN_PIECE, END_PIECE):
             raise DataError(
@@ -73,6 +74,13 @@ def read_given_model(path: Path) -> tuple[bytes, str]:
             )
         others.append(piece)
 
+    make_piece = sentencepiece_model.ModelProto.SentencePiece
+    fixed = [
+        make_piece(piece=BLANK_PIECE, type=CONTROL_TYPE),
+        unknown,
+        make_piece(piece=BEGIN_PIECE, type=CONTROL_TYPE),
+        make_piece(piece=END_PIECE, type=CONTROL_TYPE),
+    ]
     adopted: Any = sentencepiece_model.ModelProto()
     adopted.CopyFrom(proto)
     del adopted.pieces[:]
@@ -84,7 +92,8 @@ def read_given_model(path: Path) -> tuple[bytes, str]:
     spec.bos_id = 2
     spec.eos_id = 3
     spec.pad_piece = BLANK_PIECE
-    spec.unk_piece = unknown[0].piece
+    spec.unk_piece = unknown.piece
     spec.bos_piece = BEGIN_PIECE
     spec.eos_piece = END_PIECE
-    return adopted.SerializeToString(deterministic=True), KINDS[spec.model_type]
+    # Deterministic: the bytes are fingerprinted, and must be those of every machine.
+    return adopted.SerializeToString(deterministic=True)
