@@ -3,8 +3,11 @@
 Every write that replaces a file in place goes through `replacing`, every SHA-256 of a file through `file_sha256`. A
 name that stands in a file of ours and leads to another file is one that `is_file_name` allows. JSON that somebody else
 may have written is read by `read_json` or `parse_json`, whose errors are OSError and ValueError whatever the bytes are.
+A file that may be somebody else's is opened by `open_regular` or `regular_descriptor`: a named pipe in its place would
+be waited for without end, and a device read without end.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +28,19 @@ LONG_NUMBER = re.compile("[0-9]{309}")
 # A name in the same folder: no separator, no leading dot (hidden files are half written), nothing that a shell, a URL
 # or a terminal takes for more than a letter.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+
+class NoRegularFileError(OSError, ValueError):
+    """What lies in the place of a file is a pipe, a device, a socket or a folder.
+
+    An OSError, for the file cannot be opened, and a ValueError, for what is there is not what belongs there.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(errno.EINVAL, "it is no regular file", str(path))
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.filename)} is no regular file"
 
 
 def is_file_name(name: Any) -> bool:
@@ -96,23 +112,39 @@ def _flush(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, as lower-case hexadecimal digits. ValueError when it is no regular file."""
+    """The SHA-256 of a file's content, as lower-case hexadecimal digits. Raises as `open_regular`."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to read bytes. ValueError when it is none, OSError as from `open`."""
-    # Without O_NONBLOCK a named pipe in a folder from elsewhere would be waited for without end.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Open a regular file to read bytes. NoRegularFileError when it is none, OSError as from `open`."""
+    return os.fdopen(regular_descriptor(path), "rb")
+
+
+def regular_descriptor(path: Path | str) -> int:
+    """A descriptor of a regular file, to read from; whoever asked closes it. Raises as `open_regular`."""
+    try:
+        # O_NONBLOCK: without it a pipe is waited for here, before anything could be looked at.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        # Of a socket, and of a device without a driver.
+        if error.errno in (errno.ENXIO, errno.ENODEV):
+            raise NoRegularFileError(path) from None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{path.name} is no regular file")
-    return os.fdopen(descriptor, "rb")
+        raise NoRegularFileError(path)
+    return descriptor
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file, before a library that is given the path opens it. Raises as `open_regular`."""
+    os.close(regular_descriptor(path))
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file. ValueError when it is none, or has more than `max_bytes`; OSError from `open`."""
+    """The content of a regular file. ValueError when it has more than `max_bytes`; else raises as `open_regular`."""
     with open_regular(path) as file:
         num_bytes = os.fstat(file.fileno()).st_size
         if num_bytes > max_bytes:

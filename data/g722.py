@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.containers import AudioError
+from data.files import open_regular
 
 SUFFIX = ".g722"
 RATE_HZ = 16000
@@ -35,7 +36,7 @@ def decode_g722(path: Path) -> io.BytesIO:
         ) from error
     try:
         # As G.722 has no frames that could be found damaged, every file is sound.
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise AudioError(f"{path} cannot be read ({error.strerror})") from error

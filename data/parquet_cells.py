@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.containers import AudioError
+from data.files import check_regular
 
 # Values that are decoded at a time: of recordings of 30 s, some 16 MB.
 BATCH_ROWS = 16
@@ -53,6 +54,7 @@ def read_cells(path: Path, row_group: int, column: str, rows: Collection[int]) -
     pyarrow = import_pyarrow(path)
     parquet = import_pyarrow(path, "pyarrow.parquet")
     try:
+        check_regular(path)
         with parquet.ParquetFile(path, pre_buffer=False) as file:
             batches = file.iter_batches(BATCH_ROWS, row_groups=[row_group], columns=[column], use_threads=False)
             row = 0

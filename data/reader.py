@@ -24,6 +24,7 @@ import numpy.typing as npt
 import soundfile
 
 from data.errors import DataError
+from data.files import regular_descriptor
 from data.recordings import MAX_UTTERANCE_S
 from data.remote.cache import RangeCache, cache_name
 from data.remote.remote_file import read_pieces
@@ -192,8 +193,11 @@ class RangeReader:
         if self._store is not None:
             return self._store.read_range(location, offset, size)
         # Opened for each read, and without a buffer: threads share no position, and nothing beyond the range is read.
-        with open(location, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
+        descriptor = regular_descriptor(location)
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
 
     def _read_whole(
         self,

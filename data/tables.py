@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.arrow_messages import has_compressed_batches
 from data.containers import AudioError
 from data.errors import DataError
-from data.files import parse_json
+from data.files import check_regular, parse_json
 from data.members import Member
 from data.parquet_cells import Cell, import_pyarrow
 
@@ -24,6 +25,10 @@ BATCH_ROWS = 64
 MAX_CELL_CHARACTERS = 2**16
 # Texts of one table, as its footer announces them and as they come.
 MAX_TEXT_BYTES = 4 * 2**30
+COMPRESSED = (
+    "{path} is compressed, and its recordings cannot be read where they lie; write it again without compression, as "
+    "save_to_disk does, or as Parquet"
+)
 # Of the names of columns that a message quotes.
 MAX_QUOTED = 400
 
@@ -54,6 +59,7 @@ def read_table(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
         read = _read_parquet if path.suffix.lower() == ".parquet" else _read_arrow
         num_bytes = 0
         try:
+            check_regular(path)
             for row in read(path, audio_names):
                 columns = _bounded(row.columns)
                 if not isinstance(columns, str):
@@ -117,14 +123,14 @@ def _read_arrow(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
     # Mapped, so that a batch is a view of the file and its recordings are not read.
     with pyarrow.memory_map(str(path)) as mapped:
         whole = mapped.read_buffer()
-        if bytes(whole[:6]) == b"ARROW1":
-            file = pyarrow.ipc.open_file(whole)
-            batches: Any = (file.get_batch(number) for number in range(file.num_record_batches))
-        else:
-            file = pyarrow.ipc.open_stream(whole)
-            batches = file
-        audio = _audio_column(file.schema, path, audio_names)
-        labels = _class_labels(file.schema)
+        # The format of files is that of streams between two magic words, with a table of contents behind it. Read as
+        # a stream, it has no batches but those that were looked at.
+        stream = whole[8:] if bytes(whole[:6]) == b"ARROW1" else whole
+        if has_compressed_batches(stream, pyarrow):
+            raise AudioError(COMPRESSED.format(path=path))
+        batches = pyarrow.ipc.open_stream(stream)
+        audio = _audio_column(batches.schema, path, audio_names)
+        labels = _class_labels(batches.schema)
         num_rows = 0
         for batch in batches:
             # Offsets that lead out of their buffers, texts that are no UTF-8.
@@ -195,10 +201,7 @@ def _ranges(cells: Any, whole: Any, path: Path) -> list[tuple[int, int] | None]:
         return [None] * len(cells)
     base = values.address - whole.address
     if not 0 <= base <= whole.size:
-        raise AudioError(
-            f"{path} is compressed, and its recordings cannot be read where they lie; write it again without "
-            "compression, as save_to_disk does, or as Parquet"
-        )
+        raise AudioError(COMPRESSED.format(path=path))
     bounds = np.frombuffer(offsets, width)[cells.offset : cells.offset + len(cells) + 1].tolist()
     ranges: list[tuple[int, int] | None] = []
     for number, is_valid in enumerate(cells.is_valid().to_pylist()):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data.files import open_regular
+
 
 class AudioError(Exception):
     """The reason why one clip, or one row of a manifest, cannot be used; without a full stop, to be quoted."""
@@ -30,7 +32,7 @@ class StreamFile(io.RawIOBase):
 
     def __init__(self, path: Path, stream: Stream) -> None:
         super().__init__()
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         self._stream = stream
         self._size = len(stream.header) + stream.stop - stream.start
         self._position = 0

@@ -15,6 +15,7 @@ from data.containers.mpeg import find_mpeg, id3_length, mpeg_streams
 from data.containers.ogg import ogg_streams
 from data.containers.sized_headers import au_streams, nist_streams
 from data.containers.stream import AudioError, Stream, read_at
+from data.files import regular_descriptor
 
 # Recordings one after the other in a file: a day of radio has some thousands. Each is opened by itself.
 MAX_STREAMS = 10_000
@@ -31,7 +32,7 @@ def read_streams(path: Path) -> tuple[Stream, ...]:
 def _read_streams(path: Path) -> tuple[Stream, ...]:
     try:
         # With a buffer of this size, a walk from frame to frame reads a file once and in large pieces.
-        with path.open("rb", buffering=1 << 18) as file:
+        with os.fdopen(regular_descriptor(path), "rb", buffering=1 << 18) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise AudioError("is an empty file")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from data.audio import Clip
 from data.corpora.published import RowCollector
 from data.errors import DataError
+from data.files import open_regular
 
 
 class Segment(NamedTuple):
@@ -63,7 +64,7 @@ def _audios(path: Path) -> Iterator[Any]:
     import ijson
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # Without use_float, numbers are Decimals.
             yield from ijson.items(file, "audios.item", use_float=True)
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from data.audio import is_file
 from data.errors import DataError
+from data.files import open_regular
 from data.manifests.columns import column_name
 from data.members import Cell, Member
 
@@ -23,6 +25,10 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.
 MAX_BYTES = 4 * 2**30
 PIECE_BYTES = 1 << 20
+# A line takes some 60 bytes beside its own, be it as short as it may.
+MAX_LINES = 50_000_000
+# Of gzip: that of tables and JSON is below 50. A megabyte is allowed this much in any case.
+MAX_COMPRESSION = 200
 # Bytes that are not UTF-8, as the error handler "surrogateescape" lets them pass.
 UNDECODED = re.compile("[\udc80-\udcff]")
 NOT_UTF8 = "it is not UTF-8"
@@ -66,17 +72,21 @@ def read_lines(path: Path) -> list[str]:
     try:
         pieces: list[bytes] = []
         num_bytes = 0
+        num_lines = 0
         with contextlib.ExitStack() as stack:
-            file: Any = stack.enter_context(path.open("rb"))
+            file: Any = stack.enter_context(open_regular(path))
+            max_bytes = MAX_BYTES
             if path.name.lower().endswith(".gz"):
+                num_compressed = os.fstat(file.fileno()).st_size
+                max_bytes = min(MAX_BYTES, MAX_COMPRESSION * max(num_compressed, 1 << 20))
                 file = stack.enter_context(gzip.open(file))
             # In pieces: Python takes the memory of a whole read before it reads.
             piece = file.read(PIECE_BYTES)
-            while piece and num_bytes <= MAX_BYTES:
+            while piece and num_bytes <= max_bytes and num_lines <= MAX_LINES:
                 pieces.append(piece)
                 num_bytes += len(piece)
+                num_lines += max(piece.count(b"\n"), piece.count(b"\r"))
                 piece = file.read(PIECE_BYTES)
-        content = b"".join(pieces)
     except FileNotFoundError as error:
         raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -85,8 +95,13 @@ def read_lines(path: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise DataError(f"The manifest {path} cannot be read ({error}); check the path and its permissions.") from error
-    if len(content) > MAX_BYTES:
-        raise DataError(f"{path} holds more than {MAX_BYTES} bytes of text; divide it into several corpora.")
+    if num_bytes > max_bytes or num_lines > MAX_LINES:
+        raise DataError(
+            f"{path} holds more than {max_bytes} bytes of text, or more than {MAX_LINES} lines; divide it into several "
+            "corpora."
+        )
+    content = b"".join(pieces)
+    pieces.clear()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16, not UTF-8; convert it, for instance with iconv -f UTF-16 -t UTF-8.")
     # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first column's name.

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from data.files import NoRegularFileError
+
 # Each pause is this many times the one before, up to the longest: a store that restarts is given time.
 PAUSE_GROWTH = 2
 MAX_PAUSE_S = 15.0
@@ -34,8 +36,8 @@ class BusyError(OSError):
 
 
 def is_lasting(error: Exception) -> bool:
-    """Whether an error would come again at once: what is missing, and what is forbidden."""
-    if isinstance(error, FileNotFoundError | PermissionError):
+    """Whether an error would come again at once: what is missing, what is forbidden, and what is no file."""
+    if isinstance(error, FileNotFoundError | PermissionError | NoRegularFileError):
         return True
     return isinstance(error, OSError) and error.errno in LASTING_ERRNOS
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.files import check_regular, read_bounded
 from data.language_model import read_tokenizer_hash
 from data.tokenizer import UNKNOWN, Tokenizer
 from launcher.recipe.search import (
@@ -40,6 +41,8 @@ from model.search import (
 )
 
 FRAMES_AT_ONCE = 100
+# Phrases of a person; hundreds of thousands of them.
+MAX_HOTWORDS_BYTES = 2**24
 
 
 class Search:
@@ -164,6 +167,7 @@ def read_scorer(
 ) -> TokenLanguageModel | WordLanguageModel:
     """The language model of a search. Raises DataError when its file is none, or knows none of the tokens."""
     try:
+        check_regular(config.path)
         model = read_language_model(config.path)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(
@@ -199,8 +203,8 @@ def read_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords:
     if config.path:
         try:
             # Editors may put a byte order mark before the first phrase, which is no part of it.
-            text = config.path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bounded(config.path, MAX_HOTWORDS_BYTES).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"The hotwords in {config.path} cannot be read as UTF-8 text: {error}. Save it so."
             ) from None

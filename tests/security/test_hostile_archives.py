@@ -174,6 +174,39 @@ def test_a_parquet_cell_of_gigabytes_is_refused_within_memory(tmp_path: Path) ->
     assert "holds 1048576 characters, more than 65536" in seen
 
 
+def arrow_file(path: Path, layout: str, compression: str | None, is_dictionary: bool) -> None:
+    """An Arrow file or stream of a recording, and of one text of 64 MiB, or as the value of a dictionary."""
+    pyarrow = pytest.importorskip("pyarrow")
+    text = pyarrow.array(["x" * 2**26])
+    if is_dictionary:
+        text = text.dictionary_encode()
+    batch = pyarrow.record_batch([pyarrow.array([FLAC]), text], names=["audio", "text"])
+    make = pyarrow.ipc.new_file if layout == "file" else pyarrow.ipc.new_stream
+    with make(path, batch.schema, options=pyarrow.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_batch(batch)
+
+
+@pytest.mark.parametrize("layout", ["file", "stream"])
+def test_a_compressed_arrow_file_is_refused_before_it_is_decompressed(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "t.arrow"
+    for compression in ("zstd", "lz4"):
+        for is_dictionary in (False, True):
+            arrow_file(path, layout, compression, is_dictionary)
+            before = pyarrow.total_allocated_bytes()
+            with monkeypatch.context() as patch:
+                # Whatever opens it would decompress the values of dictionaries at once.
+                patch.delattr(pyarrow.ipc, "open_stream")
+                with pytest.raises(DataError, match="is compressed"):
+                    read_manifest(path)
+            assert pyarrow.total_allocated_bytes() - before < 2**20
+    arrow_file(path, layout, None, is_dictionary=False)
+    _, rejected = read_manifest(path)
+    assert "holds 67108864 characters" in rejected[0].reason
+
+
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_a_damaged_table_is_an_error_or_rejected_rows_and_nothing_worse(tmp_path: Path, ending: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.files import replacing
+from data.files import check_regular, replacing
 from data.sampler import derive_seed
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.distillation import UnitsDistillConfig
@@ -174,6 +174,7 @@ class StateSample:
 
     def _read(self) -> None:
         try:
+            check_regular(self._path)
             tensors = load_file(self._path)
             if not tensors["origin"].equal(self._origin()):
                 return
@@ -205,6 +206,7 @@ def write_units(path: Path, centroids_CD: Tensor) -> None:
 def read_units(path: Path, count: int) -> Tensor:
     """Centroids that were written before; CheckpointError when there are not `count` of them to read."""
     try:
+        check_regular(path)
         centroids_CD = load_file(path)[CENTROIDS]
     except (OSError, KeyError, SafetensorError) as error:
         raise CheckpointError(

@@ -130,3 +130,36 @@ def test_an_object_over_several_lines_is_not_a_row_for_each_of_them(tmp_path: Pa
     (tmp_path / name).write_text(json.dumps({"u1": {"wav": "a.wav", "wrd": "one"}}, indent=2))
     with pytest.raises(DataError, match="an object over several lines"):
         list(read_rows(tmp_path / name, NEEDED))
+
+
+def test_a_small_gzip_of_very_much_text_is_refused_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.manifests.rows.MAX_COMPRESSION", 10)
+    path = tmp_path / "m.jsonl.gz"
+    path.write_bytes(gzip.compress(b"a" * 2**26, 1))
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="holds more than"):
+            read_rows(path, ())
+        # What lies behind the ten megabytes that a megabyte may hold is not decompressed.
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "a\n"])
+def test_very_many_short_lines_are_refused_before_each_takes_memory(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.manifests.rows.MAX_LINES", 100_000)
+    path = tmp_path / "m.jsonl"
+    path.write_text(end * 5_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 100000 lines"):
+            read_rows(path, ())
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
