@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
-from data.files import open_regular, replacing
+from data.files import open_regular, regular_descriptor, replacing
 
 DIGEST_BYTES = 16
 # An eviction makes more room than is needed at once: it reads the whole folder.
@@ -34,6 +35,9 @@ MIN_FREE_RATIO = 0.05
 # Half-written files of processes that were killed. One that is being written is never so old.
 STALE_S = 3600.0
 USAGE_DIGITS = 20
+# An entry is called by its SHA-256, and its folder by the first two digits; half written, as `replacing` calls it.
+ENTRY_FOLDER = re.compile(r"[0-9a-f]{2}")
+ENTRY_FILE = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..*\.tmp")
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +111,7 @@ class RangeCache:
         """A descriptor of a whole file that was put; None when it is not there. Whoever asked closes it."""
         path = self._path(name)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = regular_descriptor(path)
         except OSError:
             return None
         with suppress(OSError):
@@ -194,11 +198,13 @@ class RangeCache:
         entries: list[_Entry] = []
         oldest_s = time.time() - STALE_S
         for folder in self.folder.iterdir():
-            # The folders of entries have names of two letters.
-            if len(folder.name) != 2:
+            if not ENTRY_FOLDER.fullmatch(folder.name) or folder.is_symlink():
                 continue
             with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as files:
                 for file in files:
+                    # Whoever names a folder that holds other things loses none of them.
+                    if not ENTRY_FILE.fullmatch(file.name):
+                        continue
                     with suppress(FileNotFoundError):
                         status = file.stat(follow_symlinks=False)
                         if file.name.startswith(".") and status.st_mtime < oldest_s:

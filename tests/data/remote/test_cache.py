@@ -153,8 +153,9 @@ def test_several_processes_share_it_and_a_kill_at_any_moment_tears_nothing(folde
 def test_what_killed_processes_left_half_written_is_removed_and_what_is_being_written_is_not(folder):
     cache = RangeCache(folder, max_bytes=5_000)
     cache.put(cache_name(0), content_of(0))
-    old = cache._path(cache_name(0)).with_name(".old.tmp")
-    young = old.with_name(".young.tmp")
+    name = cache_name(0)
+    old = cache._path(name).with_name(f".{name}.4711-old.tmp")
+    young = old.with_name(f".{name}.4711-young.tmp")
     for path in (old, young):
         path.write_bytes(bytes(1000))
     long_ago = time.time() - 2 * data.remote.cache.STALE_S
@@ -233,3 +234,25 @@ def test_the_folder_is_what_the_environment_says_and_a_user_without_a_home_is_to
 def test_names_say_nothing_of_the_place(folder):
     assert "host" not in cache_name("http://host/train", 0, 10)
     assert cache_name("http://host/train", 0, 10) != cache_name("http://host/train", 0, 11)
+
+
+def test_a_folder_that_holds_other_things_loses_none_of_them(tmp_path):
+    """As where CHORUS_CACHE names a folder of programs, or leads to one through a link of somebody else."""
+    home = tmp_path / "home"
+    long_ago = time.time() - 2 * data.remote.cache.STALE_S
+    others = [home / "go" / "main.go", home / "bb" / ".notes", home / "bb" / ("0" * 63), home / "ab" / ".x.tmp"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(2000))
+        os.utime(path, (long_ago, long_ago))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    others.append(elsewhere / ("c" * 64))
+    others[-1].write_bytes(bytes(2000))
+    (home / "cc").symlink_to(elsewhere)
+    (tmp_path / "link").symlink_to(home)
+    cache = RangeCache(tmp_path / "link", max_bytes=3_000)
+    for number in range(20):
+        cache.put(cache_name(number), content_of(number))
+    assert all(path.stat().st_size == 2000 for path in others)
+    assert cache.get(cache_name(19)) == content_of(19)
