@@ -13,7 +13,7 @@ import yaml
 
 from data.files import read_json
 from launcher.monitoring.status import load_run_recipe
-from launcher.run_folder import RunFolder
+from launcher.run_folder import RunFolder, is_count, is_number
 from model.costs.flops import count_parameters
 from model.recognizer import Recognizer
 
@@ -80,15 +80,21 @@ def _read_results(run: RunFolder, stage: str) -> list[SplitResult]:
     results = []
     for split, evaluated in _mapping(models.get(stage)).items():
         # Beside the splits stand counts of parameters.
-        if not isinstance(evaluated, dict) or "wer" not in evaluated or "cer" not in evaluated:
+        if not isinstance(evaluated, dict):
             continue
+        # A received run may hold anything in their place.
+        if not is_number(evaluated.get("wer")) or not is_number(evaluated.get("cer")):
+            continue
+        utterances = evaluated.get("utterances", 0)
+        if not is_count(utterances):
+            utterances = 0
         search = _mapping(evaluated.get("search")).get("kind", "greedy")
         result = SplitResult(
             split=split,
             search=str(search),
             wer=float(evaluated["wer"]),
             cer=float(evaluated["cer"]),
-            utterances=int(evaluated.get("utterances", 0)),
+            utterances=utterances,
         )
         results.append(result)
     return results

@@ -1,5 +1,6 @@
 """The upload of a folder to the Hugging Face hub. The token is in no message, no log and no file that is sent."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,15 @@ def list_files(folder: Path) -> dict[str, int]:
 def upload(folder: Path, repository: str, token: str, private: bool) -> str:
     """Send a folder as one commit to a model repository, which is made if it is missing; its address.
 
-    ConfigError when a file holds the token, or the hub refuses or cannot be reached.
+    ConfigError when a file holds the token or is a link, or the hub refuses or cannot be reached.
     """
+    # The hub's library sends what links lead to: in a folder from somebody else, any file of this user.
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a link to {os.path.realpath(path)}, whose content would be sent, so nothing was. Put the "
+                "file itself there if it belongs to the model, or remove the link."
+            )
     for name in list_files(folder):
         if _holds(folder / name, token.encode()):
             raise ConfigError(f"{folder / name} holds your Hugging Face token, so nothing was sent. Remove it there.")

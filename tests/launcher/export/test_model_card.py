@@ -91,3 +91,13 @@ def test_names_from_a_runs_files_write_no_markdown_of_their_own(recognizer, name
     assert "](http" not in body
     rows = [line for line in body.splitlines() if line.startswith("|") and "---" not in line]
     assert {row.replace("\\|", "").count("|") for row in rows} == {6, 4}
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [0.1], {}, True])
+@pytest.mark.parametrize("key", ["wer", "cer", "utterances"])
+def test_a_result_of_a_received_run_that_is_no_number_is_left_out(recognizer, tmp_path, key, value):
+    run = write_run(tmp_path, {})
+    evaluated = {"wer": 0.125, "cer": 0.0525, "utterances": 90, key: value}
+    write_json(run.results_file, {"models": {"student": {"test": evaluated}}})
+    card = write_card(recognizer, read_facts("s", run, "student", None))
+    assert ("12.50%" in card) == (key == "utterances")

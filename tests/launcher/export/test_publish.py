@@ -133,6 +133,25 @@ def test_a_folder_that_holds_the_token_is_not_sent(folder, tmp_path, capsys, fak
     assert fake_hub.instances == []
 
 
+@pytest.mark.parametrize("place", ["weights.safetensors", "folder/notes.txt", "folder", ".hidden"])
+def test_a_received_folder_with_a_link_to_a_file_of_the_users_is_not_sent(
+    folder, tmp_path, capsys, fake_hub, monkeypatch, place
+):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("a secret")
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--out", str(out)]) == 0
+    (out / place).parent.mkdir(exist_ok=True)
+    target = tmp_path / "private"
+    if place != "folder":
+        target /= "key"
+    (out / place).symlink_to(target)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert chorus(["publish", str(out), "--to", "acme/digits"]) == 2
+    assert f"{place} is a link to {target}" in capsys.readouterr().err
+    assert fake_hub.instances == []
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no route"), OSError("broken"), RuntimeError(f"401 for {TOKEN}\n!")])
 def test_what_the_hub_refuses_is_one_paragraph_without_the_token(
     folder, tmp_path, capsys, fake_hub, monkeypatch, error
