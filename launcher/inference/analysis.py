@@ -24,10 +24,10 @@ from launcher.inference.hypotheses import count_all_errors, read_hypotheses
 from launcher.inference.transcripts import word_row
 from launcher.inference.words import hypothesis_words
 from launcher.recipe import EvaluateStage
+from launcher.run_files import ANALYSIS_FORMAT
 from launcher.run_folder import write_json
 from launcher.stages.context import StageContext
 
-ANALYSIS_FORMAT = 1
 NUM_HARDEST = 12
 # Of an utterance on the page, and of the frames whose experts are counted.
 MAX_AUDIO_S = 30.0

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from data.errors import DataError
-from data.files import read_bounded, read_lines
+from data.files import parse_json, read_bounded, read_lines
 from data.redaction import redact
 from launcher.bounded_yaml import MAX_CHARACTERS, load_yaml
 from launcher.errors import ConfigError
@@ -28,6 +28,9 @@ _MAX_ROWS = 20_000
 _LAST_SHARE = 0.1
 # Of a log; what is longer names no utterance.
 _MAX_LINE_BYTES = 2**14
+# Of what a preparation left out, the first say what it is; the file has all.
+_MAX_REJECTED = 12
+_MAX_REJECTED_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,16 @@ class Quarantined:
     reason: str
 
 
+@dataclass(frozen=True)
+class RejectedRows:
+    """What a preparation left out: the file that names it all, how much, and the first few with their reasons."""
+
+    file: str
+    what: str
+    count: int
+    first: tuple[str, ...]
+
+
 @dataclass
 class RunData:
     """Everything the report is made from."""
@@ -123,7 +136,12 @@ class RunData:
     examples: dict[str, list[dict[str, str]]]
     events: list[dict[str, Any]]
     quarantined: list[Quarantined]
+    rejected: list[RejectedRows]
     gaps: list[str]
+
+    def evaluations(self) -> list[str]:
+        """The names of the stages that evaluate."""
+        return [stage.name for stage in self.stages if stage.kind == "evaluate"]
 
     def training_stages(self) -> list[StageData]:
         return [stage for stage in self.stages if stage.trains]
@@ -203,6 +221,7 @@ def read_run_data(run_dir: Path) -> RunData:
         examples=examples,
         events=events,
         quarantined=_read_quarantined(run, [stage.name for stage in stages], gaps),
+        rejected=_read_rejected(run, gaps),
         gaps=gaps,
     )
 
@@ -219,13 +238,19 @@ def _stage_plans(recipe: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     """The stages of the recipe; without any, those that have recorded metrics."""
     plans = []
     for plan in recipe.get("stages") or []:
-        if isinstance(plan, dict) and "name" in plan:
+        # A name that leads out of the run folder is nobody's stage.
+        if isinstance(plan, dict) and _is_entry(plan.get("name")):
             plans.append(plan)
     # A run whose recipe is lost still shows what it has learned.
     if not plans:
         for path in sorted(run_dir.glob("*/metrics.jsonl")):
             plans.append({"name": path.parent.name, "kind": "pretrain"})
     return plans
+
+
+def _is_entry(name: Any) -> bool:
+    """Whether a name is that of something in a folder; a stage of another version may have any such name."""
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _read_quarantined(run: RunFolder, stages: list[str], gaps: list[str]) -> list[Quarantined]:
@@ -251,6 +276,46 @@ def _read_quarantined(run: RunFolder, stages: list[str], gaps: list[str]) -> lis
             except (OSError, ValueError) as error:
                 gaps.append(f"{name}/{path.name} could not be read ({type(error).__name__}).")
     return list(utterances.values())
+
+
+def _read_rejected(run: RunFolder, gaps: list[str]) -> list[RejectedRows]:
+    """What the preparation of the corpus and the tokenizer left out, by the files that say so."""
+    # Takes long to import, and whoever shows the table of results alone does without.
+    from data.corpora.finished import REJECTED
+    from data.shard_index import MAX_ROW_BYTES
+
+    files = {run.infeasible_file: "training utterances too short for CTC to write their text"}
+    # A mixture has a folder for each of its corpora.
+    for path in [run.corpus / REJECTED, *sorted(run.corpus.glob(f"*/{REJECTED}"))]:
+        files[path] = "rows or recordings of the corpus that could not be used"
+    rejected = []
+    for path, what in files.items():
+        count = 0
+        first = []
+        try:
+            for line in read_lines(path, MAX_ROW_BYTES):
+                count += 1
+                if count <= _MAX_REJECTED:
+                    first.append(_describe_rejected(line))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            gaps.append(f"{path.relative_to(run.path)} could not be read ({type(error).__name__}).")
+        if count:
+            rejected.append(RejectedRows(str(path.relative_to(run.path)), what, count, tuple(first)))
+    return rejected
+
+
+def _describe_rejected(line: bytes) -> str:
+    """A line of JSON as text: what each key has."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        return line[:_MAX_REJECTED_CHARACTERS].decode(errors="replace")
+    details = [f"{key}: {value}" for key, value in row.items() if value not in (None, "")]
+    return redact(", ".join(details)[:_MAX_REJECTED_CHARACTERS])
 
 
 def _parse_quarantined(stage: str, line: str) -> Quarantined | None:

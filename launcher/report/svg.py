@@ -82,8 +82,10 @@ WIDE_IN = 4.8
 NARROW_IN = 3.8
 
 # A line of text at the end of a curve, and what title and step axis take from a figure's height.
-_LABEL_HEIGHT_IN = 0.19
-_AROUND_AXES_IN = 0.65
+LABEL_HEIGHT_IN = 0.19
+AROUND_AXES_IN = 0.65
+# Longer ones would take the width that the curves need.
+MAX_LABEL_CHARACTERS = 26
 
 _SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 # ElementTree would write the prefixes ns0 and ns1, which HTML does not understand.
@@ -172,19 +174,34 @@ def format_millions(value: float, _: float) -> str:
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     """Writes each label right of the axes at its value, moved up or down where it would cover its neighbour."""
+    ordered = sorted(labels, key=lambda label: label.value)
+    heights = label_heights(axes, [label.value for label in ordered])
+    for label, height in zip(ordered, heights, strict=True):
+        axes.text(
+            1.015,
+            height,
+            shortened(label.text),
+            color=label.colour,
+            transform=axes.transAxes,
+            va="center",
+            fontsize=9.5,
+        )
+
+
+def label_heights(axes: Axes, values: Sequence[float]) -> list[float]:
+    """Where labels of these ascending values stand, as shares of the axes' height, so that none covers another."""
     # Asking for the limits applies the autoscaling that matplotlib puts off; the transform needs them.
     axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()
     figure = axes.get_figure(root=True)
     assert figure is not None
-    gap = _LABEL_HEIGHT_IN / (figure.get_figheight() - _AROUND_AXES_IN)
+    gap = LABEL_HEIGHT_IN / (figure.get_figheight() - AROUND_AXES_IN)
 
     # Upwards: each label stands at its value, or a line above the label below it.
-    ordered = sorted(labels, key=lambda label: label.value)
     heights: list[float] = []
     lowest = -float("inf")
-    for label in ordered:
-        _, height = to_axes.transform((0, label.value))
+    for value in values:
+        _, height = to_axes.transform((0, value))
         heights.append(max(height, lowest))
         lowest = heights[-1] + gap
 
@@ -193,6 +210,18 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     for index in reversed(range(len(heights))):
         heights[index] = min(heights[index], highest)
         highest = heights[index] - gap
+    return heights
 
-    for label, height in zip(ordered, heights, strict=True):
-        axes.text(1.015, height, label.text, color=label.colour, transform=axes.transAxes, va="center", fontsize=9.5)
+
+def height_for(num_labels: int, lowest_in: float) -> float:
+    """The height of a figure in inches that has room for so many labels below each other."""
+    return max(lowest_in, AROUND_AXES_IN + LABEL_HEIGHT_IN * (num_labels + 1))
+
+
+def shortened(text: str) -> str:
+    """A name that leaves the figure its room; the tables of the page have it whole."""
+    if len(text) <= MAX_LABEL_CHARACTERS:
+        return text
+    half = MAX_LABEL_CHARACTERS // 2
+    # Seeds and variants stand at the end of names.
+    return f"{text[:half]}…{text[-half:]}"
