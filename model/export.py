@@ -5,6 +5,7 @@ blocks are stored once, and `model.json` records which layer uses which.
 """
 
 import json
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def read_description(folder: Path) -> ModelDescription:
     JSON, of a later format, or with a configuration that is refused.
     """
     path = description_path(folder)
+    _check_regular(path)
     if path.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
     try:
@@ -153,6 +155,12 @@ def read_description(folder: Path) -> ModelDescription:
     recognizer = _validate(RecognizerConfig, stored.get("recognizer"), path)
     vocabulary_size = _read_size(stored, "vocabulary_size", MAX_VOCABULARY_SIZE, path)
     return ModelDescription(recognizer.encoder, mel_bins, recognizer, vocabulary_size)
+
+
+def _check_regular(path: Path) -> None:
+    """ValueError for a pipe, which would be waited for, a device or a folder; OSError where there is nothing."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is no regular file")
 
 
 def _validate(kind: type[ConfigT], values: Any, path: Path) -> ConfigT:
@@ -210,6 +218,7 @@ def _read_weights(
     path = folder / WEIGHTS_FILE
     described_in = description_path(folder).name
     state: dict[str, Tensor] = {}
+    _check_regular(path)
     try:
         with safe_open(path, framework="pt") as tensors:
             num_tensors = len(tensors.keys())

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,24 @@ def test_weights_that_were_cut_or_changed_are_refused(folder: Path) -> None:
     path.write_bytes(content.replace(b"encoder.", b"encodex.", 1))
     with pytest.raises(ValueError, match=r"model\.safetensors (holds|lacks) "):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "circle"])
+def test_a_file_of_a_model_that_is_none_is_refused_and_not_waited_for(folder: Path, name: str, kind: str) -> None:
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(name)
+    for load in (load_model, load_encoder):
+        with pytest.raises((OSError, ValueError), match=r"is no regular file|symbolic links"):
+            load(folder)
 
 
 # --- language models ----------------------------------------------------------------------------------
