@@ -194,7 +194,7 @@ def load_model(folder: Path) -> Recognizer:
     return recognizer.eval()
 
 
-class _WithoutValues(TorchFunctionMode):
+class WithoutValues(TorchFunctionMode):
     """Tensors are not filled: on the meta device they have no values, and drawing them there would import torch's
     compiler, which takes seconds and 150 MB (torch 2.14)."""
 
@@ -228,7 +228,7 @@ def _read_weights(
                     f"{path} lacks tensors: it holds {num_tensors}, and {described_in} speaks of "
                     f"{description.encoder.layers} layers"
                 )
-            with torch.device("meta"), _WithoutValues():
+            with torch.device("meta"), WithoutValues():
                 expected = build().state_dict()
             for stored_name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
                 if not stored_name.startswith(prefix):

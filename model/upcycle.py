@@ -9,12 +9,15 @@ between experts and a dense layer beside them, are the student's own draws.
 
 from collections import defaultdict
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from model.block import LayerParameters
 from model.encoder import Encoder, EncoderConfig
+from model.export import WithoutValues
 from model.layers.feedforward import FeedForward
 from model.moe.experts import MixtureOfExperts, ResidualMixture
 from model.moe.router import ExpertsConfig
@@ -59,6 +62,70 @@ def check_start_from_teacher(student: RecognizerConfig, teacher: RecognizerConfi
         teacher_part = getattr(teacher, part)
         if student_part and teacher_part not in (None, student_part):
             raise ValueError(f"the {part}s of student and teacher differ: to start from the teacher they must be equal")
+
+
+@dataclass(frozen=True)
+class StartedOutputs:
+    """The parts over the encoder that were copied, whole or but for what has a row for each token, and those that were
+    drawn anew, each with the reason."""
+
+    copied: tuple[str, ...]
+    drawn: dict[str, str]
+
+
+@torch.no_grad()
+def initialize_outputs(student: Recognizer, source: Recognizer, same_tokens: bool) -> StartedOutputs:
+    """Copy the parts over the encoder that both have in the same structure; with other tokens all but their rows.
+
+    The encoders must have one width. Nothing is drawn: what is not copied stays as it is.
+    """
+    copied = []
+    drawn = {}
+    rows: set[str] = set()
+    if not same_tokens:
+        rows = _tensors_of_tokens(student)
+    for name in HEADS:
+        student_head = getattr(student, name)
+        source_head = getattr(source, name)
+        if student_head is None:
+            continue
+        if source_head is None:
+            drawn[name] = "the model has none"
+            continue
+        if _structure(student.config, name) != _structure(source.config, name):
+            drawn[name] = f"its settings are not those of the model's {name}"
+            continue
+        state = source_head.state_dict()
+        for key in list(state):
+            if f"{name}.{key}" in rows:
+                drawn[f"{name}.{key}"] = "it has a row for each token, and the tokens are others"
+                del state[key]
+        if state:
+            student_head.load_state_dict(state, strict=not rows)
+            copied.append(name)
+    return StartedOutputs(tuple(copied), drawn)
+
+
+def _tensors_of_tokens(recognizer: Recognizer) -> set[str]:
+    """The names of the tensors whose shape follows from the number of tokens."""
+    shapes = []
+    # Shapes alone: the second model has neither memory nor values.
+    with torch.device("meta"), WithoutValues():
+        larger = Recognizer(recognizer.config, recognizer.mel_bins, recognizer.vocabulary_size + 1)
+    for model in (recognizer, larger):
+        shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
+    return {name for name, shape in shapes[1].items() if shapes[0][name] != shape}
+
+
+def _structure(config: RecognizerConfig, head: str) -> dict[str, Any] | None:
+    """What a part over the encoder is made of, without its dropout; None where it follows from the encoder alone."""
+    if head == "ctc":
+        return None
+    part = config.decoder
+    if head == "transducer":
+        part = config.transducer
+    assert part is not None, "the part is there"
+    return part.model_dump(exclude={"dropout"})
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from. Each refusal says which settings disagree, with their values, and which va
 from pathlib import Path
 
 from data.errors import DataError
-from data.files import read_json
 from data.given_model import read_given_model
 from data.masking import Masking
 from data.shard_index import read_summary
@@ -15,10 +14,18 @@ from launcher.errors import ConfigError
 from launcher.recipe.augmentation import check_augmentation, check_augmentation_recordings
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.distillation import TeacherConfig
+from launcher.recipe.freezing import check_freeze
 from launcher.recipe.schema import Recipe
 from launcher.recipe.search import check_search_files, check_search_model
 from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage, SelfSupervisedStage, TrainingStage
-from launcher.recipe.teachers import check_cacheable, check_teacher, read_spec, spec_of_stage, terms_of
+from launcher.recipe.teachers import (
+    check_cacheable,
+    check_teacher,
+    read_model_features,
+    read_spec,
+    spec_of_stage,
+    terms_of,
+)
 from launcher.recipe.yaml_io import nearest
 from launcher.run_folder import is_folder
 from model.encoder import EncoderConfig
@@ -55,6 +62,7 @@ def check_recipe(recipe: Recipe) -> None:
         if isinstance(stage, SelfSupervisedStage):
             check_masking(recipe, stage)
         check_augmentation(recipe, stage)
+        check_freeze(recipe, stage)
         check_topology(recipe, stage)
         check_deepspeed_config(recipe.deepspeed_of(stage), stage.name, recipe.expert_parallel_of(stage))
         earlier.append(stage.name)
@@ -133,7 +141,7 @@ def check_same_features(recipe: Recipe, stage: PretrainStage) -> None:
     """Refuse an encoder from a folder that was trained on other features than the recipe's (ConfigError)."""
     assert stage.initialize_from is not None
     # That they can be read has been seen by `read_spec`.
-    stored = read_json(Path(stage.initialize_from) / "features.json")
+    stored = read_model_features(Path(stage.initialize_from))
     for key, value in recipe.features.model_dump(mode="json").items():
         stored_value = stored["config"].get(key, value)
         if stored_value != value:
@@ -146,7 +154,7 @@ def check_same_features(recipe: Recipe, stage: PretrainStage) -> None:
 def check_start_from_folder(stage: DistillStage, teacher: TeacherConfig) -> None:
     """Refuse a folder whose model the student cannot start as (ConfigError)."""
     recognizer = None
-    if (Path(teacher.model) / "model.json").is_file():
+    if read_spec(Path(teacher.model), _teacher(stage, teacher)).kind == "chorus":
         recognizer = read_description(Path(teacher.model)).recognizer
     if recognizer is None:
         raise ConfigError(

@@ -18,7 +18,7 @@ from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.schema import Recipe
 from launcher.recipe.stages import DistillStage
 from model.encoder import EncoderConfig
-from model.export import read_description
+from model.export import HUB_DESCRIPTION_FILE, is_hub_layout, read_description
 
 Kind = Literal["chorus", "transformers", "torchaudio"]
 
@@ -78,7 +78,7 @@ class TeacherSpec:
     def from_model_folder(cls, folder: Path) -> "TeacherSpec":
         """The spec of a finished model of Chorus, from its folder."""
         description = read_description(folder)
-        features = read_json(folder / "features.json")
+        features = read_model_features(folder)
         return cls.from_encoder(
             description.encoder,
             hop_s=FeaturesConfig.model_validate(features["config"]).hop_ms / 1000,
@@ -139,6 +139,16 @@ def _count(config: dict[str, Any], key: str, largest: int = MAX_COUNT) -> int:
     return value
 
 
+def read_model_features(folder: Path) -> dict[str, Any]:
+    """The front-end of a finished model of Chorus, in its own layout or in that of Hugging Face: `config`, `mean` and
+    `std`. Raises OSError and ValueError."""
+    # The names are those of launcher/export/model_files.py, which stands above the recipe.
+    name = "features.json"
+    if is_hub_layout(folder):
+        name = "preprocessor_config.json"
+    return read_json(folder / name)
+
+
 def spec_of_stage(recipe: Recipe, name: str) -> TeacherSpec:
     """The spec of a training stage of this recipe; ConfigError when it trains no recogniser."""
     encoder = recipe.recognition_stage(name).model.encoder
@@ -161,6 +171,9 @@ def read_spec(folder: Path, where: str) -> TeacherSpec:
             if name == "model.json":
                 return TeacherSpec.from_model_folder(folder)
             description = read_json(file)
+            is_own = isinstance(description, dict) and description.get("model_type") == "chorus"
+            if name == HUB_DESCRIPTION_FILE and is_own:
+                return TeacherSpec.from_model_folder(folder)
             if name == "torchaudio.json":
                 return TeacherSpec.from_torchaudio(description)
             return TeacherSpec.from_transformers(description)

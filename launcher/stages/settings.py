@@ -142,6 +142,9 @@ def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False
     exclude: dict[str, Any] = dict.fromkeys(NOT_TRAINED, True)
     # By their content, as inputs.
     exclude["initialize_from"] = True
+    if getattr(stage, "initialize_from", None) is None:
+        # Without a start it says nothing.
+        exclude["initialize_outputs"] = True
     exclude["teacher"] = True
     exclude["teachers"] = {"__all__": {"model"}}
     # What is stored of a teacher is what the teacher gives.

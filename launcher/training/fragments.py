@@ -6,6 +6,7 @@ so whoever holds an interval later finds it, whatever process wrote it.
 Everything here stands on private parts of DeepSpeed 0.19: where ZeRO keeps fp32 weights and how it cuts them.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,35 +78,60 @@ def replica_fragments(engine: Engine) -> Iterator[Fragment]:
 
 
 def owned_fragments(engine: Engine) -> Iterator[Fragment]:
-    """The fp32 weights and the moments that this process owns, under any ZeRO stage.
+    """The fp32 weights and the moments that this process owns, under any ZeRO stage; of frozen parameters the weights.
 
     Moments that the optimizer has not made yet (before the first step) are made, as zeros.
     """
     match engine.zero_optimization_stage():
         case 0:
-            return _unsharded_fragments(engine)
+            trained = _unsharded_fragments(engine)
         case 1 | 2:
-            return _partition_fragments(engine)
+            trained = _partition_fragments(engine)
         case stage:
             assert stage == 3
-            return _zero3_fragments(engine)
+            trained = _zero3_fragments(engine)
+    return itertools.chain(trained, _frozen_fragments(engine))
+
+
+def _trained_parameters(engine: Engine) -> Iterator[tuple[str, Any]]:
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
+
+
+def _frozen_fragments(engine: Engine) -> Iterator[Fragment]:
+    """The optimizer knows nothing of them: they are what the process computes with."""
+    mixtures = _mixture_of_parameter(engine.module)
+    is_frozen = {}
+    for name, parameter in engine.module.named_parameters():
+        is_frozen[name] = not parameter.requires_grad
+    for fragment in replica_fragments(engine):
+        if not is_frozen[fragment.name]:
+            continue
+        # Under ZeRO 3 every process has a shard of its own.
+        if engine.zero_optimization_stage() < 3:
+            fragment.writes = _writes(fragment.name, mixtures)
+        yield fragment
+
+
+def _writes(name: str, mixtures: dict[str, ExpertParallelMixture]) -> bool:
+    """Whether this process writes what several hold whole: rank 0, or of experts the first group's."""
+    num_writers = 1
+    if name in mixtures:
+        num_writers = mixtures[name].ep_size
+    return dist.get_rank() < num_writers
 
 
 def _unsharded_fragments(engine: Engine) -> Iterator[Fragment]:
     """Without ZeRO the optimizer keeps its state beside each parameter, on every process that holds it."""
     starts = local_offsets(engine.module)
     mixtures = _mixture_of_parameter(engine.module)
-    rank = dist.get_rank()
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained_parameters(engine):
         moments = _moments(engine.optimizer.state[parameter], parameter.data)
         views = {}
         for key, value in moments.items():
             views[key] = value.view(-1)
-        # Of the processes that hold the same values, the first writes: rank 0, or of experts the first group's.
-        num_writers = 1
-        if name in mixtures:
-            num_writers = mixtures[name].ep_size
-        yield Fragment(name, starts[name], parameter.data.view(-1), views, writes=rank < num_writers)
+        yield Fragment(name, starts[name], parameter.data.view(-1), views, writes=_writes(name, mixtures))
 
 
 def _partition_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -115,7 +141,7 @@ def _partition_fragments(engine: Engine) -> Iterator[Fragment]:
     moments_of_group = []
     for flat in zero.single_partition_of_fp32_groups:
         moments_of_group.append(_moments(zero.optimizer.state[flat], flat))
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained_parameters(engine):
         mapping = parameter._hp_mapping
         # Nothing of this parameter is in this process's partition.
         if mapping is None:
@@ -138,7 +164,7 @@ def _zero3_fragments(engine: Engine) -> Iterator[Fragment]:
     moments_of_group = []
     for flat in flats:
         moments_of_group.append(_moments(zero.optimizer.state[flat], flat))
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained_parameters(engine):
         shard = _zero3_shard(zero, parameter)
         if not shard:
             continue

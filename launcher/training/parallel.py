@@ -152,14 +152,19 @@ def build_engine(
     matrices = []
     vectors = []
     for parameter in model.parameters():
+        # Frozen ones have no moments, and no decay either.
+        if not parameter.requires_grad:
+            continue
         if is_matrix(parameter):
             matrices.append(parameter)
         else:
             vectors.append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"name": "matrices", "params": matrices, "weight_decay": optimizer.weight_decay},
-        {"name": "vectors", "params": vectors, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    # ZeRO cannot flatten a group of which all is frozen.
+    if matrices:
+        groups.append({"name": "matrices", "params": matrices, "weight_decay": optimizer.weight_decay})
+    if vectors:
+        groups.append({"name": "vectors", "params": vectors, "weight_decay": 0.0})
     adamw = torch.optim.AdamW(
         # DeepSpeed reduces experts among the processes that hold the same ones: they are groups of their own.
         split_params_into_different_moe_groups_for_optimizer(groups),

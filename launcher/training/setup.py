@@ -27,8 +27,8 @@ from launcher.training.distillation.setup import (
     read_caches,
 )
 from launcher.training.expert_parallel import spread_experts
-from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.freezing import freeze
+from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.initialization import Start, initialize_from_first_teacher, initialize_from_model
 from launcher.training.inputs import open_inputs
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss
@@ -157,7 +157,9 @@ def _build_model_and_loss(
     recognition_loss = RecognitionLoss(stage.objective, stage.model.encoder)
     if isinstance(stage, PretrainStage):
         if stage.initialize_from:
-            start = initialize_from_model(recognizer, StageContext(context.recipe, context.run, stage), tokenizer)
+            start = initialize_from_model(
+                recognizer, StageContext(context.recipe, context.run, stage), tokenizer.pieces
+            )
             _tell_start(context, start)
         return recognizer, recognition_loss, validator
 

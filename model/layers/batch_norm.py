@@ -36,12 +36,14 @@ class FrameBatchNorm(nn.Module):
 
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.float()
-            if self.training and num_frames:
+            # Frozen it is what it is in a finished model, and stays that.
+            is_moving = self.training and self.weight.requires_grad
+            if is_moving and num_frames:
                 # Biased, as torch normalises while training; the running variance is the unbiased one.
                 variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
                 moments = _moments(mean_D, variance_D, num_frames)
             elif self.training:
-                # No frames have no variance: the lane adds nothing to the step, and its output stays finite.
+                # Nothing that would move the statistics. No frames have no variance, and their output stays finite.
                 num_moments = 2 * len(self.weight) + 1
                 moments = torch.zeros(num_moments, dtype=torch.float64, device=x_ND.device)
 

@@ -265,8 +265,11 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, counts_E: Tensor) -> None:
-        """Move the loss-free bias towards experts below the mean load; `counts_E` are those of all lanes of a step."""
-        if self.config.bias_rate:
+        """Move the loss-free bias towards experts below the mean load; `counts_E` are those of all lanes of a step.
+
+        That of a router whose weights are frozen stays where it is.
+        """
+        if self.config.bias_rate and self.weight.requires_grad:
             load_E = counts_E.to(self.bias)
             # By its sign alone, so that the step does not depend on the number of frames (Wang et al., 2024).
             direction_E = torch.sign(load_E.mean() - load_E)

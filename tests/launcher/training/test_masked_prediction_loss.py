@@ -31,7 +31,7 @@ from launcher.recipe import PretrainStage, SelfSupervisedStage, check_inputs, lo
 from launcher.run_folder import RunFolder, read_json, write_json
 from launcher.stages.context import StageContext
 from launcher.tracking import read_metrics
-from launcher.training.initialization import initialize_from_encoder
+from launcher.training.initialization import initialize_from_model
 from launcher.training.inputs import open_inputs
 from model.export import load_encoder
 from model.recognizer import Recognizer, RecognizerConfig
@@ -195,7 +195,7 @@ def test_a_stage_starts_as_all_of_it_or_as_its_lowest_layers(alone, num_layers):
     changes = {"initialize_from": STAGE, "initialize_layers": num_layers}
     stage = PretrainStage(name="student", kind="pretrain", steps=1, model=model, **changes)
     recognizer = Recognizer(model, recipe.features.mel_bins, 20)
-    initialize_from_encoder(recognizer, StageContext(recipe, alone, stage))
+    initialize_from_model(recognizer, StageContext(recipe, alone, stage), pieces=[])
     assert recognizer.encoder.subsampling.first.weight.equal(start.subsampling.first.weight)
     for mine, its in zip(recognizer.encoder.blocks, start.blocks, strict=True):
         assert mine.attention.output.weight.equal(its.attention.output.weight) == (num_layers is None)
