@@ -14,11 +14,10 @@ import json
 import logging
 import zlib
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from data.shard_index import (
     read_report,
 )
 from data.shard_journal import JOURNAL, ShardJournal, WrittenShard, has_finished_shards
-from data.sources import SourceLog
+from data.thread_map import thread_map
 
 __all__ = [
     "EmptySplitError",
@@ -108,31 +107,19 @@ def write_split(
         raise DataError(f"{folder} is already there; a split is never written over: choose another folder.")
     made_from = fingerprint(ordered, sample_rate_hz=sample_rate_hz, shard_seconds=shard_seconds, seed=seed)
 
-    def report_progress(part: str, done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(f"{folder.name}{part}", done, total)
-
     try:
-        with partial_folder(folder, lambda path: has_finished_shards(path, made_from)) as partial:
-            with ShardJournal(partial, made_from) as journal:
-                writer = SplitWriter(partial, sample_rate_hz, shard_seconds)
-                writer.restore(journal.finished)
-                if journal.finished:
-                    logger.warning(
-                        "%s: %d shards of an interrupted preparation are kept; it goes on behind utterance %d of %d.",
-                        folder.name,
-                        len(journal.finished),
-                        journal.num_done,
-                        len(shuffled),
-                    )
-                with writer:
-                    _write_shards(shuffled, writer, journal, partial, workers, report_progress)
+        with partial_folder(folder, lambda path: has_finished_shards(path, made_from)) as unfinished:
+            with ShardJournal(unfinished, made_from) as journal:
+                writer = SplitWriter(unfinished, sample_rate_hz, shard_seconds)
+                _write_shards(folder.name, shuffled, writer, journal, workers, on_progress)
             if len(journal.rejected) == len(shuffled):
-                reason = journal.rejected[0].reason if journal.rejected else "there are none."
+                reason = "there are none."
+                if journal.rejected:
+                    reason = journal.rejected[0].reason
                 message = f"None of {len(shuffled)} utterances of {folder.name} could be written. {reason}"
                 raise EmptySplitError(message, journal.rejected)
             writer.write_summary(made_from, journal.rejected, text_rules)
-            journal.sources.write(partial)
+            journal.sources.write(unfinished)
             _warn_of_clipping(folder, journal.clipped)
         # Under its name already: without its journal, a folder that is not would be begun anew after a kill.
         (folder / JOURNAL).unlink()
@@ -220,64 +207,53 @@ def _warn_of_clipping(folder: Path, clipped: dict[str, int]) -> None:
 
 
 def _write_shards(
+    split: str,
     utterances: list[Utterance],
     writer: "SplitWriter",
     journal: ShardJournal,
-    folder: Path,
     workers: int,
-    on_progress: OnProgress,
+    on_progress: OnProgress | None,
 ) -> None:
     """Write the utterances behind those that the journal has done."""
-    remaining = utterances[journal.num_done :]
-    cells = CellFile(folder)
-    # Recordings in Parquet files are reached by groups only, and utterances come in another order.
-    cells.fill(remaining, lambda done, total: on_progress(" (groups of Parquet)", done, total))
-    encoded = _encode_ahead(remaining, writer.sample_rate_hz, workers, journal.sources, cells)
-    for done, (utterance, flac) in enumerate(encoded, journal.num_done + 1):
-        shard = None
-        if isinstance(flac, Flac):
-            if flac.clipped:
-                journal.clipped[utterance.key] = flac.clipped
-            shard = writer.add(utterance, flac)
-        else:
-            journal.rejected.append(flac)
-        if shard is not None:
-            journal.append(shard, done)
-        on_progress("", done, len(utterances))
-    cells.remove()
+    writer.restore(journal.finished)
+    if journal.finished:
+        logger.warning(
+            "%s: %d shards of an interrupted preparation are kept; it goes on behind utterance %d of %d.",
+            split,
+            len(journal.finished),
+            journal.num_done,
+            len(utterances),
+        )
 
+    def report_progress(part: str, done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(f"{split}{part}", done, total)
 
-def _log_and_encode(
-    utterance: Utterance, sample_rate_hz: int, sources: SourceLog, cells: CellFile
-) -> Flac | RejectedRow:
-    # Before it is decoded: what changes afterwards is noticed.
-    for clip in utterance.clips:
-        sources.add(clip.path)
-    return _encode(cells.located(utterance), sample_rate_hz)
+    cells = CellFile(writer.folder)
 
+    def encode(utterance: Utterance) -> Flac | RejectedRow:
+        # Before it is decoded: what changes afterwards is noticed.
+        for clip in utterance.clips:
+            journal.sources.add(clip.path)
+        return _encode(cells.located(utterance), writer.sample_rate_hz)
 
-def _encode_ahead(
-    utterances: list[Utterance],
-    sample_rate_hz: int,
-    workers: int,
-    sources: SourceLog,
-    cells: CellFile,
-) -> Iterator[tuple[Utterance, Flac | RejectedRow]]:
-    """Encode in threads (libsndfile releases the GIL), in order, a bounded number ahead of the consumer."""
-    remaining = iter(utterances)
-    pending: deque[tuple[Utterance, Future[Flac | RejectedRow]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
-        try:
-            for utterance in islice(remaining, workers * AHEAD_PER_WORKER):
-                pending.append((utterance, pool.submit(_log_and_encode, utterance, sample_rate_hz, sources, cells)))
-            while pending:
-                utterance, future = pending.popleft()
-                yield utterance, future.result()
-                following = next(remaining, None)
-                if following is not None:
-                    pending.append((following, pool.submit(_log_and_encode, following, sample_rate_hz, sources, cells)))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with writer:
+        remaining = utterances[journal.num_done :]
+        # Recordings in Parquet files are reached by groups only, and utterances come in another order.
+        cells.fill(remaining, partial(report_progress, " (groups of Parquet)"))
+        encoded = thread_map(encode, remaining, workers, AHEAD_PER_WORKER)
+        for done, (utterance, flac) in enumerate(encoded, journal.num_done + 1):
+            shard = None
+            if isinstance(flac, Flac):
+                if flac.clipped:
+                    journal.clipped[utterance.key] = flac.clipped
+                shard = writer.add(utterance, flac)
+            else:
+                journal.rejected.append(flac)
+            if shard is not None:
+                journal.append(shard, done)
+            report_progress("", done, len(utterances))
+        cells.remove()
 
 
 class _HashedFile:
@@ -305,7 +281,7 @@ class SplitWriter:
     """
 
     def __init__(self, folder: Path, sample_rate_hz: int, shard_seconds: float) -> None:
-        self._folder = folder
+        self.folder = folder
         self.sample_rate_hz = sample_rate_hz
         self._shard_samples = shard_seconds * sample_rate_hz
         # Compact C arrays, not lists of Python integers: a corpus may have tens of millions of utterances.
@@ -327,7 +303,7 @@ class SplitWriter:
             self._transcripts_bytes = shard.transcripts_bytes
 
     def __enter__(self) -> "SplitWriter":
-        self._transcripts = (self._folder / "transcripts.jsonl").open("ab")
+        self._transcripts = (self.folder / "transcripts.jsonl").open("ab")
         # Those of a shard that was not finished.
         self._transcripts.truncate(self._transcripts_bytes)
         return self
@@ -340,7 +316,7 @@ class SplitWriter:
         """Append an utterance, of whose clips nothing is read: its audio is that of `flac`. Returns the shard that it
         completes, None when it completes none."""
         if self._open_shard is None:
-            file = _HashedFile(self._folder / _shard_name(len(self._shards)))
+            file = _HashedFile(self.folder / _shard_name(len(self._shards)))
             self._open_shard = (file, open_tar(file))
         _, tar = self._open_shard
 
@@ -401,7 +377,7 @@ class SplitWriter:
         for name, kind in INDEX_COLUMNS.items():
             columns[name] = np.array(self._columns[name], kind)
         columns[CHECKSUM] = np.array(self._checksums, CHECKSUM_KIND)
-        np.savez(self._folder / "index.npz", allow_pickle=False, **columns)
+        np.savez(self.folder / "index.npz", allow_pickle=False, **columns)
         summary = {
             "format": FORMAT,
             "sample_rate_hz": self.sample_rate_hz,
@@ -415,7 +391,7 @@ class SplitWriter:
         if lineage is not None:
             summary["lineage"] = lineage
         content = json.dumps(summary, ensure_ascii=False, indent=1)
-        (self._folder / SUMMARY).write_text(content, encoding="utf-8")
+        (self.folder / SUMMARY).write_text(content, encoding="utf-8")
 
 
 def open_tar(file: Any) -> Any:

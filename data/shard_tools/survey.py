@@ -6,12 +6,10 @@ of transcripts.jsonl; the audio of `workers` utterances at a time.
 
 import hashlib
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,7 @@ from data.files import file_sha256
 from data.reader import ShardReader, UtteranceError
 from data.shard_index import ShardIndex, read_index, read_summary
 from data.shard_tools.findings import Finding, Item, collect
+from data.thread_map import thread_map
 
 Floats = npt.NDArray[np.float64]
 
@@ -103,24 +102,16 @@ def survey(folder: Path, workers: int = 1, on_progress: OnProgress | None = None
         return result
 
     result.index = index
-    keys_of_shard: dict[str, list[str]] = {name: [] for name in index.names}
-    for utterance, row in enumerate(result.rows):
-        keys_of_shard[index.shard_name(utterance)].append(row.key)
-    truncated: list[Item] = []
-    changed: list[Item] = []
-    for shard in summary["shards"]:
-        keys = tuple(keys_of_shard[shard["name"]])
-        problem = _size_problem(folder / shard["name"], shard["bytes"])
-        if problem:
-            truncated.append(Item(keys, problem))
-        elif file_sha256(folder / shard["name"]) != shard["sha256"]:
-            changed.append(Item(keys, f"{shard['name']}: the SHA-256 is not the recorded one"))
-    result.findings += collect("truncated", folder.name, truncated)
-    result.findings += collect("checksum", folder.name, changed)
-
+    result.findings += _check_files(folder, index, summary["shards"], result.rows)
     unreadable: list[Item] = []
     mismatched: list[Item] = []
-    readings = _read_ahead(index, result.rows, workers)
+    # Once: a folder on this machine either answers or does not.
+    reader = ShardReader(index, attempts=1)
+
+    def read(utterance: int) -> Measures | _Problem:
+        return _read(reader, utterance, result.rows[utterance])
+
+    readings = thread_map(read, range(len(index)), workers, AHEAD_PER_WORKER)
     for done, (utterance, reading) in enumerate(readings, 1):
         key = result.rows[utterance].key
         place = f"{index.shard_name(utterance)}: {key}"
@@ -128,8 +119,11 @@ def survey(folder: Path, workers: int = 1, on_progress: OnProgress | None = None
             result.measures.append(reading)
         else:
             result.measures.append(None)
-            cases = mismatched if reading.is_another else unreadable
-            cases.append(Item((key,), f"{place}: {reading.reason}"))
+            case = Item((key,), f"{place}: {reading.reason}")
+            if reading.is_another:
+                mismatched.append(case)
+            else:
+                unreadable.append(case)
         if on_progress is not None:
             on_progress(folder.name, done, len(index))
     result.findings += collect("unreadable", folder.name, unreadable)
@@ -138,13 +132,29 @@ def survey(folder: Path, workers: int = 1, on_progress: OnProgress | None = None
     return result
 
 
-def _size_problem(path: Path, expected_bytes: int) -> str:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    num_bytes = path.stat().st_size
-    if num_bytes != expected_bytes:
-        return f"{path.name} should have {expected_bytes} bytes and has {num_bytes}"
-    return ""
+def _check_files(folder: Path, index: ShardIndex, shards: list[dict[str, Any]], rows: list[Row]) -> list[Finding]:
+    """The shards that are missing, or are not the files that were written."""
+    keys_of_shard: dict[str, list[str]] = {name: [] for name in index.names}
+    for utterance, row in enumerate(rows):
+        keys_of_shard[index.shard_name(utterance)].append(row.key)
+
+    truncated: list[Item] = []
+    changed: list[Item] = []
+    for shard in shards:
+        path = folder / shard["name"]
+        keys = tuple(keys_of_shard[path.name])
+        if not path.is_file():
+            truncated.append(Item(keys, f"{path.name} is missing"))
+            continue
+        num_bytes = path.stat().st_size
+        # The size first: it is known at once, and the digest of a file that was cut off says no more.
+        if num_bytes != shard["bytes"]:
+            truncated.append(Item(keys, f"{path.name} should have {shard['bytes']} bytes and has {num_bytes}"))
+        elif file_sha256(path) != shard["sha256"]:
+            changed.append(Item(keys, f"{path.name}: the SHA-256 is not the recorded one"))
+    findings = collect("truncated", folder.name, truncated)
+    findings += collect("checksum", folder.name, changed)
+    return findings
 
 
 def _repeated_keys(rows: list[Row]) -> list[Item]:
@@ -163,26 +173,6 @@ class _Problem:
 
     reason: str
     is_another: bool = False
-
-
-def _read_ahead(index: ShardIndex, rows: list[Row], workers: int) -> Iterator[tuple[int, Measures | _Problem]]:
-    """Read in threads (libsndfile and numpy release the GIL), in order, a bounded number ahead of the consumer."""
-    # Once: a folder on this machine either answers or does not.
-    reader = ShardReader(index, attempts=1)
-    remaining = iter(range(len(index)))
-    pending: deque[tuple[int, Future[Measures | _Problem]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="survey") as pool:
-        try:
-            for utterance in islice(remaining, workers * AHEAD_PER_WORKER):
-                pending.append((utterance, pool.submit(_read, reader, utterance, rows[utterance])))
-            while pending:
-                utterance, future = pending.popleft()
-                yield utterance, future.result()
-                following = next(remaining, None)
-                if following is not None:
-                    pending.append((following, pool.submit(_read, reader, following, rows[following])))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _read(reader: ShardReader, utterance: int, row: Row) -> Measures | _Problem:
@@ -206,7 +196,8 @@ def measure(waveform: npt.NDArray[np.float32], sample_rate_hz: int) -> Measures:
     # What is shorter than a frame is one.
     num_frames = max(1, len(waveform) // frame)
     frames = waveform[: num_frames * frame].reshape(num_frames, -1)
-    level = np.sqrt(np.mean(frames.astype(np.float64) ** 2, axis=1))
+    power = np.mean(frames.astype(np.float64) ** 2, axis=1)
+    level = np.sqrt(power)
     loudest = float(level.max())
     loudest_db = -np.inf
     if loudest > 0:
@@ -217,11 +208,14 @@ def measure(waveform: npt.NDArray[np.float32], sample_rate_hz: int) -> Measures:
     # Silence put before or behind a recording does not make it another one.
     sounding = np.trim_zeros(waveform)
     digest = hashlib.blake2b(sounding.tobytes(), digest_size=8).digest()
+    seconds = len(waveform) / sample_rate_hz
+    highest = _count_flat_tops(waveform)
+    lowest = _count_flat_tops(-waveform)
     return Measures(
-        seconds=len(waveform) / sample_rate_hz,
-        speech_s=min(num_speech * FRAME_S, len(waveform) / sample_rate_hz),
+        seconds=seconds,
+        speech_s=min(num_speech * FRAME_S, seconds),
         loudest_db=float(loudest_db),
-        flat_tops=_count_flat_tops(waveform) + _count_flat_tops(-waveform),
+        flat_tops=highest + lowest,
         digest=int.from_bytes(digest, "big"),
     )
 
@@ -234,8 +228,11 @@ def _count_flat_tops(waveform: npt.NDArray[np.float32]) -> int:
     is_highest = waveform == highest
     # Telephone codecs have so few loud values that a whole wave has flat tops: then the second of them is as frequent.
     below = waveform[~is_highest]
-    if len(below) and np.count_nonzero(is_highest) < PILE_UP * np.count_nonzero(below == below.max()):
-        return 0
+    if len(below):
+        num_highest = np.count_nonzero(is_highest)
+        num_second = np.count_nonzero(below == below.max())
+        if num_highest < PILE_UP * num_second:
+            return 0
     # An edge before the first sample and behind the last, so that each stretch has two.
     edges = np.flatnonzero(np.diff(is_highest, prepend=False, append=False))
     lengths = edges[1::2] - edges[::2]
