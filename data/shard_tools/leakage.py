@@ -43,15 +43,15 @@ def check_leakage(surveys: Sequence[Survey], held_out_speakers: bool = False) ->
     texts: list[dict[Hashable, list[Row]]] = []
     speakers: list[dict[Hashable, list[Row]]] = []
     for survey in surveys:
-        of_text: dict[Hashable, list[Row]] = {}
-        of_speaker: dict[Hashable, list[Row]] = {}
+        rows_of_text: dict[Hashable, list[Row]] = {}
+        rows_of_speaker: dict[Hashable, list[Row]] = {}
         for row in survey.rows:
             if row.text.strip():
-                of_text.setdefault(split_key(row.text), []).append(row)
+                rows_of_text.setdefault(split_key(row.text), []).append(row)
             if row.speaker:
-                of_speaker.setdefault(row.speaker, []).append(row)
-        texts.append(of_text)
-        speakers.append(of_speaker)
+                rows_of_speaker.setdefault(row.speaker, []).append(row)
+        texts.append(rows_of_text)
+        speakers.append(rows_of_speaker)
 
     findings: list[Finding] = []
     for first, second in combinations(range(len(surveys)), 2):
@@ -99,11 +99,10 @@ def _shared(
     names: tuple[str, str], first: dict[Hashable, list[Row]], second: dict[Hashable, list[Row]]
 ) -> Iterator[tuple[Hashable, tuple[str, ...]]]:
     """What both splits have, with the utterances that have it as SPLIT/KEY."""
+    first_name, second_name = names
     for value, rows in first.items():
         if value not in second:
             continue
-        keys: list[str] = []
-        for split, rows_of_split in zip(names, (rows, second[value]), strict=True):
-            for row in rows_of_split:
-                keys.append(f"{split}/{row.key}")
+        keys = [f"{first_name}/{row.key}" for row in rows]
+        keys += [f"{second_name}/{row.key}" for row in second[value]]
         yield value, tuple(keys)

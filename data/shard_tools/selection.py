@@ -33,13 +33,15 @@ class SampleConfig(BaseModel, frozen=True, extra="forbid"):
         draws: list[tuple[int, int]] = []
         for position, candidate in enumerate(candidates):
             # By its key, so that the same utterances are drawn of a set that was resharded.
-            draws.append((derive_seed(self.seed, "sample", candidate.split, candidate.key), position))
+            draw = derive_seed(self.seed, "sample", candidate.split, candidate.key)
+            draws.append((draw, position))
         most = len(candidates)
         if self.utterances is not None:
             most = self.utterances
         if self.share is not None:
+            most = round(self.share * len(candidates))
             # Of a small split one at least.
-            most = max(1, round(self.share * len(candidates)))
+            most = max(1, most)
         chosen = [False] * len(candidates)
         seconds = 0.0
         for _, position in sorted(draws)[:most]:
@@ -101,6 +103,7 @@ class Filter:
 
     def _takes(self, candidate: Candidate) -> bool:
         config = self.config
+        # Never by zero, whatever a set says of an utterance.
         rate = len(candidate.text) / max(candidate.seconds, 1e-9)
         bounds = (
             (candidate.seconds, config.min_seconds, config.max_seconds),
@@ -143,7 +146,10 @@ def read_keys(path: Path, kinds: Sequence[str] = ()) -> set[str]:
         ) from error
     if kinds:
         raise DataError(f"{path} is a list of keys, and kinds choose from a report of `chorus shards verify --json`.")
-    return {line.strip() for line in content.splitlines() if line.strip()}
+    keys = {line.strip() for line in content.splitlines()}
+    # Blank lines name nothing.
+    keys.discard("")
+    return keys
 
 
 def _keys_of_report(report: Mapping, kinds: Sequence[str]) -> set[str]:
@@ -154,5 +160,7 @@ def _keys_of_report(report: Mapping, kinds: Sequence[str]) -> set[str]:
         for item in finding["items"]:
             for key in item["keys"]:
                 # What two splits share is named with the split already.
-                keys.add(key if "/" in key else f"{finding['split']}/{key}")
+                if "/" not in key:
+                    key = f"{finding['split']}/{key}"
+                keys.add(key)
     return keys

@@ -31,9 +31,11 @@ def check_speech(survey: Survey) -> list[Finding]:
     clipped: list[Item] = []
     for row, measures in survey.measured():
         if measures.loudest_db < SILENCE_DB:
-            silent.append(Item((row.key,), f"{row.key}: its loudest 25 ms are at {measures.loudest_db:.0f} dB"))
+            detail = f"{row.key}: its loudest 25 ms are at {measures.loudest_db:.0f} dB"
+            silent.append(Item((row.key,), detail))
         elif measures.flat_tops >= MIN_FLAT_TOPS:
-            clipped.append(Item((row.key,), f"{row.key}: {measures.flat_tops} flat tops"))
+            detail = f"{row.key}: {measures.flat_tops} flat tops"
+            clipped.append(Item((row.key,), detail))
     findings = collect("silence", survey.split, silent)
     findings += collect("clipping", survey.split, clipped)
     findings += collect("length-outlier", survey.split, _length_outliers(survey))
@@ -50,11 +52,14 @@ def _length_outliers(survey: Survey) -> list[Item]:
     if len(keys) < MIN_POPULATION:
         return []
     # Lengths are about log-normal.
-    logs = np.log(seconds)
+    distances = np.abs(deviations(np.log(seconds)))
+    outliers = np.flatnonzero(distances > OUTLIER_DEVIATIONS)
+    median_s = np.median(seconds)
     items: list[Item] = []
-    for position in np.flatnonzero(np.abs(deviations(logs)) > OUTLIER_DEVIATIONS).tolist():
-        detail = f"{keys[position]}: {seconds[position]:.2f} s, median {np.median(seconds):.2f} s"
-        items.append(Item((keys[position],), detail))
+    for position in outliers.tolist():
+        key = keys[position]
+        detail = f"{key}: {seconds[position]:.2f} s, median {median_s:.2f} s"
+        items.append(Item((key,), detail))
     return items
 
 
@@ -76,15 +81,17 @@ def _rate_outliers(survey: Survey) -> list[Item]:
             continue
         characters = np.array([length for _, length, _ in utterances])
         speech_s = np.array([seconds for _, _, seconds in utterances])
-        usual = np.exp(_median_of_neighbours(characters, np.log(characters / speech_s)))
-        distances = np.log(characters / speech_s) - np.log(usual)
+        log_rates = np.log(characters / speech_s)
+        usual = np.exp(_median_of_neighbours(characters, log_rates))
+        distances = np.abs(log_rates - np.log(usual))
         # A word alone is said in many ways, and a long sentence in about one.
-        spread = MAD_TO_DEVIATION * _median_of_neighbours(characters, np.abs(distances))
-        outliers = np.abs(distances) > OUTLIER_DEVIATIONS * np.maximum(spread, MIN_DEVIATION)
-        for position in np.flatnonzero(outliers).tolist():
+        spread = MAD_TO_DEVIATION * _median_of_neighbours(characters, distances)
+        limits = OUTLIER_DEVIATIONS * np.maximum(spread, MIN_DEVIATION)
+        for position in np.flatnonzero(distances > limits).tolist():
             key, length, seconds = utterances[position]
+            rate = length / seconds
             detail = (
-                f"{key}: {length} characters in {seconds:.2f} s of speech, {length / seconds:.1f} per second where "
+                f"{key}: {length} characters in {seconds:.2f} s of speech, {rate:.1f} per second where "
                 f"{usual[position]:.1f} are usual"
             )
             items.append(Item((key,), detail))
@@ -95,9 +102,11 @@ def _median_of_neighbours(characters: npt.NDArray[np.int64], values: Floats) -> 
     """For each utterance the median of the values of those whose texts are about as long."""
     order = np.argsort(characters, kind="stable")
     width = min(RATE_NEIGHBOURS, len(values))
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(values[order], width), axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(values[order], width)
+    medians = np.median(windows, axis=1)
     # The window around each; at both ends the outermost window.
-    window = np.clip(np.arange(len(values)) - width // 2, 0, len(medians) - 1)
+    first = np.arange(len(values)) - width // 2
+    window = first.clip(0, len(medians) - 1)
     of_neighbours = np.empty_like(values)
     of_neighbours[order] = medians[window]
     return of_neighbours

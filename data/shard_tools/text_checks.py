@@ -28,7 +28,8 @@ def character_frames(texts: Sequence[str]) -> npt.NDArray[np.int32]:
         # Between two equal tokens CTC needs a blank: a frame more for every repeat.
         repeats = 0
         for character, following in pairwise(text):
-            repeats += character == following
+            if character == following:
+                repeats += 1
         frames[position] = len(text) + repeats
     return frames
 
