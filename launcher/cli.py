@@ -20,6 +20,7 @@ from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
 from launcher.commands.export_options import add_export
 from launcher.commands.search_options import add_search_options
+from launcher.commands.serve_options import add_serve
 from launcher.commands.shards_options import add_shards
 from launcher.commands.transcribe_options import add_transcribe
 from launcher.errors import (
@@ -229,6 +230,7 @@ def _add_recognition(commands: Commands) -> None:
     parser.set_defaults(command=_stoppable_command("evaluate", "evaluate"))
 
     add_transcribe(commands, _command)
+    add_serve(commands, _command)
 
     parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
     parser.add_argument("source", metavar="RUN|TEXT", help="a run, for its training transcripts, or a text file")
