@@ -1,14 +1,20 @@
-"""`chorus evaluate`: the evaluations of a run, with other searches too, and their results."""
+"""`chorus evaluate RUN`: the evaluations of a run, with other searches too, and their results.
+
+With shards or manifests behind it, the command evaluates a finished model on them: `evaluate_set`.
+"""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
+from launcher.commands.evaluate_options import options_of_sets
+from launcher.commands.evaluate_set import evaluate_data
 from launcher.commands.search_options import search_values
 from launcher.devices import recognition_device
-from launcher.errors import ConfigError
+from launcher.errors import CheckpointError, ConfigError
 from launcher.executor import Executor
+from launcher.inference.model_lookup import find_model
 from launcher.monitoring.progress import Display, PlainDisplay, open_display
 from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.processes.local import LocalLauncher
@@ -21,6 +27,8 @@ from launcher.run_folder import RunFolder
 
 
 def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
+    if options.data:
+        return evaluate_data(options, stop)
     with stop.interrupting():
         # RUN or RUN/STAGE.
         path = Path(options.run).expanduser()
@@ -28,6 +36,17 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
         if not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file():
             stage = path.name
             path = path.parent
+        if not RunFolder(path).state_file.is_file() and _is_model(options.run):
+            raise ConfigError(
+                f"{options.run} is a model of no run, whose evaluations could be repeated. Say what it is to "
+                f"recognise: chorus evaluate {options.run} SHARDS, or a manifest."
+            )
+        given = options_of_sets(options)
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)} is for shards or manifests, and none is named. The evaluations of a run are as "
+                f"its recipe says; to evaluate one of its models otherwise, give chorus evaluate {path}/STAGE SHARDS."
+            )
         run = open_run(path)
         recipe = load_run_recipe(run)
         evaluations = _evaluations(recipe, stage)
@@ -57,6 +76,14 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
             models[name] = result
     print(json.dumps({"models": models}, ensure_ascii=False, indent=2))
     return 0
+
+
+def _is_model(name: str) -> bool:
+    try:
+        find_model(name)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _evaluations(recipe: Recipe, stage: str | None) -> frozenset[str]:
