@@ -42,6 +42,9 @@ class NoRegularFileError(OSError, ValueError):
     def __str__(self) -> str:
         return f"{os.path.basename(self.filename)} is no regular file"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 def is_file_name(name: Any) -> bool:
     """Whether a name that was read from a file may be joined to a folder: it leads to a file in there, and no other."""

@@ -7,6 +7,7 @@ is a fault of Chorus itself and is shown with its traceback.
 import errno
 
 from data.errors import DataError
+from data.files import NoRegularFileError
 
 
 class ConfigError(Exception):
@@ -56,6 +57,8 @@ PLACE_REMEDIES = {
     errno.ENAMETOOLONG: "Choose a shorter name",
     errno.EIO: "Look after the disk, or the server that it is on",
     errno.ESTALE: "Look after the server that the disk is on",
+    errno.ELOOP: "Links lead around in a circle there: remove them",
+    errno.ENXIO: "Something that is no file stands there: move it away",
     errno.EMFILE: "Raise the number of open files (ulimit -n)",
     errno.ENFILE: "Close programs that hold many files open",
     errno.ENOMEM: "Free memory",
@@ -66,6 +69,8 @@ PLACE_REMEDIES = {
 def place_problem(error: OSError) -> str | None:
     """Return in one paragraph what is wrong with the place of a file, and what helps; None where the fault is ours."""
     remedy = PLACE_REMEDIES.get(error.errno or 0)
+    if isinstance(error, NoRegularFileError):
+        remedy = "A pipe, a device or a folder stands where a file belongs: move it away"
     if remedy is None:
         return None
     place = error.filename or "The output of this command, or a file that it writes,"

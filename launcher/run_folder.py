@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -93,13 +94,14 @@ def read_json(path: Path) -> Any:
 
 
 def open_no_link(path: Path) -> BinaryIO:
-    """Open a file of a run to append to and to read, made where there is none; ConfigError when it is a link.
+    """Open a file of a run to append to and to read, made where there is none; ConfigError when it is a link, or no
+    regular file.
 
     A folder from somebody else may hold links, through which other files of this user would be written.
     """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.fdopen(os.open(path, flags, 0o666), "ab+")
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
@@ -107,6 +109,10 @@ def open_no_link(path: Path) -> BinaryIO:
             f"{path} is a link, which a run's own file never is: writing to it would change a file elsewhere. Remove "
             "the link, and look who put it there."
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path} is a pipe or a device, which a run's own file never is. Remove it.")
+    return os.fdopen(descriptor, "ab+")
 
 
 def _is_event(event: Any) -> bool:

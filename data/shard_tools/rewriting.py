@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,9 +134,10 @@ def rewrite(
 
 def _check_places(folders: Sequence[Path], out_dir: Path) -> None:
     """Refuse an output in the sets that are read, or around them."""
-    out = out_dir.resolve()
+    # Unlike Path.resolve it takes links that lead around in a circle for what they are: nothing that can be read.
+    out = Path(os.path.realpath(out_dir))
     for folder in folders:
-        source = folder.resolve()
+        source = Path(os.path.realpath(folder))
         if out == source or source in out.parents or out in source.parents:
             raise DataError(
                 f"The new set would be written to {out_dir}, which is {folder} or lies in or around it; what is read "

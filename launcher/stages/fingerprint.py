@@ -40,6 +40,9 @@ def files_below(folder: Path) -> dict[str, int]:
     """Return the sizes of all files of a folder and of the folders in it, by their names in there; none where it is no
     folder. Links to folders are not followed."""
     sizes: dict[str, int] = {}
+    # Nor is a circle of links one, which scandir would raise an error of its own for.
+    if not os.path.isdir(folder):
+        return sizes
     # With scandir and text: a corpus has hundreds of thousands of files, and a Path for each takes four times as long.
     folders = [""]
     while folders:
@@ -49,8 +52,11 @@ def files_below(folder: Path) -> dict[str, int]:
                 name = f"{inside}/{entry.name}".removeprefix("/")
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(name)
-                elif entry.is_file():
-                    sizes[name] = entry.stat().st_size
+                    continue
+                # A link that leads around in a circle, or to what may not be looked at, is no file.
+                with suppress(OSError):
+                    if entry.is_file():
+                        sizes[name] = entry.stat().st_size
     return sizes
 
 

@@ -25,6 +25,7 @@ from launcher.recipe.yaml_io import parse_recipe, parse_value
 from launcher.report.run_data import Quarantined, read_run_data
 from launcher.run_files import parse_metrics_row, read_recipe_values, read_state
 from launcher.run_folder import RunFolder, write_json, write_lines, write_text
+from launcher.stages.fingerprint import files_below, hash_folder
 from launcher.tracking import MetricsLog, read_last_rows, read_metrics
 
 RECORD = {"kind": "pretrain", "status": "running", "fingerprint": "f", "settings": {}, "inputs": {}}
@@ -510,6 +511,20 @@ def test_what_is_no_file_in_the_place_of_a_runs_own_is_not_waited_for(run: RunFo
             path.symlink_to(path.name)
     assert main(["status", str(run.path)]) == (2 if name == "events.jsonl" else 0)
     assert list(read_metrics(run.stage("teacher").metrics_file)) == []
+    if name == "run.lock":
+        with pytest.raises((ConfigError, IsADirectoryError)), run.locked():
+            pass
+
+
+def test_a_circle_of_links_among_files_of_a_stage_is_no_file_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("123")
+    (tmp_path / "model" / "circle").symlink_to("circle")
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "model" / "pipe")
+    assert files_below(tmp_path) == {"model/weights": 3}
+    assert files_below(tmp_path / "circle") == {}
+    assert hash_folder(tmp_path) is not None
 
 
 def test_events_beyond_the_bound_are_not_read(run: RunFolder) -> None:
@@ -590,7 +605,8 @@ def test_a_recording_that_is_no_file_is_neither_read_nor_waited_for(tmp_path: Pa
     write_lines(tmp_path / SOURCES, [{**SOURCE, "path": str(path)}])
     sources = read_sources(tmp_path)
     assert sources is not None
-    assert len(list(changed_sources(sources.values()))) == 1
+    # What cannot be read is as good as gone, and shards outlive their recordings.
+    assert list(changed_sources(sources.values())) == []
 
 
 def test_a_list_of_recordings_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

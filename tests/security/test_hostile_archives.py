@@ -234,3 +234,37 @@ def test_a_damaged_table_is_an_error_or_rejected_rows_and_nothing_worse(tmp_path
                 read_audio(utterance, RATE_HZ)
             except DataError:
                 continue
+
+
+HOSTILE_LISTS = {
+    "deep": b'{"audios":[' + b"[" * 1_000_000,
+    "deep under names": b'{"audios":[' + b'{"a":' * 200_000,
+    "a long text": b'{"audios":[{"path":"' + b"a" * 1_000_000 + b'","segments":[]}]}',
+    "a recording of very many values": b'{"audios":[{"path":"a","segments":[' + b"1," * 1_000_000 + b"1]}]}",
+    "a number of 100,000 digits": b'{"audios":[' + b"1" * 100_000 + b"]}",
+    "a number beyond all others": b'{"audios":[1e' + b"9" * 5000 + b"]}",
+}
+
+
+def test_hostile_lists_of_segments_are_one_clear_error_in_little_memory(tmp_path: Path) -> None:
+    for name, content in HOSTILE_LISTS.items():
+        (tmp_path / f"{name}.json").write_bytes(content)
+    code = """
+segment_list.MAX_RECORDING_BYTES = 2**19
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    rows = RowCollector(PublishedCorpusConfig(root=path.parent), "en")
+    try:
+        list(segment_list.read_segments(path, "text_tn", rows))
+    except DataError:
+        print(path.stem)
+"""
+    imports = """
+import sys
+from pathlib import Path
+import ijson
+from data.corpora import segment_list
+from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.errors import DataError
+"""
+    refused = run_limited(imports, code, tmp_path).splitlines()
+    assert sorted(refused) == sorted(HOSTILE_LISTS)

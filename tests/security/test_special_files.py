@@ -21,7 +21,9 @@ from data.manifests.manifest import read_manifest
 from data.parquet_cells import Cell, read_cell
 from data.reader import RangeError, RangeReader
 from data.remote.settings import StorageConfig
+from data.shard_tools.rewriting import Command, rewrite
 from data.tables import read_table
+from launcher.errors import place_problem
 from launcher.inference.search import read_hotwords, read_scorer
 from launcher.recipe.search import HotwordsConfig, LanguageModelConfig
 
@@ -73,6 +75,8 @@ def test_whatever_opens_files_of_others_refuses_what_is_none(
             assert isinstance(refused.value, NoRegularFileError)
             # Whoever takes damaged content into account takes this into account too.
             assert isinstance(refused.value, ValueError)
+        # Where nobody does, it is a paragraph all the same.
+        assert str(path) in (place_problem(refused.value) or "")
 
 
 # The file of a corpus in the place of which something else lies, and files that stand beside it.
@@ -168,3 +172,12 @@ def test_a_table_that_is_no_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t\.parquet is no regular file"):
         list(read_table(tmp_path / "t.parquet", ("audio",)))
+
+
+def test_a_set_of_shards_that_is_a_circle_of_links_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = plant(tmp_path / "shards", "circle", monkeypatch)
+    for out in (tmp_path / "out", path):
+        with pytest.raises(DataError, match=r"no shards|lies in or around"):
+            rewrite([path], out, Command("reshard", {}, 60.0))
