@@ -1,12 +1,38 @@
 """The models of a comparison with intervals: error rates and differences, all on the same draws."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from launcher.comparison.model_results import Comparison, Errors, ModelResult
 from launcher.inference.bootstrap import Draws, Interval, Numbers, interval, rate, relative_difference
 
 # A character error rate above it: a training that did not find the alignment of frames and text.
 UNCONVERGED = 0.5
+
+
+@dataclass(frozen=True)
+class BaselineDifference:
+    """How a model differs from one that it is to be compared with.
+
+    `converged` is the same for the seeds in which both have converged, `converged_seeds`, where these are not all: a
+    seed that has not converged outweighs all others. Without such seeds it is None.
+    """
+
+    baseline: str
+    difference: Interval | None
+    converged_seeds: tuple[int, ...]
+    converged: Interval | None
+
+
+@dataclass(frozen=True)
+class ModelDifferences:
+    """How a model differs from the first one, from its baselines, and from the last one: None for the last itself."""
+
+    model: str
+    against_first: Interval | None
+    baselines: tuple[BaselineDifference, ...]
+    against_last: Interval | None
 
 
 class ModelIntervals:
@@ -49,6 +75,32 @@ class ModelIntervals:
         # Both were measured on the same references.
         lengths_U = model.characters.lengths_U
         return relative_difference(model_SU, baseline_SU, lengths_U, self._draws_of(len(seeds)))
+
+    def differences(self) -> list[ModelDifferences]:
+        """Errors in characters of all models but the first, which differs from nothing."""
+        models = self.comparison.models
+        last = models[-1]
+        rows = []
+        for previous, model in itertools.pairwise(models):
+            baselines = [baseline for baseline in models if baseline.name in model.compare_to]
+            # Of a recipe that names no baseline, models are steps of a ladder: each follows from the one before.
+            if not baselines:
+                baselines = [previous]
+            against_last = None
+            if model is not last:
+                against_last = self.difference(model, last)
+            against_baselines = tuple(self._against(model, baseline) for baseline in baselines)
+            rows.append(
+                ModelDifferences(model.name, self.difference(model, models[0]), against_baselines, against_last)
+            )
+        return rows
+
+    def _against(self, model: ModelResult, baseline: ModelResult) -> BaselineDifference:
+        seeds = converged_seeds(baseline, model)
+        converged = None
+        if 0 < len(seeds) < len(common_seeds(baseline, model)):
+            converged = self.difference(model, baseline, seeds=seeds)
+        return BaselineDifference(baseline.name, self.difference(model, baseline), tuple(seeds), converged)
 
 
 def _errors_of_seeds(model: ModelResult, seeds: Sequence[int]) -> Numbers:

@@ -4,7 +4,6 @@ Everything on the page follows from what the runs left, or from the records made
 page.
 """
 
-import itertools
 import os
 import shlex
 from collections.abc import Sequence
@@ -14,11 +13,9 @@ from urllib.parse import quote
 from launcher.comparison.intervals import (
     UNCONVERGED,
     ModelIntervals,
-    common_seeds,
-    converged_seeds,
     rates_of_seeds,
 )
-from launcher.comparison.model_results import Comparison, ModelResult
+from launcher.comparison.model_results import ModelResult
 from launcher.comparison.picture import Point, draw_comparison
 from launcher.formatting import MISSING, count, duration, percent
 from launcher.inference.bootstrap import Interval
@@ -57,7 +54,7 @@ HEADINGS = (
 )
 
 
-def write_comparisons(comparisons: Sequence[Comparison], sources: Sequence[Path], out: Path) -> list[Path]:
+def write_comparisons(comparisons: Sequence[ModelIntervals], sources: Sequence[Path], out: Path) -> list[Path]:
     """Write the page at `out` and a picture for each comparison beside it; returns all paths written.
 
     `sources` are the runs or folders of records that the comparisons come from.
@@ -67,8 +64,8 @@ def write_comparisons(comparisons: Sequence[Comparison], sources: Sequence[Path]
     command = shlex.join(["chorus", "compare", *source_paths, "--out", os.path.relpath(out)])
     sections = [HEAD.format(command=command)]
     written = [out]
-    for comparison, source in zip(comparisons, sources, strict=True):
-        intervals = ModelIntervals(comparison)
+    for intervals, source in zip(comparisons, sources, strict=True):
+        comparison = intervals.comparison
         points = []
         for model in comparison.models:
             points.append(Point(model.name, model.encoder_parameters, intervals.rate(model.characters)))
@@ -88,9 +85,9 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
     # What is the same for all models is said once.
     seeds_of_models = [model.seeds for model in comparison.models]
     if len(set(seeds_of_models)) == 1:
-        seeds = _name_seeds(seeds_of_models[0]).capitalize()
+        seeds = name_seeds(seeds_of_models[0]).capitalize()
     else:
-        seeds = "; ".join(f"`{model.name}` {_name_seeds(model.seeds)}" for model in comparison.models)
+        seeds = "; ".join(f"`{model.name}` {name_seeds(model.seeds)}" for model in comparison.models)
     lengths = []
     lengths_with_names = []
     for model in comparison.models:
@@ -126,7 +123,7 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
         share = student.encoder_parameters / teacher.encoder_parameters
         lines.append(
             f"- `{student.name}`, with {percent(share)} of the encoder parameters of `{teacher.name}`, makes "
-            f"{_format_difference(intervals.difference(student, teacher))} errors in characters against it."
+            f"{format_difference(intervals.difference(student, teacher))} errors in characters against it."
         )
     # A single model differs from nothing.
     if len(comparison.models) > 1:
@@ -135,7 +132,8 @@ def _section(intervals: ModelIntervals, picture: Path) -> str:
     return "\n".join(lines)
 
 
-def _name_seeds(seeds: Sequence[int]) -> str:
+def name_seeds(seeds: Sequence[int]) -> str:
+    """Seeds as part of a sentence."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     return f"seeds {', '.join(map(str, seeds))}"
@@ -162,8 +160,8 @@ def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:
         count(model.encoder_parameters),
         percent(model.encoder_parameters / first.encoder_parameters),
         count(model.parameters),
-        _format_rate(intervals.rate(model.characters)),
-        _format_rate(intervals.rate(model.words)),
+        format_rate(intervals.rate(model.characters)),
+        format_rate(intervals.rate(model.words)),
         ", ".join(seed_rates),
         f"{model.real_time_factor:.4f}",
         f"{model.minutes:.1f}",
@@ -173,18 +171,19 @@ def _row(intervals: ModelIntervals, model: ModelResult) -> tuple[str, ...]:
     )
 
 
-def _format_rate(rate: Interval) -> str:
+def format_rate(rate: Interval) -> str:
+    """An error rate with its interval, in percent."""
     return f"{percent(rate.value, 2)} [{100 * rate.low:.2f}, {100 * rate.high:.2f}]"
 
 
-def _format_difference(difference: Interval | None) -> str:
+def format_difference(difference: Interval | None) -> str:
     """A relative difference with its interval, in percent."""
     if difference is None:
         return MISSING
     return f"{100 * difference.value:+.1f} % [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def _format_verdict(difference: Interval | None) -> str:
+def format_verdict(difference: Interval | None) -> str:
     """A relative difference, whether its interval excludes that there is none, and what it could have shown."""
     if difference is None:
         return "no seed in common"
@@ -194,41 +193,29 @@ def _format_verdict(difference: Interval | None) -> str:
     elif difference.high < 0:
         verdict = "fewer errors"
     detects = 100 * (difference.high - difference.low) / 2
-    return f"{_format_difference(difference)}, {verdict} (detects {detects:.0f} %)"
+    return f"{format_difference(difference)}, {verdict} (detects {detects:.0f} %)"
 
 
 def _differences(intervals: ModelIntervals) -> list[str]:
     """Errors in characters against the first, against those that a model is to be compared with, and the last."""
     models = intervals.comparison.models
-    first = models[0]
-    last = models[-1]
     rows = []
-    for previous, model in itertools.pairwise(models):
-        against_first = _format_difference(intervals.difference(model, first))
+    for row in intervals.differences():
         descriptions = []
-        for baseline in models:
-            if baseline.name in model.compare_to:
-                descriptions.append(_describe_difference(intervals, model, baseline))
-        # Of a recipe that names no baseline, models are steps of a ladder: each follows from the one before.
-        if not descriptions:
-            descriptions.append(_describe_difference(intervals, model, previous))
-        against_baselines = "; ".join(descriptions)
-        against_last = MISSING
-        if model is not last:
-            against_last = _format_difference(intervals.difference(model, last))
-        rows.append((f"`{model.name}`", against_first, against_baselines, against_last))
-    headings = ("errors in characters", f"against `{first.name}`", "against its baseline", f"against `{last.name}`")
+        for baseline in row.baselines:
+            text = f"`{baseline.baseline}`: {format_verdict(baseline.difference)}"
+            if baseline.converged is not None:
+                text += f"; {name_seeds(baseline.converged_seeds)}: {format_verdict(baseline.converged)}"
+            descriptions.append(text)
+        against_first = format_difference(row.against_first)
+        rows.append((f"`{row.model}`", against_first, "; ".join(descriptions), format_difference(row.against_last)))
+    headings = (
+        "errors in characters",
+        f"against `{models[0].name}`",
+        "against its baseline",
+        f"against `{models[-1].name}`",
+    )
     return _table(headings, rows)
-
-
-def _describe_difference(intervals: ModelIntervals, model: ModelResult, baseline: ModelResult) -> str:
-    text = f"`{baseline.name}`: {_format_verdict(intervals.difference(model, baseline))}"
-    # Once more without the seeds in which one of both has not converged: such a seed outweighs all others.
-    converged = converged_seeds(baseline, model)
-    if 0 < len(converged) < len(common_seeds(baseline, model)):
-        verdict = _format_verdict(intervals.difference(model, baseline, seeds=converged))
-        text += f"; {_name_seeds(converged)}: {verdict}"
-    return text
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

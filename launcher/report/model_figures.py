@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from launcher import formatting
 from launcher.inference.bootstrap import Interval
@@ -19,6 +19,7 @@ _HEIGHT_IN = 3.1
 # From the axes to the names right of them, as a share of the width of the axes.
 _LEADER_END = 1.02
 _NAME_START = 1.035
+_LOG_SPAN = 10
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,27 @@ TRAINING = Trade(
 
 
 @mpl.rc_context(svg.STYLE)
-def draw_trade(trade: Trade, points: Sequence[TradePoint], looks: ModelLooks) -> Drawing | None:
-    """Error rates against what the models take, with intervals; names stand at the right, a line leads to each."""
+def draw_trade(trade: Trade, points: Sequence[TradePoint], looks: ModelLooks, page_part: str = "") -> Drawing | None:
+    """Error rates against what the models take, with intervals; names stand at the right, a line leads to each.
+
+    `page_part` tells apart the figures of one kind on a page.
+    """
     if not points:
         return None
     figure = Figure(figsize=(svg.WIDE_IN, svg.height_for(len(points), _HEIGHT_IN)))
     axes = figure.subplots()
+    lowest = min(_ends(point)[0] for point in points)
+    highest = max(_ends(point)[1] for point in points)
+    # On an even axis, rates that lie ten times below the highest would be told apart no longer.
+    use_log = 0 < _LOG_SPAN * lowest < highest
+    if use_log:
+        axes.set_yscale("log")
     svg.prepare_axes(axes, "character error rate", percent=True)
-    highest = 0.0
     for point in points:
         look = looks.look(point.model)
         if point.interval is not None:
             ends = [point.interval.low, point.interval.high]
             axes.plot([point.amount, point.amount], ends, color=look.colour, linewidth=1.6)
-            highest = max(highest, point.interval.high)
-        highest = max(highest, point.error_rate)
         filling = look.colour
         if point.is_teacher:
             filling = svg.PAPER
@@ -102,8 +109,12 @@ def draw_trade(trade: Trade, points: Sequence[TradePoint], looks: ModelLooks) ->
         )
     right_end = 1.08 * max(point.amount for point in points)
     axes.set_xlim(0, right_end)
-    # Models without any error leave no height to scale the axis by.
-    axes.set_ylim(0, 1.08 * highest or 1)
+    if use_log:
+        axes.set_ylim(0.8 * lowest, 1.25 * highest)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    else:
+        # Models without any error leave no height to scale the axis by.
+        axes.set_ylim(0, 1.08 * highest or 1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(trade.format_tick)
     axes.set_xlabel(trade.label)
@@ -125,11 +136,24 @@ def draw_trade(trade: Trade, points: Sequence[TradePoint], looks: ModelLooks) ->
         colour = looks.look(point.model).colour
         axes.text(_NAME_START, height, name, color=colour, transform=axes.transAxes, va="center", fontsize=9.5)
 
-    caption = "Both axes start at zero, so distances are to scale. Hollow: the teacher."
+    caption = "Both axes start at zero, so distances are to scale."
+    if use_log:
+        caption = "The axis of errors is logarithmic."
+    if any(point.is_teacher for point in points):
+        caption += " Hollow: the teacher."
     if any(point.interval for point in points):
         caption += " Bars: 95% intervals."
-    picture = svg.render(figure, name=f"trade-{trade.kind}", description=f"Error rate against {trade.label}")
+    picture = svg.render(
+        figure, name=f"trade-{trade.kind}-{page_part}", description=f"Error rate against {trade.label}"
+    )
     return Drawing(trade.title, picture, caption)
+
+
+def _ends(point: TradePoint) -> tuple[float, float]:
+    """From where to where a model's errors are drawn."""
+    if point.interval is None:
+        return point.error_rate, point.error_rate
+    return min(point.error_rate, point.interval.low), max(point.error_rate, point.interval.high)
 
 
 @dataclass(frozen=True)
