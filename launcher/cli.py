@@ -259,6 +259,11 @@ def _add_inspection(commands: Commands) -> None:
 
     parser = commands.add_parser("report", help="write a run's report.html anew")
     parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "--analyse",
+        action="store_true",
+        help="first look anew at the hardest utterances, and at what experts are chosen for",
+    )
     _add_json(parser)
     parser.set_defaults(command=_command("report", "report"))
 
@@ -269,7 +274,13 @@ def _add_inspection(commands: Commands) -> None:
         nargs="+",
         help="a finished run, or a folder of records; seeds are put together",
     )
-    parser.add_argument("--out", metavar="FILE", help="Markdown file to write; pictures go beside it")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="page to write, of HTML if it ends in .html, else of Markdown with pictures beside it; repeatable",
+    )
     parser.add_argument(
         "--records", metavar="DIR", help="add a record of each training to this folder, from which pages can be written"
     )
