@@ -14,6 +14,7 @@ from data.files import check_regular
 
 # Values that are decoded at a time: of recordings of 30 s, some 16 MB.
 BATCH_ROWS = 16
+MAX_BATCH_BYTES = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,19 @@ def import_pyarrow(path: Path, module: str = "pyarrow") -> Any:
         raise AudioError(f"{path} is read with the package pyarrow; run pip install 'chorus-asr[arrow]'") from error
 
 
+def rows_at_once(group: Any, columns: Collection[str], most: int) -> int:
+    """Of how many rows, up to `most`, the values in some columns of a group of rows take no more than 4 GiB.
+
+    A dictionary repeats a value for some bytes a row, so each may be as large as all that is stored.
+    """
+    num_bytes = 1
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema in columns:
+            num_bytes += max(0, column.total_uncompressed_size)
+    return min(most, max(1, MAX_BATCH_BYTES // num_bytes))
+
+
 def read_cell(path: Path, cell: Cell) -> bytes:
     """The bytes of one recording. AudioError when they cannot be read."""
     for _, content in read_cells(path, cell.row_group, cell.column, {cell.row}):
@@ -56,7 +70,8 @@ def read_cells(path: Path, row_group: int, column: str, rows: Collection[int]) -
     try:
         check_regular(path)
         with parquet.ParquetFile(path, pre_buffer=False) as file:
-            batches = file.iter_batches(BATCH_ROWS, row_groups=[row_group], columns=[column], use_threads=False)
+            num_rows = rows_at_once(file.metadata.row_group(row_group), [column], BATCH_ROWS)
+            batches = file.iter_batches(num_rows, row_groups=[row_group], columns=[column], use_threads=False)
             row = 0
             for batch in batches:
                 cells = batch.column(0)

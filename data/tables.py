@@ -17,7 +17,7 @@ from data.containers import AudioError
 from data.errors import DataError
 from data.files import check_regular, parse_json
 from data.members import Member
-from data.parquet_cells import Cell, import_pyarrow
+from data.parquet_cells import Cell, import_pyarrow, rows_at_once
 
 SUFFIXES = (".parquet", ".arrow")
 BATCH_ROWS = 64
@@ -103,8 +103,10 @@ def _read_parquet(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
             group = file.metadata.row_group(row_group)
             has_bytes = bool(bytes_column) and not _is_empty(group, bytes_column)
             row = 0
+            stored = [group.column(number).path_in_schema for number in range(group.num_columns)]
+            num_rows = rows_at_once(group, [name for name in stored if name != bytes_column], BATCH_ROWS)
             # Of a table with recordings alone no column is read; a batch has its rows all the same.
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[row_group], columns=columns, use_threads=False):
+            for batch in file.iter_batches(num_rows, row_groups=[row_group], columns=columns, use_threads=False):
                 for content in batch.to_pylist():
                     name = content.pop(audio, None)
                     if isinstance(name, dict):

@@ -16,6 +16,7 @@ from data.corpora.folder import FolderConfig
 from data.corpora.prepare import prepare
 from data.errors import DataError
 from data.manifests.manifest import read_manifest
+from data.parquet_cells import read_cells, rows_at_once
 from data.tar_members import list_members
 
 RATE_HZ = 16000
@@ -172,6 +173,25 @@ def test_a_parquet_cell_of_gigabytes_is_refused_within_memory(tmp_path: Path) ->
     imports = 'import os\nos.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"\nimport pyarrow.parquet\n' + READ
     seen = run_limited(imports, REPORT, tmp_path / "t.parquet", memory_bytes=512 * 2**20)
     assert "holds 1048576 characters, more than 65536" in seen
+
+
+def test_a_recording_that_a_dictionary_repeats_takes_no_memory_for_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"audio": [FLAC + bytes(2**23)] * 16, "text": ["a"] * 16})
+    path = tmp_path / "t.parquet"
+    # In a dictionary page of its own, some kilobytes.
+    parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**30)
+    assert path.stat().st_size < 2**16
+    monkeypatch.setattr("data.parquet_cells.MAX_BATCH_BYTES", 2**25)
+    group = parquet.read_metadata(path).row_group(0)
+    assert rows_at_once(group, ["audio"], 16) == 3
+    assert rows_at_once(group, ["text"], 16) == 16
+    cells = dict(read_cells(path, 0, "audio", range(16)))
+    assert list(cells) == list(range(16))
+    assert set(map(len, cells.values())) == {len(FLAC) + 2**23}
 
 
 def arrow_file(path: Path, layout: str, compression: str | None, is_dictionary: bool) -> None:
