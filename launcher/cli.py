@@ -19,6 +19,7 @@ from typing import TypeAlias
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
 from launcher.commands.export_options import add_export
+from launcher.commands.pseudo_label_options import add_pseudo_label
 from launcher.commands.search_options import add_search_options
 from launcher.commands.serve_options import add_serve
 from launcher.commands.shards_options import add_shards
@@ -230,6 +231,7 @@ def _add_recognition(commands: Commands) -> None:
     parser.set_defaults(command=_stoppable_command("evaluate", "evaluate"))
 
     add_transcribe(commands, _command)
+    add_pseudo_label(commands, _stoppable_command)
     add_serve(commands, _command)
 
     parser = commands.add_parser("language-model", help="estimate an n-gram model for searches")
