@@ -49,7 +49,7 @@ def recognise_upload(
                     )
                 return Transcriber(model).transcribe(readable, on_progress=lambda *_: work.check(), name=NAME)
         except (AudioError, DataError) as error:
-            reason = str(error).replace(f"{NAME} cannot be recognised: ", "").replace(str(path), NAME).rstrip(".")
+            reason = str(error).replace(f"{NAME} cannot be recognised: ", "").replace(str(path), "it").rstrip(".")
             raise RefusedError(400, f"{NAME} cannot be recognised: {reason}.", "invalid_audio", "file") from None
         finally:
             forget_recordings()

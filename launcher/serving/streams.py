@@ -106,7 +106,8 @@ class _Stream:
         self.name = values.get("model", "")
         batcher = self.service.batcher(self.name)
         rate = values.get("sample_rate", "")
-        if not rate.isdecimal() or not MIN_RATE_HZ <= int(rate[:9]) <= MAX_RATE_HZ:
+        is_number = rate.isascii() and rate.isdecimal()
+        if not is_number or not MIN_RATE_HZ <= int(rate[:9]) <= MAX_RATE_HZ:
             raise RefusedError(
                 400,
                 f"sample_rate is {rate[:20]!r} in the address. Give that of the samples, "
