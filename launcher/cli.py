@@ -18,9 +18,9 @@ from typing import TypeAlias
 
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
+from launcher.commands.evaluate_options import add_evaluate
 from launcher.commands.export_options import add_export
 from launcher.commands.pseudo_label_options import add_pseudo_label
-from launcher.commands.search_options import add_search_options
 from launcher.commands.serve_options import add_serve
 from launcher.commands.shards_options import add_shards
 from launcher.commands.transcribe_options import add_transcribe
@@ -223,13 +223,7 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_recognition(commands: Commands) -> None:
-    parser = commands.add_parser("evaluate", help="evaluate a run's models and show the results")
-    parser.add_argument("run", metavar="RUN[/STAGE]", help="a run, or one of its models or evaluations")
-    add_search_options(parser)
-    _add_set(parser, "change a setting of an evaluation, such as stages.evaluation.search.beam=20")
-    _add_json(parser)
-    parser.set_defaults(command=_stoppable_command("evaluate", "evaluate"))
-
+    add_evaluate(commands, _stoppable_command)
     add_transcribe(commands, _command)
     add_pseudo_label(commands, _stoppable_command)
     add_serve(commands, _command)
