@@ -7,8 +7,9 @@ from pathlib import Path
 
 from data.files import replacing
 from launcher.errors import ConfigError
+from launcher.plain_text import printable
 from launcher.recipe import load_recipe
-from launcher.recipe.loading import find_recipe
+from launcher.recipe.loading import find_recipe, read_recipe_text
 
 # A setting at the top of a recipe: its line, and those below that are indented.
 SECTION = r"^{key}:.*(?:\n[ \t]+.*)*$"
@@ -37,10 +38,12 @@ def new(options: argparse.Namespace) -> int:
         # Before anything is written: a corpus that a run would refuse is refused here.
         load_recipe(source, [f"{key}={value}" for key, value in changes.items()])
 
-    text = source.read_text(encoding="utf-8")
+    text = read_recipe_text(source)
     for key, value in changes.items():
         text = _with_section(text, key, value)
-    beginning = f"# {name}: a recipe of your own. It begins as {options.like}, of which it is said:\n#\n"
+    # A name of a file may hold ends of lines, behind which settings would stand.
+    like = " ".join(printable(options.like).split())
+    beginning = f"# {name}: a recipe of your own. It begins as {like}, of which it is said:\n#\n"
     with replacing(file) as part:
         part.write_text(beginning + text, encoding="utf-8")
     print(f"{file} is a recipe of your own, begun as {options.like}.")

@@ -78,16 +78,11 @@ def load_recipe(
     return recipe
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The plain values of a recipe's file; what it `extends` gives those that it does not.
-
-    A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced, or
-    to null, which leaves a stage out. With `copy: STAGE` among its keys a new name is a stage like that one, which it
-    follows, and its keys reach into the sections of the other's.
-    """
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe's file; ConfigError when it cannot be read, is too large, or is not UTF-8."""
     try:
         # A character has four bytes at most.
-        text = read_bounded(path, 4 * MAX_CHARACTERS).decode("utf-8")
+        return read_bounded(path, 4 * MAX_CHARACTERS).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"The recipe {path} is not UTF-8: {error.reason} at byte {error.start}. Convert it, for instance with "
@@ -97,7 +92,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
-    values = parse_recipe(text, f"The recipe {path}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The plain values of a recipe's file; what it `extends` gives those that it does not.
+
+    A section replaces the other's as a whole; `stages` may be a mapping of stages' names to keys that are replaced, or
+    to null, which leaves a stage out. With `copy: STAGE` among its keys a new name is a stage like that one, which it
+    follows, and its keys reach into the sections of the other's.
+    """
+    values = parse_recipe(read_recipe_text(path), f"The recipe {path}")
     if "extends" not in values:
         return values
 

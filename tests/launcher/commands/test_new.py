@@ -84,3 +84,19 @@ def test_what_is_somebodys_is_not_overwritten(tmp_path, capsys):
     assert main(["new", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\n# \n"])
+def test_the_name_of_a_received_recipe_adds_no_setting(tmp_path, end):
+    like = tmp_path / f"a{end}cluster: {{processes: 7}}{end}.yaml"
+    like.write_text("# A recipe.\nextends: mini\n")
+    assert main(["new", str(tmp_path / "mine"), "--like", str(like)]) == 0
+    assert load_recipe(tmp_path / "mine" / "recipe.yaml").cluster.processes == load_recipe("mini").cluster.processes
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"\xff\xfe", "is not UTF-8"), (b"#\n" * 2**22, "has 8388608 bytes")])
+def test_a_received_recipe_that_is_no_text_is_one_paragraph(tmp_path, capsys, content, problem):
+    (tmp_path / "a.yaml").write_bytes(content)
+    assert main(["new", str(tmp_path / "mine"), "--like", str(tmp_path / "a.yaml")]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
