@@ -20,6 +20,7 @@ from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
 from launcher.commands.evaluate_options import add_evaluate
 from launcher.commands.export_options import add_export
+from launcher.commands.job_options import add_jobs
 from launcher.commands.pseudo_label_options import add_pseudo_label
 from launcher.commands.serve_options import add_serve
 from launcher.commands.shards_options import add_shards
@@ -112,6 +113,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_PrintVersion, help="print the version, and leave")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    add_jobs(commands, _command, _stoppable_command)
 
     plan = commands.add_parser("plan", help="show what a recipe would run, its sizes and its memory; starts nothing")
     _add_recipe_options(plan)

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.errors import ConfigError
 from launcher.executor import Executor, claim_folder
 from launcher.formatting import duration
-from launcher.monitoring.progress import open_display
+from launcher.monitoring.progress import Display, open_display
 from launcher.processes import shared_folder, slurm
 from launcher.processes.launchers import make_launcher
 from launcher.processes.stop_request import StopRequest
@@ -74,19 +74,24 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
             shared_folder.Follower(recipe, launcher, folder, options.node_rank, stop, display).follow()
         return 0
 
+    executor = Executor(
+        recipe,
+        folder,
+        stop,
+        display,
+        may_set_aside=options.set_aside,
+        extended=extended,
+    )
+    return bring_to_end(recipe, folder, executor, display)
+
+
+def bring_to_end(recipe: Recipe, folder: RunFolder, executor: Executor, display: Display) -> int:
+    """Run what is left of a run, with its folder locked, and say what came of it; return the exit code."""
     display.say(f"Recipe {recipe.name} in {folder.path}; stop at any time, the same command goes on.")
     started = time.monotonic()
     with folder.locked() as links:
         for link in links:
             display.say(f"{link} is a link: what belongs there is written to, and removed from, {link.resolve()}.")
-        executor = Executor(
-            recipe,
-            folder,
-            stop,
-            display,
-            may_set_aside=options.set_aside,
-            extended=extended,
-        )
         executor.check_half_trained()
         executor.write_recipe()
         with executor.launcher.notify_followers(folder):

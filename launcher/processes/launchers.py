@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from launcher.errors import ConfigError
 from launcher.processes.local import LocalLauncher
 from launcher.processes.process_group import Launch
 from launcher.processes.shared_folder import SharedFolderLauncher
@@ -33,6 +34,11 @@ def make_launcher(cluster: ClusterConfig) -> Launcher:
         return LocalLauncher(cluster)
     if cluster.kind == "slurm":
         return SlurmLauncher(cluster)
+    if cluster.kind == "node":
+        raise ConfigError(
+            "cluster.launcher is node, which only `chorus node` can use: it takes the nodes from the variables of its "
+            "engine. Start it in a job, or pass --launcher local."
+        )
 
     # The recipe's checks refuse the kinds below without a hostfile.
     assert cluster.hostfile

@@ -111,7 +111,7 @@ def _agent_environment(run: RunFolder) -> dict[str, str]:
     return {**os.environ, **worker_command.python_environment(os.environ), **token_environment(run)}
 
 
-def _read_own(path: Path) -> dict[str, Any]:
+def read_own(path: Path) -> dict[str, Any]:
     """Return the JSON mapping in a file of this user, empty when there is no file.
 
     ConfigError when it is a link, another user's or no mapping: whoever may write into the folder could have put it
@@ -201,7 +201,7 @@ class _OrderWriter:
     def _read_answer(self) -> int | None:
         """Return the exit code of this attempt's agent; None before there is one."""
         path = _answer_file(self._file)
-        answer = _read_own(path)
+        answer = read_own(path)
         if answer.get("attempt") != self._order["attempt"]:
             return None
         _check_keys(path, answer, {"code": int})
@@ -255,16 +255,19 @@ class Follower:
         self._stage = ""
         self._renewed = -1
         self._num_forwarded = 0
+        # An order left from before counts once it is renewed.
+        self._stale_order = read_own(self._file)
 
     def follow(self) -> None:
-        """Follow orders to the end of the run; DistributedError when it failed, Preempted after a stop."""
-        # An order left from before counts once it is renewed.
-        stale_order = _read_own(self._file)
-        self._display.say("Follows the first host, which is to be started with --node-rank 0.")
+        """Follow orders to the end of the run, those that came since this object was made.
+
+        DistributedError when it failed, Preempted after a stop.
+        """
+        self._display.say("Follows the first host, which decides.")
         try:
             while True:
-                order = _read_own(self._file)
-                is_fresh = order != stale_order
+                order = read_own(self._file)
+                is_fresh = order != self._stale_order
                 if is_fresh and "over" in order:
                     _check_keys(self._file, order, {"over": int})
                     break

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from launcher.errors import ConfigError
@@ -51,12 +52,18 @@ def inside_job() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
-def batch_script(recipe: Recipe, run: RunFolder, arguments: list[str]) -> str:
-    """Return the script that runs `chorus ARGUMENTS` as a job."""
+def batch_script(
+    recipe: Recipe,
+    run: RunFolder,
+    arguments: list[str],
+    name: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Return the script that runs `chorus ARGUMENTS` as a job, `name` or that of the recipe, with further variables."""
     slurm = recipe.cluster.slurm
     per_node = recipe.cluster.processes // slurm.nodes
     options = {
-        "job-name": recipe.name,
+        "job-name": name or recipe.name,
         "chdir": os.getcwd(),
         "output": f"{run.path}/slurm-%j.log",
         "open-mode": "append",
@@ -73,10 +80,10 @@ def batch_script(recipe: Recipe, run: RunFolder, arguments: list[str]) -> str:
     sbatch_options += ["--requeue", *slurm.options]
     directives = [_directive(option) for option in sbatch_options]
 
-    python = worker_command.python_environment(os.environ)
+    variables = {**(environment or {}), **worker_command.python_environment(os.environ)}
     return SCRIPT.format(
         directives="\n".join(directives),
-        environment=shlex.join([f"{name}={value}" for name, value in python.items()]),
+        environment=shlex.join([f"{name}={value}" for name, value in variables.items()]),
         command=shlex.join([sys.executable, "-m", "launcher.cli", *arguments]),
     )
 

@@ -35,6 +35,7 @@ PLACE_PREFIXES = (
     "HYDRA_",
     "PALS_",
     "TORCHELASTIC_",
+    "PET_",
 )
 PLACE_NAMES = (
     "RANK",

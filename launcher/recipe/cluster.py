@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from data.remote.settings import StorageConfig
+from launcher.recipe.kubernetes import KubernetesConfig
+from launcher.recipe.skypilot import SkyPilotConfig
 from launcher.recipe.slurm import SlurmConfig
 
 # A host name, or an address of IPv4 or IPv6; it stands on command lines of every host.
@@ -39,10 +41,11 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     )
     data_workers: int = Field(default=2, ge=1, le=1024, description="threads per process that read and decode audio")
 
-    launcher: Literal["local", "ssh", "no_ssh", "slurm"] | None = Field(
+    launcher: Literal["local", "ssh", "no_ssh", "slurm", "node"] | None = Field(
         default=None,
         description="local: all processes on this machine; ssh: one connection to each host of the hostfile; no_ssh: "
-        "the same command is started on every host by hand; slurm: a batch job; none: ssh with a hostfile, else local",
+        "the same command is started on every host by hand; slurm: a batch job; node: what `chorus node` sets; none: "
+        "ssh with a hostfile, else local",
     )
     hostfile: Path | None = Field(default=None, description="hosts to train on, one `NAME slots=N` a line")
     include: str | None = Field(default=None, description="only these of the hostfile: NAME[:SLOT,...], joined by @")
@@ -69,6 +72,12 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     # taken (file_limits.py): most can start programs.
     ssh_options: tuple[str, ...] = Field(default=(), description="options of ssh, such as [-p, '2222']")
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="the job of launcher slurm")
+    kubernetes: KubernetesConfig = Field(
+        default_factory=KubernetesConfig, description="the job of `chorus submit --to kubernetes`"
+    )
+    skypilot: SkyPilotConfig = Field(
+        default_factory=SkyPilotConfig, description="the job of `chorus submit --to skypilot`"
+    )
 
     storage: StorageConfig = Field(
         default_factory=StorageConfig,
@@ -158,7 +167,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         if self.kind in ("ssh", "no_ssh") and not self.hostfile:
             raise ValueError(f"the launcher {self.kind} needs a hostfile; pass --hostfile FILE")
 
-        if self.kind in ("local", "slurm") and self.hostfile:
+        if self.kind in ("local", "slurm", "node") and self.hostfile:
             raise ValueError(
                 f"the launcher {self.kind} does not use a hostfile, which is {self.hostfile}; leave out one of both"
             )
