@@ -8,7 +8,6 @@ refused outright (`DataError`) is a manifest that cannot be read as a table at a
 import hashlib
 import itertools
 import logging
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,8 @@ from data.members import Cell, Member
 
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20
+# Seconds and channels beyond it are none; up to it they can be computed with.
+MAX_NUMBER = 10**12
 # No file system takes longer paths.
 MAX_PATH = 4096
 # Characters of a cell that a reason quotes.
@@ -283,7 +284,8 @@ def _number_cell(row: Columns, column: str) -> float | None:
     if value is None:
         return None
     number = number_of(value)
-    if not math.isfinite(number):
+    # Also of what is no number, NaN.
+    if not abs(number) <= MAX_NUMBER:
         raise AudioError(f"column {name} holds {_quoted(value)}, expected a number")
     return number
 

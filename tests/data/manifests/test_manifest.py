@@ -501,3 +501,12 @@ def test_a_table_of_a_spreadsheet_with_other_separators_is_named_as_one(folder: 
     with pytest.raises(DataError, match="Save it with commas") as error:
         read_manifest(folder / "m.csv")
     assert seen in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1e13", "Infinity", "NaN", "1" + "0" * 300])
+@pytest.mark.parametrize("column", ["start", "end", "duration", "channel"])
+def test_a_number_beyond_all_recordings_is_a_rejected_row(tmp_path, column, number):
+    (tmp_path / "m.jsonl").write_text(f'{{"audio": "a.wav", "text": "x", "{column}": {number}}}\n')
+    utterances, rejected = read_manifest(tmp_path / "m.jsonl")
+    assert utterances == []
+    assert len(rejected) == 1
