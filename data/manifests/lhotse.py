@@ -20,7 +20,7 @@ RECORDINGS = "recordings"
 SUPERVISION = ("id", "recording_id", "start", "duration", "channel", "text", "language", "speaker")
 CUT = ("id", "start", "duration", "channel", "supervisions", "recording", "type", "features")
 # Anything may stand where lhotse writes an object, a list or a number.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def kind_of(row: Columns) -> str:
@@ -64,7 +64,7 @@ def read_lhotse(path: Path, rows: Iterable[Row], kind: str) -> Iterator[Row]:
             if isinstance(row.content, str):
                 yield Row(row.line, row.content, beside.name)
             elif recordings.setdefault(str(row.content.get("id")), row.content) != row.content:
-                yield Row(row.line, f"recording {row.content['id']} is already that of another line", beside.name)
+                yield Row(row.line, f"recording {row.content.get('id')!s:.80} is already that of another line", beside.name)
 
     for row in rows:
         if isinstance(row.content, str):

@@ -168,3 +168,22 @@ def test_paths_count_from_the_working_folder_too(
     assert read_manifest(path)[0] == []
     monkeypatch.chdir(folder)
     assert read_manifest(path)[0][0].clips[0].path == folder / "long.wav"
+
+
+@pytest.mark.parametrize(
+    "change", [{"channel": []}, {"channel": [[]]}, {"start": 10**400}, {"start": None}, {"id": None}]
+)
+def test_a_supervision_of_anything_is_a_rejected_row_and_no_end_of_the_others(folder: Path, change: dict) -> None:
+    good = cut("c1", 0.0, 4.0, [SUPERVISIONS[0]])
+    path = write(folder / "cuts.jsonl", [good, cut("c2", 0.0, 4.0, [SUPERVISIONS[1] | change])])
+    utterances, rejected = read_manifest(path)
+    assert utterances[0].key == "s1"
+    assert len(utterances) + len(rejected) == 2
+
+
+def test_recordings_without_a_name_are_a_rejected_row(folder: Path) -> None:
+    recordings = [recording("long", [0]), {"a": 1}, {"a": 2}]
+    write(folder / "recordings.jsonl", recordings)
+    utterances, rejected = read_manifest(write(folder / "supervisions.jsonl", [SUPERVISIONS[0]]))
+    assert len(utterances) == 1
+    assert ["recording None is already" in row.reason for row in rejected] == [True]
