@@ -145,7 +145,18 @@ def build_app(models: Mapping[str, ServedModel], settings: ServerSettings) -> Fa
     app.add_middleware(Gate, admission=service.admission)
     _add_error_forms(app)
     _add_paths(app, service)
+    _describe(app)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Take out of the description what FastAPI adds to it, and this server never answers: 422."""
+    description = app.openapi()
+    for operations in description["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        description["components"]["schemas"].pop(name, None)
 
 
 def _add_error_forms(app: FastAPI) -> None:
