@@ -93,8 +93,9 @@ class Mixture:
         by_language: dict[str | None, float] = {}
         for part, part_hours in hours.items():
             if part_hours > 0:
-                amounts[part] = part.corpus.weight * part_hours
-                by_language[part.language] = by_language.get(part.language, 0.0) + amounts[part]
+                amount = part.corpus.weight * part_hours
+                amounts[part] = amount
+                by_language[part.language] = by_language.get(part.language, 0.0) + amount
 
         unscaled: dict[Part, float] = {}
         for part, amount in amounts.items():
@@ -160,10 +161,12 @@ def _share_out(shares: Mapping[int, float]) -> _Branch | int:
     while len(heap) > 1:
         small, _, left = heapq.heappop(heap)
         large, _, right = heapq.heappop(heap)
-        left_units = round(small / (small + large) * SHARE_UNITS)
+        whole = small + large
+        left_units = round(small / whole * SHARE_UNITS)
         # However small a share is, its turn comes.
         left_units = max(1, left_units)
-        heapq.heappush(heap, (small + large, next_number, _Branch(left, right, left_units)))
+        branch = _Branch(left, right, left_units)
+        heapq.heappush(heap, (whole, next_number, branch))
         next_number += 1
     return heap[0][2]
 
@@ -237,7 +240,7 @@ class MixtureSampler:
         self._hours: dict[int, float] = {}
         for number in range(len(parts)):
             positions = np.flatnonzero(part == number)
-            num_samples = int(self._samples[positions][self._usable[positions]].sum())
+            num_samples = int(self._usable_samples(positions).sum())
             if num_samples:
                 self._positions[number] = positions
                 self._hours[number] = num_samples / sample_rate_hz / 3600
@@ -252,17 +255,24 @@ class MixtureSampler:
         # Of a mixture, as many steps as would read each corpus of its start once.
         self.steps_per_epoch = math.ceil(num_slots / batches.lanes)
 
+    def _usable_samples(self, positions: Integers) -> Integers:
+        """The lengths, in samples, of those of some utterances that are not excluded."""
+        usable = positions[self._usable[positions]]
+        return self._samples[usable]
+
     def _check_corpora(self) -> None:
         """Refuse (DataError) a corpus of which nothing can be read: its share would silently go to the others."""
         usable_corpora = {self.parts[number].corpus.name for number in self._positions}
         for corpus in self.mixture.corpora:
-            if corpus.name not in usable_corpora:
-                counts = ", ".join(f"{len(utterances)} {reason}" for reason, utterances in self.excluded.items())
-                raise DataError(
-                    f"No utterance of the corpus {corpus.name} is left to train on; of all corpora are excluded: "
-                    f"{counts}. Look at that corpus, at batches.min_utterance_s ({self.batches.min_utterance_s}) and "
-                    f"at batches.max_utterance_s ({self.batches.max_utterance_s}), or take it out of the mixture."
-                )
+            if corpus.name in usable_corpora:
+                continue
+            counts = [f"{len(utterances)} {reason}" for reason, utterances in self.excluded.items()]
+            raise DataError(
+                f"No utterance of the corpus {corpus.name} is left to train on; of all corpora are excluded: "
+                f"{', '.join(counts)}. Look at that corpus, at batches.min_utterance_s "
+                f"({self.batches.min_utterance_s}) and at batches.max_utterance_s ({self.batches.max_utterance_s}), "
+                "or take it out of the mixture."
+            )
 
     def _part_sampler(self, number: int, alone: bool) -> BatchSampler:
         """The sampler of a part. In place of lanes it has sequences, from which its micro-batches are taken in turn: so
@@ -271,18 +281,19 @@ class MixtureSampler:
             # As without a mixture, so that a run of one corpus may add others.
             return self._cut_part(number, self.seed, self.batches.lanes)
 
-        positions = self._positions[number]
-        samples = self._samples[positions][self._usable[positions]]
+        samples = self._usable_samples(self._positions[number])
         # By what its utterances cost: the number of its micro-batches is known only after the cut.
         capacities = self.batches.capacity(samples, self.sample_rate_hz)
-        num_slots = int((1.0 / capacities).sum())
-        most_sequences = max(1, num_slots // MIN_SLOTS_PER_SEQUENCE)
+        estimated_slots = int((1.0 / capacities).sum())
+        most_sequences = max(1, estimated_slots // MIN_SLOTS_PER_SEQUENCE)
         # Not the recipe's seed: parts that draw alike would be slow and fast at the same time.
         seed = derive_seed(self.seed, "mixture", self.parts[number].name)
-        sampler = self._cut_part(number, seed, min(self.batches.lanes, most_sequences))
+        num_sequences = min(self.batches.lanes, most_sequences)
+        sampler = self._cut_part(number, seed, num_sequences)
         # Empty micro-batches of several parts could meet in one step, which then had nothing to learn from. One
         # sequence has none.
-        if sampler.steps_per_epoch * sampler.batches.lanes > len(samples):
+        num_slots = sampler.steps_per_epoch * sampler.batches.lanes
+        if num_slots > len(samples):
             sampler = self._cut_part(number, seed, 1)
         return sampler
 
@@ -313,16 +324,17 @@ class MixtureSampler:
         """One for each step at which a corpus joins. Counts go on from one to the next: so do epochs."""
         counts: Counter[int] = Counter()
         previous: _Segment | None = None
-        for first_step in sorted({self.parts[number].corpus.from_step for number in self._samplers}):
+        first_steps = {self.parts[number].corpus.from_step for number in self._samplers}
+        for first_step in sorted(first_steps):
             if previous is not None:
                 position = (first_step - previous.first_step) * self.batches.lanes
                 counts.update(dict(_counts(previous.tree, position)))
-            shares = self._shares(first_step)
-            # A micro-batch of less audio counts for less: it has to come more often.
-            of_micro_batches = {}
-            for number, share in shares.items():
-                of_micro_batches[number] = share * self._slots(number) / self._hours[number]
-            previous = _Segment(first_step, _share_out(of_micro_batches), dict(counts))
+            # Shares are of hours. A micro-batch of less audio counts for less: it has to come more often.
+            micro_batch_shares = {}
+            for number, share in self._shares(first_step).items():
+                micro_batch_shares[number] = share * self._slots(number) / self._hours[number]
+            tree = _share_out(micro_batch_shares)
+            previous = _Segment(first_step, tree, dict(counts))
             yield previous
 
     def _shares(self, step: int) -> dict[int, float]:
@@ -362,13 +374,16 @@ class MixtureSampler:
         index += segment.counts.get(number, 0)
         sampler = self._samplers[number]
         # The sequences of the part in turn.
-        batch = sampler.micro_batch(*divmod(index, sampler.batches.lanes))
-        return replace(batch, step=step, lane=lane, utterances=self._positions[number][batch.utterances])
+        part_step, sequence = divmod(index, sampler.batches.lanes)
+        batch = sampler.micro_batch(part_step, sequence)
+        utterances = self._positions[number][batch.utterances]
+        return replace(batch, step=step, lane=lane, utterances=utterances)
 
     def part_of(self, step: int, lane: int) -> Part:
         """The part that `lane` reads from at `step`."""
         segment = self._segment(step)
-        number, _ = _locate(segment.tree, (step - segment.first_step) * self.batches.lanes + lane)
+        position = (step - segment.first_step) * self.batches.lanes + lane
+        number, _ = _locate(segment.tree, position)
         return self.parts[number]
 
     def totals(self, step: int) -> Totals:
@@ -385,8 +400,9 @@ class MixtureSampler:
     def micro_batches_read(self, steps: int) -> dict[Part, int]:
         """How many micro-batches of each part the first `steps` steps read."""
         segment = self._segment(max(0, steps - 1))
+        position = (steps - segment.first_step) * self.batches.lanes
         counts = Counter(segment.counts)
-        counts.update(dict(_counts(segment.tree, (steps - segment.first_step) * self.batches.lanes)))
+        counts.update(dict(_counts(segment.tree, position)))
         return {self.parts[number]: counts[number] for number in self._samplers}
 
     def progress(self, steps: int) -> list[PartProgress]:
@@ -398,7 +414,14 @@ class MixtureSampler:
             part = self.parts[number]
             epochs = read[part] / self._slots(number)
             hours = self._hours[number]
-            rows.append(PartProgress(part, hours, shares.get(number, 0.0), epochs * hours, epochs))
+            row = PartProgress(
+                part=part,
+                hours=hours,
+                share=shares.get(number, 0.0),
+                hours_read=epochs * hours,
+                epochs=epochs,
+            )
+            rows.append(row)
         return rows
 
 
@@ -421,12 +444,17 @@ def draw_texts(
     for number, one in enumerate(parts):
         if one in shares:
             rates[number] = shares[one] / samples[one]
-    repeats = np.where(transcribed, rates[part] / min(rates[rates > 0], default=1.0), 0.0)
-    repeats *= min(1.0, MAX_DRAWN_TEXTS / max(1.0, float(repeats.sum())))
+    lowest_rate = min(rates[rates > 0], default=1.0)
+    repeats = np.where(transcribed, rates[part] / lowest_rate, 0.0)
+    num_texts = max(1.0, float(repeats.sum()))
+    repeats *= min(1.0, MAX_DRAWN_TEXTS / num_texts)
 
+    # Of 2.3 times two are certain, and a draw of the text decides on the third. In integers, as all that decides.
     whole = np.floor(repeats).astype(np.int64)
-    draws = random_bits(derive_seed(seed, "tokenizer texts"), np.arange(len(index))) % SHARE_UNITS
-    times = whole + (draws < np.rint((repeats - whole) * SHARE_UNITS)).astype(np.int64)
+    draws_seed = derive_seed(seed, "tokenizer texts")
+    draws = random_bits(draws_seed, np.arange(len(index))) % SHARE_UNITS
+    is_drawn = draws < np.rint((repeats - whole) * SHARE_UNITS)
+    times = whole + is_drawn.astype(np.int64)
     characters: set[str] = set()
     for text, text_times in zip(index.transcripts(), times.tolist(), strict=True):
         if text_times == 0 and not characters.issuperset(text):
