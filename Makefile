@@ -27,7 +27,7 @@ faults: $(READY)
 # Files of ours with anything in them: so many changes of each, ten minutes or so, and other ones each time.
 EXAMPLES ?= 2000
 fuzz: $(READY)
-	CHORUS_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 3600 tests/security/test_fuzz.py $(ARGS)
+	CHORUS_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 3600 tests/security/test_fuzz.py tests/security/test_fuzz_manifests.py $(ARGS)
 
 # These two install Debian packages where something is missing, and need root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
