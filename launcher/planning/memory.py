@@ -9,7 +9,7 @@ sums with real trainings.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -41,11 +41,13 @@ def is_matrix(parameter: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class ParameterSize:
-    """One parameter: its elements (of a stack of experts those of all of them), and which group it falls into."""
+    """One parameter: its elements (of a stack of experts those of all of them), which group it falls into, and whether
+    it is frozen."""
 
     numel: int
     expert: bool
     matrix: bool
+    frozen: bool = False
 
 
 def parameter_sizes(recognizer: Model) -> list[ParameterSize]:
@@ -57,7 +59,9 @@ def parameter_sizes(recognizer: Model) -> list[ParameterSize]:
 
     sizes = []
     for parameter in recognizer.parameters():
-        sizes.append(ParameterSize(parameter.numel(), id(parameter) in expert_ids, is_matrix(parameter)))
+        is_expert = id(parameter) in expert_ids
+        is_frozen = not parameter.requires_grad
+        sizes.append(ParameterSize(parameter.numel(), is_expert, is_matrix(parameter), is_frozen))
     return sizes
 
 
@@ -102,6 +106,7 @@ class _LocalParameter:
     holders: int
     expert: bool
     matrix: bool
+    frozen: bool
 
     @property
     def shard(self) -> int:
@@ -124,14 +129,19 @@ def memory_per_process(
     for size in parameters:
         # Only experts are spread.
         ways = expert_parallel if size.expert else 1
-        local.append(_LocalParameter(size.numel // ways, processes // ways, size.expert, size.matrix))
+        local.append(_LocalParameter(size.numel // ways, processes // ways, size.expert, size.matrix, size.frozen))
 
     stage = zero.get("stage", 0)
-    if stage == 0:
-        return _replicated(local, accumulation)
     if stage == 3:
         return _sharded(local, zero, accumulation)
-    return _partitioned(local, zero, accumulation)
+    # The engine knows nothing of frozen ones: they are computed with, and that is all.
+    trained = [parameter for parameter in local if not parameter.frozen]
+    num_frozen = sum(parameter.numel for parameter in local if parameter.frozen)
+    if stage == 0:
+        memory = _replicated(trained, accumulation)
+    else:
+        memory = _partitioned(trained, zero, accumulation)
+    return replace(memory, weights=memory.weights + BYTES_FP32 * num_frozen)
 
 
 # In the functions below numbers are elements until they go into `Memory`.
@@ -216,12 +226,15 @@ def _sharded(parameters: list[_LocalParameter], zero: dict[str, Any], accumulati
     bucket = _bucket(zero)
 
     shards = 0
+    trained_shards = 0
     persistent = 0
     gathered_in_turn = 0
     groups: Counter[bool] = Counter()
     for parameter in parameters:
         shards += parameter.shard
-        groups[parameter.matrix] += parameter.shard
+        if not parameter.frozen:
+            trained_shards += parameter.shard
+            groups[parameter.matrix] += parameter.shard
         if parameter.holders == 1:
             # A single holder's shard is the whole; nothing is gathered.
             continue
@@ -233,16 +246,16 @@ def _sharded(parameters: list[_LocalParameter], zero: dict[str, Any], accumulati
 
     return Memory(
         weights=BYTES_FP32 * (shards + persistent),
-        gradients=BYTES_FP32 * shards,
-        master=BYTES_FP32 * shards,
-        moments=BYTES_FP32 * MOMENTS * shards,
+        gradients=BYTES_FP32 * trained_shards,
+        master=BYTES_FP32 * trained_shards,
+        moments=BYTES_FP32 * MOMENTS * trained_shards,
         communication=BYTES_FP32 * bucket,
         gathered=BYTES_FP32 * min(gathered_in_turn, max_live),
         incoming=BYTES_FP32 * _incoming(parameters, accumulation),
         message=BYTES_FP32 * min(gathered_in_turn, max_fetched),
         reduced=0.0,
         # As under ZeRO 1 and 2, beside the bucket, which is not given back.
-        update=BYTES_FP32 * (shards + bucket + (1 + UPDATE_COPIES) * max(groups.values())),
+        update=BYTES_FP32 * (trained_shards + bucket + (1 + UPDATE_COPIES) * max(groups.values())),
     )
 
 
@@ -253,7 +266,7 @@ def _incoming(parameters: Iterable[_LocalParameter], accumulation: int) -> int:
         return 0
     largest = 0
     for parameter in parameters:
-        if parameter.expert and parameter.matrix:
+        if parameter.expert and parameter.matrix and not parameter.frozen:
             largest = max(largest, parameter.numel)
     return EXPERT_GRADIENT_COPIES * largest
 

@@ -39,6 +39,7 @@ from launcher.recipe import (
     read_deepspeed_config,
 )
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
+from launcher.recipe.freezing import frozen_names
 from launcher.run_files import read_vocabulary_size
 from launcher.run_folder import RunFolder
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
@@ -60,17 +61,7 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
     have no storage. ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
     """
     check_model_folders(recipe)
-    known_size = read_vocabulary_size(run)
-    vocabulary_known = known_size is not None
-    if known_size is not None:
-        vocabulary_size = known_size
-    elif recipe.tokenizer.model is not None:
-        model, kind = read_given_model(recipe.tokenizer.model)
-        vocabulary_size = Tokenizer(model, kind).vocabulary_size
-        vocabulary_known = True
-    else:
-        # Before it is trained, the size that is asked of it stands in.
-        vocabulary_size = recipe.tokenizer.pieces
+    vocabulary_size, vocabulary_known = _vocabulary_size(recipe, run)
 
     corpus_s = None
     if recipe.has_split(run, "train"):
@@ -114,6 +105,18 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         "warnings": all_warnings,
         "proposal": _proposal(recipe, numbers),
     }
+
+
+def _vocabulary_size(recipe: Recipe, run: RunFolder) -> tuple[int, bool]:
+    """How many tokens the tokenizer has, and whether that is known already."""
+    trained = read_vocabulary_size(run)
+    if trained is not None:
+        return trained, True
+    if recipe.tokenizer.model is not None:
+        model, kind = read_given_model(recipe.tokenizer.model)
+        return Tokenizer(model, kind).vocabulary_size, True
+    # Before it is trained, the size that is asked of it stands in.
+    return recipe.tokenizer.pieces, False
 
 
 def _proposal(recipe: Recipe, numbers: list[StageNumbers]) -> dict[str, Any]:
@@ -164,6 +167,9 @@ class _StagePlan:
                 self.model = MaskedPredictor(stage.model, recipe.features.mel_bins)
             else:
                 self.model = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
+        # As in the training: without gradients, moments and messages.
+        for name in frozen_names(stage.freeze, [name for name, _ in self.model.named_parameters()]):
+            self.model.get_parameter(name).requires_grad_(False)
         self.parameter_sizes = parameter_sizes(self.model)
         self.teachers, self.teacher_bytes = _running_teachers(recipe, stage, vocabulary_size)
 
@@ -271,8 +277,12 @@ class _StagePlan:
         return MOMENTS
 
     def traffic(self, config: DeepSpeedConfig, expert_parallel: int) -> Traffic:
+        exchanged_sizes = self.parameter_sizes
+        if zero_stage(config) < 3:
+            # Only ZeRO 3 sends frozen weights: it gathers them as the others.
+            exchanged_sizes = [size for size in exchanged_sizes if not size.frozen]
         return traffic(
-            self.parameter_sizes,
+            exchanged_sizes,
             processes=self.processes,
             expert_parallel=expert_parallel,
             zero_stage=zero_stage(config),
@@ -338,8 +348,10 @@ class _StagePlan:
                     "fits": fits(choice, self.machine.available_bytes),
                 }
             )
+        num_frozen = sum(size.numel for size in self.parameter_sizes if size.frozen)
         return {
             **counts.as_dict(),
+            "frozen_parameters": num_frozen,
             "parts": parts,
             "encoder_operations_per_s": self.operations.encoder,
             "operations_per_s": self.operations.forward,
@@ -353,8 +365,9 @@ class _StagePlan:
             "computation_s": numbers.compute_s,
             "communication_s": chosen.communication_s,
             "communication_share": communication_share(numbers),
-            # All fp32.
-            "checkpoint_bytes": counts.parameters * BYTES_FP32 * (1 + self.state_copies),
+            # All fp32; of what is frozen the weights alone.
+            "checkpoint_bytes": BYTES_FP32
+            * (counts.parameters + (counts.parameters - num_frozen) * self.state_copies),
             "steps": self.stage.steps,
             "lanes": self.batches.lanes,
             "accumulation": self.accumulation,
