@@ -158,9 +158,12 @@ def _print_advice(report: dict[str, Any]) -> None:
 def _sizes_table(stages: list[dict[str, Any]]) -> Table:
     """Return a table with a column per training stage."""
     rows: dict[str, list[str]] = {}
+    any_frozen = any(stage["frozen_parameters"] for stage in stages)
     for stage in stages:
-        cells = {
-            "parameters": f"{stage['parameters']:,}",
+        cells = {"parameters": f"{stage['parameters']:,}"}
+        if any_frozen:
+            cells["  frozen"] = f"{stage['frozen_parameters']:,}"
+        cells |= {
             "  of the encoder": f"{stage['encoder_parameters']:,}",
             "  effective": f"{stage['effective_encoder_parameters']:,}",
             "  activated": f"{stage['activated_encoder_parameters']:,}",
