@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 
 import numpy as np
@@ -296,6 +297,6 @@ def test_models_are_named_by_their_stage_or_as_the_user_says(model_folder, tmp_p
 
 def test_what_is_not_installed_is_one_sentence(model_folder, capsys, monkeypatch):
     # None in the place of a module: its import fails, as where it is absent.
-    monkeypatch.setitem(__import__("sys").modules, "launcher.serving.app", None)
+    monkeypatch.setitem(sys.modules, "launcher.serving.app", None)
     assert chorus(["serve", str(model_folder), "--port", "0"]) == 2
     assert "pip install 'chorus-asr[serve]'" in capsys.readouterr().err
