@@ -137,9 +137,9 @@ class RangeReader:
         """
         if size > MAX_UTTERANCE_BYTES:
             raise RangeError(f"it has {size} bytes, and an utterance has at most {MAX_UTTERANCE_BYTES}")
-        location = self.location(name)
-        entry = cache_name(location, self._identity, offset, size)
+        entry = ""
         if self._cache is not None:
+            entry = cache_name(self.location(name), self._identity, offset, size)
             content = self._cache.get(entry)
             if content is not None and len(content) == size:
                 return content
