@@ -186,9 +186,10 @@ def choose_language(root: Path, language: str, folders: Mapping[str, Path], abse
 
 
 def find_folder(root: Path, names: tuple[str, ...], inside: str, corpus: str) -> Path:
-    """The folder of a corpus: `root`, or the folder in it that has one of the names, whichever has something that
+    """The folder of a corpus: the folder in `root` that has one of the names, or `root`, whichever has something that
     matches the pattern `inside`. DataError when neither has."""
-    candidates = [root, *(root / name for name in names)]
+    # The named one first: where several corpora lie in `root`, another may look like this one.
+    candidates = [*(root / name for name in names), root]
     for folder in candidates:
         if folder.is_dir() and next(folder.glob(inside), None) is not None:
             return folder

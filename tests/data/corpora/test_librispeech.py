@@ -78,6 +78,13 @@ def test_mini_librispeech_is_read_from_the_folder_that_it_was_unpacked_in(tmp_pa
     assert {row.split for row in selection.utterances} == {"train", "dev"}
 
 
+def test_it_is_taken_where_other_corpora_were_unpacked_beside_it(corpus, tmp_path):
+    clips = tmp_path / "cv-corpus-20.0" / "it" / "clips"
+    clips.mkdir(parents=True)
+    selection = librispeech.select(LibriSpeechConfig(root=tmp_path), 1)
+    assert len(selection.utterances) == len(librispeech.select(LibriSpeechConfig(root=corpus), 1).utterances)
+
+
 def test_every_recording_and_every_line_is_accounted_for(corpus, tmp_path):
     chapter = corpus / "train-clean-100" / "1088" / "134315"
     write_noise(chapter / "1088-134315-0007.flac")
