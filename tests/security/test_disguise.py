@@ -196,6 +196,10 @@ def test_a_comparison_of_received_records_shows_markup_and_does_not_follow_it(tm
     parts = re.sub(r"`[^`\n]*`", "", page)
     assert not re.search(r"(?<!\\)<img|(?<!\\)\*\*b", parts)
     assert re.findall(r"(?<!\\)\]\(([^)]*)\)", parts) == ["page-a%5D%28b%29%20%5Bc%5D%20%24x_%24%20%3Cb%3E.svg"]
+    html = tmp_path / "page.html"
+    assert cli.main(["compare", str(folder), "--out", str(html)]) == 0
+    assert not elements_of(html.read_text(encoding="utf-8")) & {"img", "script", "onerror=", "src="}
+    assert "&lt;img src=x" in html.read_text(encoding="utf-8")
     picture = (tmp_path / "page-a](b) [c] $x_$ <b>.svg").read_text(encoding="utf-8")
     assert not {"img", "script", "onerror="} & elements_of(picture)
 

@@ -143,6 +143,38 @@ def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, 
     assert (page.read_text(), picture.read_text()) == (text, drawn)
 
 
+def test_an_html_page_has_the_same_findings_and_stands_alone(run, tmp_path, capsys):
+    markdown = tmp_path / "results.md"
+    page = tmp_path / "results.HTML"
+    assert main(["compare", str(run.path), "--out", str(markdown), "--out", str(page), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    assert [name.rsplit("/", 1)[-1] for name in written] == ["results.md", "results-pair.svg", "results.HTML"]
+    html = page.read_text()
+    for fetching in ("<script", "<img", "src=", "@import"):
+        assert fetching not in html
+    assert re.findall(r'href="(?!#)', html) == []
+    # The verdict of the Markdown page, in words, and the intervals of both rates.
+    verdict = re.search(r"makes (\S+ % \[[^]]*\]) errors", markdown.read_text())[1]
+    assert f"student, with 33% of the encoder parameters of teacher, against it: {verdict}" in html
+    rate = re.search(r"\| `student` .*?\| (\d+\.\d+%) \[", markdown.read_text())[1]
+    assert rate in html
+    # The fewest errors come first in the table.
+    names = re.findall(r'class="chip series-\d"></i>(teacher|student)', html)
+    assert names[:2] == ["teacher", "student"]
+    before = html
+    main(["compare", str(run.path), "--out", str(page)])
+    assert page.read_text() == before
+
+
+def test_several_comparisons_on_one_html_page_have_ids_of_their_own(run, tmp_path):
+    other = build_run(tmp_path / "runs/other")
+    page = tmp_path / "page.html"
+    assert main(["compare", str(run.path), str(other.path), "--out", str(page)]) == 0
+    ids = re.findall(r' id="([^"]+)"', page.read_text())
+    assert len(ids) == len(set(ids))
+    assert page.read_text().count("<svg") == 4
+
+
 def test_a_seed_that_has_not_converged_is_marked_and_left_out_once(run, tmp_path):
     rows = [{"key": f"key-{index:02d}", "reference": text, "hypothesis": ""} for index, text in enumerate(TEXTS)]
     write_lines(run.stage("evaluation").hypotheses_file("student-1"), rows)
