@@ -66,10 +66,10 @@ def missing_codec(kind: CodecKind) -> str:
     """Why a codec is not there on this machine, with a remedy; empty when it is."""
     if kind == "g722" and importlib.util.find_spec("G722") is None:
         return "the package G722 is not installed; run pip install 'chorus-asr[g722]'"
-    formats = {"mp3": "MP3", "opus": "OGG"}
+    formats = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS")}
     if kind in formats:
-        subtypes = {"mp3": "MPEG_LAYER_III", "opus": "OPUS"}
-        if subtypes[kind] not in soundfile.available_subtypes(formats[kind]):
+        container, subtype = formats[kind]
+        if subtype not in soundfile.available_subtypes(container):
             return f"this machine's libsndfile {soundfile.__libsndfile_version__} has none; install the soundfile wheel"
     return ""
 
@@ -85,20 +85,29 @@ def mp3_bitrates(sample_rate_hz: int) -> tuple[float, float]:
 
 def through_mu_law(waveform: Waveform, sample_rate_hz: int) -> Waveform:
     """The waveform [S] after mu-law at 8 kHz, as in G.711."""
-    return _at_full_scale(waveform, sample_rate_hz, TELEPHONE_HZ, lambda narrow: decode_mu_law(encode_mu_law(narrow)))
+
+    def transcode(narrow: Waveform) -> Waveform:
+        codes = encode_mu_law(narrow)
+        return decode_mu_law(codes)
+
+    return _at_full_scale(waveform, sample_rate_hz, TELEPHONE_HZ, transcode)
 
 
 def encode_mu_law(waveform: Waveform) -> npt.NDArray[np.int64]:
     """Samples in [-1, 1] as codes from 0 to 255."""
     # In float32 throughout, as torchaudio has it.
     compressed = np.sign(waveform) * np.log1p(MU * np.abs(waveform)) / np.log1p(np.float32(MU))
-    return ((compressed + 1) / 2 * MU + 0.5).astype(np.int64)
+    # Half a step more, and cut off: the nearest code.
+    codes = (compressed + 1) / 2 * MU + 0.5
+    return codes.astype(np.int64)
 
 
 def decode_mu_law(codes: npt.NDArray[np.int64]) -> Waveform:
     """The samples of codes from 0 to 255: float32."""
-    compressed = 2 * codes.astype(np.float32) / np.float32(MU) - 1
-    expanded = np.sign(compressed) * np.expm1(np.abs(compressed) * np.log1p(np.float32(MU))) / np.float32(MU)
+    mu = np.float32(MU)
+    compressed = 2 * codes.astype(np.float32) / mu - 1
+    magnitudes = np.expm1(np.abs(compressed) * np.log1p(mu))
+    expanded = np.sign(compressed) * magnitudes / mu
     return expanded.astype(np.float32, copy=False)
 
 
@@ -110,9 +119,13 @@ def through_g722(waveform: Waveform, sample_rate_hz: int) -> Waveform:
     def transcode(wide: Waveform) -> Waveform:
         # Two samples make a byte.
         padding = G722_DELAY_SAMPLES + len(wide) % 2
-        samples = np.rint(np.pad(wide, (0, padding)) * 32_767).astype(np.int16)
-        encoded = G722(G722_RATE_HZ, G722_BITS_PER_S).encode(samples)
-        decoded = np.asarray(G722(G722_RATE_HZ, G722_BITS_PER_S).decode(encoded))
+        padded = np.pad(wide, (0, padding))
+        samples = np.rint(padded * 32_767).astype(np.int16)
+        # One each: both keep the state of their filters.
+        encoder = G722(G722_RATE_HZ, G722_BITS_PER_S)
+        decoder = G722(G722_RATE_HZ, G722_BITS_PER_S)
+        encoded = encoder.encode(samples)
+        decoded = np.asarray(decoder.decode(encoded))
         return decoded[G722_DELAY_SAMPLES:].astype(np.float32) / np.float32(32_767)
 
     return _at_full_scale(waveform, sample_rate_hz, G722_RATE_HZ, transcode)
@@ -189,10 +202,12 @@ def _at_full_scale(
 ) -> Waveform:
     """What a codec makes of a waveform at its own rate. One that passes full scale is brought to it, and back."""
     # Encoders would clip it: noise and gain raise peaks, and clipping is an augmentation of its own.
-    scale = np.float32(max(1.0, float(np.abs(waveform).max(initial=0.0))))
+    peak = float(np.abs(waveform).max(initial=0.0))
+    scale = np.float32(max(1.0, peak))
 
     def within_full_scale(samples: Waveform) -> Waveform:
         # Resampling can raise a peak by a little.
         return transcode(np.clip(samples, -1, 1))
 
-    return at_rate(waveform / scale, rate_hz, codec_hz, within_full_scale) * scale
+    transcoded = at_rate(waveform / scale, rate_hz, codec_hz, within_full_scale)
+    return transcoded * scale

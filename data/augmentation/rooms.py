@@ -72,12 +72,14 @@ def draw_room(
 
     distance = draws.between("distance", distance_m)
     angle = 2 * math.pi * draws.uniform("direction")
-    offset_m = distance * np.array([math.cos(angle), math.sin(angle), 0.0])
+    direction = np.array([math.cos(angle), math.sin(angle), 0.0])
+    offset_m = distance * direction
     speaker_m = microphone_m + offset_m
     # Beyond a wall: to the other side, and where that is beyond the opposite wall, before the wall.
-    beyond = (speaker_m < MARGIN_M) | (speaker_m > size_m - MARGIN_M)
+    farthest_m = size_m - MARGIN_M
+    beyond = (speaker_m < MARGIN_M) | (speaker_m > farthest_m)
     speaker_m = np.where(beyond, microphone_m - offset_m, speaker_m)
-    speaker_m = np.clip(speaker_m, MARGIN_M, size_m - MARGIN_M)
+    speaker_m = np.clip(speaker_m, MARGIN_M, farthest_m)
     return Room(size_m, speaker_m, microphone_m, draws.between("rt60", rt60_s))
 
 
@@ -98,8 +100,10 @@ def simulate_response(room: Room, sample_rate_hz: int, seed: int) -> npt.NDArray
     response = np.zeros(num_samples)
     taps = np.arange(-SINC_SAMPLES, SINC_SAMPLES + 1)
     before = np.floor(delays)
-    times = taps - (delays - before)[:, None]
-    window = 0.5 + 0.5 * np.cos(math.pi * times.clip(-SINC_SAMPLES, SINC_SAMPLES) / SINC_SAMPLES)
+    fractions = delays - before
+    times = taps - fractions[:, None]
+    within_window = times.clip(-SINC_SAMPLES, SINC_SAMPLES)
+    window = 0.5 + 0.5 * np.cos(math.pi * within_window / SINC_SAMPLES)
     pulses = amplitudes[:, None] * np.sinc(times) * window
     positions = before.astype(np.int64)[:, None] + taps
     # What would lie before the direct sound is of reflections a few samples after it, and small.
@@ -128,7 +132,9 @@ def _without_lowest(response: npt.NDArray[np.float64], sample_rate_hz: int) -> n
     delay = np.exp(-2j * math.pi * np.fft.rfftfreq(size))
     zeros = 1 - (1 + radius) * delay + radius * delay**2
     poles = 1 - 2 * radius * math.cos(angle) * delay + radius**2 * delay**2
-    return np.fft.irfft(np.fft.rfft(response, size) * zeros / poles, size)[: len(response)]
+    spectrum = np.fft.rfft(response, size) * zeros / poles
+    filtered = np.fft.irfft(spectrum, size)
+    return filtered[: len(response)]
 
 
 def _image_sources(room: Room) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -143,14 +149,16 @@ def _image_sources(room: Room) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
         most = math.ceil(farthest_m / (2 * size)) + 1
         doubled = 2 * np.arange(-most, most + 1)
         images = np.concatenate([doubled * size + speaker, doubled * size - speaker])
+        walls = np.concatenate([np.abs(doubled), np.abs(doubled - 1)])
         squares.append(np.square(images - microphone))
-        num_walls.append(np.concatenate([np.abs(doubled), np.abs(doubled - 1)]))
+        num_walls.append(walls)
 
     distances_m = np.sqrt(_sums(squares))
     early = distances_m <= farthest_m
     # A speaker in a corner of the drawing's margins may be as near as nothing.
     distances_m = np.maximum(distances_m[early], MARGIN_M)
-    return distances_m, room.reflection ** _sums(num_walls)[early]
+    walls_met = _sums(num_walls)[early]
+    return distances_m, room.reflection**walls_met
 
 
 def _sums(axes: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ from data.augmentation.codecs import CodecConfig, through_g722, through_mp3, thr
 from data.augmentation.config import AugmentConfig
 from data.augmentation.convolution import Waveform
 from data.augmentation.draws import Draws
-from data.augmentation.loudness import ClippingConfig, VolumeConfig, change_volume, clip_peaks
+from data.augmentation.loudness import change_volume, clip_peaks
 from data.augmentation.noise import BabbleConfig, NoiseConfig, add_noise, mix_voices
 from data.augmentation.recordings import RecordingSet, open_recordings
 from data.augmentation.reverberation import ReverberationConfig, direct_sound, reverberate
@@ -91,9 +91,11 @@ class WaveformAugmentation:
             case "noise":
                 return self._add_noise(waveform, config, draws)
             case "volume":
-                return _change_volume(waveform, config, draws)
+                gain_db = draws.between("gain", config.gain_db)
+                return change_volume(waveform, gain_db)
             case "clipping":
-                return _clip_peaks(waveform, config, draws)
+                level = draws.between("level", config.level)
+                return clip_peaks(waveform, level)
             case "telephone":
                 return limit_band(waveform, self.sample_rate_hz, config.low_hz, config.high_hz)
             case "codec":
@@ -111,7 +113,8 @@ class WaveformAugmentation:
             return reverberate(waveform, self._simulated_response(room, config), delay=0)
         responses = self._sets["reverberation"]
         number = draws.below("response", len(responses))
-        response = responses.read_beginning(number, round(MAX_RESPONSE_S * self.sample_rate_hz))
+        max_samples = round(MAX_RESPONSE_S * self.sample_rate_hz)
+        response = responses.read_beginning(number, max_samples)
         return reverberate(waveform, response, direct_sound(response))
 
     def _simulated_response(self, number: int, config: ReverberationConfig) -> Waveform:
@@ -135,8 +138,11 @@ class WaveformAugmentation:
         voices: list[Waveform] = []
         for voice in range(num_voices):
             number = draws.below(f"voice {voice}", len(recordings))
-            voices.append(recordings.read(number, draws, f"place of voice {voice}", len(waveform)))
-        return add_noise(waveform, mix_voices(voices), draws.between("snr of babble", config.snr_db))
+            samples = recordings.read(number, draws, f"place of voice {voice}", len(waveform))
+            voices.append(samples)
+        babble = mix_voices(voices)
+        snr_db = draws.between("snr of babble", config.snr_db)
+        return add_noise(waveform, babble, snr_db)
 
     def _add_noise(
         self,
@@ -147,7 +153,8 @@ class WaveformAugmentation:
         recordings = self._sets["noise"]
         number = draws.below("recording of noise", len(recordings))
         noise = recordings.read(number, draws, "place of noise", len(waveform))
-        return add_noise(waveform, noise, draws.between("snr of noise", config.snr_db))
+        snr_db = draws.between("snr of noise", config.snr_db)
+        return add_noise(waveform, noise, snr_db)
 
     def _transcode(
         self,
@@ -162,14 +169,8 @@ class WaveformAugmentation:
             case "g722":
                 return through_g722(waveform, rate_hz)
             case "mp3":
-                return through_mp3(waveform, rate_hz, draws.between("bitrate of mp3", config.mp3_kbps))
+                kbps = draws.between("bitrate of mp3", config.mp3_kbps)
+                return through_mp3(waveform, rate_hz, kbps)
             case "opus":
-                return through_opus(waveform, rate_hz, draws.between("bitrate of opus", config.opus_kbps))
-
-
-def _change_volume(waveform: Waveform, config: VolumeConfig, draws: Draws) -> Waveform:
-    return change_volume(waveform, draws.between("gain", config.gain_db))
-
-
-def _clip_peaks(waveform: Waveform, config: ClippingConfig, draws: Draws) -> Waveform:
-    return clip_peaks(waveform, draws.between("level", config.level))
+                kbps = draws.between("bitrate of opus", config.opus_kbps)
+                return through_opus(waveform, rate_hz, kbps)
