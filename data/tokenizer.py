@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from data.errors import DataError
 from data.files import read_bounded, read_json
-from data.given_model import MAX_MODEL_BYTES, read_given_model
+from data.given_model import MAX_MODEL_BYTES, MAX_PIECES, read_given_model
 
 BLANK = 0
 UNKNOWN = 1
@@ -35,8 +35,6 @@ NUM_FIXED = 4
 
 # Room for the fixed pieces and a few characters.
 MIN_PIECES = 8
-# The most pieces of a vocabulary that is trained or read.
-MAX_PIECES = 10**6
 NUM_BYTES = 256
 FIXED_PIECES = ("<blank>", "<unk>", "<s>", "</s>")
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")

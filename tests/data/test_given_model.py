@@ -8,6 +8,7 @@ from phrases import phrase_rows
 from sentencepiece import sentencepiece_model_pb2
 
 from data.errors import DataError
+from data.given_model import read_given_model
 from data.tokenizer import BEGIN, BLANK, END, UNKNOWN, Tokenizer, TokenizerConfig, train_tokenizer
 
 LAYOUTS = {
@@ -123,3 +124,12 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         adopt(tmp_path, tmp_path / "absent.model")
+
+
+def test_a_model_of_millions_of_pieces_is_refused_before_they_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.given_model.MAX_PIECES", 1000)
+    path = tmp_path / "many.model"
+    # A piece of field 1 without content takes two bytes.
+    path.write_bytes(b"\x0a\x00" * 1001)
+    with pytest.raises(DataError, match="has 1001 pieces; a tokenizer has 1000 at most"):
+        read_given_model(path)
