@@ -217,6 +217,7 @@ def draw_overview(overview: Overview, stages: Sequence[StageData], looks: ModelL
         labels.append(EndLabel(name, values[-1], look.colour))
     if overview.percent:
         axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     axes.set_xlabel("step")
     svg.label_ends(axes, labels)
     picture = svg.render(figure, name=f"overview-{overview.metric}", description=overview.title)
