@@ -41,13 +41,13 @@ def test_a_part_is_frozen_by_its_name_or_a_pattern_and_its_experts_are_counted_w
 @pytest.mark.parametrize(
     ("world", "expert_parallel", "deepspeed"),
     [
-        (1, 1, "zero0"),
         (2, 1, "zero0"),
-        (2, 2, "zero1"),
-        (2, 1, "zero2"),
         (2, 2, "zero2"),
         (2, 2, "zero3"),
-        (2, 1, "zero3"),
+        pytest.param(1, 1, "zero0", marks=pytest.mark.slow),
+        pytest.param(2, 2, "zero1", marks=pytest.mark.slow),
+        pytest.param(2, 1, "zero2", marks=pytest.mark.slow),
+        pytest.param(2, 1, "zero3", marks=pytest.mark.slow),
     ],
 )
 def test_frozen_parts_stay_to_the_bit_and_a_resumed_training_goes_on(tmp_path, world, expert_parallel, deepspeed):
