@@ -82,12 +82,11 @@ def read_tables(files: list[Path], root: Path, split: str) -> Iterator[Row]:
 def split_of_table(path: Path) -> str:
     """The split that the name of a table says; empty where it says none."""
     match = SHARD_NAME.fullmatch(path.name.removesuffix(path.suffix))
-    name = match[1] if match else ""
     # data is what save_to_disk calls its files, whatever the split.
-    if name == "data":
+    if match is None or match[1] == "data":
         return ""
     # train.clean.100, of LibriSpeech there.
-    return name.replace(".", "-")
+    return match[1].replace(".", "-")
 
 
 def is_table(path: Path) -> bool:

@@ -93,12 +93,13 @@ def known_columns(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             others[name] = value
 
     given = {name for name, value in row.items() if value not in ("", None)}
-    has_open_end = not given.isdisjoint(COLUMNS["start_s"]) and given.isdisjoint(COLUMNS["seconds"] + COLUMNS["end_s"])
+    has_start = not given.isdisjoint(COLUMNS["start_s"])
+    has_end = not given.isdisjoint(COLUMNS["seconds"] + COLUMNS["end_s"])
     for name, value in others.items():
         column = column_name(name)
         if OTHER_UNITS.fullmatch(column):
             raise AudioError(f"column {column} is not in seconds; give start_s and end_s, or start_s and seconds")
-        is_end = has_open_end and LENGTH.fullmatch(column) is not None
+        is_end = has_start and not has_end and LENGTH.fullmatch(column) is not None
         if is_end or _is_place(column, value):
             raise AudioError(
                 f"column {column} seems to tell which part of the recording is meant, and is not read; call it "

@@ -52,14 +52,17 @@ def read_kaldi(directory: Path, root: Path, split: str) -> Iterator[Row]:
     for name in FILES:
         tables[name] = {}
         if (directory / name).is_file():
-            yield from _read_table(directory / name, tables[name], f"{split}/{name}".strip("/"))
+            place = f"{split}/{name}".strip("/")
+            yield from _read_table(directory / name, tables[name], place)
     files = {path.name for path in directory.iterdir() if path.is_file()}
     not_read = sorted(files - {*FILES, *DERIVED})
     if not_read:
         logger.warning("%s: these files are not read: %s.", directory, ", ".join(not_read[:20]))
 
     # The file of which every line is an utterance.
-    listed = "segments" if (directory / "segments").is_file() else "wav.scp"
+    listed = "wav.scp"
+    if (directory / "segments").is_file():
+        listed = "segments"
     for key, line in tables[listed].items():
         if listed == "segments":
             content = _segment(directory, line.value, tables["wav.scp"])
@@ -68,7 +71,8 @@ def read_kaldi(directory: Path, root: Path, split: str) -> Iterator[Row]:
         if isinstance(content, dict):
             labels = {"key": key, "split": split}
             for column, table in (("text", "text"), ("speaker", "utt2spk"), ("language", "utt2lang")):
-                labels[column] = tables[table].get(key, _Line(0, "")).value
+                label = tables[table].get(key, _Line(0, ""))
+                labels[column] = label.value
             content |= labels
             # From the folder of the whole corpus.
             content["audio"] = str(Path(directory.relative_to(root), content["audio"]))

@@ -63,8 +63,12 @@ def read_lhotse(path: Path, rows: Iterable[Row], kind: str) -> Iterator[Row]:
         for row in read_rows(beside, ()):
             if isinstance(row.content, str):
                 yield Row(row.line, row.content, beside.name)
-            elif recordings.setdefault(str(row.content.get("id")), row.content) != row.content:
-                yield Row(row.line, f"recording {row.content.get('id')!s:.80} is already that of another line", beside.name)
+                continue
+            name = str(row.content.get("id"))
+            # The same recording may be listed twice; the first of two that differ is taken.
+            if recordings.setdefault(name, row.content) != row.content:
+                reason = f"recording {row.content.get('id')!s:.80} is already that of another line"
+                yield Row(row.line, reason, beside.name)
 
     for row in rows:
         if isinstance(row.content, str):
@@ -136,9 +140,10 @@ def _supervision(
             return f"its recording is a {source['type']!s:.40}, and recordings are read from files alone"
         columns = {name: value for name, value in supervision.items() if name not in SUPERVISION}
         columns["key"] = supervision["id"]
-        columns["audio"] = (
-            str(tar.absolute()) if tar is not None and is_in_tar else beside_or_here(folder, source["source"])
-        )
+        if tar is not None and is_in_tar:
+            columns["audio"] = str(tar.absolute())
+        else:
+            columns["audio"] = beside_or_here(folder, source["source"])
         # Sums of decimals end in ...0001.
         columns["start_s"] = round(offset_s + float(supervision["start"]), 6)
         columns["seconds"] = supervision["duration"]

@@ -58,9 +58,13 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
 
     Raises DataError when the file is missing, not UTF-8, of another kind, or lacks a required column.
     """
-    required = ("audio",) if untranscribed else ("audio", "text")
+    required = ["audio"]
+    if not untranscribed:
+        required.append("text")
     path = place_of(path)
-    folder = path if path.is_dir() else path.parent
+    folder = path
+    if not path.is_dir():
+        folder = path.parent
     reader = _RowReader(folder, required)
     utterances: list[Utterance] = []
     rejected: list[RejectedRow] = []
@@ -135,7 +139,9 @@ class _RowReader:
         line = given.line
         row, unknown = known_columns(given.content)
         for name in unknown:
-            self.unknown_columns.add(name.strip().encode("utf-8", "backslashreplace").decode()[:MAX_QUOTED])
+            # Written to a log in UTF-8, which has no lone surrogates.
+            printable = name.strip().encode("utf-8", "backslashreplace").decode()
+            self.unknown_columns.add(printable[:MAX_QUOTED])
         audio = _text_cell(row, "audio", is_path=True)
         text = _text_cell(row, "text", numbers=False)
         if not audio:
@@ -202,10 +208,12 @@ class _RowReader:
                 seconds = round(end_s - start_s, 6)
 
         channel = _number_cell(row, "channel")
-        if channel is not None and (channel < 0 or channel != int(channel)):
-            raise AudioError(f"channel {channel:g} is not 0, 1, ... (the first channel is 0)")
+        if channel is not None:
+            if channel < 0 or channel != int(channel):
+                raise AudioError(f"channel {channel:g} is not 0, 1, ... (the first channel is 0)")
+            channel = int(channel)
         path = find_file(self._folder, audio)
-        clip = Clip(path, start_s, seconds, None if channel is None else int(channel), member)
+        clip = Clip(path, start_s, seconds, channel, member)
         # What lies inside of another file is checked when it is decoded, so that a corpus is read once.
         if member is None:
             check_clip(clip, open_recording(path))
@@ -217,15 +225,15 @@ class _RowReader:
         AudioError when another row has the very same name, or the same clip of the same file.
         """
         key = ""
-        other_before = False
+        was_other = False
         for character in unicodedata.normalize("NFC", name):
-            other = not is_key_character(character)
+            is_other = not is_key_character(character)
             # A run of other characters becomes one `_`.
-            if not other:
+            if not is_other:
                 key += character
-            elif not other_before:
+            elif not was_other:
                 key += "_"
-            other_before = other
+            was_other = is_other
         if identity in self._line_of_name:
             raise AudioError(f"key {key} is already that of line {self._line_of_name[identity]}")
         self._line_of_name[identity] = line

@@ -57,6 +57,8 @@ def manifest_suffix(path: Path) -> str:
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return suffix
+    if not path.exists():
+        raise DataError(f"There is no manifest {path}; check the path in the corpus section.")
     raise DataError(
         f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .json, .csv or .tsv, each also "
         "with .gz, or a folder with Kaldi's wav.scp in it."
@@ -125,14 +127,15 @@ def read_rows(path: Path, required: Sequence[Sequence[str]]) -> Iterator[Row]:
     # Some tools, NeMo among them, name files of one object a line .json.
     if suffix == ".json" and "".join(lines[:100]).lstrip().startswith("["):
         return _array_rows("".join(lines))
-    beginnings = [content.strip()[:2] for content in lines[:100] if content.strip()]
+    stripped = [content.strip() for content in lines[:100]]
+    beginnings = [content[:2] for content in stripped if content]
     # Each line of it would be a rejected row.
     if beginnings[:1] == ["{"] and len(beginnings) > 1 and not beginnings[1].startswith("{"):
         raise DataError(
             f"{path} holds an object over several lines, as SpeechBrain and pretty printers write it; write one object "
             "per line (jq -c), or a .json file with an array of them."
         )
-    return _json_rows(lines)
+    return (Row(line, json_columns(content)) for line, content in enumerate(lines, 1) if content.strip())
 
 
 def beside_or_here(folder: Path, name: str) -> str:
@@ -140,12 +143,6 @@ def beside_or_here(folder: Path, name: str) -> str:
     if not is_file(folder / name) and is_file(Path(name)):
         return str(Path(name).absolute())
     return name
-
-
-def _json_rows(lines: list[str]) -> Iterator[Row]:
-    for line, content in enumerate(lines, 1):
-        if content.strip():
-            yield Row(line, json_columns(content))
 
 
 def _array_rows(text: str) -> Iterator[Row]:
@@ -245,7 +242,9 @@ def _header(names: list[str], path: Path, required: Sequence[Sequence[str]]) -> 
         if set(aliases).isdisjoint(map(column_name, header)):
             separators = [separator for separator in (";", "|", "\t") if separator in "".join(header)]
             if len(header) == 1 and separators:
-                kind = "tabs" if manifest_suffix(path) == ".tsv" else "commas"
+                kind = "commas"
+                if manifest_suffix(path) == ".tsv":
+                    kind = "tabs"
                 raise DataError(
                     f"{path} is read with {kind} between columns, and its first line has {separators[0]!r} instead: "
                     f"{header[0][:400]!r}. Save it with commas, as .csv, or with tabs, as .tsv."
