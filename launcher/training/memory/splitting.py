@@ -61,11 +61,13 @@ def _nothing_of(part: FeatureBatch) -> FeatureBatch:
     nothing_B = torch.zeros_like(first.lengths_B)
     source = None
     if first.source is not None:
-        source = replace(first.source, samples_B=nothing_B, masked_BT=torch.zeros_like(first.source.masked_BT))
+        nothing_BT = torch.zeros_like(first.source.masked_BT)
+        source = replace(first.source, samples_B=nothing_B, masked_BT=nothing_BT)
+    no_sidecars = {name: [] for name in part.sidecars}
     return replace(
         first,
         lengths_B=nothing_B,
         token_lengths_B=nothing_B,
         source=source,
-        sidecars={name: [] for name in part.sidecars},
+        sidecars=no_sidecars,
     )
