@@ -55,9 +55,10 @@ FILES = ["volume: 'a\n'", "mount: /runs/$(id)", "mount: /../x", "queue: A b", "g
 def test_a_recipes_file_brings_no_text_without_a_pattern_and_no_image(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     mini = (Path(__file__).parents[2] / "launcher/recipes/mini.yaml").read_text()
-    assert "\ncluster:" in mini
+    assert "\ncluster: {" in mini
     recipe = tmp_path / "foreign.yaml"
-    recipe.write_text(mini.replace("\ncluster:", f"\ncluster:\n  kubernetes: {{{line!s}}}".replace("\n'", "\\n'"), 1))
+    value = line.replace("\n'", "\\n'")
+    recipe.write_text(mini.replace("\ncluster: {", f"\ncluster: {{kubernetes: {{{value}}}, ", 1))
     assert chorus(["submit", str(recipe), *KUBERNETES[:4], "--dry-run"]) == 2
     assert f"cluster.kubernetes.{line.partition(':')[0]}" in capsys.readouterr().err
     assert not (tmp_path / "jobs").exists()
