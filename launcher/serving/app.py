@@ -39,6 +39,11 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' blob:; worker-src blob:; style-src 'unsafe-inline'; "
     "connect-src 'self'; media-src blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+PAGE_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "what was sent cannot be used"},
     401: {"model": ErrorBody, "description": "the token is missing or wrong"},
@@ -202,12 +207,7 @@ def _add_paths(app: FastAPI, service: Service) -> None:
 
     @app.get("/", response_class=HTMLResponse, summary="A page to speak to, or to drop a file on")
     async def show_page() -> HTMLResponse:
-        headers = {
-            "Content-Security-Policy": PAGE_POLICY,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
-        return HTMLResponse(page, headers=headers)
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @app.get("/healthz", summary="Whether the server takes requests", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
