@@ -14,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import DataError
 from data.redaction import RedactingFormatter
-from launcher.errors import CheckpointError, ConfigError, Preempted, exit_code
+from launcher.errors import Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 from launcher.run_folder import RunFolder, write_json
 
@@ -89,7 +88,7 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
         _train(StageContext(recipe, run, stage), heartbeat, stop)
         return
 
-    from launcher.inference.analysis import analyse_evaluation
+    from launcher.inference.analysis import analyse_if_possible
     from launcher.inference.evaluation import evaluate
     from launcher.inference.evaluation_tracking import track_evaluation
 
@@ -98,11 +97,7 @@ def _work(run: RunFolder, stage_name: str, heartbeat: "Heartbeat", stop: StopReq
         context = StageContext(recipe, run, stage)
         results = evaluate(context, heartbeat)
         write_json(context.folder.evaluation_file, results)
-        # The results are whole without it, and whatever keeps it from being made says so in the report.
-        try:
-            analyse_evaluation(context, heartbeat.tick)
-        except (ConfigError, DataError, CheckpointError, OSError) as error:
-            logger.warning("The evaluation is not analysed for the report: %s", error)
+        analyse_if_possible(context, heartbeat.tick)
         track_evaluation(context, results)
         write_json(context.folder.done_file, {"status": "done", "step": 0})
 

@@ -6,6 +6,7 @@ made later, too (`chorus report RUN --analyse`).
 
 import base64
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import soundfile
 from data.reader import Example, ShardReader, UtteranceError
 from data.shard_index import ShardIndex, read_index
 from launcher.devices import recognition_device
+from launcher.errors import exit_code
 from launcher.inference.expert_choices import ExpertChoices
 from launcher.inference.finished_model import FinishedModel
 from launcher.inference.hypotheses import count_all_errors, read_hypotheses
@@ -36,6 +38,8 @@ MAX_EXPERTS_S = 300.0
 MP3_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 # soundfile's scale from best to smallest: about 30 kbit/s of speech at 16 kHz.
 MP3_COMPRESSION = 0.8
+
+logger = logging.getLogger(__name__)
 
 # Label of the corpus, "" without a mixture, and key.
 Place = tuple[str, str]
@@ -112,6 +116,16 @@ def analyse_evaluation(context: StageContext[EvaluateStage], on_progress: Callab
         }
         write_json(context.folder.experts_file(name), record)
     write_json(context.folder.hardest_file, {"format": ANALYSIS_FORMAT, "split": stage.split, "utterances": utterances})
+
+
+def analyse_if_possible(context: StageContext[EvaluateStage], on_progress: Callable[[], None] = lambda: None) -> None:
+    """As `analyse_evaluation`, of an evaluation whose results are written: what keeps it from being made is logged."""
+    try:
+        analyse_evaluation(context, on_progress)
+    # Hours of recognition do not fail of what a page shows beside their results.
+    except Exception as error:
+        is_unexpected = exit_code(error) == 1
+        logger.warning("The evaluation is not analysed for the report: %s", error, exc_info=is_unexpected)
 
 
 def _read_places(splits: Mapping[str, _Split], places: list[Place]) -> dict[Place, Example]:

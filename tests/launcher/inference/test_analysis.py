@@ -14,8 +14,9 @@ from small_models import write_small_model
 
 from data.remote.settings import StorageConfig
 from data.shards import write_split
+from launcher.errors import Preempted
 from launcher.inference import analysis
-from launcher.inference.analysis import NUM_HARDEST, analyse_evaluation
+from launcher.inference.analysis import NUM_HARDEST, analyse_evaluation, analyse_if_possible
 from launcher.inference.evaluation import evaluate_model
 from launcher.inference.expert_choices import PAUSE, SILENCE_DB, frame_letters, frame_loudness
 from launcher.inference.finished_model import FinishedModel
@@ -125,3 +126,25 @@ def test_only_the_hardest_utterances_are_kept_and_long_ones_are_cut(context, tmp
     assert utterances[0]["audio_seconds"] == 0.5 < utterances[0]["seconds"]
     sound, _ = soundfile.read(io.BytesIO(base64.b64decode(utterances[0]["audio"])))
     assert len(sound) < RATE_HZ
+
+
+def test_an_evaluation_whose_hypotheses_are_gone_is_done_and_its_log_says_what_is_missing(context, caplog):
+    folder = context.run.stage("without")
+    analyse_if_possible(SimpleNamespace(**vars(context) | {"folder": folder}))
+    assert "is not analysed for the report: There is no" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("error", "passes"), [(RuntimeError("out of memory"), False), (Preempted("stop"), True)])
+def test_what_nobody_expects_is_logged_whole_and_a_request_to_stop_is_heeded(monkeypatch, caplog, error, passes):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(analysis, "analyse_evaluation", fail)
+    if passes:
+        with pytest.raises(Preempted):
+            analyse_if_possible(SimpleNamespace())
+    else:
+        analyse_if_possible(SimpleNamespace())
+        assert "Traceback" in caplog.text
+        assert "out of memory" in caplog.text
