@@ -83,6 +83,8 @@ def run_server(app: FastAPI, opened: socket.socket) -> int:
     handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger("uvicorn.error").addHandler(handler)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # It warns of every form that is none, which is answered with 400.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     service: Service = app.state.service
     server = StoppableServer(app, service)
     # A terminal that is closed, too.
