@@ -15,20 +15,17 @@ from typing import Any
 import numpy as np
 import soxr
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from data.files import read_json
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.finished_model import FinishedModel
-from model.export import DESCRIPTION_FILE
+from launcher.inference.foreign_folder import check_size, read_mapping, refuse_code
+from model.export import DESCRIPTION_FILE, HUB_DESCRIPTION_FILE
 
 CTC_MODELS = ("wav2vec2", "hubert")
 SEQUENCE_MODELS = ("whisper", "speech_to_text")
 # All of them take it.
 TRANSFORMERS_RATE_HZ = 16_000
-# What a model may have beyond twice the stored values: a few of the smallest models' layers.
-SPARE_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,14 +75,19 @@ def open_labeller(folder: Path, device: torch.device, language: str = "") -> Lab
     """
     if (folder / DESCRIPTION_FILE).is_file():
         return ChorusLabeller(FinishedModel.load(folder, device=device))
-    config = _read_config(folder)
+    if not (folder / HUB_DESCRIPTION_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} holds no model that can be opened: it has neither {DESCRIPTION_FILE} nor "
+            f"{HUB_DESCRIPTION_FILE}. Name the folder of a finished model, or what save_pretrained wrote."
+        )
+    config = read_mapping(folder / HUB_DESCRIPTION_FILE, "The model")
     kind = config.get("model_type")
     if kind == "chorus":
         return ChorusLabeller(FinishedModel.load(folder, device=device))
     if kind in CTC_MODELS:
-        return CtcLabeller(folder, config, device)
+        return CtcLabeller(folder, device)
     if kind in SEQUENCE_MODELS:
-        return SequenceLabeller(folder, config, device, language)
+        return SequenceLabeller(folder, device, language)
     raise ConfigError(
         f"{folder} holds a model of type {str(kind)[:80]!r}, which cannot write labels here. Known are finished models "
         f"of Chorus and, of transformers, {', '.join(SEQUENCE_MODELS + CTC_MODELS)}."
@@ -113,10 +115,10 @@ class TransformersLabeller(Labeller):
 
     auto_class = ""
 
-    def __init__(self, folder: Path, config: dict[str, Any], device: torch.device):
+    def __init__(self, folder: Path, device: torch.device):
         self.folder = folder
         self.device = device
-        _check_no_code(folder, config)
+        refuse_code(folder, "The model")
         try:
             import transformers
         except ImportError:
@@ -133,7 +135,7 @@ class TransformersLabeller(Labeller):
             self.front_end: Any = transformers.AutoFeatureExtractor.from_pretrained(folder, **local)
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **local)
             described = transformers.AutoConfig.from_pretrained(folder, **local)
-            _check_size(folder, lambda: auto_class.from_config(described, trust_remote_code=False))
+            check_size(folder, lambda: auto_class.from_config(described, trust_remote_code=False))
             model, report = auto_class.from_pretrained(
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
             )
@@ -172,8 +174,8 @@ class CtcLabeller(TransformersLabeller):
 
     auto_class = "AutoModelForCTC"
 
-    def __init__(self, folder: Path, config: dict[str, Any], device: torch.device):
-        super().__init__(folder, config, device)
+    def __init__(self, folder: Path, device: torch.device):
+        super().__init__(folder, device)
         # Group norms look at all of an utterance, padding included.
         self.batched = self.model.config.feat_extract_norm == "layer"
 
@@ -201,8 +203,8 @@ class SequenceLabeller(TransformersLabeller):
 
     auto_class = "AutoModelForSpeechSeq2Seq"
 
-    def __init__(self, folder: Path, config: dict[str, Any], device: torch.device, language: str):
-        super().__init__(folder, config, device)
+    def __init__(self, folder: Path, device: torch.device, language: str):
+        super().__init__(folder, device)
         # Sampling and beams of the folder's own settings would make another text, or more than one.
         self.options: dict[str, Any] = {
             "do_sample": False,
@@ -264,43 +266,3 @@ def _geometric_mean(probabilities: Sequence[float]) -> float:
     # A probability may be rounded to 0.
     logarithms = [math.log(max(probability, 1e-30)) for probability in probabilities]
     return math.exp(sum(logarithms) / len(logarithms))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = read_json(folder / "config.json")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} holds no model that can be opened: it has no {DESCRIPTION_FILE}, and its config.json cannot be "
-            f"read ({error}). Name the folder of a finished model, or what save_pretrained wrote."
-        ) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} describes no model: it is no mapping. Copy the folder again.")
-    return config
-
-
-def _check_no_code(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse what makes transformers fetch code or weights by a name (CheckpointError)."""
-    names_code = (folder / "adapter_config.json").exists()
-    for key, value in config.items():
-        # transformers 5 takes kernels by the names of repositories.
-        if key.endswith("_implementation") and "/" in str(value):
-            names_code = True
-    if names_code:
-        raise CheckpointError(
-            f"The model in {folder} names code or weights elsewhere (an adapter, or an implementation in config.json). "
-            "Take `attn_implementation` out of config.json; merge an adapter with its model and save that."
-        )
-
-
-def _check_size(folder: Path, build: Any) -> None:
-    """ValueError where the model that is built has far more values than are stored, before it gets memory for them."""
-    num_stored = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
-                num_stored += math.prod(tensors.get_slice(name).get_shape())
-    with torch.device("meta"):
-        num_values = sum(parameter.numel() for parameter in build().parameters())
-    if num_values > 2 * num_stored + SPARE_VALUES:
-        raise ValueError(f"its model has {num_values:,} values, and {num_stored:,} are stored")

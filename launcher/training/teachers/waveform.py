@@ -6,21 +6,19 @@ Utterances are batched only where padding cannot reach a valid frame; otherwise 
 Shapes: B batch, W waveform samples, S frames, D width.
 """
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from data.files import read_json
 from launcher.errors import CheckpointError, ConfigError
+from launcher.inference.foreign_folder import check_size, read_mapping, refuse_code
 from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherSpec
 from launcher.training.feature_batch import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
@@ -28,51 +26,6 @@ from launcher.training.teachers.teacher import Teacher, TeacherOutput
 # Filterbanks of transformers: windows of 25 ms every 10 ms.
 WINDOW_SAMPLES = 400
 HOP_SAMPLES = 160
-# What a model may have beyond twice the stored values: a few of the smallest models' layers.
-SPARE_VALUES = 1 << 20
-
-
-def _read_description(file: Path) -> dict[str, Any]:
-    """The content of a teacher's JSON file; CheckpointError when it is no mapping."""
-    try:
-        description = read_json(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"The teacher in {file.parent} has a {file.name} that cannot be read: {error}.") from None
-    if not isinstance(description, dict):
-        raise CheckpointError(f"The teacher in {file.parent} has a {file.name} that cannot be read: it is no mapping.")
-    return description
-
-
-def _check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
-    """ValueError where the model that is built has far more values than are stored, before it gets memory for them."""
-    num_stored = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
-                num_stored += math.prod(tensors.get_slice(name).get_shape())
-    with torch.device("meta"):
-        num_values = sum(parameter.numel() for parameter in build().parameters())
-    # Some are not stored, such as those that are used for training alone.
-    if num_values > 2 * num_stored + SPARE_VALUES:
-        raise ValueError(f"its model has {num_values:,} values, and {num_stored:,} are stored")
-
-
-def _refuse_code(folder: Path) -> None:
-    """CheckpointError where what save_pretrained wrote names code of others, to be fetched by its name."""
-    for name in ("config.json", "adapter_config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        # transformers 5 takes kernels by the names of repositories, and an adapter's base model from anywhere.
-        names_code = name == "adapter_config.json"
-        for key, value in _read_description(file).items():
-            if key.endswith("_implementation") and "/" in str(value):
-                names_code = True
-        if names_code:
-            raise CheckpointError(
-                f"The teacher in {folder} has a {name} that names code or weights elsewhere. Take "
-                "`attn_implementation` out of config.json; merge an adapter with its model and save that."
-            )
 
 
 class WaveformTeacher(Teacher):
@@ -139,7 +92,7 @@ class TransformersTeacher(WaveformTeacher):
                 f"The teacher in {folder} is a model of transformers, which is not installed. "
                 "Run: pip install 'chorus-asr[teachers]'."
             ) from None
-        _refuse_code(folder)
+        refuse_code(folder, "The teacher")
         try:
             # Without `trust_remote_code` a folder with Python code in it makes transformers ask on a terminal whether
             # to run it. Weights that are pickles are programs too.
@@ -147,7 +100,7 @@ class TransformersTeacher(WaveformTeacher):
                 folder, local_files_only=True, trust_remote_code=False
             )
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            _check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
+            check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
             model: Any
             model, report = AutoModel.from_pretrained(
                 folder,
@@ -220,10 +173,10 @@ class TorchaudioTeacher(WaveformTeacher):
     def __init__(self, folder: Path, spec: TeacherSpec, device: torch.device):
         from torchaudio.models import wav2vec2_model
 
-        description = _read_description(folder / "torchaudio.json")
+        description = read_mapping(folder / "torchaudio.json", "The teacher")
         try:
             arguments = description["model"]
-            _check_size(folder, lambda: wav2vec2_model(**arguments))
+            check_size(folder, lambda: wav2vec2_model(**arguments))
             model = wav2vec2_model(**arguments)
             model.load_state_dict(load_file(folder / "model.safetensors"))
         # torchaudio checks none of its arguments.
