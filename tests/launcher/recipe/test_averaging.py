@@ -84,7 +84,7 @@ def test_the_best_checkpoints_need_a_split_to_validate_on(recipe, tmp_path, monk
     )
     monkeypatch.setattr(recipe_type, "has_split", lambda self, run, split: split in splits)
     run = RunFolder(tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"stages.s.average is of the best checkpoints .* no split dev"):
+    with pytest.raises(ConfigError, match=r"stages\.s\.average is of the best checkpoints.* has no split dev"):
         check_splits(best, run)
     splits.add("dev")
     check_splits(best, run)
