@@ -163,3 +163,11 @@ def test_very_many_short_lines_are_refused_before_each_takes_memory(
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["folder", "mine.jsonl.zip", "mine.xlsx"])
+def test_a_manifest_that_is_not_there_is_said_to_be_absent_and_not_to_have_a_wrong_name(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(DataError, match="There is no manifest"):
+        read_rows(tmp_path / name, ())
