@@ -115,7 +115,8 @@ def draw_trade(trade: Trade, points: Sequence[TradePoint], looks: ModelLooks, pa
     else:
         # Models without any error leave no height to scale the axis by.
         axes.set_ylim(0, 1.08 * highest or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    # Long names leave the axes half of the figure.
+    axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_formatter(trade.format_tick)
     axes.set_xlabel(trade.label)
 
