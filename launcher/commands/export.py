@@ -12,6 +12,8 @@ from launcher.commands.export_source import ModelSource, default_folder, export_
 from launcher.errors import ConfigError
 from launcher.export.model_card import read_facts, write_card
 from launcher.export.whole_folder import check_is_free, whole_folder
+from launcher.recipe import AverageConfig, validate
+from launcher.recipe.yaml_io import parse_value
 
 # The formats whose models have an int8 form.
 INT8_FORMATS = ("onnx", "sherpa-onnx")
@@ -30,9 +32,15 @@ def export(options: argparse.Namespace) -> int:
     if options.licence and options.format != "huggingface":
         raise ConfigError(f"--licence is for --format huggingface, and the format is {options.format}.")
 
+    average = None
+    if options.average is not None:
+        average = _read_average(options)
+
     if options.format == "chorus":
-        folder, step = export_checkpoint(place, options.step, out)
-        row: dict[str, Any] = {"model": str(folder), "step": step}
+        folder, steps = export_checkpoint(place, options.step, out, average)
+        row: dict[str, Any] = {"model": str(folder), "step": steps[-1]}
+        if average is not None:
+            row["average"] = {"kind": average.kind, "steps": steps}
     else:
         with open_source(place, options.step) as source:
             folder = out or default_folder(source, options.format, options.step)
@@ -44,6 +52,22 @@ def export(options: argparse.Namespace) -> int:
             print(line)
         print(folder)
     return 0
+
+
+def _read_average(options: argparse.Namespace) -> AverageConfig:
+    """The average that the options ask for."""
+    if options.step is not None:
+        raise ConfigError("--step is one checkpoint, and --average is of several. Give one of them.")
+    if options.format != "chorus":
+        raise ConfigError(
+            f"--average makes a model folder, and the format is {options.format}. Make it first, without --format, and "
+            "export that folder then."
+        )
+    kind, colon, number = options.average.partition(":")
+    values: dict[str, Any] = {"kind": kind}
+    if colon:
+        values["checkpoints"] = parse_value(number, "The number of checkpoints of --average")
+    return validate(AverageConfig, values, "--average KIND:CHECKPOINTS")
 
 
 def _write(folder: Path, source: ModelSource, options: argparse.Namespace) -> dict[str, Any]:

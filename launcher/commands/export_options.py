@@ -24,6 +24,11 @@ def add_export(
         help="step of the checkpoint (default: the newest intact, or the stage's model)",
     )
     parser.add_argument(
+        "--average",
+        metavar="KIND",
+        help="average of checkpoints in place of one: last:N, best:N, or the running average of the newest",
+    )
+    parser.add_argument(
         "--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N or export/FORMAT)"
     )
     parser.add_argument("--int8", action="store_true", help="of onnx and sherpa-onnx: write int8 forms too")

@@ -11,12 +11,12 @@ from launcher.errors import CheckpointError, ConfigError
 from launcher.export.whole_folder import check_is_free
 from launcher.inference.finished_model import write_finished_model
 from launcher.monitoring.status import load_run_recipe, open_run
-from launcher.recipe import validate
+from launcher.recipe import AverageConfig, validate
 from launcher.run_files import read_set_aside, read_state
 from launcher.run_folder import RunFolder
 from launcher.run_links import check_links
 from launcher.stages.pipeline import Pipeline
-from launcher.training.checkpoint import open_checkpoint
+from launcher.training.checkpoint import averaged_weights, open_checkpoint
 from model.masked_prediction import MaskedPredictorConfig
 from model.recognizer import RecognizerConfig
 
@@ -81,10 +81,14 @@ def default_folder(source: ModelSource, kind: str, step: int | None) -> Path:
     return source.run.stage(source.stage).path / "export" / name
 
 
-def export_checkpoint(place: Path, step: int | None, folder: Path | None) -> tuple[Path, int]:
-    """Write the model of a stage's checkpoint: of this step, or of the newest that is intact; without a process group.
+def export_checkpoint(
+    place: Path, step: int | None, folder: Path | None, average: AverageConfig | None = None
+) -> tuple[Path, list[int]]:
+    """Write the model of a stage's checkpoint: of this step, or of the newest that is intact, or the average of
+    several; without a process group.
 
-    To `folder`, or to RUN/STAGE/export/step-N. Returns the folder and the step. ConfigError when something is there.
+    To `folder`, or to RUN/STAGE/export/step-N or average-KIND. Returns the folder and the steps of the checkpoints.
+    ConfigError when something is there.
     """
     run = open_run(place.parent)
     # The model is written below the stage, unless --out says where.
@@ -116,10 +120,16 @@ def export_checkpoint(place: Path, step: int | None, folder: Path | None) -> tup
         if record["kind"] == "self_supervised":
             config_type = MaskedPredictorConfig
         config = validate(config_type, settings.get("model"), f"{source}: model")
-    checkpoint = open_checkpoint(folder_of_stage, step)
-
+    if average is None:
+        checkpoint = open_checkpoint(folder_of_stage, step)
+        weights = checkpoint.weights()
+        steps = [checkpoint.step]
+        default = folder_of_stage.export(checkpoint.step)
+    else:
+        weights, steps = averaged_weights(folder_of_stage, average)
+        default = folder_of_stage.path / "export" / f"average-{average.kind}"
     if folder is None:
-        folder = folder_of_stage.export(checkpoint.step)
+        folder = default
     check_is_free(folder)
-    write_finished_model(folder, run, config, features, checkpoint.weights())
-    return folder, checkpoint.step
+    write_finished_model(folder, run, config, features, weights)
+    return folder, steps

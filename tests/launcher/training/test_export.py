@@ -128,6 +128,40 @@ def test_the_newest_checkpoint_is_exported_by_default_and_has_the_logits_of_the_
         assert ours.equal(theirs)
 
 
+def test_an_average_of_checkpoints_is_exported_and_is_the_mean_of_their_models(trained, tmp_path, capsys):
+    models = []
+    for step in (2, 4):
+        out = tmp_path / str(step)
+        assert main(["export", f"{trained.path}/{STAGE}", "--step", str(step), "--out", str(out)]) == 0
+        models.append(FinishedModel.load(out).recognizer.state_dict())
+    capsys.readouterr()
+    out = tmp_path / "average"
+    assert main(["export", f"{trained.path}/{STAGE}", "--average", "last:2", "--out", str(out), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row == {"model": str(out), "step": 4, "average": {"kind": "last", "steps": [2, 4]}}
+    average = FinishedModel.load(out).recognizer.state_dict()
+    for name, values in average.items():
+        expected = (models[0][name].double() + models[1][name].double()) / 2
+        assert torch.equal(values, expected.float()), name
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--average", "mean:3"], 2, "kind"),
+        (["--average", "last:one"], 2, "checkpoints"),
+        (["--average", "last:2", "--step", "2"], 2, "Give one of them"),
+        (["--average", "last:2", "--format", "onnx"], 2, "Make it first"),
+        (["--average", "running"], 4, "holds no running average"),
+    ],
+)
+def test_an_average_that_cannot_be_made_is_said_in_one_paragraph(trained, capsys, options, code, message):
+    assert main(["export", f"{trained.path}/{STAGE}", *options]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("chorus:") == 1
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_unless_it_is_asked_for(trained, tmp_path, capsys):
     part = trained.stage(STAGE).checkpoint(4) / "rank-00001.safetensors"
     content = part.read_bytes()
