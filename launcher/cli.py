@@ -140,13 +140,15 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 class _PrintVersion(argparse.Action):
-    """Looks the version up only where it is asked for: that takes longer than all other options."""
+    """Looks the version up where it is asked for alone: it takes longer than all other options."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"chorus {importlib.import_module('importlib.metadata').version('chorus-asr')}")
+        from importlib.metadata import version
+
+        print(f"chorus {version('chorus-asr')}")
         parser.exit()
 
 
