@@ -232,6 +232,7 @@ def test_a_run_listens_to_everything_and_then_learns_from_the_transcripts_there_
     shards = write_shards(tmp_path / "shards", labelled_every=2)
     values = listening(shards)
     student = recipe_values(shards)["stages"][0] | {"initialize_from": STAGE, "steps": 2, "log_every": 1}
+    student["freeze"] = ["encoder.subsampling"]
     evaluation = {"name": "evaluation", "kind": "evaluate", "models": ["student"], "split": "dev"}
     values |= {"stages": [values["stages"][0] | {"steps": 4}, student, evaluation], "tokenizer": {"kind": "char"}}
     recipe_file, run = tmp_path / "recipe.yaml", RunFolder(tmp_path / "run")
@@ -242,6 +243,15 @@ def test_a_run_listens_to_everything_and_then_learns_from_the_transcripts_there_
     assert "listener: learns from recordings alone for 4 steps" in output.out + output.err
     opened = [event for event in run.events() if event["event"] == "plan_opened" and event["split"] == "train"]
     assert [event["excluded"].get("without a transcript", 0) for event in opened] == [0, SPLITS["train"] // 2]
+    (started,) = [event for event in run.events() if event["event"] == "initialized"]
+    assert started["copied"] == ["encoder"]
+    assert started["drawn"]["ctc"] == "the model is an encoder alone"
+    (frozen,) = [event for event in run.events() if event["event"] == "frozen"]
+    assert 0 < frozen["values"] < frozen["all_values"]
+    listener, learner = (load_encoder(run.stage(name).model) for name in (STAGE, "student"))
+    assert learner.subsampling.first.weight.equal(listener.subsampling.first.weight)
+    attention = [encoder.blocks[0].attention.output.weight for encoder in (listener, learner)]
+    assert not attention[0].equal(attention[1])
     assert read_json(run.features_file) == read_json(run.statistics_file)
     assert read_json(run.results_file)["models"]["student"]["dev"]["utterances"] == SPLITS["dev"] // 2
     assert "of masked frames predicted at best" in run.report_file.read_text()
