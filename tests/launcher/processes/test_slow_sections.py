@@ -130,7 +130,7 @@ def starve_start(supervised, monkeypatch):
         augment=None,
         has_split=lambda split: True,
         expert_parallel=1,
-        stage=fake(optimizer=None),
+        stage=fake(optimizer=None, freeze=(), average=None),
         deepspeed_file=None,
         recipe=fake(cluster=fake(precision="fp32")),
         folder=supervised.stage,
@@ -228,6 +228,7 @@ def starve_step(supervised, monkeypatch):
         accumulator=fake(add=lambda *arguments, **values: None, steps=0),
         _update_buffers=lambda reduced: None,
         _row_due=lambda step: False,
+        average=None,
         memory=fake(num_parts=lambda batch: 1),
     )
     training._run_lanes = lambda *arguments: Trainer._run_lanes(training, *arguments)
@@ -261,6 +262,8 @@ def starve_save(supervised, monkeypatch):
         engine=None,
         accumulator=None,
         nonfinite=None,
+        average=None,
+        inputs=fake(loader=fake(tokenizer=None)),
         saver=fake(start=supervised.giving(True), finish=supervised.giving(True)),
         log=fake(row=lambda *arguments, **values: None),
     )
@@ -285,8 +288,9 @@ class FewInputs(Inputs):
 
 def few_inputs() -> FewInputs:
     features: Any = None
-    sampler = fake(batches=fake(lanes=2))
-    loader = fake(sampler=sampler, reader=None, tokenizer=None, workers=0, augmentation=None, sidecars={})
+    sampler: Any = fake(batches=fake(lanes=2))
+    reader: Any = None
+    loader = Loader(sampler, reader, None, (0, 1), 0)
     return FewInputs(sampler, loader, features, None, 1, torch.device("cpu"))
 
 
