@@ -366,8 +366,7 @@ class _StagePlan:
             "communication_s": chosen.communication_s,
             "communication_share": communication_share(numbers),
             # All fp32; of what is frozen the weights alone.
-            "checkpoint_bytes": BYTES_FP32
-            * (counts.parameters + (counts.parameters - num_frozen) * self.state_copies),
+            "checkpoint_bytes": BYTES_FP32 * (counts.parameters + (counts.parameters - num_frozen) * self.state_copies),
             "steps": self.stage.steps,
             "lanes": self.batches.lanes,
             "accumulation": self.accumulation,
