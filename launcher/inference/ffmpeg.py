@@ -166,7 +166,7 @@ def _run_limited(command: list[str], folder: Path, max_bytes: int, timeout_s: fl
     try:
         code = process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        raise DataError(f"ffmpeg had not decoded it after {timeout_s:.0f} s") from None
+        raise DataError(f"ffmpeg had not decoded it after {timeout_s:g} s") from None
     finally:
         process.kill()
         process.wait()
