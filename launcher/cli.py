@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from data.errors import DataError
 from data.redaction import RedactingFormatter, redact
+from launcher.commands.common_options import add_json, add_set
 from launcher.commands.evaluate_options import add_evaluate
 from launcher.commands.export_options import add_export
 from launcher.commands.job_options import add_jobs
@@ -117,7 +118,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="show what a recipe would run, its sizes and its memory; starts nothing")
     _add_recipe_options(plan)
-    _add_json(plan)
+    add_json(plan)
     plan.set_defaults(command=_command("plan", "plan"))
 
     new = commands.add_parser("new", help="write a recipe of your own, begun from a built-in one")
@@ -179,20 +180,12 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/NAME)")
     # No defaults here: what is not given is the recipe's, and only what is given overrides it.
-    _add_set(parser, "change a setting, such as stages.teacher.steps=30")
+    add_set(parser, "change a setting, such as stages.teacher.steps=30")
     parser.add_argument("--processes", metavar="N", help="short for --set cluster.processes=N")
     parser.add_argument("--hostfile", metavar="F", help="short for --set cluster.hostfile=F: `NAME slots=N` lines")
     parser.add_argument(
         "--launcher", metavar="KIND", help="short for --set cluster.launcher=KIND: local, ssh, no_ssh or slurm"
     )
-
-
-def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; may be given again")
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_run(commands: Commands) -> None:
@@ -238,14 +231,14 @@ def _add_recognition(commands: Commands) -> None:
     parser.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-grams (default: 3)")
     parser.add_argument("--unit", choices=("word", "token"), default="word", help="what the n-grams are of")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer folder for tokens (default: that of the run)")
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_command("language_model", "language_model"))
 
 
 def _add_inspection(commands: Commands) -> None:
     parser = commands.add_parser("status", help="show how far a run is")
     parser.add_argument("run", metavar="RUN")
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_command("status", "status"))
 
     add_export(commands, _command)
@@ -254,7 +247,7 @@ def _add_inspection(commands: Commands) -> None:
     parser.add_argument("stage", metavar="RUN/STAGE", help="a distill stage whose teachers are finished")
     parser.add_argument("--out", metavar="DIR", help="folder of caches (default: train.teachers beside the shards)")
     parser.add_argument("--verify", action="store_true", help="read what is there, and store anew what is broken")
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_stoppable_command("cache_teacher", "cache_teacher"))
 
     parser = commands.add_parser("report", help="write a run's report.html anew")
@@ -264,7 +257,7 @@ def _add_inspection(commands: Commands) -> None:
         action="store_true",
         help="first look anew at the hardest utterances, and at what experts are chosen for",
     )
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_command("report", "report"))
 
     parser = commands.add_parser("compare", help="set the models of finished runs side by side")
@@ -284,7 +277,7 @@ def _add_inspection(commands: Commands) -> None:
     parser.add_argument(
         "--records", metavar="DIR", help="add a record of each training to this folder, from which pages can be written"
     )
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_command("compare", "compare"))
 
     parser = commands.add_parser("sync", help="send to W&B what a run recorded without a server")
@@ -292,7 +285,7 @@ def _add_inspection(commands: Commands) -> None:
     parser.add_argument(
         "--timeout-s", type=float, default=600.0, metavar="S", help="longest time for a stage, in s (default: 600)"
     )
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_command("sync", "sync"))
 
     parser = commands.add_parser("doctor", help="show what this machine can do, or the hosts of a hostfile")
@@ -303,7 +296,7 @@ def _add_inspection(commands: Commands) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as of `run`: cluster.ssh_options and others"
     )
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(command=_command("doctor", "doctor"))
 
     parser = commands.add_parser("completion", help="print the script that completes commands in a shell")

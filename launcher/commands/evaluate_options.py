@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from launcher.commands.common_options import add_json, add_set
 from launcher.commands.search_options import add_search_options
 
 # As in launcher/evaluation/normalisation.py and launcher/inference/precision.py, whose neighbours take long to import.
@@ -65,15 +66,12 @@ def add_evaluate(commands: Any, make_command: Callable[[str, str], Any]) -> None
     )
     parser.add_argument("--noise", metavar="SET", help="recordings of noise for --robustness (default: white noise)")
     add_search_options(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of an evaluation of a run, such as stages.evaluation.search.beam=20, or of the search "
-        "on DATA, such as ctc_weight=0.4; may be given again",
+    add_set(
+        parser,
+        "change a setting of an evaluation of a run, such as stages.evaluation.search.beam=20, or of the search "
+        "on DATA, such as ctc_weight=0.4",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(command=make_command("evaluate", "evaluate"))
 
 

@@ -10,14 +10,12 @@ from typing import Any
 from data.errors import DataError
 from data.redaction import redact
 from launcher.commands.evaluate_options import SET_DEFAULTS
-from launcher.commands.search_options import search_values
+from launcher.commands.search_options import read_search_options
 from launcher.devices import recognition_device
 from launcher.errors import ConfigError, exit_code
 from launcher.inference.model_lookup import find_model
 from launcher.monitoring.progress import PlainDisplay, open_display
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe.search import check_search_files, read_search
-from launcher.recipe.yaml_io import apply_override
 from launcher.run_folder import write_json, write_lines, write_text
 
 # What standard error names; --out and --json name all.
@@ -31,11 +29,7 @@ def evaluate_data(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         _check_options(options)
         model = find_model(options.run)
-        values = search_values(options) or {}
-        for override in options.set:
-            apply_override(values, override)
-        search = read_search({"kind": "greedy", **values}, "The search of these options")
-        check_search_files(search, "search")
+        search = read_search_options(options)
         results, utterances = _evaluate(options, model, search.model_dump(mode="json"))
 
     from launcher.evaluation.page import markdown_page, short_text

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+from launcher.commands.common_options import add_json
+
 FORMATS = ("chorus", "huggingface", "onnx", "sherpa-onnx", "torch-export")
 
 
@@ -36,7 +38,7 @@ def add_export(
         "--evaluate", metavar="SPLIT", help="of onnx: shards for the error rates and speed of its forms beside torch's"
     )
     parser.add_argument("--licence", metavar="NAME", help="of huggingface: the model's licence, such as cc-by-4.0")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(command=command("export", "export"))
 
     parser = commands.add_parser("publish", help="write a model for the Hugging Face hub, and upload it with a token")
@@ -46,5 +48,5 @@ def add_export(
     parser.add_argument("--licence", metavar="NAME", help="the model's licence, such as cc-by-4.0")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--dry-run", action="store_true", help="write the folder and show what would be sent")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(command=command("publish", "publish"))

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from launcher.commands.common_options import add_json, add_set
+
 # As in launcher/engines/placement.py and launcher/engines/submission.py, which take longer to import.
 NODE_ENGINES = ("slurm", "torchrun", "skypilot", "mpi")
 JOB_ENGINES = ("slurm", "kubernetes", "skypilot")
@@ -35,7 +37,7 @@ def add_jobs(
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", choices=JOB_ENGINES, required=True, help="engine of the job")
     parser.add_argument("--namespace", metavar="NAME", help="namespace of Kubernetes (default: that of kubectl)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def _add_submit(commands: Any, make_command: Callable[[str, str], Any]) -> None:
@@ -43,9 +45,7 @@ def _add_submit(commands: Any, make_command: Callable[[str, str], Any]) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--to", choices=JOB_ENGINES, required=True, help="engine that runs the job")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder, as the nodes see it")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; may be given again"
-    )
+    add_set(parser, "change a setting")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of the job (default: 1)")
     parser.add_argument("--gpus-per-node", type=int, metavar="G", help="GPUs of each node (default: processors alone)")
     parser.add_argument("--name", help="name of the job (default: that of the recipe)")
@@ -63,7 +63,7 @@ def _add_submit(commands: Any, make_command: Callable[[str, str], Any]) -> None:
         help="secret of the engine's own store that the job gets as variables; may be given again",
     )
     parser.add_argument("--dry-run", action="store_true", help="write, show and check the description; submit nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(command=make_command("submit", "submit"))
 
 
@@ -71,9 +71,7 @@ def _add_node(commands: Any, make_stoppable_command: Callable[[str, str], Any]) 
     parser = commands.add_parser("node", help="run a recipe as one node of a job; an engine starts it on each")
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder, which all nodes share (default: runs/NAME)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; may be given again"
-    )
+    add_set(parser, "change a setting")
     parser.add_argument(
         "--engine", choices=NODE_ENGINES, help="whose variables count where several are set (default: all agree)"
     )

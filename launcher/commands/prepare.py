@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from data.corpora import CORPORA, PrepareReport, prepare
 from data.corpora.rejections import count_reasons
+from launcher.commands.common_options import add_json
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
 from launcher.processes.worker_command import num_cores
@@ -36,7 +37,7 @@ def add_corpora(parser: argparse.ArgumentParser) -> None:
             help="recordings decoded at a time, which does not change the shards (default: as many as cores)",
         )
         command.add_argument("--replace", action="store_true", help="replace other shards that lie in DIR")
-        command.add_argument("--json", action="store_true", help="print JSON")
+        add_json(command)
         for key, field in corpus.config.model_fields.items():
             if key != "name":
                 default = f"default: {field.get_default()}"

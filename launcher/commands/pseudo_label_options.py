@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from launcher.commands.common_options import add_json
+
 
 def add_pseudo_label(commands: Any, make_command: Callable[[str, str], Any]) -> None:
     """Add the command to the parsers of `commands`; `make_command` gives what runs a function of a module."""
@@ -38,5 +40,5 @@ def add_pseudo_label(commands: Any, make_command: Callable[[str, str], Any]) -> 
         "--shard-seconds", type=float, default=600.0, metavar="S", help="audio per shard in seconds (default: 600)"
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(command=make_command("pseudo_label", "pseudo_label"))

@@ -1,7 +1,10 @@
-"""The options of `chorus evaluate` and `chorus transcribe` about the search, and about where it runs."""
+"""The options of commands that recognise about the search, and about where it runs."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launcher.recipe.search import SearchConfig
 
 # As in launcher/recipe/search.py, which takes long to import.
 SEARCH_KINDS = ("greedy", "transducer", "prefix_beam", "attention_beam", "rescoring", "joint")
@@ -57,6 +60,20 @@ def search_values(options: argparse.Namespace) -> dict[str, Any] | None:
     if chunk:
         values["chunk"] = chunk
     return values
+
+
+def read_search_options(options: argparse.Namespace) -> "SearchConfig":
+    """The search of the options and of their --set, greedy where they say nothing; ConfigError when it is none."""
+    # Here: the parser imports this module, and is to come at once.
+    from launcher.recipe.search import check_search_files, read_search
+    from launcher.recipe.yaml_io import apply_override
+
+    values = search_values(options) or {}
+    for override in options.set:
+        apply_override(values, override)
+    search = read_search({"kind": "greedy", **values}, "The search of these options")
+    check_search_files(search, "search")
+    return search
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

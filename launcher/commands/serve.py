@@ -5,13 +5,11 @@ import os
 import re
 from pathlib import Path
 
-from launcher.commands.search_options import search_values
+from launcher.commands.search_options import read_search_options
 from launcher.devices import recognition_device
 from launcher.errors import ConfigError
 from launcher.inference.ffmpeg import find_ffmpeg
 from launcher.inference.model_lookup import find_model
-from launcher.recipe.search import SearchConfig, check_search_files, read_search
-from launcher.recipe.yaml_io import apply_override
 from launcher.serving.settings import ServerSettings, is_loopback, listen, read_token
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -22,7 +20,7 @@ def serve(options: argparse.Namespace) -> int:
     # reads this when it is first used.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     folders = name_models(options.models)
-    search = _read_search(options)
+    search = read_search_options(options)
     if options.ffmpeg and find_ffmpeg() is None:
         raise ConfigError(
             "--ffmpeg is given, and there is no ffmpeg here. Install it, or pip install 'chorus-asr[ffmpeg]'; or leave "
@@ -95,15 +93,6 @@ def name_models(arguments: list[str]) -> dict[str, Path]:
             )
         folders[name] = folder
     return folders
-
-
-def _read_search(options: argparse.Namespace) -> SearchConfig:
-    values = search_values(options) or {}
-    for override in options.set:
-        apply_override(values, override)
-    search = read_search({"kind": "greedy", **values}, "The search of these options")
-    check_search_files(search, "search")
-    return search
 
 
 def _finite(value: float) -> float:

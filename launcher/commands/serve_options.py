@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from launcher.commands.common_options import add_set
 from launcher.commands.search_options import add_search_options
 
 
@@ -47,11 +48,5 @@ def add_serve(commands: Any, make_command: Callable[[str, str], Any]) -> None:
         "--dtype", choices=("fp32", "bf16", "int8"), default="fp32", help="numbers that models compute with on CPUs"
     )
     add_search_options(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of the search, such as ctc_weight=0.4; may be given again",
-    )
+    add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
     parser.set_defaults(command=make_command("serve", "serve"))

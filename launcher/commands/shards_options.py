@@ -5,6 +5,8 @@ import argparse
 from collections.abc import Callable
 from typing import TypeAlias
 
+from launcher.commands.common_options import add_json
+
 Command = Callable[[argparse.Namespace], int]
 # Quoted: argparse's class takes no parameter when the program runs.
 Actions: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -22,7 +24,7 @@ def add_shards(commands: Actions, command: CommandOf) -> None:
 def _add_action(actions: Actions, name: str, text: str, run: Command) -> argparse.ArgumentParser:
     action = actions.add_parser(name, help=text)
     action.add_argument("folder", metavar="DIR", help="the shards of a split, or a folder of splits")
-    action.add_argument("--json", action="store_true", help="print JSON")
+    add_json(action)
     action.set_defaults(command=run)
     return action
 
@@ -70,7 +72,7 @@ def _add_rewriting(actions: Actions, command: CommandOf) -> None:
     merge.add_argument("folders", metavar="DIR", nargs="+", help="sets, each a split or a folder of splits")
     merge.add_argument("--prefixes", metavar="A,B", help="put these before the keys, one for each set")
     merge.add_argument("--seed", type=int, default=1, metavar="N", help="decides the order (default: 1)")
-    merge.add_argument("--json", action="store_true", help="print JSON")
+    add_json(merge)
     merge.set_defaults(command=command("shard_sets", "merge"))
     _add_output(merge)
 

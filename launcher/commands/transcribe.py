@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from data.errors import DataError
 from data.files import replacing
 from data.redaction import redact
-from launcher.commands.search_options import search_values
+from launcher.commands.search_options import read_search_options
 from launcher.commands.transcription_progress import TranscriptionProgress
 from launcher.devices import recognition_device
 from launcher.errors import ConfigError, exit_code
 from launcher.inference.model_lookup import find_model
 from launcher.inference.recording_sources import STANDARD_INPUT, RecordingSource, find_recordings
 from launcher.plain_text import raw_stream
-from launcher.recipe.search import SearchConfig, check_search_files, read_search
-from launcher.recipe.yaml_io import apply_override
+from launcher.recipe.search import SearchConfig
 
 if TYPE_CHECKING:
     from launcher.inference.transcription_pool import Outcome
@@ -28,11 +27,7 @@ if TYPE_CHECKING:
 
 def transcribe(options: argparse.Namespace) -> int:
     model = find_model(options.model)
-    values = search_values(options) or {}
-    for override in options.set:
-        apply_override(values, override)
-    search = read_search({"kind": "greedy", **values}, "The search of these options")
-    check_search_files(search, "search")
+    search = read_search_options(options)
     formats = options.format or ["text"]
     if options.json:
         formats = ["json", *(options.format or [])]

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from launcher.commands.common_options import add_json, add_set
 from launcher.commands.search_options import add_search_options
 
 # As in launcher/inference/transcript_formats.py, whose neighbours take long to import.
@@ -40,12 +41,6 @@ def add_transcribe(commands: Any, make_command: Callable[[str, str], Any]) -> No
         "--stream", action="store_true", help="read chunk by chunk, and show the text as it grows; needs --chunk"
     )
     add_search_options(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of the search, such as ctc_weight=0.4; may be given again",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
+    add_json(parser)
     parser.set_defaults(command=make_command("transcribe", "transcribe"))
