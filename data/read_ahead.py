@@ -3,14 +3,14 @@
 What a training reads goes through `data.loader`; this is for whoever reads a split from one end to the other.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from itertools import islice
+from functools import partial
 
 from data.joined_split import SplitReader
 from data.reader import EncodedExample, Example, UtteranceError
 from data.reading_threads import Threads
+from data.thread_map import submit_ahead
 
 
 def read_ahead(reader: SplitReader, utterances: Iterable[int]) -> Iterator[Example | UtteranceError]:
@@ -23,16 +23,9 @@ def read_ahead(reader: SplitReader, utterances: Iterable[int]) -> Iterator[Examp
             yield _read(reader, utterance)
         return
 
-    remaining = iter(utterances)
-    pending: deque[tuple[int, Future[EncodedExample]]] = deque()
     threads = Threads(reader.connections)
     try:
-        while True:
-            for utterance in islice(remaining, reader.connections - len(pending)):
-                pending.append((utterance, threads.submit(reader.fetch, utterance)))
-            if not pending:
-                return
-            utterance, encoded = pending.popleft()
+        for utterance, encoded in submit_ahead(partial(threads.submit, reader.fetch), utterances, reader.connections):
             yield _decode(reader, utterance, encoded)
     finally:
         threads.close()

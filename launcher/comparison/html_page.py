@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.comparison.intervals import UNCONVERGED, ModelIntervals, rates_of_seeds
 from launcher.comparison.model_results import ModelResult
-from launcher.comparison.page import format_difference, format_verdict, name_seeds
+from launcher.comparison.page import describe_baseline, format_difference, format_verdict
 from launcher.formatting import MISSING, count, decimal, duration, percent
 from launcher.inference.bootstrap import Interval
 from launcher.report import model_figures
@@ -112,10 +112,7 @@ def _difference_lines(intervals: ModelIntervals, looks: ModelLooks) -> list[Diff
     for row in intervals.differences():
         baselines = []
         for baseline in row.baselines:
-            text = f"{baseline.baseline}: {format_verdict(baseline.difference)}"
-            if baseline.converged is not None:
-                text += f"; {name_seeds(baseline.converged_seeds)}: {format_verdict(baseline.converged)}"
-            baselines.append(text)
+            baselines.append(f"{baseline.baseline}: {describe_baseline(baseline)}")
         line = DifferenceLine(
             row.model,
             looks.number(row.model),

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from launcher.comparison.intervals import (
     UNCONVERGED,
+    BaselineDifference,
     ModelIntervals,
     rates_of_seeds,
 )
@@ -196,6 +197,14 @@ def format_verdict(difference: Interval | None) -> str:
     return f"{format_difference(difference)}, {verdict} (detects {detects:.0f} %)"
 
 
+def describe_baseline(baseline: BaselineDifference) -> str:
+    """The verdict on a difference, and that of the seeds that have converged where these are not all."""
+    text = format_verdict(baseline.difference)
+    if baseline.converged is not None:
+        text += f"; {name_seeds(baseline.converged_seeds)}: {format_verdict(baseline.converged)}"
+    return text
+
+
 def _differences(intervals: ModelIntervals) -> list[str]:
     """Errors in characters against the first, against those that a model is to be compared with, and the last."""
     models = intervals.comparison.models
@@ -203,10 +212,7 @@ def _differences(intervals: ModelIntervals) -> list[str]:
     for row in intervals.differences():
         descriptions = []
         for baseline in row.baselines:
-            text = f"`{baseline.baseline}`: {format_verdict(baseline.difference)}"
-            if baseline.converged is not None:
-                text += f"; {name_seeds(baseline.converged_seeds)}: {format_verdict(baseline.converged)}"
-            descriptions.append(text)
+            descriptions.append(f"`{baseline.baseline}`: {describe_baseline(baseline)}")
         against_first = format_difference(row.against_first)
         rows.append((f"`{row.model}`", against_first, "; ".join(descriptions), format_difference(row.against_last)))
     headings = (

@@ -20,6 +20,10 @@ from launcher.errors import CheckpointError
 SPARE_VALUES = 1 << 20
 
 
+class MissingWeightsError(Exception):
+    """The name of the first weight that a model has and its folder lacks."""
+
+
 def read_mapping(file: Path, what: str) -> dict[str, Any]:
     """The content of a JSON file that describes a model; CheckpointError when it is no mapping."""
     try:
@@ -61,3 +65,30 @@ def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
     # Some are not stored, such as those that are used for training alone.
     if num_values > 2 * num_stored + SPARE_VALUES:
         raise ValueError(f"its model has {num_values:,} values, and {num_stored:,} are stored")
+
+
+def open_pretrained(folder: Path, auto_class: Any) -> nn.Module:
+    """The model of a folder by a class of `transformers`, as save_pretrained wrote it, in fp32.
+
+    Nothing is fetched and no code of the folder is run: without `trust_remote_code` it makes transformers ask on a
+    terminal whether to. Weights that are pickles are programs too. MissingWeightsError where the model has weights that
+    are not stored; otherwise raises what transformers does, whose classes stumble over odd values each in its own way.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_size(folder, lambda: auto_class.from_config(config, trust_remote_code=False))
+    model, report = auto_class.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    # transformers draws them at random, and says so in a warning alone.
+    for name in sorted(report["missing_keys"]):
+        # It stands for masked frames, in training alone.
+        if not name.endswith("masked_spec_embed"):
+            raise MissingWeightsError(name)
+    return model

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.finished_model import FinishedModel
-from launcher.inference.foreign_folder import check_size, read_mapping, refuse_code
+from launcher.inference.foreign_folder import MissingWeightsError, open_pretrained, read_mapping, refuse_code
 from model.export import DESCRIPTION_FILE, HUB_DESCRIPTION_FILE
 
 CTC_MODELS = ("wav2vec2", "hubert")
@@ -130,15 +130,16 @@ class TransformersLabeller(Labeller):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        auto_class = getattr(transformers, self.auto_class)
         try:
             self.front_end: Any = transformers.AutoFeatureExtractor.from_pretrained(folder, **local)
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **local)
-            described = transformers.AutoConfig.from_pretrained(folder, **local)
-            check_size(folder, lambda: auto_class.from_config(described, trust_remote_code=False))
-            model, report = auto_class.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
-            )
+            model = open_pretrained(folder, getattr(transformers, self.auto_class))
+        except MissingWeightsError as missing:
+            raise CheckpointError(
+                f"The model in {folder} lacks weights of what its config.json describes, {missing} among them: they "
+                "would be drawn at random. Copy the folder again from where it was made, or name a model that was "
+                "trained to write texts."
+            ) from None
         # Each class of transformers stumbles over odd values of its files in its own way.
         except Exception as error:
             reason = " ".join(f"{error}".split())
@@ -146,14 +147,6 @@ class TransformersLabeller(Labeller):
                 f"The model in {folder} cannot be opened by transformers: {reason}. It takes what save_pretrained of "
                 "model, feature extractor and tokenizer write, with the weights as safetensors."
             ) from None
-        missing = sorted(name for name in report["missing_keys"] if not name.endswith("masked_spec_embed"))
-        # transformers draws them at random, and says so in a warning alone.
-        if missing:
-            raise CheckpointError(
-                f"The model in {folder} lacks weights of what its config.json describes, {missing[0]} among them: they "
-                "would be drawn at random. Copy the folder again from where it was made, or name a model that was "
-                "trained to write texts."
-            )
         self.model: Any = model.to(device).eval().requires_grad_(False)
 
     def inputs(self, waveforms: Sequence[np.ndarray]) -> Any:

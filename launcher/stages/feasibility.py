@@ -25,6 +25,17 @@ MAX_NAMED = 3
 Row = dict[str, Any]
 
 
+def infeasible_by_stage(recipe: Recipe, index: SplitIndex, min_frames: AnyIntegers) -> Iterator[list[Row]]:
+    """The rows of `infeasible_utterances` of each stage that learns from transcripts; seeds exclude the same, and are
+    counted once."""
+    seen: set[str] = set()
+    for stage in recipe.training_stages():
+        if isinstance(stage, SelfSupervisedStage) or stage.unseeded_name in seen:
+            continue
+        seen.add(stage.unseeded_name)
+        yield list(infeasible_utterances(recipe, stage, index, min_frames))
+
+
 def infeasible_utterances(
     recipe: Recipe, stage: AnyTrainingStage, index: SplitIndex, min_frames: AnyIntegers
 ) -> Iterator[Row]:
@@ -109,12 +120,7 @@ def feasibility_warnings(recipe: Recipe, run: RunFolder) -> Iterator[dict[str, s
         if recipe.tokenizer.kind != "char" or recipe.tokenizer.user_symbols or recipe.tokenizer.model:
             return
         min_frames = index.text_length
-    seen = set()
-    for stage in recipe.training_stages():
-        if isinstance(stage, SelfSupervisedStage) or stage.unseeded_name in seen:
-            continue
-        seen.add(stage.unseeded_name)
-        rows = list(infeasible_utterances(recipe, stage, index, min_frames))
-        text = describe_infeasible(rows, len(index))
-        if text:
-            yield {"stage": stage.name, "kind": "infeasible", "text": text}
+    for rows in infeasible_by_stage(recipe, index, min_frames):
+        if rows:
+            text = describe_infeasible(rows, len(index))
+            yield {"stage": rows[0]["stage"], "kind": "infeasible", "text": text}

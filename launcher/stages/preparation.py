@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from data.files import flush_folder, remove_path
 from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
-from launcher.recipe import MixtureCorpus, Recipe, SelfSupervisedStage, ShardsCorpus
+from launcher.recipe import MixtureCorpus, Recipe, ShardsCorpus
 from launcher.run_folder import RunFolder, write_json, write_lines
 from launcher.stages.start_checks import check_splits, no_validation
 
@@ -163,19 +163,12 @@ def _report_infeasible(
     recipe: Recipe, index: "SplitIndex", min_frames: "AnyIntegers", file: Path, display: Display
 ) -> None:
     """Name the utterances that a training excludes because CTC could not write them, all of them in a file."""
-    from launcher.stages.feasibility import describe_infeasible, infeasible_utterances
+    from launcher.stages.feasibility import describe_infeasible, infeasible_by_stage
 
     rows = []
-    seen: set[str] = set()
-    for stage in recipe.training_stages():
-        # Stages that differ in their seeds exclude the same.
-        if isinstance(stage, SelfSupervisedStage) or stage.unseeded_name in seen:
-            continue
-        seen.add(stage.unseeded_name)
-        stage_rows = list(infeasible_utterances(recipe, stage, index, min_frames))
-        sentence = describe_infeasible(stage_rows, len(index))
-        if sentence:
-            display.say(f"tokenizer: {sentence}")
+    for stage_rows in infeasible_by_stage(recipe, index, min_frames):
+        if stage_rows:
+            display.say(f"tokenizer: {describe_infeasible(stage_rows, len(index))}")
         rows += stage_rows
     write_lines(file, rows)
 

@@ -18,7 +18,13 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from launcher.errors import CheckpointError, ConfigError
-from launcher.inference.foreign_folder import check_size, read_mapping, refuse_code
+from launcher.inference.foreign_folder import (
+    MissingWeightsError,
+    check_size,
+    open_pretrained,
+    read_mapping,
+    refuse_code,
+)
 from launcher.recipe.teachers import FILTERBANK_MODELS, SAMPLE_RATE_HZ, TeacherSpec
 from launcher.training.feature_batch import FeatureBatch
 from launcher.training.teachers.teacher import Teacher, TeacherOutput
@@ -86,7 +92,7 @@ class TransformersTeacher(WaveformTeacher):
 
     def __init__(self, folder: Path, spec: TeacherSpec, device: torch.device):
         try:
-            from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+            from transformers import AutoFeatureExtractor, AutoModel
         except ImportError:
             raise ConfigError(
                 f"The teacher in {folder} is a model of transformers, which is not installed. "
@@ -94,22 +100,15 @@ class TransformersTeacher(WaveformTeacher):
             ) from None
         refuse_code(folder, "The teacher")
         try:
-            # Without `trust_remote_code` a folder with Python code in it makes transformers ask on a terminal whether
-            # to run it. Weights that are pickles are programs too.
             self.front_end = AutoFeatureExtractor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            check_size(folder, lambda: AutoModel.from_config(config, trust_remote_code=False))
-            model: Any
-            model, report = AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
+            model: Any = open_pretrained(folder, AutoModel)
+        except MissingWeightsError as missing:
+            raise CheckpointError(
+                f"The teacher in {folder} lacks weights of the model in its config.json, {missing} among them: they "
+                "would be drawn at random. Copy the folder again from where it was made."
+            ) from None
         # Each class of transformers stumbles over odd values of its files in its own way.
         except Exception as error:
             # Some tell over several lines.
@@ -118,17 +117,6 @@ class TransformersTeacher(WaveformTeacher):
                 f"The teacher in {folder} cannot be opened by transformers: {reason}. It takes what save_pretrained of "
                 "model and feature extractor write: config.json, model.safetensors, preprocessor_config.json."
             ) from None
-        # transformers draws them at random, and says so in a warning.
-        missing: list[str] = []
-        for name in sorted(report["missing_keys"]):
-            # It stands for masked frames, in training alone.
-            if not name.endswith("masked_spec_embed"):
-                missing.append(name)
-        if missing:
-            raise CheckpointError(
-                f"The teacher in {folder} lacks weights of the model in its config.json, {missing[0]} among them: they "
-                "would be drawn at random. Copy the folder again from where it was made."
-            )
 
         self.filterbank = model.config.model_type in FILTERBANK_MODELS
         encoder = model
