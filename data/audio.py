@@ -9,8 +9,8 @@ import numpy as np
 import soxr
 
 from data.containers import AudioError
+from data.containers.members import Cell, Member, describe_member, member_file
 from data.errors import DataError
-from data.members import Cell, Member, describe_member, member_file
 from data.recordings import MAX_UTTERANCE_S, Recording, read_recording
 
 # Manifests round times to hundredths of a second; a clip may pass the end of its file by this much.

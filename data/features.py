@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from data.errors import DataError
-from data.joined_split import SplitReader
-from data.read_ahead import read_ahead
-from data.reader import UtteranceError
-from data.sampler import derive_seed
+from data.seeds import derive_seed
+from data.shards.joined_split import SplitReader
+from data.shards.read_ahead import read_ahead
+from data.shards.reader import UtteranceError
 
 logger = logging.getLogger(__name__)
 

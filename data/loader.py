@@ -30,14 +30,14 @@ from torch import Tensor
 
 from data.augmentation import WaveformAugmentation, change_speed
 from data.errors import DataError
-from data.joined_split import SplitReader
-from data.mixture import MixtureSampler
-from data.reader import EncodedExample, UtteranceError
-from data.reading_threads import Inline, Threads
 from data.remote.settings import MAX_QUARANTINED
-from data.sampler import BatchSampler, BatchSpec
-from data.sidecars import Arrays, SidecarReader
-from data.tokenizer import UNKNOWN, Tokenizer
+from data.sampling.mixture import MixtureSampler
+from data.sampling.sampler import BatchSampler, BatchSpec
+from data.shards.joined_split import SplitReader
+from data.shards.reader import EncodedExample, UtteranceError
+from data.shards.reading_threads import Inline, Threads
+from data.shards.sidecars import Arrays, SidecarReader
+from data.text.tokenizer import UNKNOWN, Tokenizer
 
 # A waiting consumer says so this often in the log, and this often to whoever asked to know.
 WAITING_LOG_S = 10.0

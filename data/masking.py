@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.features import FeaturesConfig
-from data.mixture import MixtureSampler
-from data.sampler import BatchSampler, derive_seed
+from data.sampling.mixture import MixtureSampler
+from data.sampling.sampler import BatchSampler
+from data.seeds import derive_seed
 
 
 class MaskingConfig(BaseModel, frozen=True, extra="forbid"):

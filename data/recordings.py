@@ -16,8 +16,8 @@ import numpy as np
 import soundfile
 
 from data.containers import AudioError, ForeignAudioError, Stream, StreamFile, read_streams
-from data.g722 import RATE_HZ as G722_RATE_HZ
-from data.g722 import decode_g722, is_g722
+from data.containers.g722 import RATE_HZ as G722_RATE_HZ
+from data.containers.g722 import decode_g722, is_g722
 
 # Below: no microphone; a file of 20 kB at 1 Hz would become gigabytes at 16 kHz. Above: no recorder of speech.
 MIN_RATE_HZ = 1000

@@ -16,7 +16,7 @@ from data.redaction import redact
 from launcher.run_folder import open_no_link
 
 if TYPE_CHECKING:
-    from data.reader import UtteranceError
+    from data.shards.reader import UtteranceError
 
 # Of each process; a lost store would fill the disk. Beyond it utterances are counted, and the log names some.
 MAX_RECORDED = 10_000

@@ -15,7 +15,7 @@ from launcher.run_folder import RunFolder, StageFolder, is_count, is_number, rea
 STATE_FORMAT = 1
 # Of the files in an evaluation's `analysis` folder.
 ANALYSIS_FORMAT = 1
-# As data.tokenizer bounds it, which takes long to import.
+# As data.text.tokenizer bounds it, which takes long to import.
 MAX_PIECES = 10**6
 # What a run's recipe.yaml begins and ends with, so that one that was cut within its last section is known. YAML takes
 # the first for a comment and the second for the end of a document. Copies of earlier versions have neither.

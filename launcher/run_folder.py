@@ -321,13 +321,13 @@ class RunFolder:
 
     def token_counts_file(self, split: str, label: str = "") -> Path:
         """What the tokenizer makes of the transcripts of a split, in one corpus of a mixture where there is a label,
-        counted (data/token_counts.py)."""
+        counted (data/sampling/token_counts.py)."""
         if label:
             return self.tokenizer / f"counts-{split}-{label}.npz"
         return self.tokenizer / f"counts-{split}.npz"
 
     def languages_file(self, label: str) -> Path:
-        """The languages of the training utterances of a corpus of a mixture (data/languages.py)."""
+        """The languages of the training utterances of a corpus of a mixture (data/sampling/languages.py)."""
         # Hidden: a stage may have any other name.
         return self.path / ".languages" / f"{label}.npz"
 

@@ -87,5 +87,5 @@ def test_deepspeed_is_imported_by_the_engine_and_by_expert_parallelism_only():
 
 
 def test_the_sampler_reads_nothing_and_needs_no_torch():
-    names = imports(ROOT / "data" / "sampler.py")
+    names = imports(ROOT / "data" / "sampling" / "sampler.py")
     assert not any(within(name, package) for name in names for package in ("torch", "pathlib", "os", "io", "fsspec"))

@@ -18,8 +18,8 @@ from data.augmentation.convolution import Waveform
 from data.augmentation.ranges import Range, within
 from data.augmentation.resampling import at_rate
 from data.augmentation.telephone import TELEPHONE_HZ
-from data.g722 import BITS_PER_S as G722_BITS_PER_S
-from data.g722 import RATE_HZ as G722_RATE_HZ
+from data.containers.g722 import BITS_PER_S as G722_BITS_PER_S
+from data.containers.g722 import RATE_HZ as G722_RATE_HZ
 
 CodecKind: TypeAlias = Literal["mu_law", "g722", "mp3", "opus"]
 

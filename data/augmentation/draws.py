@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from data.augmentation.ranges import Range
-from data.sampler import derive_seed
+from data.seeds import derive_seed
 
 Item = TypeVar("Item")
 

@@ -19,10 +19,10 @@ from data.augmentation.draws import Draws
 from data.augmentation.noise import cut_or_repeat
 from data.containers import AudioError
 from data.errors import DataError
-from data.reader import Example, ShardReader
 from data.recordings import read_recording
 from data.remote.settings import StorageConfig
-from data.shard_index import SUMMARY, is_url, read_index, read_summary
+from data.shards.index import SUMMARY, is_url, read_index, read_summary
+from data.shards.reader import Example, ShardReader
 
 # What is taken for audio in a folder, which may hold lists and licences too.
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64", ".caf", ".g722")

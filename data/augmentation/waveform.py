@@ -18,9 +18,9 @@ from data.augmentation.reverberation import ReverberationConfig, direct_sound, r
 from data.augmentation.rooms import draw_room, simulate_response
 from data.augmentation.telephone import limit_band
 from data.errors import DataError
-from data.reader import UtteranceError
 from data.remote.settings import StorageConfig
-from data.sampler import derive_seed
+from data.seeds import derive_seed
+from data.shards.reader import UtteranceError
 
 # Of a recorded impulse response: longer ones are of no room, or are recordings of something else.
 MAX_RESPONSE_S = 10.0

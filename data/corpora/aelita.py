@@ -17,7 +17,7 @@ from pydantic import Field
 from data.audio import Clip, Utterance, audio_seconds
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
-from data.sampler import derive_seed
+from data.seeds import derive_seed
 
 ROOT = Path(__file__).parents[1] / "embedded" / "aelita"
 # Phrases are cut tightly around the speech; this much of the pause is kept on each side.

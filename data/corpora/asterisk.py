@@ -17,7 +17,7 @@ from data.corpora.hashed_splits import split_by_hash
 from data.corpora.published import PublishedCorpusConfig, RowCollector
 from data.errors import DataError
 from data.manifests.rows import read_lines
-from data.text import split_key
+from data.text.transcripts import split_key
 
 Language = Literal["en", "es", "fr", "it", "ru"]
 # All of a text in brackets is about a sound: (silence), [beep].

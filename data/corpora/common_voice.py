@@ -15,7 +15,7 @@ from data.corpora.corpus import Corpus, Selection
 from data.corpora.published import PublishedCorpusConfig, RowCollector, choose_language
 from data.errors import DataError
 from data.manifests.rows import Row, read_rows
-from data.text import split_key
+from data.text.transcripts import split_key
 
 TrainList = Literal["train", "validated", "other"]
 # Of these columns a row needs its recording and its sentence; older releases lack some of the others.

@@ -14,9 +14,9 @@ from typing import Any
 from data.audio import Utterance, read_audio
 from data.errors import DataError
 from data.files import parse_json, read_lines
-from data.shard_index import MAX_ROW_BYTES, SUMMARY, read_index, read_report, read_summary
-from data.shards import fingerprint
-from data.sources import SOURCES, changed_sources, describe, moved_sources, read_sources, write_sources
+from data.shards.index import MAX_ROW_BYTES, SUMMARY, read_index, read_report, read_summary
+from data.shards.sources import SOURCES, changed_sources, describe, moved_sources, read_sources, write_sources
+from data.shards.writer import fingerprint
 
 REJECTED = "rejected.jsonl"
 

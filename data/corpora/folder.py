@@ -1,10 +1,10 @@
 """A user's own recordings, listed in a manifest.
 
 A manifest (JSONL, JSON, CSV, TSV, or one of lhotse or Kaldi) has one utterance per row; `data.manifests.manifest` says
-which columns it may have. Texts are normalised by explicit rules (`data.text`), and rows that name no split are dealt
-to train, dev and test by a hash of their text, so that a sentence recorded many times is never in both training and
-test. Splits of known other names, such as valid or Train, are read as train, dev and test, and the log says so. What
-cannot be used comes back with its reason.
+which columns it may have. Texts are normalised by explicit rules (`data.text.transcripts`), and rows that name no split
+are dealt to train, dev and test by a hash of their text, so that a sentence recorded many times is never in both
+training and test. Splits of known other names, such as valid or Train, are read as train, dev and test, and the log
+says so. What cannot be used comes back with its reason.
 """
 
 import logging
@@ -21,7 +21,7 @@ from data.corpora.rejections import describe_rejections
 from data.errors import DataError
 from data.manifests.manifest import read_manifest
 from data.manifests.splits import canonical_split
-from data.text import RULES_VERSION, normalize_text, split_key
+from data.text.transcripts import RULES_VERSION, normalize_text, split_key
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class FolderConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
 
     @property
     def text_rules(self) -> dict[str, Any]:
-        """The version of the rules of `data.text`, and the choices among them."""
+        """The version of the rules of `data.text.transcripts`, and the choices among them."""
         return {
             "version": RULES_VERSION,
             "normalize": self.normalize,

@@ -21,7 +21,7 @@ from data.audio import Clip, RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
 from data.manifests.rows import read_rows
-from data.sampler import derive_seed
+from data.seeds import derive_seed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset"

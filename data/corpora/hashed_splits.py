@@ -4,7 +4,7 @@ import hashlib
 
 
 def split_by_hash(words: str, dev_fraction: float, test_fraction: float) -> str:
-    """The split of a sentence, of which `words` are what makes it one (`data.text.split_key`)."""
+    """The split of a sentence, of which `words` are what makes it one (`data.text.transcripts.split_key`)."""
     # A hash and not a generator: a row stays in its split when others are added.
     digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     position = int.from_bytes(digest) / 2**64

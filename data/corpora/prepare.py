@@ -21,9 +21,9 @@ from data.corpora.finished import REJECTED, finished_splits
 from data.corpora.registry import select
 from data.corpora.rejections import describe_rejections
 from data.files import replacing
-from data.shard_index import FORMAT, SplitReport, read_report, read_summary
-from data.shards import EmptySplitError, OnProgress, write_split
-from data.sources import describe, write_sources
+from data.shards.index import FORMAT, SplitReport, read_report, read_summary
+from data.shards.sources import describe, write_sources
+from data.shards.writer import EmptySplitError, OnProgress, write_split
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from data.corpora.corpus import BaseCorpusConfig, Selection
 from data.corpora.rejections import describe_rejections
 from data.errors import DataError
 from data.manifests.rows import NOT_UTF8, UNDECODED
-from data.text import RULES_VERSION, join_han, normalize_text
+from data.text.transcripts import RULES_VERSION, join_han, normalize_text
 
 # Languages that are written without spaces, in the codes of the corpora; a space there is an annotator's.
 HAN_LANGUAGES = ("zh", "cmn", "yue", "nan", "ja")
@@ -43,7 +43,7 @@ class PublishedCorpusConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
 
     @property
     def text_rules(self) -> dict[str, Any]:
-        """The version of the rules of `data.text`, the choices among them, and the rules of this corpus alone."""
+        """The version of the rules of `data.text.transcripts`, the choices among them, and this corpus's own rules."""
         return {
             "version": RULES_VERSION,
             "normalize": self.normalize,

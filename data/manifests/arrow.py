@@ -14,7 +14,7 @@ from data.errors import DataError
 from data.files import is_file_name, read_json
 from data.manifests.columns import COLUMNS, whole_recording
 from data.manifests.rows import Row
-from data.tables import SUFFIXES, read_table
+from data.manifests.tables import SUFFIXES, read_table
 
 STATE = "state.json"
 # The name of a file of a split, as datasets and the Hub write it.

@@ -25,12 +25,12 @@ from data.audio import (
     is_key_character,
     open_recording,
 )
+from data.containers.members import Cell, Member
 from data.errors import DataError
 from data.manifests.columns import COLUMNS, known_columns, number_of
 from data.manifests.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
 from data.manifests.places import PlaceFiles, is_place, place_files, place_of, read_place
 from data.manifests.rows import NOT_UTF8, Columns, Row, read_rows
-from data.members import Cell, Member
 
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20

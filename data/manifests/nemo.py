@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.containers.members import Member
+from data.containers.tar_members import list_members
 from data.manifests.columns import whole_recording
 from data.manifests.rows import Columns, Row, read_rows
-from data.members import Member
-from data.tar_members import list_members
 
 MANIFEST = "tarred_audio_manifest.json"
 # What NeMo writes for its own record: of the place in a file before it was cut, and of the shard.

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.audio import is_file
+from data.containers.members import Cell, Member
 from data.errors import DataError
 from data.files import open_regular
 from data.manifests.columns import column_name
-from data.members import Cell, Member
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # Text of a manifest, compressed or not: tens of millions of rows, and no more than a machine for training holds.

@@ -7,10 +7,10 @@ Other fields of Shar, such as features, are not opened.
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.containers.members import Member
+from data.containers.tar_members import list_members
 from data.manifests.lhotse import cut_rows
 from data.manifests.rows import Row, read_rows
-from data.members import Member
-from data.tar_members import list_members
 
 # Manifests of recordings, and what is written for a cut that has none.
 NO_RECORDING = ("json", "nodata", "nometa")

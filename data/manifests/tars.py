@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.containers.members import Member
+from data.containers.tar_members import TarMember, list_members
 from data.files import open_regular
 from data.manifests.columns import whole_recording
 from data.manifests.rows import NOT_UTF8, Columns, Row, json_columns
 from data.manifests.splits import split_in_name
-from data.members import Member
-from data.tar_members import TarMember, list_members
 
 # The endings of recordings, in the order in which one of several is taken.
 AUDIO = (

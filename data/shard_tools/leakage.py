@@ -5,7 +5,7 @@ from itertools import combinations
 
 from data.shard_tools.findings import Finding, Item, collect
 from data.shard_tools.survey import Row, Survey
-from data.text import split_key
+from data.text.transcripts import split_key
 
 # Speakers count as held out where at most this share of the smaller split's are in the other one too: a corpus whose
 # speakers are in all splits by design is not to be warned of.

@@ -6,8 +6,8 @@ import soundfile
 
 from data.errors import DataError
 from data.files import replacing
-from data.reader import ShardReader
-from data.shard_index import find_splits, read_index
+from data.shards.index import find_splits, read_index
+from data.shards.reader import ShardReader
 
 
 def play(folder: Path, key: str, audio_file: Path) -> tuple[Path, Path]:

@@ -23,11 +23,11 @@ import soundfile
 
 from data.audio import Clip, Utterance, is_key_character
 from data.errors import DataError
-from data.reader import EncodedExample, ShardReader
-from data.sampler import derive_seed
-from data.shard_index import SUMMARY, ShardIndex, find_splits, read_index, read_summary
+from data.seeds import derive_seed
 from data.shard_tools.survey import OnProgress
-from data.shards import Flac, SplitReport, SplitWriter, partial_folder, read_report
+from data.shards.index import SUMMARY, ShardIndex, find_splits, read_index, read_summary
+from data.shards.reader import EncodedExample, ShardReader
+from data.shards.writer import Flac, SplitReport, SplitWriter, partial_folder, read_report
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from data.errors import DataError
 from data.files import MAX_JSON_BYTES, parse_json, read_bounded
-from data.sampler import derive_seed
+from data.seeds import derive_seed
 from data.shard_tools.findings import KINDS
 from data.shard_tools.rewriting import Candidate
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data.sampler import BatchSampler
-from data.shard_index import read_index, read_report
+from data.sampling.sampler import BatchSampler
+from data.shards.index import read_index, read_report
 
 # A bucket of the plan holds the micro-batches whose longest utterances lie between such lengths, in seconds.
 BUCKET_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0, 60.0)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.files import file_sha256
-from data.reader import ShardReader, UtteranceError
-from data.shard_index import ShardIndex, read_index, read_summary
 from data.shard_tools.findings import Finding, Item, collect
+from data.shards.index import ShardIndex, read_index, read_summary
+from data.shards.reader import ShardReader, UtteranceError
 from data.thread_map import thread_map
 
 Floats = npt.NDArray[np.float64]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.errors import DataError
-from data.joined_split import read_split
-from data.language_model import write_language_model, write_tokenizer_hash
-from data.tokenizer import UNKNOWN, Tokenizer
+from data.shards.joined_split import read_split
+from data.text.language_model import write_language_model, write_tokenizer_hash
+from data.text.tokenizer import UNKNOWN, Tokenizer
 from launcher.errors import ConfigError
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import DataError
-from data.shard_index import find_splits, read_summary
+from data.shards.index import find_splits, read_summary
 from launcher.devices import recognition_device
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.labellers import open_labeller

@@ -16,15 +16,15 @@ import yaml
 from data.augmentation import AugmentConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
-from data.sampler import BatchesConfig, BatchSampler
-from data.sampler_statistics import measure_sampling
-from data.shard_index import read_summary
+from data.sampling.sampler import BatchesConfig, BatchSampler
+from data.sampling.statistics import measure_sampling
 from data.shard_tools.findings import BROKEN, Finding, is_broken
 from data.shard_tools.statistics import stats
 from data.shard_tools.text_checks import EncoderFrames, character_frames
 from data.shard_tools.verification import verify
-from data.shards import ShardIndex, find_splits, read_index
-from data.tokenizer import Tokenizer, token_lengths
+from data.shards.index import read_summary
+from data.shards.writer import ShardIndex, find_splits, read_index
+from data.text.tokenizer import Tokenizer, token_lengths
 from launcher.commands.prepare import in_flags
 from launcher.errors import ConfigError, exit_code
 from launcher.monitoring.progress import open_display

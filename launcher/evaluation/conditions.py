@@ -27,7 +27,7 @@ from data.augmentation.reverberation import reverberate
 from data.augmentation.rooms import draw_room, simulate_response
 from data.augmentation.speed import change_speed
 from data.augmentation.telephone import TELEPHONE_HZ, limit_band
-from data.sampler import derive_seed
+from data.seeds import derive_seed
 
 Effect: TypeAlias = Callable[[Waveform, str], Waveform]
 

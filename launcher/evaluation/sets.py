@@ -17,9 +17,9 @@ import soxr
 from data.audio import read_audio
 from data.errors import DataError
 from data.manifests.manifest import read_manifest
-from data.reader import ShardReader
 from data.remote.settings import StorageConfig
-from data.shard_index import SUMMARY, find_splits, is_url, read_index
+from data.shards.index import SUMMARY, find_splits, is_url, read_index
+from data.shards.reader import ShardReader
 
 Waveform: TypeAlias = npt.NDArray[np.float32]
 

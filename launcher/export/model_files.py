@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from data.errors import DataError
 from data.features import FeaturesConfig
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.run_files import read_statistics
 from model.export import holds_encoder_alone, is_hub_layout, load_model

@@ -16,8 +16,8 @@ import torch
 
 from data.errors import DataError
 from data.features import LogMel
-from data.reader import ShardReader
-from data.shards import read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import read_index
 from launcher.export.model_files import ModelFiles
 from launcher.export.onnx_graphs import INT8_SUFFIX, open_session
 from launcher.export.remote_code.network_chorus import greedy_tokens

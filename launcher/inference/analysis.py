@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from data.reader import Example, ShardReader, UtteranceError
-from data.shard_index import ShardIndex, read_index
+from data.shards.index import ShardIndex, read_index
+from data.shards.reader import Example, ShardReader, UtteranceError
 from launcher.devices import recognition_device
 from launcher.errors import exit_code
 from launcher.inference.expert_choices import ExpertChoices

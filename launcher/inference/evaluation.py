@@ -16,11 +16,11 @@ import torch
 
 from data.errors import DataError
 from data.loader import MIN_BROKEN
-from data.read_ahead import read_ahead
-from data.reader import Example, ShardReader, UtteranceError
 from data.remote.settings import StorageConfig
-from data.sampler import cut_batches
-from data.shards import read_index
+from data.sampling.sampler import cut_batches
+from data.shards.read_ahead import read_ahead
+from data.shards.reader import Example, ShardReader, UtteranceError
+from data.shards.writer import read_index
 from launcher.devices import recognition_device
 from launcher.inference.finished_model import FinishedModel
 from launcher.inference.mixture_evaluation import join_evaluations

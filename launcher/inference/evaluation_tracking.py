@@ -12,8 +12,8 @@ from typing import Any
 import jiwer
 import soundfile
 
-from data.reader import ShardReader
-from data.shard_index import read_index
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
 from launcher.inference.error_counts import count_errors
 from launcher.recipe import EvaluateStage
 from launcher.stages.context import StageContext

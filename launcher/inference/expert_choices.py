@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.reader import Example
+from data.shards.reader import Example
 from launcher.inference.finished_model import FinishedModel
 from launcher.inference.words import SPACE
 from model.search import Hypothesis, with_times

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
 from data.files import remove_path
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.errors import CheckpointError, ConfigError
 from launcher.export.model_files import features_file, load_tokenizer
 from launcher.inference.search import Search

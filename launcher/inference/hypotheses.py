@@ -7,7 +7,7 @@ import jiwer
 
 from data.errors import DataError
 from data.files import read_lines
-from data.shard_index import MAX_ROW_BYTES, parse_texts
+from data.shards.index import MAX_ROW_BYTES, parse_texts
 from launcher.errors import ConfigError
 from launcher.inference.error_counts import count_errors
 

@@ -21,11 +21,11 @@ import numpy as np
 from data.audio import Clip, RejectedRow, Utterance
 from data.errors import DataError
 from data.files import parse_json, read_lines, replacing
-from data.partial_folder import partial_folder
-from data.reader import ShardReader, UtteranceError
-from data.shard_index import MAX_ROW_BYTES, SUMMARY, ShardIndex, find_splits, read_index, read_report, read_summary
-from data.shards import Flac, SplitWriter
-from data.text import RULES_VERSION, normalize_text
+from data.shards.index import MAX_ROW_BYTES, SUMMARY, ShardIndex, find_splits, read_index, read_report, read_summary
+from data.shards.partial_folder import partial_folder
+from data.shards.reader import ShardReader, UtteranceError
+from data.shards.writer import Flac, SplitWriter
+from data.text.transcripts import RULES_VERSION, normalize_text
 from launcher.inference.labellers import Label, Labeller
 
 REJECTED = "rejected.jsonl"
@@ -48,7 +48,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class TextRules:
-    """The rules of `data.text` under which labels, and what they are compared with, are normalised."""
+    """The rules of `data.text.transcripts` under which labels, and what they are compared with, are normalised."""
 
     normalize: str = "lower"
     punctuation: str = "remove"

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.files import check_regular, read_bounded
-from data.language_model import read_tokenizer_hash
-from data.tokenizer import UNKNOWN, Tokenizer
+from data.text.language_model import read_tokenizer_hash
+from data.text.tokenizer import UNKNOWN, Tokenizer
 from launcher.recipe.search import (
     AttentionBeamConfig,
     GreedyConfig,

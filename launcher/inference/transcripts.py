@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.inference.words import Word, hypothesis_words, joined_text
 from model.search import Hypothesis
 

@@ -7,7 +7,7 @@ each piece as a word of its own: there is no other border to be seen. Together t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from data.tokenizer import UNKNOWN, Tokenizer
+from data.text.tokenizer import UNKNOWN, Tokenizer
 from model.search import Hypothesis
 
 # SentencePiece's sign for a space.

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from data.joined_split import read_split
-from data.mixture import MixtureSampler
+from data.sampling.mixture import MixtureSampler
+from data.shards.joined_split import read_split
 from launcher.recipe import AnyTrainingStage, MixtureCorpus, Recipe, SelfSupervisedStage
 from launcher.run_folder import RunFolder
 from launcher.stages.training_sampler import make_training_sampler

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from data.given_model import read_given_model
-from data.shard_index import read_summary
-from data.tokenizer import Tokenizer
+from data.shards.index import read_summary
+from data.text.given_model import read_given_model
+from data.text.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.planning.communication import Exchanged, Traffic, seconds, traffic
 from launcher.planning.machine import Machine

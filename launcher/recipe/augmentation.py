@@ -8,7 +8,7 @@ from data.augmentation.config import RECORDING_KINDS
 from data.augmentation.recordings import check_recordings
 from data.augmentation.telephone import TELEPHONE_HZ
 from data.errors import DataError
-from data.shard_index import is_url
+from data.shards.index import is_url
 from launcher.errors import ConfigError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.stages import TrainingStage

@@ -7,9 +7,9 @@ from. Each refusal says which settings disagree, with their values, and which va
 from pathlib import Path
 
 from data.errors import DataError
-from data.given_model import read_given_model
 from data.masking import Masking
-from data.shard_index import read_summary
+from data.shards.index import read_summary
+from data.text.given_model import read_given_model
 from launcher.errors import ConfigError
 from launcher.recipe.augmentation import check_augmentation, check_augmentation_recordings
 from launcher.recipe.deepspeed_config import check_deepspeed_config

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, create_model, model_validator
 
 from data.corpora import CorpusConfig
-from data.mixture import MixedCorpus, Mixture
-from data.shard_index import is_url
+from data.sampling.mixture import MixedCorpus, Mixture
+from data.shards.index import is_url
 
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 from data.augmentation import AugmentConfig
 from data.corpora import CorpusConfig
 from data.features import FeaturesConfig
-from data.sampler import BatchesConfig
-from data.shard_index import SUMMARY, NoShardsError, is_url, read_summary
-from data.tokenizer import TokenizerConfig
+from data.sampling.sampler import BatchesConfig
+from data.shards.index import SUMMARY, NoShardsError, is_url, read_summary
+from data.text.tokenizer import TokenizerConfig
 from launcher.errors import ConfigError
 from launcher.recipe.cluster import ClusterConfig
 from launcher.recipe.corpora import MixtureCorpus, ShardsCorpus, corpus_paths

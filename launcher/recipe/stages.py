@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from data.augmentation import AugmentConfig
 from data.masking import MaskingConfig
-from data.sampler import BatchesConfig
+from data.sampling.sampler import BatchesConfig
 from launcher.devices import DEVICE_PATTERN
 from launcher.recipe.averaging import AverageConfig
 from launcher.recipe.distillation import DistillConfig, TeacherConfig

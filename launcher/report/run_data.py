@@ -282,7 +282,7 @@ def _read_rejected(run: RunFolder, gaps: list[str]) -> list[RejectedRows]:
     """What the preparation of the corpus and the tokenizer left out, by the files that say so."""
     # Takes long to import, and whoever shows the table of results alone does without.
     from data.corpora.finished import REJECTED
-    from data.shard_index import MAX_ROW_BYTES
+    from data.shards.index import MAX_ROW_BYTES
 
     files = {run.infeasible_file: "training utterances too short for CTC to write their text"}
     # A mixture has a folder for each of its corpora.
@@ -319,7 +319,7 @@ def _describe_rejected(line: bytes) -> str:
 
 
 def _parse_quarantined(stage: str, line: str) -> Quarantined | None:
-    """The utterance that a line of a log names, as data/reader.py words it; None for other lines."""
+    """The utterance that a line of a log names, as data/shards/reader.py words it; None for other lines."""
     # Part by part: a search for all of it at once takes minutes for a line that is made for that.
     _, _, rest = line.partition("Utterance ")
     key, _, rest = rest.partition(" at offset ")

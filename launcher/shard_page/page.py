@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sampler import BatchSampler
+from data.sampling.sampler import BatchSampler
 from data.shard_tools.statistics import Bucket, distributions, measure_buckets
 from launcher import formatting
 from launcher.report.environment import page_environment

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from data.augmentation import AugmentConfig
-from data.joined_split import SplitIndex, read_split
-from data.sampler import BatchesConfig
+from data.sampling.sampler import BatchesConfig
+from data.shards.joined_split import SplitIndex, read_split
 from launcher.recipe import Recipe, TrainingStage
 from launcher.recipe.stages import Stage
 from launcher.run_folder import RunFolder, StageFolder

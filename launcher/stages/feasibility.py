@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data.joined_split import JoinedIndex, SplitIndex, read_split
-from data.sampler import INFEASIBLE, AnyIntegers, change_length, exclude
-from data.token_counts import stored_token_counts
-from data.tokenizer import Tokenizer
+from data.sampling.sampler import INFEASIBLE, AnyIntegers, change_length, exclude
+from data.sampling.token_counts import stored_token_counts
+from data.shards.joined_split import JoinedIndex, SplitIndex, read_split
+from data.text.tokenizer import Tokenizer
 from launcher.recipe import AnyTrainingStage, Recipe, SelfSupervisedStage
 from launcher.run_folder import RunFolder
 from model.layers.subsampling import output_length

@@ -7,7 +7,7 @@ run or another one, means the same. It carries counts and fingerprints; audio an
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.shard_index import read_summary
+from data.shards.index import read_summary
 from launcher.run_files import read_evaluation
 from launcher.stages.context import StageContext
 from launcher.stages.pipeline import RECORDINGS_PREFIX, Pipeline

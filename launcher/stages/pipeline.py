@@ -19,7 +19,7 @@ from data.corpora import changed_recordings
 from data.corpora.published import PublishedCorpusConfig, may_list_transcripts
 from data.errors import DataError
 from data.manifests.manifest import manifest_files
-from data.shard_index import read_summary
+from data.shards.index import read_summary
 from launcher.recipe import (
     AnyTrainingStage,
     DistillStage,

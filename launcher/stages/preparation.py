@@ -20,14 +20,14 @@ from launcher.stages.start_checks import check_splits, no_validation
 MAX_SHOWN_CHARACTERS = 40
 
 if TYPE_CHECKING:
-    from data.joined_split import SplitIndex
-    from data.sampler import AnyIntegers
+    from data.sampling.sampler import AnyIntegers
+    from data.shards.joined_split import SplitIndex
 
 
 def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
     """Write the corpus as shards into the run folder, or see that those it names are there (DataError)."""
     from data.corpora import prepare
-    from data.shard_index import read_index
+    from data.shards.index import read_index
 
     for label, corpus in recipe.corpora().items():
         # A corpus without a mixture has no label.
@@ -67,7 +67,7 @@ def _check_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
 def measure_features(recipe: Recipe, run: RunFolder, display: Display) -> None:
     """Measure the features' mean and deviation for the stages that look at no transcripts."""
-    from data.joined_split import read_split
+    from data.shards.joined_split import read_split
 
     max_damaged = recipe.cluster.storage.max_quarantined
     index = read_split(recipe.initial_folders(run, "train"), max_damaged=max_damaged)
@@ -77,7 +77,7 @@ def measure_features(recipe: Recipe, run: RunFolder, display: Display) -> None:
 
 def _feature_statistics(recipe: Recipe, index: "SplitIndex") -> dict[str, list[float]]:
     from data.features import measure_statistics
-    from data.joined_split import open_reader
+    from data.shards.joined_split import open_reader
 
     mean_F, std_F = measure_statistics(open_reader(index, recipe.cluster.storage), recipe.features, recipe.seed)
     return {"mean": mean_F.tolist(), "std": std_F.tolist()}
@@ -89,9 +89,9 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
     A mixture's corpora that join later take no part in what is trained and measured: their vocabulary and their levels
     were not there when the run began.
     """
-    from data.joined_split import read_split
-    from data.token_counts import split_token_counts
-    from data.tokenizer import train_tokenizer
+    from data.sampling.token_counts import split_token_counts
+    from data.shards.joined_split import read_split
+    from data.text.tokenizer import train_tokenizer
 
     partial = run.path / ".tokenizer.partial"
     remove_path(partial)
@@ -127,9 +127,9 @@ def make_tokenizer(recipe: Recipe, run: RunFolder, display: Display) -> None:
 def count_joining_tokens(recipe: Recipe, run: RunFolder, display: Display) -> None:
     """Count, once, the tokens of the corpora that join later, and say what of their texts the tokenizer does not know:
     it was trained without them."""
-    from data.shard_index import read_index
-    from data.token_counts import stored_token_counts, token_counts
-    from data.tokenizer import Tokenizer
+    from data.sampling.token_counts import stored_token_counts, token_counts
+    from data.shards.index import read_index
+    from data.text.tokenizer import Tokenizer
 
     if not isinstance(recipe.corpus, MixtureCorpus):
         return
@@ -175,7 +175,7 @@ def _report_infeasible(
 
 def training_texts(recipe: Recipe, run: RunFolder, index: "SplitIndex") -> Iterable[str]:
     """The transcripts of an index that a tokenizer is trained on, those of a mixture as often as it reads them."""
-    from data.mixture import draw_texts
+    from data.sampling.mixture import draw_texts
     from launcher.stages.training_sampler import mixture_parts
 
     if not isinstance(recipe.corpus, MixtureCorpus):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.joined_split import read_split
 from data.manifests.splits import canonical_split
-from data.sampler import BatchesConfig, change_length
-from data.shard_index import is_url, read_summary
+from data.sampling.sampler import BatchesConfig, change_length
+from data.shards.index import is_url, read_summary
+from data.shards.joined_split import read_split
 from launcher.errors import ConfigError
 from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, ShardsCorpus
 from launcher.recipe.checks import check_optimizer

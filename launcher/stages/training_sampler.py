@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from data.joined_split import JoinedIndex, SplitIndex
-from data.languages import utterance_languages
-from data.mixture import Mixture, MixtureSampler, Part
-from data.sampler import AnyIntegers, BatchesConfig, BatchSampler, Integers
+from data.sampling.languages import utterance_languages
+from data.sampling.mixture import Mixture, MixtureSampler, Part
+from data.sampling.sampler import AnyIntegers, BatchesConfig, BatchSampler, Integers
+from data.shards.joined_split import JoinedIndex, SplitIndex
 from launcher.recipe import MixtureCorpus, Recipe
 from launcher.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from data.sidecars import Arrays
+from data.shards.sidecars import Arrays
 
 
 @dataclass

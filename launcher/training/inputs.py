@@ -11,13 +11,14 @@ import torch
 
 from data.augmentation import AugmentConfig, ShardSet, SpecAugment, WaveformAugmentation, apply_mask, warp_time
 from data.features import LogMel
-from data.joined_split import SplitIndex, open_reader
 from data.loader import Loader, WaveformBatch
 from data.masking import Masking
-from data.sampler import AnyIntegers, BatchSampler, Integers, Totals, derive_seed
-from data.sampler_statistics import describe_excluded
-from data.token_counts import split_token_counts
-from data.tokenizer import Tokenizer
+from data.sampling.sampler import AnyIntegers, BatchSampler, Integers, Totals
+from data.sampling.statistics import describe_excluded
+from data.sampling.token_counts import split_token_counts
+from data.seeds import derive_seed
+from data.shards.joined_split import SplitIndex, open_reader
+from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import build_features
 from launcher.quarantine import QuarantineLog
 from launcher.recipe import AnyTrainingStage, SelfSupervisedStage

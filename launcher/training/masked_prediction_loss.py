@@ -9,7 +9,7 @@ Shapes: B batch, S encoder frames, F mel bins, T feature frames.
 from torch import nn
 
 from data.masking import fully_masked_frames
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.training.feature_batch import FeatureBatch
 from launcher.training.metrics import StepMetrics
 from launcher.training.recognition_loss import LossTerms, router_loss_terms

@@ -11,7 +11,7 @@ Shapes: B batch, S encoder frames, U tokens, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.training.feature_batch import FeatureBatch
 from model import losses
 from model.decoder import reverse

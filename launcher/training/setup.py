@@ -6,8 +6,8 @@ from dataclasses import asdict
 import torch
 import torch.distributed as dist
 
-from data.sampler import derive_seed
-from data.tokenizer import Tokenizer
+from data.seeds import derive_seed
+from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.planning.operations import masked_operations_per_second, operations_per_second
 from launcher.processes.heartbeat import Heartbeat

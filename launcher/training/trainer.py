@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.loader import WaveformBatch
-from data.sampler import Totals, derive_seed
+from data.sampling.sampler import Totals
+from data.seeds import derive_seed
 from launcher.errors import CheckpointError, DivergedError
 from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.stop_request import StopRequest

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.training import checkpoint
 from launcher.training.fragments import full_shapes, owned_fragments, replica_fragments, set_optimizer_step

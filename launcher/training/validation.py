@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.loader import WaveformBatch
-from data.sampler import Totals
-from data.tokenizer import Tokenizer
+from data.sampling.sampler import Totals
+from data.text.tokenizer import Tokenizer
 from launcher.inference.error_counts import count_errors
 from launcher.processes.heartbeat import Heartbeat
 from launcher.training.inputs import Inputs

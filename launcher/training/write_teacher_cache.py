@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.loader import Loader
-from data.sampler import BatchesConfig, BatchSampler, BatchSpec, change_length, cut_batches
-from data.shard_index import ShardIndex
-from data.sidecars import Arrays, SidecarWriter, find_broken, open_sidecars
+from data.sampling.sampler import BatchesConfig, BatchSampler, BatchSpec, change_length, cut_batches
+from data.shards.index import ShardIndex
+from data.shards.sidecars import Arrays, SidecarWriter, find_broken, open_sidecars
 from launcher.devices import recognition_device
 from launcher.errors import ConfigError
 from launcher.formatting import duration

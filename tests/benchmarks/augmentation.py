@@ -19,9 +19,9 @@ from data.augmentation import AugmentConfig, ShardSet, WaveformAugmentation
 from data.augmentation.config import WAVEFORM_KINDS
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
-from data.reader import ShardReader
-from data.shard_index import read_index
-from data.shards import write_split
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import write_split
 from launcher.cli import main as chorus
 from launcher.run_folder import RunFolder
 from launcher.tracking import read_metrics

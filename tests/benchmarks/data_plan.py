@@ -22,12 +22,12 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.features import FeaturesConfig
 from data.loader import Loader
-from data.reader import ShardReader
-from data.sampler import BatchesConfig, BatchSampler
-from data.shard_index import ShardIndex, read_index
-from data.shards import write_split
-from data.token_counts import token_counts
-from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from data.sampling.sampler import BatchesConfig, BatchSampler
+from data.sampling.token_counts import token_counts
+from data.shards.index import ShardIndex, read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import write_split
+from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 RATE_HZ = 16000
 SPEEDS = (0.9, 1.0, 1.1)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
 from launcher.training import parallel
 from launcher.training.expert_parallel import spread_experts

@@ -14,8 +14,8 @@ import jiwer
 import numpy as np
 import torch
 
-from data.reader import ShardReader
-from data.shard_index import read_index
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
 from launcher.inference.finished_model import FinishedModel
 from launcher.inference.precision import Dtype, set_dtype
 

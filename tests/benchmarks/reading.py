@@ -30,10 +30,10 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.features import FeaturesConfig, LogMel
 from data.loader import Loader
-from data.reader import ShardReader
-from data.sampler import BatchesConfig, BatchSampler
-from data.shard_index import read_index
-from data.shards import write_split
+from data.sampling.sampler import BatchesConfig, BatchSampler
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import write_split
 
 RATE_HZ = 16000
 SHARD_SECONDS = 300.0

@@ -21,11 +21,11 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.features import FeaturesConfig
 from data.loader import Loader
-from data.reader import ShardReader
 from data.remote.settings import CACHE_VARIABLE, StorageConfig
-from data.sampler import BatchesConfig, BatchSampler
-from data.shard_index import ShardIndex, read_index
-from data.shards import write_split
+from data.sampling.sampler import BatchesConfig, BatchSampler
+from data.shards.index import ShardIndex, read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import write_split
 from tests.helpers.web_servers import serve_files
 
 NUM_UTTERANCES = 600

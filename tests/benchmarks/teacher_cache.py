@@ -16,9 +16,9 @@ import torch
 
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
-from data.shard_index import read_report
-from data.shards import write_split
-from data.tokenizer import Tokenizer
+from data.shards.index import read_report
+from data.shards.writer import write_split
+from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.monitoring.progress import PlainDisplay
 from launcher.recipe import DistillStage, Recipe, dump, load_recipe

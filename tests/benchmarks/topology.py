@@ -27,10 +27,10 @@ from topology_worker import REVERSE_LANES, STAGE  # noqa: E402
 from data.corpora import CORPORA  # noqa: E402
 from data.corpora.aelita import AelitaConfig  # noqa: E402
 from data.features import measure_statistics  # noqa: E402
-from data.reader import ShardReader  # noqa: E402
-from data.shard_index import read_index  # noqa: E402
-from data.shards import write_split  # noqa: E402
-from data.tokenizer import train_tokenizer  # noqa: E402
+from data.shards.index import read_index  # noqa: E402
+from data.shards.reader import ShardReader  # noqa: E402
+from data.shards.writer import write_split  # noqa: E402
+from data.text.tokenizer import train_tokenizer  # noqa: E402
 from launcher.errors import ConfigError  # noqa: E402
 from launcher.recipe import dump, find_deepspeed_config, load_recipe  # noqa: E402
 from launcher.recipe.deepspeed_config import check_deepspeed_config  # noqa: E402

@@ -9,9 +9,9 @@ import soundfile
 
 from data.audio import Clip, Utterance, read_clip
 from data.containers import AudioError
-from data.reader import ShardReader
-from data.shard_index import read_index
-from data.shards import write_split
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import write_split
 
 RATE_HZ = 16000
 

@@ -22,8 +22,8 @@ from data.corpora.fsdd import FsddConfig
 from data.corpora.hashed_splits import split_by_hash
 from data.corpora.rejections import count_reasons, describe_rejections
 from data.errors import DataError
-from data.shards import read_index
-from data.text import RULES_VERSION
+from data.shards.writer import read_index
+from data.text.transcripts import RULES_VERSION
 
 RATE_HZ = 8000
 

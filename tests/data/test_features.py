@@ -13,8 +13,8 @@ from paths import ROOT
 from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel, measure_statistics
-from data.reader import ShardReader
-from data.shards import read_index, write_split
+from data.shards.reader import ShardReader
+from data.shards.writer import read_index, write_split
 
 AUDIO = ROOT / "data" / "embedded" / "aelita" / "audio"
 

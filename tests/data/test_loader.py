@@ -16,10 +16,10 @@ import data.loader
 from data.errors import DataError
 from data.features import FeaturesConfig
 from data.loader import Loader
-from data.reader import ShardReader, UtteranceError
-from data.sampler import BatchesConfig, BatchSampler
-from data.shards import read_index, write_split
-from data.tokenizer import TokenizerConfig, token_lengths, train_tokenizer
+from data.sampling.sampler import BatchesConfig, BatchSampler
+from data.shards.reader import ShardReader, UtteranceError
+from data.shards.writer import read_index, write_split
+from data.text.tokenizer import TokenizerConfig, token_lengths, train_tokenizer
 
 LANES = 4
 
@@ -230,7 +230,7 @@ def test_a_shard_that_never_answers_ends_the_process_with_an_error(corpus, tmp_p
         "from types import SimpleNamespace\n"
         "import numpy as np\n"
         "from data.loader import Loader\n"
-        "from data.sampler import BatchSpec\n"
+        "from data.sampling.sampler import BatchSpec\n"
         "one = np.array([1])\n"
         "batch = BatchSpec(0, 0, 0, one, one, one)\n"
         "sampler = SimpleNamespace(micro_batch=lambda step, lane: batch)\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.features import FeaturesConfig
 from data.masking import Masking, MaskingConfig, fully_masked_frames, masked_share
-from data.sampler import BatchesConfig, BatchSampler
+from data.sampling.sampler import BatchesConfig, BatchSampler
 
 FEATURES = FeaturesConfig()
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=4)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.shard_index import CHECKSUM, read_index
-from data.tar_members import read_members
+from data.containers.tar_members import read_members
+from data.shards.index import CHECKSUM, read_index
 
 
 def replace_utterance(split: Path, utterance: int, flac: bytes | None = None, **label: str) -> None:

@@ -16,8 +16,9 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.features import FeaturesConfig, LogMel
 from data.masking import Masking, MaskingConfig, fully_masked_frames
-from data.sampler import Totals, derive_seed
-from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from data.sampling.sampler import Totals
+from data.seeds import derive_seed
+from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from launcher.recipe import OptimizerConfig
 from launcher.training.feature_batch import CleanInputs, FeatureBatch
 from launcher.training.masked_prediction_loss import MaskedPredictionLoss

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
 from launcher.training.expert_parallel import spread_experts
 from launcher.training.feature_batch import FeatureBatch

@@ -9,7 +9,7 @@ import soundfile
 
 from data.audio import Utterance
 from data.corpora import Selection
-from data.shards import read_index
+from data.shards.writer import read_index
 
 RATE_HZ = 16000
 

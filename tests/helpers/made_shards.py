@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from data.audio import Clip, Utterance
-from data.shards import write_split
+from data.shards.writer import write_split
 
 RATE_HZ = 8000
 

@@ -8,7 +8,7 @@ from phrases import phrase_utterances
 
 from data.audio import read_clip
 from data.features import FeaturesConfig
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.run_folder import RunFolder, write_json
 from model.recognizer import Recognizer, RecognizerConfig

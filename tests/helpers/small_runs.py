@@ -10,8 +10,8 @@ import torch
 
 from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
-from data.shards import write_split
-from data.tokenizer import Tokenizer
+from data.shards.writer import write_split
+from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder

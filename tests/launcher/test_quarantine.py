@@ -5,7 +5,7 @@ import json
 import pytest
 
 import launcher.quarantine
-from data.reader import UtteranceError
+from data.shards.reader import UtteranceError
 from launcher.quarantine import QuarantineLog, read_quarantined
 from launcher.report.run_data import read_run_data
 from launcher.run_folder import RunFolder

@@ -13,7 +13,7 @@ from limits import REPOSITORY, run_limited
 
 from data.errors import DataError
 from data.files import is_file_name, parse_json, read_json, remove_path, replacing
-from data.sources import SOURCES, changed_sources, read_sources
+from data.shards.sources import SOURCES, changed_sources, read_sources
 from launcher.bounded_yaml import load_yaml
 from launcher.cli import main
 from launcher.errors import ConfigError

@@ -23,13 +23,13 @@ from limits import MEMORY_BYTES
 
 from data.audio import Clip, Utterance
 from data.errors import DataError
-from data.reader import ShardReader
-from data.shard_index import read_index
 from data.shard_tools.statistics import stats
 from data.shard_tools.survey import survey
-from data.shards import write_split
-from data.sidecars import SidecarWriter, open_sidecars
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
+from data.shards.sidecars import SidecarWriter, open_sidecars
+from data.shards.writer import write_split
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.errors import EXIT_CODES
 from launcher.inference.finished_model import FinishedModel
 from launcher.monitoring.goodput import measure_goodput

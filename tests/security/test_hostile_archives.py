@@ -12,12 +12,12 @@ import soundfile
 from limits import run_limited
 
 from data.audio import read_audio
+from data.containers.parquet_cells import read_cells, rows_at_once
+from data.containers.tar_members import list_members
 from data.corpora.folder import FolderConfig
 from data.corpora.prepare import prepare
 from data.errors import DataError
 from data.manifests.manifest import read_manifest
-from data.parquet_cells import read_cells, rows_at_once
-from data.tar_members import list_members
 
 RATE_HZ = 16000
 READ = """
@@ -185,7 +185,7 @@ def test_a_recording_that_a_dictionary_repeats_takes_no_memory_for_each_row(
     # In a dictionary page of its own, some kilobytes.
     parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**30)
     assert path.stat().st_size < 2**16
-    monkeypatch.setattr("data.parquet_cells.MAX_BATCH_BYTES", 2**25)
+    monkeypatch.setattr("data.containers.parquet_cells.MAX_BATCH_BYTES", 2**25)
     group = parquet.read_metadata(path).row_group(0)
     assert rows_at_once(group, ["audio"], 16) == 3
     assert rows_at_once(group, ["text"], 16) == 16

@@ -15,13 +15,13 @@ import soundfile
 from limits import run_limited
 
 from data.audio import Clip, Utterance
+from data.containers.tar_members import read_members
 from data.errors import DataError
 from data.files import is_file_name
 from data.npz import load_arrays
-from data.reader import ShardReader, UtteranceError
-from data.shard_index import INDEX_COLUMNS, read_index, read_summary
-from data.shards import write_split
-from data.tar_members import read_members
+from data.shards.index import INDEX_COLUMNS, read_index, read_summary
+from data.shards.reader import ShardReader, UtteranceError
+from data.shards.writer import write_split
 
 RATE_HZ = 8000
 KEY = "u0"
@@ -142,6 +142,13 @@ HOSTILE_TARS = {
     "no FLAC": tar_of(member(f"{KEY}.flac", b"RIFF" * 20), LABEL_MEMBER),
     "nothing": bytes(10240),
 }
+IMPORTS = """
+import sys
+from pathlib import Path
+from data.shards.index import read_index
+from data.shards.reader import *
+"""
+
 READ_ALL = """
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -155,10 +162,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 def test_hostile_tars_are_broken_utterances_with_their_key_in_little_memory(tmp_path: Path) -> None:
     for name, content in HOSTILE_TARS.items():
         write_hostile_split(tmp_path / name, content)
-    imports = (
-        "import sys\nfrom pathlib import Path\nfrom data.reader import *\nfrom data.shard_index import read_index\n"
-    )
-    assert run_limited(imports, READ_ALL, tmp_path).splitlines() == sorted(HOSTILE_TARS)
+    assert run_limited(IMPORTS, READ_ALL, tmp_path).splitlines() == sorted(HOSTILE_TARS)
 
 
 @pytest.mark.parametrize("key", ["k" * 150, "ключ" * 20, "k" * 99])
@@ -230,11 +234,8 @@ def test_a_gigabyte_that_is_not_announced_as_audio_is_not_read(tmp_path: Path) -
     million = tar_of(*[member(f"{number}.flac", b"") for number in range(1000)])[: 1000 * 512]
     write_large_split(tmp_path / "millions of members", b"", million)
     write_large_split(tmp_path / "an endless name", header(b"L", b"%011o\0" % (GIGABYTE - 1024)), b"a" * 2**16)
-    imports = (
-        "import sys\nfrom pathlib import Path\nfrom data.reader import *\nfrom data.shard_index import read_index\n"
-    )
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert run_limited(imports, READ_GIGABYTES, tmp_path).splitlines() == names
+    assert run_limited(IMPORTS, READ_GIGABYTES, tmp_path).splitlines() == names
 
 
 @pytest.mark.parametrize("key", ["../../escaped", "/tmp/chorus-escaped", "a/../../../escaped", "C:\\escaped"])

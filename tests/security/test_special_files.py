@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from data.containers import AudioError
+from data.containers.g722 import decode_g722
+from data.containers.parquet_cells import Cell, read_cell
 from data.containers.stream import Stream, StreamFile
 from data.containers.streams import read_streams
 from data.corpora.published import PublishedCorpusConfig, RowCollector
 from data.corpora.segment_list import read_segments
 from data.errors import DataError
 from data.files import NoRegularFileError, check_regular, file_sha256, open_regular, read_json, regular_descriptor
-from data.g722 import decode_g722
 from data.manifests.manifest import read_manifest
-from data.parquet_cells import Cell, read_cell
-from data.reader import RangeError, RangeReader
+from data.manifests.tables import read_table
 from data.remote.settings import StorageConfig
 from data.shard_tools.rewriting import Command, rewrite
-from data.tables import read_table
+from data.shards.reader import RangeError, RangeReader
 from launcher.errors import place_problem
 from launcher.inference.search import read_hotwords, read_scorer
 from launcher.recipe.search import HotwordsConfig, LanguageModelConfig

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.files import check_regular, replacing
-from data.sampler import derive_seed
+from data.seeds import derive_seed
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe.distillation import UnitsDistillConfig
 

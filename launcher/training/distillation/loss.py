@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.recipe import DistillConfig
 from launcher.training.distillation.pseudo_labels import make_pseudo_labels
 from launcher.training.distillation.terms import (

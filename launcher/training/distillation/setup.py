@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from data.loader import Loader, SidecarSource
-from data.sampler import derive_seed
-from data.shard_index import ShardIndex
-from data.sidecars import open_sidecars
+from data.seeds import derive_seed
+from data.shards.index import ShardIndex
+from data.shards.sidecars import open_sidecars
 from launcher.errors import ConfigError
 from launcher.processes.heartbeat import Heartbeat
 from launcher.recipe import DistillStage, TeacherConfig

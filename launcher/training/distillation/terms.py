@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.masking import fully_masked_frames
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.recipe.distillation import (
     CtcDistillConfig,
     DecoderDistillConfig,

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from data.files import parse_json, read_lines
 from data.loader import WaveformBatch
-from data.sampler import BatchesConfig, BatchSpec
+from data.sampling.sampler import BatchesConfig, BatchSpec
 from launcher.errors import ConfigError
 from launcher.recipe import AnyTrainingStage
 from launcher.stages.context import StageContext

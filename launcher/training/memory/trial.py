@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from data.loader import Loader, WaveformBatch
-from data.sampler import BatchSpec
+from data.sampling.sampler import BatchSpec
 from launcher.errors import ConfigError
 from launcher.processes.heartbeat import Heartbeat
 from launcher.recipe import AnyTrainingStage

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.sidecars import Arrays
+from data.shards.sidecars import Arrays
 from launcher.errors import ConfigError
 from launcher.training.teachers.cache_match import CacheContents
 from launcher.training.teachers.teacher import TeacherOutput

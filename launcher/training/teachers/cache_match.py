@@ -1,6 +1,6 @@
 """Which stored outputs of a teacher a stage may read instead of running the teacher.
 
-A cache is a folder of sidecars (data/sidecars.py) beside the shards, in `train.teachers/NAME-HASH`, with a
+A cache is a folder of sidecars (data/shards/sidecars.py) beside the shards, in `train.teachers/NAME-HASH`, with a
 description in `teacher.json`: of which teacher, from which inputs, and what exactly. It matches a stage when the
 teacher's inputs are the same, byte for byte, and when it holds at least what the stage reads. Masks that are drawn anew
 at every step cannot be stored: a teacher with masked input has no cache.
@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data.shard_index import read_summary
-from data.sidecars import find_damage
+from data.shards.index import read_summary
+from data.shards.sidecars import find_damage
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe import DistillStage, TeacherConfig
 from launcher.recipe.teachers import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError
-from data.sidecars import Arrays
+from data.shards.sidecars import Arrays
 from launcher.inference.finished_model import FinishedModel
 from launcher.recipe.teachers import TeacherSpec
 from launcher.training.feature_batch import FeatureBatch

@@ -17,7 +17,7 @@ from data.augmentation.recordings import (
     recordings_identity,
 )
 from data.errors import DataError
-from data.shards import write_split
+from data.shards.writer import write_split
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from signals import hiss, level_db, syllables
 from data.augmentation import AugmentConfig, WaveformAugmentation
 from data.augmentation.config import WAVEFORM_KINDS
 from data.augmentation.recordings import FolderSet
-from data.reader import UtteranceError
+from data.shards.reader import UtteranceError
 
 ROOMS = {"rooms": 3, "rt60_s": [0.1, 0.2]}
 RATE_HZ = 16_000

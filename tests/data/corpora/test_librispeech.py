@@ -10,7 +10,7 @@ from lookalikes import of_split, reasons, summary, texts, write_noise, write_tex
 from data.corpora import librispeech, prepare
 from data.corpora.librispeech import LibriSpeechConfig
 from data.errors import DataError
-from data.text import RULES_VERSION
+from data.text.transcripts import RULES_VERSION
 
 
 def write_chapter(subset: Path, speaker: str, chapter: str, lines: list[str], recordings: int) -> None:

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 
 from data.audio import Utterance, read_audio
+from data.containers.members import Cell, Member
 from data.corpora.folder import FolderConfig
 from data.corpora.prepare import prepare
 from data.errors import DataError
 from data.manifests.manifest import manifest_files, read_manifest
-from data.members import Cell, Member
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")

@@ -3,9 +3,9 @@
 import pytest
 from phrases import phrase_utterances
 
-from data.reader import ShardReader
 from data.remote.settings import CACHE_VARIABLE
-from data.shards import read_index, write_split
+from data.shards.reader import ShardReader
+from data.shards.writer import read_index, write_split
 
 
 @pytest.fixture(scope="package")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.reader import ShardReader, UtteranceError
 from data.remote.settings import StorageConfig
-from data.shard_index import NoShardsError, read_index, read_summary
+from data.shards.index import NoShardsError, read_index, read_summary
+from data.shards.reader import ShardReader, UtteranceError
 
 pytest.importorskip("moto", reason="moto, of the extra test, serves S3 on loopback")
 pytest.importorskip("s3fs", reason="s3fs, of the extra s3, reads it")

@@ -12,9 +12,9 @@ from web_servers import serve_files
 import data.remote.retrying
 import data.remote.stores
 from data.errors import DataError
-from data.reader import ShardReader, UtteranceError
 from data.remote.settings import StorageConfig
-from data.shard_index import NoShardsError, read_index, read_summary
+from data.shards.index import NoShardsError, read_index, read_summary
+from data.shards.reader import ShardReader, UtteranceError
 
 NO_CACHE = StorageConfig(cache_gb=0)
 
@@ -32,7 +32,7 @@ def server(corpus, cache_folder, monkeypatch):
 def impatient(monkeypatch):
     """Files of the index are tried again soon, and not for long."""
     policy = data.remote.retrying.RetryPolicy(retry_s=5, first_pause_s=0.01, attempts=3)
-    monkeypatch.setattr("data.shard_index.RetryPolicy", lambda: policy)
+    monkeypatch.setattr("data.shards.index.RetryPolicy", lambda: policy)
 
 
 def open_reader(server, storage=None, **retries):

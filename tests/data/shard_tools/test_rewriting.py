@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from made_shards import Said, some_speech, speech, write_set
 
 from data.errors import DataError
-from data.reader import ShardReader
-from data.shard_index import read_summary
 from data.shard_tools.play import play
 from data.shard_tools.rewriting import Candidate, Command, rewrite
 from data.shard_tools.selection import Filter, FilterConfig, SampleConfig, read_keys
 from data.shard_tools.survey import survey
-from data.shards import read_index
+from data.shards.index import read_summary
+from data.shards.reader import ShardReader
+from data.shards.writer import read_index
 
 RULES = {"version": 4, "lower": True}
 RESHARD = Command("reshard", {}, shard_seconds=5.0)

@@ -10,7 +10,7 @@ from made_shards import RATE_HZ, Said, some_speech, speech, write_set
 from data.shard_tools.findings import KINDS, Finding, is_broken
 from data.shard_tools.survey import measure
 from data.shard_tools.verification import verify
-from data.shards import find_splits, read_index
+from data.shards.writer import find_splits, read_index
 
 
 def encoder_frames(samples: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from made_shards import some_speech, write_set
 from small_models import write_small_model
 
-from data.shard_index import read_index, read_summary
+from data.shards.index import read_index, read_summary
 from launcher.cli import main as chorus
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from made_shards import Said, some_speech, speech, write_set
 
-from data.shard_index import read_summary
-from data.shards import read_index
+from data.shards.index import read_summary
+from data.shards.writer import read_index
 from launcher.cli import main as chorus
 
 

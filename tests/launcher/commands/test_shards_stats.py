@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from data.audio import Clip, Utterance
-from data.shards import write_split
+from data.shards.writer import write_split
 from launcher.cli import main as chorus
 
 

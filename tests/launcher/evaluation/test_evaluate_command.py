@@ -9,7 +9,7 @@ from damage import change_byte
 from made_shards import Said, some_speech, write_set
 
 from data.features import FeaturesConfig
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.cli import main as chorus
 from launcher.evaluation.recognition import make_batches
 from launcher.evaluation.sets import Entry

@@ -9,7 +9,7 @@ import torch
 from phrases import phrase_utterances
 from small_models import KINDS, real_speech, write_small_model
 
-from data.shards import write_split
+from data.shards.writer import write_split
 from launcher.export import onnx_graphs
 from launcher.export.model_files import open_model_files
 from launcher.export.network import build_network

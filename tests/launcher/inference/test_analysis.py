@@ -13,7 +13,7 @@ from phrases import phrase_utterances
 from small_models import write_small_model
 
 from data.remote.settings import StorageConfig
-from data.shards import write_split
+from data.shards.writer import write_split
 from launcher.errors import Preempted
 from launcher.inference import analysis
 from launcher.inference.analysis import NUM_HARDEST, analyse_evaluation, analyse_if_possible

@@ -22,10 +22,10 @@ from data.corpora import CORPORA
 from data.corpora.aelita import AelitaConfig
 from data.errors import DataError
 from data.features import FeaturesConfig
-from data.reader import ShardReader
-from data.shard_index import read_index
-from data.shards import write_split
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.shards.index import read_index
+from data.shards.reader import ShardReader
+from data.shards.writer import write_split
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.cli import main as chorus
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference import evaluation_tracking

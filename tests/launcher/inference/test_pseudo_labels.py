@@ -8,9 +8,9 @@ import pytest
 from made_shards import RATE_HZ, Said, some_speech, speech, write_set
 
 from data.errors import DataError
-from data.reader import ShardReader
-from data.shard_index import read_index, read_summary
-from data.shards import read_report
+from data.shards.index import read_index, read_summary
+from data.shards.reader import ShardReader
+from data.shards.writer import read_report
 from launcher.inference.labellers import Label, Labeller
 from launcher.inference.pseudo_labels import TRANSCRIPTS, Filters, NamedLabeller, Task, TextRules, write_pseudo_labels
 

@@ -9,7 +9,7 @@ import torch
 from pretended_gpu import GPU, PretendedGpu
 
 from data.features import FeaturesConfig
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.cli import main as chorus
 from launcher.inference import evaluation
 from launcher.inference.finished_model import FinishedModel, write_finished_model

@@ -12,7 +12,7 @@ import torch
 
 from data.audio import Clip, read_clip
 from data.corpora.aelita import ROOT as AELITA
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.errors import ConfigError
 from launcher.inference import segments, speech_detection
 from launcher.inference.segments import MAX_SEGMENT_S, MIN_SEGMENT_S, SHARED_S, choose_cut, cut_at_silences

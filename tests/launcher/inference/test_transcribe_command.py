@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from data.features import FeaturesConfig
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.cli import main as chorus
 from launcher.commands import transcription_progress
 from launcher.commands.transcription_progress import TranscriptionProgress

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.inference.words import Word, hypothesis_words, joined_text, with_all_times
 from model.search import Hypothesis
 

@@ -17,9 +17,9 @@ from torch import nn
 from data import loader as loader_module
 from data.errors import DataError
 from data.loader import Loader, WaveformBatch
-from data.reader import Example
 from data.remote.settings import StorageConfig
-from data.sampler import BatchSpec
+from data.sampling.sampler import BatchSpec
+from data.shards.reader import Example
 from launcher.inference import evaluation
 from launcher.inference import search as search_module
 from launcher.processes import heartbeat as heartbeat_module

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from data.reader import RangeReader
-from data.reading_threads import Inline, Threads
+from data.shards.reader import RangeReader
+from data.shards.reading_threads import Inline, Threads
 from launcher.errors import Preempted, exit_code
 from launcher.processes.stop_request import StopRequest
 from launcher.tracking.background_writer import BackgroundWriter
 
 ROOT = Path(__file__).parents[3]
 # Catches everything, and hands it to the consumer, who raises it.
-HANDS_ON = {"data/reading_threads.py"}
+HANDS_ON = {"data/shards/reading_threads.py"}
 
 
 def catches_everything(handler: ast.ExceptHandler) -> bool:

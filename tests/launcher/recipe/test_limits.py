@@ -14,7 +14,7 @@ from data.augmentation import AugmentConfig, SpecAugment
 from data.errors import DataError
 from data.features import FeaturesConfig, LogMel
 from data.masking import Masking, MaskingConfig
-from data.sampler import BatchesConfig, BatchSampler
+from data.sampling.sampler import BatchesConfig, BatchSampler
 from launcher.errors import ConfigError
 from launcher.recipe import OptimizerConfig, Recipe, load_recipe
 from launcher.recipe.checks import check_optimizer

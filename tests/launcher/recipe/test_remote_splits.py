@@ -16,7 +16,7 @@ SUMMARY = '{"format": 1, "sample_rate_hz": 16000, "made_from": "", "shards": [],
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     policy = RetryPolicy(attempts=2, first_pause_s=0.01)
-    monkeypatch.setattr("data.shard_index.RetryPolicy", lambda: policy)
+    monkeypatch.setattr("data.shards.index.RetryPolicy", lambda: policy)
     (tmp_path / "corpus" / "train").mkdir(parents=True)
     (tmp_path / "corpus" / "train" / "shards.json").write_text(SUMMARY)
     with serve_files(tmp_path) as files:

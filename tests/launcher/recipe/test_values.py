@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from data.sampler import BatchesConfig
+from data.sampling.sampler import BatchesConfig
 from launcher.cli import main as chorus
 from launcher.errors import ConfigError
 from launcher.recipe import dump, load_recipe, validate

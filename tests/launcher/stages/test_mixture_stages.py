@@ -12,8 +12,8 @@ import yaml
 from made_shards import RATE_HZ, Said, some_speech, speech, write_set
 
 from data.errors import DataError
-from data.joined_split import read_split
-from data.tokenizer import Tokenizer
+from data.shards.joined_split import read_split
+from data.text.tokenizer import Tokenizer
 from launcher.errors import ConfigError
 from launcher.executor import Executor
 from launcher.inference.mixture_evaluation import join_evaluations

@@ -8,9 +8,9 @@ import yaml
 from small_runs import recipe_values, write_shards
 
 from data.features import measure_statistics
-from data.reader import ShardReader
-from data.shards import read_index
-from data.tokenizer import train_tokenizer
+from data.shards.reader import ShardReader
+from data.shards.writer import read_index
+from data.text.tokenizer import train_tokenizer
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder, write_json
 

@@ -9,7 +9,7 @@ from web_servers import serve_files
 
 from data.errors import DataError
 from data.remote.settings import CACHE_VARIABLE
-from data.shard_index import read_index
+from data.shards.index import read_index
 from launcher.errors import exit_code
 from launcher.quarantine import read_quarantined
 from launcher.recipe import load_recipe

@@ -9,9 +9,9 @@ from conftest import write_recipe
 from safetensors.torch import load_file
 from small_runs import STAGE
 
-from data.shards import read_index
-from data.token_counts import token_counts
-from data.tokenizer import Tokenizer
+from data.sampling.token_counts import token_counts
+from data.shards.writer import read_index
+from data.text.tokenizer import Tokenizer
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext

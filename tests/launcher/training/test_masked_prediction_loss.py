@@ -19,8 +19,8 @@ from data.corpora.aelita import AelitaConfig
 from data.errors import DataError
 from data.features import measure_statistics
 from data.masking import fully_masked_frames
-from data.reader import ShardReader
-from data.shards import read_index, write_split
+from data.shards.reader import ShardReader
+from data.shards.writer import read_index, write_split
 from launcher.cli import main
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.evaluation import evaluate_model

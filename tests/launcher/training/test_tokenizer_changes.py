@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.language_model import read_tokenizer_hash, write_language_model, write_tokenizer_hash
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.language_model import read_tokenizer_hash, write_language_model, write_tokenizer_hash
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from launcher.errors import CheckpointError, ConfigError
 from launcher.inference.search import read_scorer
 from launcher.recipe.search import LanguageModelConfig

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from small_runs import STAGE
 
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.processes.heartbeat import Heartbeat
 from launcher.recipe import load_recipe
 from launcher.stages.context import StageContext

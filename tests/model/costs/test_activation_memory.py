@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.sampler import Totals
+from data.sampling.sampler import Totals
 from launcher.training.feature_batch import FeatureBatch
 from launcher.training.recognition_loss import RecognitionLoss
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from small_runs import STAGE, write_teacher
 
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError
 from launcher.inference.finished_model import FinishedModel

@@ -11,7 +11,7 @@ from paths import HELPERS
 from safetensors.torch import load_file
 from small_runs import STAGE
 
-from data.sampler import BatchesConfig, BatchSampler
+from data.sampling.sampler import BatchesConfig, BatchSampler
 from launcher.run_folder import RunFolder, read_json
 from launcher.tracking import read_metrics
 from launcher.training.memory.shortage import cost

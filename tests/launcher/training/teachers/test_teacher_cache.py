@@ -19,9 +19,9 @@ from torch.nn import functional
 import launcher.training.write_teacher_cache
 from data.augmentation import AugmentConfig
 from data.augmentation.config import WAVEFORM_KINDS
-from data.sampler import derive_seed
-from data.sidecars import SidecarWriter
-from data.tokenizer import Tokenizer
+from data.seeds import derive_seed
+from data.shards.sidecars import SidecarWriter
+from data.text.tokenizer import Tokenizer
 from launcher.cli import main
 from launcher.errors import ConfigError, Preempted
 from launcher.executor import Executor

@@ -1,0 +1,54 @@
+"""Which language each utterance of a split is in, stored in a file so that a process need not read the transcripts.
+
+The file names the shards that it belongs to. One that is missing, torn or of others is not used: the languages are read
+again, and the file is replaced whole. Several processes may do so at once.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.npz import read_npz, write_npz
+from data.shards.index import ShardIndex
+
+Codes = npt.NDArray[np.int32]
+
+
+def utterance_languages(index: ShardIndex, file: Path) -> tuple[list[str], Codes]:
+    """The languages of a split in alphabetical order, and for each utterance the number of its own, int32 [N]."""
+    stored = _read(file, index)
+    if stored is not None:
+        return stored
+
+    number_of_language: dict[str, int] = {}
+    codes = np.empty(len(index), dtype=np.int32)
+    for position, row in enumerate(index.rows()):
+        codes[position] = number_of_language.setdefault(row["language"], len(number_of_language))
+    # Not in the order of their first utterances: a split that is written again must not change it.
+    names = sorted(number_of_language)
+    order = np.empty(len(names), dtype=np.int32)
+    for number, name in enumerate(names):
+        order[number_of_language[name]] = number
+    codes = order[codes]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    smallest = np.min_scalar_type(max(len(names) - 1, 0))
+    write_npz(file, origin=np.array(index.fingerprint), names=np.array(names), codes=codes.astype(smallest))
+    return names, codes
+
+
+def _read(file: Path, index: ShardIndex) -> tuple[list[str], Codes] | None:
+    stored = read_npz(file)
+    if stored is None or not {"origin", "names", "codes"} <= stored.keys():
+        return None
+    if stored["origin"].shape != () or str(stored["origin"]) != index.fingerprint:
+        return None
+    names = stored["names"]
+    codes = stored["codes"]
+    if names.dtype.kind != "U" or names.ndim != 1:
+        return None
+    if codes.dtype.kind != "u" or codes.shape != (len(index),):
+        return None
+    if len(codes) and int(codes.max()) >= len(names):
+        return None
+    return names.tolist(), codes.astype(np.int32)
