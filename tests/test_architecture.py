@@ -1,6 +1,7 @@
 """The import rules that keep the rooms apart."""
 
 import ast
+import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -89,3 +90,17 @@ def test_deepspeed_is_imported_by_the_engine_and_by_expert_parallelism_only():
 def test_the_sampler_reads_nothing_and_needs_no_torch():
     names = imports(ROOT / "data" / "sampling" / "sampler.py")
     assert not any(within(name, package) for name in names for package in ("torch", "pathlib", "os", "io", "fsspec"))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+def test_git_ignores_no_source_file():
+    """A name such as shards/ in .gitignore is that of a room too: a clone would lack it, and nothing here would say."""
+    files = [str(path.relative_to(ROOT)) for folder in (*FLOORS[:3], "tests") for path in sources(folder)]
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(files),
+        text=True,
+        capture_output=True,
+    )
+    assert ignored.stdout.splitlines() == []

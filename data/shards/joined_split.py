@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
-from data.shards.reader import EncodedExample, Example, ShardReader, UtteranceError
 from data.remote.settings import StorageConfig
 from data.shards.index import ShardIndex, read_index
+from data.shards.reader import EncodedExample, Example, ShardReader, UtteranceError
 
 
 @dataclass(frozen=True, eq=False)

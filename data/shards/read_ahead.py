@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
-from data.shards.reading_threads import Threads
 from data.shards.joined_split import SplitReader
 from data.shards.reader import EncodedExample, Example, UtteranceError
+from data.shards.reading_threads import Threads
 from data.thread_map import submit_ahead
 
 

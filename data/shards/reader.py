@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from data.containers.tar_members import read_members
 from data.errors import DataError
 from data.files import regular_descriptor
 from data.recordings import MAX_UTTERANCE_S
@@ -32,7 +33,6 @@ from data.remote.retrying import RetryPolicy
 from data.remote.settings import StorageConfig, cache_folder
 from data.remote.stores import NoRangesError, open_store
 from data.shards.index import MAX_ROW_BYTES, TRANSCRIPTS, ShardIndex, is_url, parse_row, parse_texts
-from data.containers.tar_members import read_members
 
 # The bytes of one utterance in a tar: an hour at 96 kHz and 16 bits. Its samples have the bound of recordings.
 MAX_UTTERANCE_BYTES = 2**30

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.containers.tar_members import read_members
 from data.errors import DataError
 from data.files import replacing
 from data.npz import Arrays, load_arrays, read_npz, write_npz
-from data.shards.reader import RangeError, RangeReader, UtteranceError
 from data.shards.index import ShardIndex
+from data.shards.reader import RangeError, RangeReader, UtteranceError
 from data.shards.writer import open_tar
-from data.containers.tar_members import read_members
 
 logger = logging.getLogger(__name__)
 

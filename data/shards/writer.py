@@ -25,11 +25,10 @@ import numpy as np
 import soundfile
 
 from data.audio import MIN_SPEECH_S, RejectedRow, Utterance, read_audio
-from data.shards.cell_file import CellFile
-from data.errors import DataError
 from data.containers.members import Member
-from data.shards.partial_folder import partial_folder
+from data.errors import DataError
 from data.seeds import derive_seed
+from data.shards.cell_file import CellFile
 from data.shards.index import (
     CHECKSUM,
     CHECKSUM_KIND,
@@ -43,6 +42,7 @@ from data.shards.index import (
     read_report,
 )
 from data.shards.journal import JOURNAL, ShardJournal, WrittenShard, has_finished_shards
+from data.shards.partial_folder import partial_folder
 from data.thread_map import thread_map
 
 __all__ = [

@@ -8,9 +8,9 @@ import pytest
 from phrases import phrase_utterances
 from web_servers import serve_files
 
-from data.shards.read_ahead import read_ahead
 from data.remote.settings import StorageConfig
 from data.shards.index import read_index
+from data.shards.read_ahead import read_ahead
 from data.shards.reader import ShardReader, UtteranceError
 from data.shards.writer import write_split
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.shards import writer
 from data.audio import Clip, RejectedRow, Utterance
 from data.corpora.finished import finished_splits
 from data.errors import DataError
+from data.shards import writer
 from data.shards.index import read_index
 from data.shards.writer import write_split
 

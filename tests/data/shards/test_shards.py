@@ -15,11 +15,11 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.shards import writer
 from data.audio import Clip, Utterance
 from data.errors import DataError
 from data.shard_tools.statistics import stats
 from data.shard_tools.survey import survey
+from data.shards import writer
 from data.shards.writer import find_splits, read_index, write_split
 
 RATE_HZ = 8000
