@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-
 from data.errors import DataError
 from data.redaction import has_credentials, redact
+from data.remote.listing import list_matching
 from data.remote.stores import PROTOCOLS, URL, open_store
 from launcher.errors import ConfigError
 
@@ -135,14 +134,11 @@ def _find_urls(argument: str) -> Iterator[RecordingSource]:
         yield _url_source(argument)
         return
     try:
-        file_system, pattern = fsspec.url_to_fs(argument)
-        matches = sorted(file_system.glob(pattern))
-    except (ImportError, OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{argument} cannot be looked through: {redact(str(error))}. Name its files instead."
-        ) from None
-    for place in matches:
-        yield _url_source(file_system.unstrip_protocol(place))
+        matches = list_matching(argument)
+    except DataError as error:
+        raise ConfigError(f"{argument} cannot be looked through: {error}. Name its files instead.") from None
+    for url in matches:
+        yield _url_source(url)
     if not matches:
         yield _url_source(argument)
 
