@@ -26,6 +26,7 @@ from launcher.commands.pseudo_label_options import add_pseudo_label
 from launcher.commands.serve_options import add_serve
 from launcher.commands.shards_options import add_shards
 from launcher.commands.transcribe_options import add_transcribe
+from launcher.commands.watch_options import add_watch
 from launcher.errors import (
     CheckpointError,
     ConfigError,
@@ -203,6 +204,11 @@ def _add_run(commands: Commands) -> None:
         help="profile these training steps of each stage into STAGE/profile/ (Chrome traces, one per process)",
     )
     parser.add_argument(
+        "--profile-start",
+        action="store_true",
+        help="show where the time goes until the first step of each training stage",
+    )
+    parser.add_argument(
         "--extend",
         action="append",
         default=[],
@@ -241,6 +247,7 @@ def _add_inspection(commands: Commands) -> None:
     add_json(parser)
     parser.set_defaults(command=_command("status", "status"))
 
+    add_watch(commands, _command)
     add_export(commands, _command)
 
     parser = commands.add_parser("cache-teacher", help="store what a stage's teachers give, for its training to read")

@@ -10,6 +10,7 @@ from launcher.devices import recognition_device
 from launcher.errors import ConfigError
 from launcher.inference.ffmpeg import find_ffmpeg
 from launcher.inference.model_lookup import find_model
+from launcher.registry.promotions import find_pointer
 from launcher.serving.settings import ServerSettings, is_loopback, listen, read_token
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -78,6 +79,9 @@ def name_models(arguments: list[str]) -> dict[str, Path]:
             place = argument
             name = ""
         folder = find_model(place)
+        pointer = find_pointer(place)
+        if not name and pointer is not None and not Path(place).is_dir():
+            name = pointer.name
         if not name:
             named = folder.absolute()
             name = named.parent.name if named.name == "model" else named.name

@@ -1,9 +1,11 @@
-"""Where a finished model lies that a user names: a folder, a stage of a run, or a model that comes with Chorus."""
+"""Where a finished model lies that a user names: a folder, a stage of a run, a name that was given to one by `chorus
+models promote`, or a model that comes with Chorus."""
 
 from pathlib import Path
 
 from data.files import is_file_name
 from launcher.errors import CheckpointError
+from launcher.registry.promotions import find_pointer, promoted_model, read_names
 
 # One folder for each model that is part of the package, in the layout of a finished model.
 PACKAGED_MODELS = Path(__file__).parents[1] / "packaged_models"
@@ -20,14 +22,19 @@ def packaged_models() -> list[str]:
 
 
 def find_model(name: str) -> Path:
-    """The folder of the finished model at RUN/STAGE or at the path itself, or of the packaged model of that name.
+    """The folder of the finished model at RUN/STAGE or at the path itself, or of the promoted or packaged model of that
+    name.
 
-    A folder of the user's goes before a packaged model. CheckpointError where there is none.
+    A folder of the user's goes before a promoted model, and that before a packaged one. CheckpointError where there is
+    none, or where a promoted model is not what it was.
     """
     path = Path(name).expanduser()
     for folder in (path / "model", path):
         if _holds_weights(folder):
             return folder
+    pointer = find_pointer(name)
+    if pointer is not None:
+        return promoted_model(pointer)
     packaged = packaged_models()
     if name in packaged:
         return PACKAGED_MODELS / name
@@ -37,6 +44,9 @@ def find_model(name: str) -> Path:
         offer = "This installation has no model of its own"
         if packaged:
             offer = f"This installation has {', '.join(packaged)}"
+        promoted = read_names()
+        if promoted:
+            offer += f"; promoted are {', '.join(promoted)}"
         raise CheckpointError(
             f"There is no model called {name}: no folder of that name is here, and none comes with Chorus. {offer}. "
             "Name a training stage that is done, such as runs/mini/student, or a model's folder."
