@@ -27,6 +27,8 @@ from launcher.run_links import check_links
 # The kinds of stages that train a model, for what must not wait for a recipe to be imported.
 TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+# Of a checkpoint's folder: the file that is written last, and says which others belong to it.
+CHECKPOINT_MANIFEST = "manifest.json"
 HEARTBEAT_NAME = re.compile(r"rank-(\d+)\.json")
 MAX_HEARTBEAT_BYTES = 2**16
 MAX_COUNT = 2**63 - 1
@@ -165,6 +167,7 @@ class StageFolder:
         self.name = path.name
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.latest_file = self.checkpoints / "latest"  # the name of the newest checkpoint
         self.logs = path / "logs"
         self.launcher_log = self.logs / "launcher.log"
         self.model = path / "model"
@@ -309,6 +312,7 @@ class RunFolder:
         self.node_commands_file = self.path / "nodes.txt"
         self.lock_file = self.path / "run.lock"
         self.token_file = self.path / ".token"  # by which its processes are known (processes/run_processes.py)
+        self.store_file = self.path / ".store.json"  # the object store that this folder is uploaded to, and how far
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
         self.infeasible_file = self.tokenizer / "infeasible.jsonl"  # training utterances that CTC could not write

@@ -212,6 +212,15 @@ def open_store(url: str) -> Store:
     """The store that a URL names. DataError for other protocols, for one whose library is not installed, and for
     settings of fsspec that it does not take."""
     check_url(url)
+    filesystem = open_filesystem(url, "Shards")
+    if url.startswith(("http://", "https://")):
+        return WebStore(filesystem)
+    return Store(filesystem)
+
+
+def open_filesystem(url: str, what: str) -> Any:
+    """What fsspec reads and writes a URL of an allowed protocol with. DataError, about `what` is stored there, where
+    the protocol's library is not installed, and for settings of fsspec that it does not take."""
     try:
         filesystem, _ = fsspec.url_to_fs(url)
     except ImportError as error:
@@ -220,13 +229,11 @@ def open_store(url: str) -> Store:
         if protocol in ("s3", "s3a"):
             package = "`pip install 'chorus-asr[s3]'`"
         raise DataError(
-            f"Shards at {url} cannot be read without a library for {protocol} ({error}): install {package}."
+            f"{what} at {url} cannot be read without a library for {protocol} ({error}): install {package}."
         ) from None
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"Shards at {url} cannot be read: fsspec does not take the URL, or what FSSPEC_* and ~/.config/fsspec say "
+            f"{what} at {url} cannot be read: fsspec does not take the URL, or what FSSPEC_* and ~/.config/fsspec say "
             f"of its protocol ({error}). Correct them."
         ) from None
-    if url.startswith(("http://", "https://")):
-        return WebStore(filesystem)
-    return Store(filesystem)
+    return filesystem

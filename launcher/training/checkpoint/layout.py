@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from launcher.run_folder import CHECKPOINT_MANIFEST
+
 FORMAT = 1
-MANIFEST = "manifest.json"
-# The name of the newest checkpoint, in a file beside the checkpoints.
-LATEST = "latest"
+MANIFEST = CHECKPOINT_MANIFEST
 
 # The kinds of what is stored, beside the optimizer's moments (fragments.MOMENTS).
 WEIGHT = "weight"

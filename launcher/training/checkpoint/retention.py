@@ -2,13 +2,13 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from data.files import remove_path
 from launcher.errors import CheckpointError
 from launcher.recipe import CheckpointConfig
+from launcher.recipe.retention import retained
 from launcher.run_folder import StageFolder
 from launcher.training.checkpoint.reading import read_manifest
 
@@ -17,33 +17,6 @@ SPACE_MARGIN = 1.05
 SPACE_MARGIN_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
-
-
-def retained(validation_cer: Mapping[int, float | None], newest: int, config: CheckpointConfig) -> set[int]:
-    """The steps of the checkpoints that stay, of those given with their character error rates (None: not validated).
-
-    Always among them: `newest`, which has just been written, and of equally good ones the later. Checkpoints of later
-    steps than `newest` were found damaged on resuming; they stay until their step is written again, and do not count.
-    """
-    steps = []
-    later = []
-    validated = []
-    for step, cer in sorted(validation_cer.items()):
-        if step > newest:
-            later.append(step)
-            continue
-        steps.append(step)
-        if cer is not None:
-            validated.append((cer, -step))
-
-    keep = {newest, *later, *steps[-config.keep_last :]}
-    for _, negated_step in sorted(validated)[: config.keep_best]:
-        keep.add(-negated_step)
-    if config.keep_every is not None:
-        for step in steps:
-            if step % config.keep_every == 0:
-                keep.add(step)
-    return keep
 
 
 def retire(stage: StageFolder, newest: int, config: CheckpointConfig) -> None:

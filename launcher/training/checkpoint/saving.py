@@ -29,7 +29,6 @@ from launcher.training.checkpoint.layout import (
     AVERAGE,
     BUFFER,
     FORMAT,
-    LATEST,
     MANIFEST,
     WEIGHT,
     Piece,
@@ -272,7 +271,7 @@ def _commit(stage: StageFolder, save: _Save, config: CheckpointConfig) -> bool:
 
     try:
         # `latest` moves only now, and older checkpoints go only after that: at no moment is there none.
-        write_text(stage.checkpoints / LATEST, final.name + "\n")
+        write_text(stage.latest_file, final.name + "\n")
         retire(stage, save.step, config)
     except OSError as error:
         logger.warning("The checkpoint of step %d is in place, but older ones were not cleared: %s", save.step, error)

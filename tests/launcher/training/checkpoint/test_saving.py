@@ -15,9 +15,9 @@ from paths import HELPERS
 from saves import SIZE, cannot_write, state
 
 from launcher.recipe import CheckpointConfig
+from launcher.recipe.retention import retained
 from launcher.run_folder import StageFolder
 from launcher.training.checkpoint import Saver, newest_intact, saving
-from launcher.training.checkpoint.retention import retained
 
 Usage = namedtuple("Usage", "total used free")
 settings = st.builds(
