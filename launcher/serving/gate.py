@@ -1,21 +1,19 @@
 """What every request passes before anything of it is read: who may ask, how much, and how many at once.
 
-A page of another site cannot use a server on this machine with its reader's rights: its Origin is refused, and so is a
-name that was made to point here (DNS rebinding). Bodies are counted as they arrive, whatever their headers say.
+Who may ask is said in `access.py`. Bodies are counted as they arrive, whatever their headers say.
 """
 
 import asyncio
-import hmac
 import time
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from launcher.serving.access import check_access
 from launcher.serving.refusals import RefusedError
 from launcher.serving.server_metrics import ServerMetrics
 from launcher.serving.settings import ServerSettings
@@ -26,9 +24,6 @@ STREAM = "/v1/audio/stream"
 OPEN_PATHS = ("/", "/healthz", "/openapi.json")
 # Names of the paths in metrics; what else is asked for counts as one, for there is no end of it.
 COUNTED_PATHS = (*OPEN_PATHS, "/metrics", "/v1/models", TRANSCRIPTIONS, STREAM)
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-# A browser cannot set the header of a WebSocket; it offers the token as a protocol, in hexadecimal.
-TOKEN_PROTOCOL = "chorus-token."  # noqa: S105 (no token)
 # Of a form with a recording: what lies around the bytes of the file.
 FORM_BYTES = 64 * 1024
 
@@ -145,28 +140,8 @@ class Gate:
                 self.metrics.request_seconds.labels(counted).observe(time.monotonic() - started_s)
 
     def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        path = scope["path"]
-        host = headers.get("host", "")
-        if self.settings.is_local and _host_name(f"//{host}") not in LOCAL_NAMES:
-            raise RefusedError(
-                403, "This server answers to localhost, 127.0.0.1 and [::1] alone. Ask it by one of them.", "host"
-            )
-        origin = headers.get("origin")
-        if origin is not None and _origin_host(origin) != host.lower():
-            raise RefusedError(
-                403,
-                "Pages of other sites may not use this server. Open its own page, or ask it from a program.",
-                "origin",
-            )
-        if self.settings.token is not None and path not in OPEN_PATHS:
-            given = _given_token(scope, headers)
-            # Compared in constant time: how long it takes tells nothing of how much is right.
-            if not hmac.compare_digest(given.encode("utf-8", "replace"), self.settings.token.encode()):
-                raise RefusedError(
-                    401, "The server's token is missing or wrong. Send it as `Authorization: Bearer TOKEN`.", "token"
-                )
-        length = headers.get("content-length", "")
+        check_access(scope, self.settings.is_local, self.settings.token, OPEN_PATHS)
+        length = Headers(scope=scope).get("content-length", "")
         if scope["type"] == "http" and length.isdecimal() and int(length[:20]) > self._most_bytes:
             raise self._too_large()
 
@@ -224,31 +199,3 @@ class Gate:
 def _as_http(refusal: RefusedError) -> HTTPException:
     """A refusal that comes through a parser of forms, which turns other errors into its own."""
     return HTTPException(refusal.status, refusal, refusal.headers)  # pyright: ignore[reportArgumentType]
-
-
-def _host_name(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _origin_host(origin: str) -> str:
-    """The host and port of an Origin, which browsers write in small letters."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
-
-
-def _given_token(scope: Scope, headers: Headers) -> str:
-    kind, _, token = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer":
-        return token.strip()
-    for protocol in scope.get("subprotocols", []):
-        if protocol.startswith(TOKEN_PROTOCOL):
-            try:
-                return bytes.fromhex(protocol.removeprefix(TOKEN_PROTOCOL)).decode("ascii")
-            except ValueError:
-                return ""
-    return ""

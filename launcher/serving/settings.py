@@ -58,12 +58,17 @@ class ServerSettings:
             raise ConfigError(
                 f"--max-seconds is {self.max_seconds:g}, and no recording may last more than {MAX_RECORDING_S:g} s."
             )
-        if not self.is_local and self.token is None:
-            raise ConfigError(
-                "A server that other machines reach needs a token, and there is none. Put one of 16 characters or more "
-                f"into the environment as {TOKEN_VARIABLE} or into a file of mode 0600 that --token-file names; or "
-                "listen on 127.0.0.1."
-            )
+        require_token(self.is_local, self.token)
+
+
+def require_token(is_local: bool, token: str | None) -> None:
+    """ConfigError for a server that other machines reach and that has no token."""
+    if not is_local and token is None:
+        raise ConfigError(
+            "A server that other machines reach needs a token, and there is none. Put one of 16 characters or more "
+            f"into the environment as {TOKEN_VARIABLE} or into a file of mode 0600 that --token-file names; or "
+            "listen on 127.0.0.1."
+        )
 
 
 def read_token(path: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
