@@ -18,6 +18,7 @@ from launcher.errors import ConfigError, Preempted
 from launcher.formatting import duration
 from launcher.monitoring.progress import Display
 from launcher.processes.launchers import Launcher, make_launcher
+from launcher.processes.start_profile import describe_start, read_start_profile
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.supervisor import Job, supervise
 from launcher.processes.watchdog import Deadlines
@@ -401,7 +402,17 @@ class Executor:
             deadlines=_deadlines(cluster),
             end_elsewhere=lambda terminate_s: self.launcher.end_elsewhere(self._run, name, terminate_s),
         )
-        supervise(job, self._run, self._stop, self._display)
+        try:
+            supervise(job, self._run, self._stop, self._display)
+        finally:
+            # Where a stage is stopped too: the start was long before.
+            if cluster.profile_start:
+                self._show_start(folder)
+
+    def _show_start(self, folder: StageFolder) -> None:
+        parts = read_start_profile(folder.profile / "start-00.json")
+        if parts:
+            self._display.say(f"\n{describe_start(parts)}\n")
 
     def _settle_caches(self, context: StageContext[DistillStage]) -> None:
         """Say which teachers are read from a cache, after storing their outputs where the stage makes caches;

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from data.redaction import RedactingFormatter
 from launcher.errors import Preempted, exit_code
+from launcher.processes.start_profile import start_profile
 from launcher.processes.stop_request import StopRequest
 from launcher.run_folder import RunFolder, write_json
 
@@ -32,6 +33,7 @@ FLUSH_S = 20.0
 
 def main(arguments: list[str]) -> int:
     with StopRequest().installed() as stop:
+        start_profile.begin()
         run = RunFolder(Path(arguments[0]))
         stage_name = arguments[1]
         rank = int(os.environ.get("RANK", "0"))
@@ -111,8 +113,10 @@ def _train(context: "StageContext[AnyTrainingStage]", heartbeat: "Heartbeat", st
 
     # Importing all of this takes long where the disk is slow.
     heartbeat.tick()
+    start_profile.mark("imports")
     device = parallel.start_processes()
     heartbeat.tick()
+    start_profile.mark("process group")
     trainer = build_trainer(context, heartbeat, device, stop)
     try:
         status = trainer.run()

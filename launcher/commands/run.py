@@ -36,6 +36,8 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
         if steps is None:
             raise ConfigError(f"--profile is {profile!r}; say which steps, such as --profile steps=20:30.")
         overrides.append(f"cluster.profile_steps=[{steps[1]}, {steps[2]}]")
+    if getattr(options, "profile_start", False):
+        overrides.append("cluster.profile_start=true")
     recipe = load_recipe(options.recipe, overrides, count_slots=True)
     folder = RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
 

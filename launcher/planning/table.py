@@ -39,12 +39,12 @@ from launcher.recipe import (
     read_deepspeed_config,
 )
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
-from launcher.recipe.freezing import frozen_names
+from launcher.recipe.freezing import frozen_in_stage
 from launcher.run_files import read_vocabulary_size
 from launcher.run_folder import RunFolder
 from model.costs.activation_memory import MicroBatchSize, activation_bytes, is_known
 from model.costs.flops import count_parameters, count_parts
-from model.export import read_description
+from model.export import WithoutValues, read_description
 from model.layers.subsampling import output_length
 from model.masked_prediction import MaskedPredictor, MaskedPredictorConfig
 from model.recognizer import Recognizer
@@ -162,13 +162,13 @@ class _StagePlan:
 
         self.model: Recognizer | MaskedPredictor
         # Shapes are enough: a plan of a large model must not need its memory.
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutValues():
             if isinstance(stage.model, MaskedPredictorConfig):
                 self.model = MaskedPredictor(stage.model, recipe.features.mel_bins)
             else:
                 self.model = Recognizer(stage.model, recipe.features.mel_bins, vocabulary_size)
         # As in the training: without gradients, moments and messages.
-        for name in frozen_names(stage.freeze, [name for name, _ in self.model.named_parameters()]):
+        for name in frozen_in_stage(stage, [name for name, _ in self.model.named_parameters()]):
             self.model.get_parameter(name).requires_grad_(False)
         self.parameter_sizes = parameter_sizes(self.model)
         self.teachers, self.teacher_bytes = _running_teachers(recipe, stage, vocabulary_size)
@@ -391,12 +391,12 @@ def _running_teachers(recipe: Recipe, stage: AnyTrainingStage, vocabulary_size: 
         folder = Path(teacher.model)
         if not teacher.is_folder:
             config = recipe.recognition_stage(teacher.model).model
-            with torch.device("meta"):
+            with torch.device("meta"), WithoutValues():
                 models.append(Recognizer(config, recipe.features.mel_bins, vocabulary_size))
         elif (folder / "model.json").is_file():
             try:
                 description = read_description(folder)
-                with torch.device("meta"):
+                with torch.device("meta"), WithoutValues():
                     models.append(description.build_recognizer())
             # KeyError: an encoder alone is no recogniser.
             except (OSError, ValueError, KeyError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launcher.devices import ON_PROCESSORS, accelerator, describe_gpus, num_gpus, recognition_device
 from launcher.errors import ConfigError
+from launcher.processes.start_profile import STARTED_VARIABLE
 from launcher.recipe import ClusterConfig, EvaluateStage, Recipe
 from launcher.run_folder import RunFolder
 
@@ -139,6 +140,7 @@ def worker_environment(cluster: ClusterConfig, processes: int, port: int) -> dic
         "MASTER_PORT": str(port),
         # With which a worker notices that its launcher is gone (heartbeat.py).
         "CHORUS_LAUNCHER_PID": str(os.getpid()),
+        STARTED_VARIABLE: str(time.time()),
         # DeepSpeed would decide for itself, and look for accelerators that Chorus does not know.
         "DS_ACCELERATOR": accelerator(),
     }

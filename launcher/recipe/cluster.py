@@ -93,6 +93,10 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
         default=None,
         description="[first, stop): training steps that every process profiles into STAGE/profile/ as a Chrome trace",
     )
+    profile_start: bool = Field(
+        default=False,
+        description="show where the time goes from a training stage's start to the end of its first step",
+    )
 
     # The first restart is immediate, and so is any after new checkpoints; others pause 1, 3, 7 s and so on up to 60 s.
     max_restarts: int = Field(

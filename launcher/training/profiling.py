@@ -8,6 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from launcher.devices import accelerator
+from launcher.processes.start_profile import start_profile
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +58,22 @@ class GarbageCollection:
 
 
 class StepProfiler:
-    """Profiles the steps of [first, stop) and leaves one Chrome trace per process in a folder.
+    """Profiles the steps of [first, stop) and leaves one Chrome trace per process in a folder; with `start` also what
+    each process did until the end of its first step.
 
     Open a trace with chrome://tracing or ui.perfetto.dev.
     """
 
-    def __init__(self, steps: range, folder: Path, rank: int):
+    def __init__(self, steps: range, folder: Path, rank: int, start: bool = False):
         self._steps = steps
+        self._start_file = folder / f"start-{rank:02d}.json"
+        self._profiles_start = start
         self._file = folder / f"rank-{rank:02d}.json"
         self._profile: profile | None = None
 
     def before_step(self, step: int) -> None:
+        if self._profiles_start:
+            start_profile.mark("first batch")
         # A stage that resumes inside of the range is profiled from there.
         if self._profile is None and step in self._steps:
             activities = [ProfilerActivity.CPU]
@@ -78,6 +84,10 @@ class StepProfiler:
 
     def after_step(self, step: int) -> None:
         """`step` counts the steps done."""
+        if self._profiles_start:
+            start_profile.mark("first step")
+            start_profile.write(self._start_file)
+            self._profiles_start = False
         if self._profile is not None and step not in self._steps:
             self.finish()
 

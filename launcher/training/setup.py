@@ -11,6 +11,7 @@ from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.planning.operations import masked_operations_per_second, operations_per_second
 from launcher.processes.heartbeat import Heartbeat
+from launcher.processes.start_profile import start_profile
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage, DistillStage, PretrainStage, SelfSupervisedStage
 from launcher.stages.context import StageContext
@@ -27,7 +28,7 @@ from launcher.training.distillation.setup import (
     read_caches,
 )
 from launcher.training.expert_parallel import spread_experts
-from launcher.training.freezing import freeze
+from launcher.training.freezing import freeze_stage
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.initialization import Start, initialize_from_first_teacher, initialize_from_model
 from launcher.training.inputs import open_inputs
@@ -63,8 +64,10 @@ def build_trainer(
     if context.has_split("dev"):
         validation_inputs = open_inputs(context, "dev", lanes, device)
         heartbeat.tick()
+    start_profile.mark("plan of the data")
     model, stage_loss, validator = _build_model_and_loss(context, device, heartbeat)
     heartbeat.tick()
+    start_profile.mark("model and loss")
     if isinstance(stage_loss, DistillationLoss):
         inputs.keeps_source = needs_source(stage_loss)
         # In this order: units are clusters of a teacher's states, which may come from its cache.
@@ -74,7 +77,7 @@ def build_trainer(
     flops_per_audio_s = _training_flops_per_audio_s(context, model, stage_loss)
     spread_experts(model, context.expert_parallel, rank)
     # After the experts are spread, whose parameters are new ones.
-    frozen = freeze(model, context.stage.freeze)
+    frozen = freeze_stage(model, context.stage)
     heartbeat.tick()
     engine = parallel.build_engine(
         model.to(device),
@@ -84,6 +87,7 @@ def build_trainer(
         precision=context.recipe.cluster.precision,
     )
     heartbeat.tick()
+    start_profile.mark("engine")
 
     average = None
     if context.stage.average is not None and context.stage.average.kind == "running":
@@ -103,6 +107,7 @@ def build_trainer(
             context.run.append_event("frozen", stage=context.name, **asdict(frozen))
     tracker = _open_tracker(context, resume_step=step) if rank == 0 else None
     heartbeat.tick()
+    start_profile.mark("checkpoint and tracking")
     return Trainer(
         context=context,
         engine=engine,

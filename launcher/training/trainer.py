@@ -19,6 +19,7 @@ from data.sampling.sampler import Totals
 from data.seeds import derive_seed
 from launcher.errors import CheckpointError, DivergedError
 from launcher.processes.heartbeat import Heartbeat
+from launcher.processes.start_profile import start_profile
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage
 from launcher.stages.context import StageContext
@@ -78,8 +79,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.stage = self.context.stage
         self.saver = checkpoint.Saver(self.context.folder, self.stage.retention, self.inputs.device)
-        profile_range = self.context.recipe.cluster.profile_range
-        self.profiler = StepProfiler(profile_range, self.context.folder.profile, dist.get_rank())
+        cluster = self.context.recipe.cluster
+        self.profiler = StepProfiler(
+            cluster.profile_range, self.context.folder.profile, dist.get_rank(), start=cluster.profile_start
+        )
         self.inputs.loader.on_wait = self._report_wait
         if self.validation_inputs is not None:
             self.validation_inputs.loader.on_wait = self.heartbeat.tick
@@ -88,6 +91,7 @@ class Trainer:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
         trial = Trial(self.context, self.engine, self.inputs, self.heartbeat, self._try_micro_batch)
         trial.run(self.step)
+        start_profile.mark("trial of memory")
         with GarbageCollection() as garbage_collection:
             self.log.event("training_started", self.step)
             wait_started = time.perf_counter()
