@@ -27,6 +27,8 @@ LOST_PEER_KINDS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "gloo/transport", "NCCL error")
 # Messages of CUDA and DeepSpeed run to pages. The log has all of them.
 LONGEST_MESSAGE = 500
+# Of an error file: a traceback through every layer of a model has some hundred kilobytes.
+MAX_ERROR_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def first_error(stage: StageFolder) -> WorkerError | None:
     errors = []
     for path in stage.error_files():
         try:
-            errors.append(TypeAdapter(WorkerError).validate_python(read_json(path)))
+            errors.append(TypeAdapter(WorkerError).validate_python(read_json(path, MAX_ERROR_BYTES)))
         # Of another program, or half of one: no word of a worker.
         except (OSError, ValueError):
             continue
