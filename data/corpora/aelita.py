@@ -17,6 +17,7 @@ from pydantic import Field
 from data.audio import Clip, Utterance, audio_seconds
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
+from data.rejected_rows import RejectedRows
 from data.seeds import derive_seed
 
 ROOT = Path(__file__).parents[1] / "embedded" / "aelita"
@@ -56,7 +57,7 @@ def select(config: AelitaConfig, seed: int) -> Selection:
             utterances.append(_utterance(sentence["id"], clip, sentence["text"], sentence["split"]))
         if is_cut:
             utterances.extend(_pieces(sentence, aligned, config, seed))
-    return Selection(utterances, [])
+    return Selection(utterances, RejectedRows())
 
 
 CORPUS = Corpus(AelitaConfig, select)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from data.audio import RejectedRow, Utterance
+from data.audio import Utterance
+from data.rejected_rows import RejectedRows
 
 
 class BaseCorpusConfig(BaseModel, frozen=True, extra="forbid"):
@@ -23,7 +24,7 @@ class Selection(NamedTuple):
     """The utterances of all splits, and the rows that cannot be used, each with its reason; together, all rows."""
 
     utterances: list[Utterance]
-    rejected: list[RejectedRow]
+    rejected: RejectedRows
 
 
 class Corpus(NamedTuple):

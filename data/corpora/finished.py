@@ -49,7 +49,10 @@ def finished_splits(
     """
     if not out_dir.is_dir():
         return ()
-    rejected_lines = _rejected_lines(out_dir)
+    listed_lines: set[int] = set()
+    for utterances in splits.values():
+        listed_lines.update(utterance.line for utterance in utterances)
+    rejected_lines = _rejected_lines(out_dir, listed_lines)
     finished: list[str] = []
     for folder in sorted(out_dir.iterdir()):
         # Hidden are splits that are not whole yet, and those of a preparation that was killed.
@@ -82,12 +85,14 @@ def finished_splits(
     return tuple(finished)
 
 
-def _rejected_lines(out_dir: Path) -> set[int]:
-    """The lines of the rows that were rejected before; none where they are not recorded."""
+def _rejected_lines(out_dir: Path, listed_lines: set[int]) -> set[int]:
+    """Which lines of usable rows are those of rows that were rejected before; none where these are not recorded."""
     lines: set[int] = set()
     try:
         for line in read_lines(out_dir / REJECTED, MAX_ROW_BYTES):
-            lines.add(parse_json(line)["line"])
+            number = parse_json(line)["line"]
+            if number in listed_lines:
+                lines.add(number)
     except (OSError, ValueError, KeyError, TypeError):
         # A split with more rows than before is then made from something else, as it is without the file.
         return set()

@@ -114,7 +114,6 @@ def select(config: FolderConfig, seed: int) -> Selection:
     if renamed:
         names = ", ".join(f"{name} is read as {split}" for name, split in sorted(renamed.items()))
         logger.warning("Splits of %s have other names here: %s.", config.manifest, names)
-    rejected.sort(key=lambda row: row.line)
     assert len(utterances) + len(rejected) == num_rows, "a row of the manifest was lost"
     return Selection(_with_splits(utterances, config), rejected)
 

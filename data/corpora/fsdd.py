@@ -21,6 +21,7 @@ from data.audio import Clip, RejectedRow, Utterance
 from data.corpora.corpus import BaseCorpusConfig, Corpus, Selection
 from data.errors import DataError
 from data.manifests.rows import read_rows
+from data.rejected_rows import RejectedRows
 from data.seeds import derive_seed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -71,7 +72,7 @@ def select(config: FsddConfig, seed: int) -> Selection:
     test, 5 to 9 those of dev, the others those of train. Raises DataError when there are no recordings at
     `root`, when a held-out speaker is not among them, or when a split is left without takes.
     """
-    rejected: list[RejectedRow] = []
+    rejected = RejectedRows()
     folder = config.root / "recordings"
     if not folder.is_dir():
         folder = config.root
@@ -145,7 +146,7 @@ def _strings(split: str, takes: list[Take], num_strings: int, config: FsddConfig
     return utterances
 
 
-def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
+def _single_takes(folder: Path, rejected: RejectedRows) -> list[Take]:
     """The takes of a folder with one file each; files with other names are added to `rejected`."""
     # Sorted, so that the order does not depend on the file system.
     takes: list[Take] = []
@@ -167,7 +168,7 @@ def _single_takes(folder: Path, rejected: list[RejectedRow]) -> list[Take]:
     return takes
 
 
-def _packed_takes(index: Path, rejected: list[RejectedRow]) -> list[Take]:
+def _packed_takes(index: Path, rejected: RejectedRows) -> list[Take]:
     """The takes of a packed dataset: rows of an index over one long file per speaker; others go to `rejected`."""
     takes: list[Take] = []
     for row in read_rows(index, ()):

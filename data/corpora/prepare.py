@@ -21,9 +21,13 @@ from data.corpora.finished import REJECTED, finished_splits
 from data.corpora.registry import select
 from data.corpora.rejections import describe_rejections
 from data.files import replacing
+from data.rejected_rows import RejectedRows
 from data.shards.index import FORMAT, SplitReport, read_report, read_summary
 from data.shards.sources import describe, write_sources
 from data.shards.writer import EmptySplitError, OnProgress, write_split
+
+# Recordings of rejected rows whose repair is noticed: what is remembered of each takes a few hundred bytes.
+MAX_WATCHED = 1_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +44,7 @@ class PrepareReport:
     splits: dict[str, SplitReport]
     kept: tuple[str, ...]
     rows: int
-    rejected: tuple[RejectedRow, ...]
+    rejected: RejectedRows
     fingerprint: str
 
     def account(self) -> str:
@@ -77,12 +81,13 @@ def prepare(
     shape = {"sample_rate_hz": sample_rate_hz, "shard_seconds": config.shard_seconds, "seed": seed}
     kept = finished_splits(out_dir, splits, shape, replace)
     reports: dict[str, SplitReport] = {}
-    rejected = list(selection.rejected)
+    rows = len(selection.utterances) + len(selection.rejected)
+    rejected = selection.rejected
     unusable: list[EmptySplitError] = []
     for split, utterances in splits.items():
         if split in kept:
             reports[split] = read_report(out_dir / split)
-            rejected += reports[split].rejected
+            rejected.extend(reports[split].rejected)
             continue
         try:
             reports[split] = write_split(
@@ -93,22 +98,21 @@ def prepare(
                 on_progress=on_progress,
                 text_rules=config.text_rules,
             )
-            rejected += reports[split].rejected
+            rejected.extend(reports[split].rejected)
         # One broken recording may be all that a split has, and must not keep the others from being written.
         except EmptySplitError as error:
             logger.warning("There will be no split %s. %s", split, error)
             unusable.append(error)
-            rejected += _with_paths(error.rejected, utterances)
+            rejected.extend(_with_paths(error.rejected, utterances))
     if not reports:
         raise unusable[0]
 
-    rejected.sort(key=lambda row: (row.line, row.key))
     report = PrepareReport(
         folder=out_dir,
         splits=reports,
         kept=kept,
-        rows=len(selection.utterances) + len(selection.rejected),
-        rejected=tuple(rejected),
+        rows=rows,
+        rejected=rejected,
         fingerprint=_fingerprint(out_dir, reports),
     )
     assert report.rows == report.used + len(report.rejected), "a row of the corpus was lost"
@@ -161,7 +165,16 @@ def _write_records(report: PrepareReport, config: BaseCorpusConfig, *, seed: int
         for row in report.rejected:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
     # Those of rows that no split knows: one that appears, or is repaired, is tried again.
-    paths = {row.path for row in report.rejected if row.path}
+    paths: set[str] = set()
+    for row in report.rejected:
+        if row.path:
+            paths.add(row.path)
+        if len(paths) == MAX_WATCHED:
+            logger.warning(
+                "Of the recordings of rejected rows, %d are watched; prepare with --replace after repairing others.",
+                MAX_WATCHED,
+            )
+            break
     write_sources(report.folder, [describe(Path(path), with_content=False) for path in paths])
     with replacing(report.folder / "corpus.json") as temporary:
         temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -15,13 +15,16 @@ from data.audio import Clip, RejectedRow, Utterance, is_key_character
 from data.corpora.corpus import BaseCorpusConfig, Selection
 from data.corpora.rejections import describe_rejections
 from data.errors import DataError
-from data.manifests.rows import NOT_UTF8, UNDECODED
+from data.manifests.rows import MAX_LINES, NOT_UTF8, UNDECODED
+from data.rejected_rows import RejectedRows
 from data.text.transcripts import RULES_VERSION, join_han, normalize_text
 
 # Languages that are written without spaces, in the codes of the corpora; a space there is an annotator's.
 HAN_LANGUAGES = ("zh", "cmn", "yue", "nan", "ja")
 # What the names of lists of transcripts end in, in all published corpora; beside them lie recordings and archives.
 LIST_SUFFIXES = (".txt", ".txt.gz", ".tsv", ".stm", ".json")
+# Three times the largest corpus that there is; as many as a manifest may have.
+MAX_ROWS = MAX_LINES
 # Of the languages that a folder holds, which may be a hundred.
 MAX_NAMES_CHARACTERS = 400
 
@@ -62,7 +65,8 @@ class RowCollector:
         # By split: a name may recur in another one.
         self._line_of_key: dict[tuple[str, str], int] = {}
         self._utterances: list[Utterance] = []
-        self._rejected: list[RejectedRow] = []
+        self._rejected = RejectedRows()
+        self._num_rows = 0
 
     def add(
         self,
@@ -80,6 +84,7 @@ class RowCollector:
 
         `language` is that of the row where a corpus has several; `line` and `place` say where the row is listed.
         """
+        self._count_row()
         key = key_of(name)
         language = language or self._language
         normalized = self._normalized(text, language)
@@ -88,7 +93,7 @@ class RowCollector:
             reason = NOT_UTF8
             key = ""
         if reason:
-            self.reject(reason, line=line, place=place, key=key, clip=clip)
+            self._reject(reason, line, place, key, clip)
             return
         self._line_of_key[split, key] = line
         utterance = Utterance(
@@ -106,6 +111,10 @@ class RowCollector:
         self, reason: str, *, line: int = 0, place: Path | None = None, key: str = "", clip: Clip | None = None
     ) -> None:
         """Count a row that cannot be used."""
+        self._count_row()
+        self._reject(reason, line, place, key, clip)
+
+    def _reject(self, reason: str, line: int, place: Path | None, key: str, clip: Clip | None) -> None:
         path = ""
         # Names of files may be in any encoding, and what is recorded of a row is UTF-8.
         if clip is not None and not UNDECODED.search(str(clip.path)):
@@ -114,6 +123,14 @@ class RowCollector:
             reason = f"{place.relative_to(self._config.root)}: {reason}"
         reason = reason.encode("utf-8", "backslashreplace").decode()
         self._rejected.append(RejectedRow(line, reason, key_of(key), path))
+
+    def _count_row(self) -> None:
+        self._num_rows += 1
+        if self._num_rows > MAX_ROWS:
+            raise DataError(
+                f"The lists at {self._config.root} have more than {MAX_ROWS} rows, and what is used of them is held in "
+                "memory; divide the corpus into several."
+            )
 
     def selection(self) -> Selection:
         """All rows. DataError when none can be used."""

@@ -1,6 +1,7 @@
 """Why rows of a corpus were rejected, counted by kind: what `chorus prepare` shows of them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,10 +92,13 @@ class ReasonCount:
 
 def count_reasons(rejected: Iterable[RejectedRow]) -> list[ReasonCount]:
     """The kinds of reasons, those of most rows first."""
-    rows_of_kind: dict[str, list[RejectedRow]] = {}
+    num_rows: Counter[str] = Counter()
+    first_rows: dict[str, RejectedRow] = {}
     for row in rejected:
-        rows_of_kind.setdefault(_kind(row.reason), []).append(row)
-    counts = [ReasonCount(kind, len(rows), rows[0]) for kind, rows in rows_of_kind.items()]
+        kind = _kind(row.reason)
+        num_rows[kind] += 1
+        first_rows.setdefault(kind, row)
+    counts = [ReasonCount(kind, num_rows[kind], row) for kind, row in first_rows.items()]
     return sorted(counts, key=lambda reason: -reason.count)
 
 

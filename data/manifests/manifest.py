@@ -31,9 +31,12 @@ from data.manifests.columns import COLUMNS, known_columns, number_of
 from data.manifests.lhotse import SUPERVISIONS, kind_of, read_lhotse, recordings_beside
 from data.manifests.places import PlaceFiles, is_place, place_files, place_of, read_place
 from data.manifests.rows import NOT_UTF8, Columns, Row, read_rows
+from data.rejected_rows import RejectedRows
 
 # Unknown columns that one line of the log names.
 MAX_NAMED = 20
+# And that are remembered: each row may have other ones.
+MAX_UNKNOWN = 10_000
 # Seconds and channels beyond it are none; up to it they can be computed with.
 MAX_NUMBER = 10**12
 # No file system takes longer paths.
@@ -44,7 +47,7 @@ MAX_QUOTED = 80
 logger = logging.getLogger(__name__)
 
 
-def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], list[RejectedRow]]:
+def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utterance], RejectedRows]:
     """Read a manifest: its usable rows in order, and the others with their reasons. It is a .jsonl, .json, .csv or .tsv
     file in UTF-8 (each also with .gz), lhotse's cuts or supervisions (see `data.manifests.lhotse`), or what
     `data.manifests.places` knows.
@@ -67,7 +70,7 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
         folder = path.parent
     reader = _RowReader(folder, required)
     utterances: list[Utterance] = []
-    rejected: list[RejectedRow] = []
+    rejected = RejectedRows()
     for row in _rows(path, required):
         try:
             utterances.append(reader.utterance(row))
@@ -83,7 +86,8 @@ def read_manifest(path: Path, *, untranscribed: bool = False) -> tuple[list[Utte
     if reader.unknown_columns:
         names = sorted(reader.unknown_columns)[:MAX_NAMED]
         if len(reader.unknown_columns) > MAX_NAMED:
-            names.append(f"and {len(reader.unknown_columns) - MAX_NAMED} others")
+            at_least = "at least " if len(reader.unknown_columns) == MAX_UNKNOWN else ""
+            names.append(f"and {at_least}{len(reader.unknown_columns) - MAX_NAMED} others")
         logger.warning(
             "%s: these columns are not read: %s. Known are %s, and what other tools call these.",
             path,
@@ -141,7 +145,8 @@ class _RowReader:
         for name in unknown:
             # Written to a log in UTF-8, which has no lone surrogates.
             printable = name.strip().encode("utf-8", "backslashreplace").decode()
-            self.unknown_columns.add(printable[:MAX_QUOTED])
+            if len(self.unknown_columns) < MAX_UNKNOWN:
+                self.unknown_columns.add(printable[:MAX_QUOTED])
         audio = _text_cell(row, "audio", is_path=True)
         text = _text_cell(row, "text", numbers=False)
         if not audio:

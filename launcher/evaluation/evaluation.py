@@ -193,7 +193,7 @@ def _describe(sets: Sequence[EvaluationSet], number: int, recognised: _Recognise
         "recognised": len(rows),
         "broken": len(opened.entries) - len(rows) - without_text,
         "without_transcript": without_text,
-        "rejected_rows": len(opened.rejected),
+        "rejected_rows": opened.num_rejected,
         "seconds": round(sum(row.seconds for row in rows), 3),
     }
 

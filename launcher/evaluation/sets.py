@@ -25,6 +25,8 @@ Waveform: TypeAlias = npt.NDArray[np.float32]
 
 # Where shards have several splits and none is asked for.
 DEFAULT_SPLIT = "test"
+# Rejected rows that results name one by one; the others are counted.
+MAX_NAMED_REJECTED = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class EvaluationSet(Protocol):
 
     place: Place
     entries: list[Entry]
+    num_rejected: int
     rejected: list[Rejected]
 
     def read(self, position: int, sample_rate_hz: int) -> Waveform:
@@ -122,7 +125,7 @@ def open_set(place: Place, storage: StorageConfig | None = None) -> EvaluationSe
     if not any(entry.text for entry in opened.entries):
         reasons = ""
         if opened.rejected:
-            reasons = f" {len(opened.rejected)} were rejected, the first: {opened.rejected[0].reason}."
+            reasons = f" {opened.num_rejected} were rejected, the first: {opened.rejected[0].reason}."
         raise DataError(
             f"None of the {len(opened.entries)} utterances at {place.path} has a transcript: no error rate can be "
             f"measured.{reasons} Name a set with transcripts."
@@ -135,6 +138,7 @@ class _ShardSet:
 
     def __init__(self, place: Place, storage: StorageConfig):
         self.place = place
+        self.num_rejected = 0
         self.rejected: list[Rejected] = []
         index = read_index(place.path, max_damaged=storage.max_quarantined)
         self._reader = ShardReader(index, storage)
@@ -168,7 +172,8 @@ class _ManifestSet:
             self._utterances = [utterance for utterance in self._utterances if utterance.split == place.split]
         self.rejected: list[Rejected] = []
         # Rows of whatever split: what cannot be read may have been one of this.
-        for row in rejected_rows:
+        self.num_rejected = len(rejected_rows)
+        for row in rejected_rows[:MAX_NAMED_REJECTED]:
             self.rejected.append(Rejected(place.label, row.key or f"line {row.line}", row.reason))
         self.entries: list[Entry] = []
         for utterance in self._utterances:
