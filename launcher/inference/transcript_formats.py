@@ -5,18 +5,18 @@ could not align are spread evenly between their neighbours.
 """
 
 import json
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeAlias
+from unicodedata import east_asian_width
 
-from launcher.inference.words import Word, joined_text, with_all_times
+from launcher.inference.words import Word, joined_text, separator, with_all_times
 
 Row: TypeAlias = dict[str, Any]
 # A cue of subtitles: two lines that are read in a few seconds.
 MAX_LINE_CHARACTERS = 42
-MAX_CUE_CHARACTERS = 2 * MAX_LINE_CHARACTERS
+MAX_LINES = 2
 MAX_CUE_S = 7.0
 # A pause between words at which a cue ends.
 CUE_PAUSE_S = 0.8
@@ -39,14 +39,17 @@ class TranscriptFormat:
 class _Cue:
     start_s: float
     end_s: float
-    words: Sequence[Word]
+    lines: Sequence[Sequence[Word]]
 
 
 def timed_words(row: Row) -> list[Word]:
     """The words of the best hypothesis, each with a time and in order: none begins before the one before has ended."""
     words = []
     for word in row["n_best"][0]["words"]:
-        words.append(Word(word["word"], word["start_s"], word["end_s"], word["confidence"], 0, 0))
+        # A piece of a model from elsewhere may hold what ends a line in one of the formats, or nothing else.
+        text = _one_line(word["word"])
+        if text:
+            words.append(Word(text, word["start_s"], word["end_s"], word["confidence"], 0, 0))
     seconds = row["seconds"]
     ordered = []
     before_s = 0.0
@@ -58,7 +61,7 @@ def timed_words(row: Row) -> list[Word]:
 
 
 def write_text(row: Row) -> str:
-    return f"{row['text']}\n"
+    return f"{_one_line(row['text'])}\n"
 
 
 def write_json(row: Row) -> str:
@@ -71,7 +74,11 @@ def write_srt(row: Row) -> str:
     for number, cue in enumerate(_cues(row), start=1):
         start = _clock(cue.start_s, ",")
         end = _clock(cue.end_s, ",")
-        blocks.append(f"{number}\n{start} --> {end}\n{_two_lines(cue)}\n")
+        lines = []
+        for line in cue.lines:
+            # A line with a time and an arrow would be a cue of its own.
+            lines.append(joined_text([word.text for word in line]).replace("-->", "->"))
+        blocks.append("\n".join([str(number), f"{start} --> {end}", *lines, ""]))
     return "\n".join(blocks)
 
 
@@ -79,18 +86,23 @@ def write_webvtt(row: Row) -> str:
     """WebVTT: cues in which each word has its time, which players may show as it is spoken."""
     blocks = ["WEBVTT\n"]
     for cue in _cues(row):
-        text = ""
+        lines = []
         last_s = cue.start_s
-        for word in cue.words:
-            start_s = word.start_s or 0.0
-            written = escape(word.text, quote=False)
-            # The first word begins with its cue; within a cue, times grow.
-            if round(start_s - last_s, 3) > 0:
-                written = f"<{_clock(start_s, '.')}>{written}"
-                last_s = start_s
-            if text:
-                text += " "
-            text += written
+        for words in cue.lines:
+            line = ""
+            before = ""
+            for word in words:
+                if line:
+                    line += separator(before, word.text)
+                start_s = word.start_s or 0.0
+                # The first word begins with its cue; within a cue, times grow.
+                if round(start_s - last_s, 3) > 0:
+                    line += f"<{_clock(start_s, '.')}>"
+                    last_s = start_s
+                line += escape(word.text, quote=False)
+                before = word.text
+            lines.append(line)
+        text = "\n".join(lines)
         blocks.append(f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{text}\n")
     return "\n".join(blocks)
 
@@ -98,12 +110,16 @@ def write_webvtt(row: Row) -> str:
 def write_ctm(row: Row) -> str:
     """CTM: recording, channel, start, duration, word, confidence."""
     # A field ends at a space, and a line that begins with two semicolons is a comment.
-    name = "_".join(row["audio"].split()).replace(";", "_")
+    name = "_".join(row["audio"].split()).replace(";", "_") or "recording"
     lines = []
     for word in timed_words(row):
         start_s = word.start_s or 0.0
         length_s = max((word.end_s or 0.0) - start_s, LEAST_S)
-        lines.append(f"{name} 1 {start_s:.3f} {length_s:.3f} {word.text} {word.confidence:.4f}\n")
+        # Pieces of some tokenizers go over the border of two words, and a field holds one.
+        parts = word.text.split()
+        part_s = length_s / len(parts)
+        for number, part in enumerate(parts):
+            lines.append(f"{name} 1 {start_s + number * part_s:.3f} {part_s:.3f} {part} {word.confidence:.4f}\n")
     return "".join(lines)
 
 
@@ -156,37 +172,47 @@ FORMATS = {
 
 def _cues(row: Row) -> list[_Cue]:
     """Words that are shown together: up to two lines, a few seconds, and no pause within them."""
-    groups: list[list[Word]] = []
-    num_characters = 0
+    groups: list[list[list[Word]]] = []
     for word in timed_words(row):
-        start_s = word.start_s or 0.0
-        end_s = word.end_s or 0.0
-        num_characters += len(word.text) + 1
-        if groups:
-            first = groups[-1][0]
-            last = groups[-1][-1]
-            is_too_long = num_characters > MAX_CUE_CHARACTERS or end_s - (first.start_s or 0.0) > MAX_CUE_S
-            is_after_pause = start_s - (last.end_s or 0.0) > CUE_PAUSE_S
-            if not is_too_long and not is_after_pause:
-                groups[-1].append(word)
-                continue
-        groups.append([word])
-        num_characters = len(word.text) + 1
+        if not groups or _ends_before(groups[-1], word):
+            groups.append([[word]])
+        elif _fits(groups[-1][-1], word):
+            groups[-1][-1].append(word)
+        elif len(groups[-1]) < MAX_LINES:
+            groups[-1].append([word])
+        else:
+            groups.append([[word]])
 
     cues = []
-    for number, group in enumerate(groups):
-        start_s = group[0].start_s or 0.0
-        end_s = (group[-1].end_s or 0.0) + CUE_HOLD_S
+    for number, lines in enumerate(groups):
+        start_s = lines[0][0].start_s or 0.0
+        end_s = (lines[-1][-1].end_s or 0.0) + CUE_HOLD_S
         if number + 1 < len(groups):
-            end_s = min(end_s, groups[number + 1][0].start_s or 0.0)
-        cues.append(_Cue(start_s, max(end_s, start_s + LEAST_S), group))
+            end_s = min(end_s, groups[number + 1][0][0].start_s or 0.0)
+        cues.append(_Cue(start_s, max(end_s, start_s + LEAST_S), lines))
     return cues
 
 
-def _two_lines(cue: _Cue) -> str:
-    text = joined_text([word.text for word in cue.words])
-    lines = textwrap.wrap(text, MAX_LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines)
+def _ends_before(lines: list[list[Word]], word: Word) -> bool:
+    """Whether a cue ends before a word: for a pause, or because it would last too long."""
+    lasts_s = (word.end_s or 0.0) - (lines[0][0].start_s or 0.0)
+    pause_s = (word.start_s or 0.0) - (lines[-1][-1].end_s or 0.0)
+    return lasts_s > MAX_CUE_S or pause_s > CUE_PAUSE_S
+
+
+def _fits(line: list[Word], word: Word) -> bool:
+    text = joined_text([*(other.text for other in line), word.text])
+    return _columns(text) <= MAX_LINE_CHARACTERS
+
+
+def _columns(text: str) -> int:
+    """How wide a text is shown: characters of Chinese, Japanese and Korean are twice as wide as others."""
+    num_wide = sum(east_asian_width(character) in "WF" for character in text)
+    return len(text) + num_wide
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _clock(seconds: float, mark: str) -> str:

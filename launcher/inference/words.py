@@ -107,10 +107,15 @@ def joined_text(words: Sequence[str]) -> str:
     """Words, or texts of segments, as one text: with spaces, but between two characters that are written without."""
     text = ""
     for word in words:
-        if text and word and not (_is_unspaced(text[-1]) and _is_unspaced(word[0])):
-            text += " "
-        text += word
+        text += separator(text, word) + word
     return text
+
+
+def separator(before: str, after: str) -> str:
+    """What stands between two texts: a space, unless one is empty or both characters are written without."""
+    if not before or not after or (_is_unspaced(before[-1]) and _is_unspaced(after[0])):
+        return ""
+    return " "
 
 
 def with_all_times(words: Sequence[Word], start_s: float, end_s: float) -> list[Word]:

@@ -88,10 +88,15 @@ def test_odd_times_still_give_cues_and_intervals_that_go_forward(name):
     assert starts == sorted(starts)
 
 
-def test_a_long_talk_becomes_cues_of_two_lines():
-    words = [(f"слово{number}", 0.3 * number, 0.3 * number + 0.2, 0.9) for number in range(60)]
+# Words of one length fill lines evenly; those of others leave rests, of which two lines may become three.
+@pytest.mark.parametrize("lengths", [(7,), (20, 14), (1, 30, 3), (41, 2), (13, 29, 40)])
+def test_a_long_talk_becomes_cues_of_two_lines(lengths):
+    words = []
+    for number in range(60):
+        text = "слово" + "о" * (lengths[number % len(lengths)] - 5)
+        words.append((text, 0.3 * number, 0.3 * number + 0.2, 0.9))
     cues = FORMATS["srt"].write(row_of(words, seconds=20.0)).split("\n\n")
-    assert len(cues) > 3
+    assert len(cues) > 2
     for cue in cues:
         _, clock, *lines = cue.strip().splitlines()
         start, end = map(seconds_of, clock.split(" --> "))
@@ -99,3 +104,27 @@ def test_a_long_talk_becomes_cues_of_two_lines():
         assert len(lines) <= 2
         assert all(len(line) <= 42 for line in lines)
     assert sum(cue.count("слово") for cue in cues) == 60
+
+
+@pytest.mark.parametrize("text", ["你好世界今天天气很好我们去公园吧" * 4, "สวัสดีชาวโลก" * 9])
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+def test_subtitles_of_writing_without_spaces_have_none_and_break_between_characters(name, text):
+    words = [(character, 0.05 * number, 0.05 * number + 0.05, 0.9) for number, character in enumerate(text)]
+    blocks = FORMATS[name].write(row_of(words, seconds=20.0)).split("\n\n")
+    shown = []
+    for block in blocks:
+        lines = [re.sub("<[^>]*>", "", line) for line in block.strip().splitlines()]
+        shown.append([line for line in lines if line[:1] in set(text)])
+    assert "".join(line for lines in shown for line in lines) == text
+    wide = text.startswith("你")
+    for lines in shown:
+        assert len(lines) <= 2
+        assert all(len(line) <= (21 if wide else 42) for line in lines)
+
+
+def test_both_subtitles_break_their_lines_alike():
+    words = [(f"word{number}", 0.3 * number, 0.3 * number + 0.2, 0.9) for number in range(40)]
+    row = row_of(words, seconds=20.0)
+    written = re.sub("<[^>]*>", "", FORMATS["vtt"].write(row)).replace("WEBVTT\n\n", "").splitlines()
+    expected = [line for line in FORMATS["srt"].write(row).splitlines() if not line.isdecimal()]
+    assert [line for line in written if "-->" not in line] == [line for line in expected if "-->" not in line]
