@@ -15,12 +15,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.adapters import AdaptersConfig, AdapterSite, BlockAdapters
 from model.layers.attention import Positions, RelativeSelfAttention, SelfAttention, valid_key_mask
 from model.layers.batch_norm import FrameBatchNorm
 from model.layers.chunk_mask import ChunkMask
 from model.layers.convolution import ConvolutionModule
 from model.layers.feedforward import FeedForward
 from model.layers.packing import Packing
+from model.layers.silu_linear import SiluLinear
 from model.layers.streaming_cache import LayerCache
 from model.moe.experts import ExpertStack, build_experts
 from model.moe.router import ExpertsConfig, Router, Routing
@@ -33,6 +35,7 @@ NORMS = (
     "feedforward2_norm",
     "final_norm",
 )
+FEEDFORWARDS = ("feedforward1", "feedforward2")
 
 
 @dataclass
@@ -127,6 +130,32 @@ class ConformerBlock(nn.Module):
         )
         self.feedforward2 = feedforward("second")
         self.dropout = nn.Dropout(dropout)
+        # Those of all layers that use the block; a layer may have some of its own.
+        self.adapters: BlockAdapters | None = None
+
+    def build_adapters(self, config: AdaptersConfig) -> BlockAdapters:
+        """New adapters for the block's linear and feed-forward layers, or for one layer's use of them.
+
+        The linear layers inside of experts have no low-rank ones.
+        """
+        linears: dict[str, nn.Linear] = {}
+        if "attention" in config.parts:
+            linears["query_key_value"] = self.attention.query_key_value
+            linears["attention_output"] = self.attention.output
+        if "convolution" in config.parts:
+            linears["gated"] = self.convolution.gated
+            linears["convolution_output"] = self.convolution.output
+        if "feedforward" in config.parts:
+            for place in FEEDFORWARDS:
+                feedforward = getattr(self, place)
+                if isinstance(feedforward, FeedForward):
+                    linears[f"{place}_expand"] = feedforward.expand
+                    linears[f"{place}_contract"] = feedforward.contract
+        sites = {}
+        for name, linear in linears.items():
+            sites[name] = AdapterSite(linear, activated=isinstance(linear, SiluLinear))
+        width = self.attention.output.out_features
+        return BlockAdapters(config, width, sites, FEEDFORWARDS)
 
     @torch.no_grad()
     def scale_branches(self, factor: float) -> None:
@@ -152,6 +181,9 @@ class ConformerBlock(nn.Module):
         """One layer's pass through the block: packed frames [N, D] to [N, D]. `cache` holds the frames before them."""
         packing = frames.packing
         input_ND = x_ND
+        adapters = layer.adapters
+        if adapters is None:
+            adapters = self.adapters
 
         # Stochastic depth (Huang et al., 2016): a share of the utterances skips the layer, and what it adds to the
         # others is divided by the share that is kept, so that its mean is that of evaluation.
@@ -171,19 +203,22 @@ class ConformerBlock(nn.Module):
 
         # Half a step each: the two feed-forward layers around attention and convolution stand for one.
         normed_ND = layer.feedforward1_norm(x_ND)
-        added_ND, first_routings = _feed_forward(self.feedforward1, normed_ND, layer.feedforward1_router, layer.index)
+        router = layer.feedforward1_router
+        added_ND, first_routings = self._feed_forward("feedforward1", normed_ND, router, layer.index, adapters)
         x_ND = torch.add(x_ND, drop(added_ND), alpha=0.5)
 
         normed_ND = layer.attention_norm(x_ND)
-        added_ND = self.attention(normed_ND, frames.positions, frames.attention_mask, cache, packing)
+        mask = frames.attention_mask
+        added_ND = self.attention(normed_ND, frames.positions, mask, cache, packing, adapters)
         x_ND = x_ND + drop(added_ND)
 
         normed_ND = layer.convolution_norm(x_ND)
-        added_ND, moments = self.convolution(normed_ND, packing, layer.convolution_inner_norm, cache)
+        inner_norm = layer.convolution_inner_norm
+        added_ND, moments = self.convolution(normed_ND, packing, inner_norm, cache, adapters)
         x_ND = x_ND + drop(added_ND)
 
         normed_ND = layer.feedforward2_norm(x_ND)
-        added_ND, second_routings = _feed_forward(self.feedforward2, normed_ND, layer.router, layer.index)
+        added_ND, second_routings = self._feed_forward("feedforward2", normed_ND, layer.router, layer.index, adapters)
         x_ND = layer.final_norm(torch.add(x_ND, drop(added_ND), alpha=0.5))
 
         # All utterances were computed, and those that skip the layer leave it as they entered: stochastic depth
@@ -192,23 +227,31 @@ class ConformerBlock(nn.Module):
             x_ND = torch.where(kept_B[packing.rows, None], x_ND, input_ND)
         return LayerOutput(x_ND, first_routings + second_routings, moments)
 
-
-def _feed_forward(
-    feedforward: nn.Module,
-    x_ND: Tensor,
-    router: Router | None,
-    layer_index: int,
-) -> tuple[Tensor, list[Routing]]:
-    """The output of a feed-forward layer, or of experts by the choice of the layer's router, and the routing."""
-    if router is None:
-        return feedforward(x_ND), []
-    routing = router(x_ND, layer_index)
-    # Autocast leaves fp32 after a norm and does not see into the experts' own functions: they multiply in the precision
-    # of the matrices around them.
-    device = x_ND.device.type
-    if torch.is_autocast_enabled(device):
-        x_ND = x_ND.to(torch.get_autocast_dtype(device))
-    return feedforward(x_ND, routing), [routing]
+    def _feed_forward(
+        self,
+        place: str,
+        x_ND: Tensor,
+        router: Router | None,
+        layer_index: int,
+        adapters: BlockAdapters | None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """The output of a feed-forward layer, or of experts by the choice of the layer's router, and the routing."""
+        feedforward = getattr(self, place)
+        if router is None:
+            output_ND = feedforward(x_ND, adapters, place)
+            if adapters is not None:
+                output_ND = adapters.add(place, output_ND, x_ND)
+            return output_ND, []
+        routing = router(x_ND, layer_index)
+        # Autocast leaves fp32 after a norm and does not see into the experts' own functions: they multiply in the
+        # precision of the matrices around them.
+        device = x_ND.device.type
+        if torch.is_autocast_enabled(device):
+            x_ND = x_ND.to(torch.get_autocast_dtype(device))
+        output_ND = feedforward(x_ND, routing)
+        if adapters is not None:
+            output_ND = adapters.add(place, output_ND, x_ND, routing.kept_weights())
+        return output_ND, [routing]
 
 
 class LayerParameters(nn.Module):
@@ -252,6 +295,7 @@ class LayerParameters(nn.Module):
         # The names are the checkpoints': `router` is that of the second feed-forward layer.
         self.feedforward1_router = router("first")
         self.router = router("second")
+        self.adapters: BlockAdapters | None = None
 
     def share(self, owner: "LayerParameters") -> None:
         """Use the norms and routers of `owner` as if they were this layer's own."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.adapters import AdaptersConfig, BlockAdapters
 from model.block import ConformerBlock, Frames, LayerOutput, LayerParameters
 from model.layers.attention import Positions, RelativePositions, RotaryPositions
 from model.layers.batch_norm import FrameBatchNorm
@@ -91,6 +92,9 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         "-branch_exponent times as large as drawn",
     )
     experts: ExpertsConfig | None = Field(default=None, description="experts in place of feed-forward layers")
+    adapters: AdaptersConfig | None = Field(
+        default=None, description="small modules beside the blocks' weights, as a stage of kind adapt trains them"
+    )
     dropout: float = Field(
         default=0.1,
         ge=0,
@@ -150,6 +154,18 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 "chunks are set but causal_convolution is false: the convolutions would see frames of later chunks; "
                 "set causal_convolution to true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapters(self):
+        if self.adapters is None or self.experts is None:
+            return self
+        # A frame would pass the bottleneck twice, under weights that are the block's own.
+        if self.adapters.kind == "bottleneck" and self.experts.residual:
+            raise ValueError(
+                "bottlenecks have no place beside experts with a dense layer beside them (experts.residual): choose "
+                "adapters of kind lora"
             )
         return self
 
@@ -244,6 +260,29 @@ class Encoder(nn.Module):
             num_layers = config.block_of_layer.count(index)
             block.scale_branches(num_layers**-config.branch_exponent)
         self._add_layers(config)
+        if config.adapters is not None:
+            self.set_adapters(self.build_adapters(config.adapters), config.adapters.scope)
+
+    def build_adapters(self, config: AdaptersConfig) -> list[BlockAdapters]:
+        """New adapters for every layer, or for every block; the encoder does not use them yet."""
+        blocks = list(range(len(self.blocks)))
+        if config.scope == "layer":
+            blocks = self.config.block_of_layer
+        adapters = []
+        for index in blocks:
+            block = self.blocks[index]
+            assert isinstance(block, ConformerBlock)
+            adapters.append(block.build_adapters(config))
+        return adapters
+
+    def set_adapters(self, adapters: Sequence[BlockAdapters | None], scope: Literal["layer", "block"]) -> None:
+        """Use these adapters, one set for each layer or for each block, or none where there is None."""
+        owners = self.layers
+        if scope == "block":
+            owners = self.blocks
+        for owner, owned in zip(owners, adapters, strict=True):
+            assert isinstance(owner, LayerParameters | ConformerBlock)
+            owner.adapters = owned
 
     def _add_layers(self, config: EncoderConfig) -> None:
         """Make what each layer owns (`layers`), what those of a block share (`groups`), what all do (`common`)."""

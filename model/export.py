@@ -135,7 +135,7 @@ def read_description(folder: Path) -> ModelDescription:
     JSON, of a later format, or with a configuration that is refused.
     """
     path = description_path(folder)
-    _check_regular(path)
+    check_regular(path)
     if path.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
     try:
@@ -150,20 +150,21 @@ def read_description(folder: Path) -> ModelDescription:
     mel_bins = _read_size(stored, "mel_bins", MAX_MEL_BINS, path)
     # An encoder alone has its configuration at the top, a recogniser under its own.
     if "encoder" in stored:
-        encoder = _validate(EncoderConfig, stored["encoder"], path)
+        encoder = validated(EncoderConfig, stored["encoder"], path)
         return ModelDescription(encoder, mel_bins)
-    recognizer = _validate(RecognizerConfig, stored.get("recognizer"), path)
+    recognizer = validated(RecognizerConfig, stored.get("recognizer"), path)
     vocabulary_size = _read_size(stored, "vocabulary_size", MAX_VOCABULARY_SIZE, path)
     return ModelDescription(recognizer.encoder, mel_bins, recognizer, vocabulary_size)
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """ValueError for a pipe, which would be waited for, a device or a folder; OSError where there is nothing."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is no regular file")
 
 
-def _validate(kind: type[ConfigT], values: Any, path: Path) -> ConfigT:
+def validated(kind: type[ConfigT], values: Any, path: Path) -> ConfigT:
+    """The configuration that values in a file are; ValueError, naming the first that is refused."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -218,7 +219,7 @@ def _read_weights(
     path = folder / WEIGHTS_FILE
     described_in = description_path(folder).name
     state: dict[str, Tensor] = {}
-    _check_regular(path)
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as tensors:
             num_tensors = len(tensors.keys())

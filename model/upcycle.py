@@ -34,7 +34,7 @@ SAME_SHAPE = (
     "convolution_norm",
     "subsampling",
 )
-SAME_STRUCTURE = ("num_groups", "sharing", "private_head", "private_tail", "norms", "experts")
+SAME_STRUCTURE = ("num_groups", "sharing", "private_head", "private_tail", "norms", "experts", "adapters")
 # The parts of a recogniser over its encoder, each copied where student and teacher both have it.
 HEADS = ("ctc", "decoder", "reverse_decoder", "transducer")
 
@@ -290,5 +290,7 @@ def _check_same_shape(
             raise ValueError(
                 f"its encoder.{field} is {student_value} and {source_name}'s {source_value}: they must be equal"
             )
+    if source.adapters is not None:
+        raise ValueError(f"{source_name} has adapters: export it, which merges them, and start from that")
     if source.experts is not None:
         raise ValueError(f"{source_name} has experts itself: only a dense encoder can be made into another structure")

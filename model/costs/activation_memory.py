@@ -249,7 +249,7 @@ def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
     encoder = recognizer.config.encoder
     if encoder.positions != "rotary" or encoder.convolution_norm != "layer":
         return False
-    if encoder.stochastic_depth or encoder.causal_convolution:
+    if encoder.stochastic_depth or encoder.causal_convolution or encoder.adapters:
         return False
     # A factor of 8 has three convolutions; two are counted.
     if encoder.subsampling.factor >= 8:

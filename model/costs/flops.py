@@ -126,6 +126,11 @@ def _encoder_parts(encoder: Encoder) -> Iterator[ModuleUse]:
                 part = "experts"
             yield ModuleUse(part, child, layers_of_block[index])
 
+    for layer in encoder.layers:
+        adapters = cast(LayerParameters, layer).adapters
+        if adapters is not None:
+            yield ModuleUse("adapters", adapters, 1)
+
     norms: Counter[nn.Module] = Counter()
     routers: Counter[nn.Module] = Counter()
     for layer in encoder.layers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from model.adapters import BlockAdapters
 from model.layers.packing import Packing
 from model.layers.streaming_cache import LayerCache
 from model.layers.varlen_attention import attend_within
@@ -186,6 +187,7 @@ class SelfAttention(nn.Module):
         attention_mask: Tensor | None = None,
         cache: LayerCache | None = None,
         packing: Packing | None = None,
+        adapters: BlockAdapters | None = None,
     ) -> Tensor:
         """Frames [B, T, D] to [B, T, D], or, with `packing`, [N, D] to [N, D].
 
@@ -195,6 +197,8 @@ class SelfAttention(nn.Module):
         """
         # Projections are of single frames, so they work on packed ones.
         packed = self.query_key_value(x)
+        if adapters is not None:
+            packed = adapters.add("query_key_value", packed, x)
         if packing and self._goes_by_utterance(packing, attention_mask, cache, x.device):
             # All utterances are one row of a batch here.
             query, key, value = split_heads(packed[None], self.heads)
@@ -208,7 +212,7 @@ class SelfAttention(nn.Module):
             lengths = [length for length in packing.lengths if length]
             mixed_HNK = attend_within(query[0], key[0], value[0], lengths)
             mixed_ND = mixed_HNK.transpose(0, 1).flatten(1)
-            return self.output(mixed_ND)
+            return self._project(mixed_ND, adapters)
 
         if packing:
             packed = packing.pad(packed)
@@ -219,7 +223,13 @@ class SelfAttention(nn.Module):
         mixed = mixed_BHTK.transpose(1, 2).flatten(2)
         if packing:
             mixed = packing.pack(mixed)
-        return self.output(mixed)
+        return self._project(mixed, adapters)
+
+    def _project(self, mixed: Tensor, adapters: BlockAdapters | None) -> Tensor:
+        output = self.output(mixed)
+        if adapters is None:
+            return output
+        return adapters.add("attention_output", output, mixed)
 
     def _goes_by_utterance(
         self,

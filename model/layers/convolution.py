@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional, grad
 
+from model.adapters import BlockAdapters
 from model.layers.batch_norm import FrameBatchNorm
 from model.layers.packing import Packing
 from model.layers.silu_linear import SiluLinear
@@ -56,12 +57,16 @@ class ConvolutionModule(nn.Module):
         packing: Packing,
         norm: nn.Module,
         cache: LayerCache | None = None,
+        adapters: BlockAdapters | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Packed frames [N, D] to [N, D] and, of BatchNorm in training, their moments.
 
         Padding counts as silence for its neighbours. `cache`, of a causal convolution, holds the frames before.
         """
-        x_ND = functional.glu(self.gated(x_ND), dim=-1)
+        gated_ND = self.gated(x_ND)
+        if adapters is not None:
+            gated_ND = adapters.add("gated", gated_ND, x_ND)
+        x_ND = functional.glu(gated_ND, dim=-1)
         if cache is not None:
             # A stream is one utterance: nothing lies between rows.
             x_BTD = packing.pad(x_ND)
@@ -80,7 +85,10 @@ class ConvolutionModule(nn.Module):
             x_ND, moments = norm(x_ND)
         else:
             x_ND = norm(x_ND)
-        return self.output(x_ND), moments
+        output_ND = self.output(x_ND)
+        if adapters is not None:
+            output_ND = adapters.add("convolution_output", output_ND, x_ND)
+        return output_ND, moments
 
     def _convolve(self, x_BTD: Tensor) -> Tensor:
         """The depthwise convolution over time."""

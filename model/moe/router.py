@@ -135,6 +135,13 @@ class Routing(NamedTuple):
         share_E = counts_E / counts_E.sum().clamp(min=1)
         return num_experts * (share_E * self.probabilities_E).sum()
 
+    def kept_weights(self) -> Tensor:
+        """What the choices of each frame that are carried out weigh together, [N, 1]."""
+        weights_NK = self.weights_NK
+        if self.kept_NK is not None:
+            weights_NK = weights_NK * self.kept_NK
+        return weights_NK.sum(dim=-1, keepdim=True)
+
     def kept_choices(self) -> tuple[Tensor, Tensor]:
         """The indices among the N K choices of those that are carried out, sorted by expert, and how many each expert
         gets."""
