@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from data.audio import RejectedRow
 
@@ -43,7 +44,6 @@ KINDS = (
     ("channels; up to", "rates or channels beyond what can be read"),
     ("recordings of unequal shape", "files joined at unequal rates or channels"),
     ("save it again", "headers that say too little"),
-    ("channel", "a channel that is not there"),
     ("its text is empty", "no text"),
     ("has no line there", "recordings without a transcript"),
     ("nothing is left of its text", "no words in the text"),
@@ -73,6 +73,14 @@ KINDS = (
     ("are not mixed here", "mixed cuts of lhotse"),
     ("is not in wav.scp", "a recording that is not listed"),
     ("has a text and is not in", "a text without a recording"),
+    ("not a line of STM", "lines that are not of the list's form"),
+    ("not one of lhotse's", "lines that are not of the list's form"),
+    ("a segment of ", "segments that say too little"),
+    ("recording is ", "segments that say too little"),
+    ("recording has ", "segments that say too little"),
+    ("is not named by the words in it", "recordings with other names than the corpus gives"),
+    # Last: a command, a form of lines and others speak of channels too.
+    ("channel", "a channel that is not there"),
 )
 OTHER = "other reasons"
 # Kinds that one line names by themselves.
@@ -123,6 +131,8 @@ def describe_rejections(rejected: Iterable[RejectedRow]) -> str:
     return f"{num_rows} rejected: {', '.join(parts)}"
 
 
+# Thousands of rows have the same thing wrong with them.
+@lru_cache(maxsize=1024)
 def _kind(reason: str) -> str:
     # Names of files and quoted cells say anything; what Chorus says stands around them.
     words = re.sub(r"'[^']*'|\S*[/\\]\S*", "", reason)

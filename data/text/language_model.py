@@ -80,7 +80,8 @@ def write_language_model(texts: Iterable[Sequence[str]], order: int, path: Path)
     if set(counts[0]) <= {(END,)}:
         raise DataError(f"The texts for {path} hold no word, so there is no language model to estimate from them.")
     for (word,) in counts[0]:
-        has_space = any(space in word for space in " \t\r\n")
+        # Of any kind: readers differ in where they end a word or a line.
+        has_space = not word or any(map(str.isspace, word))
         if has_space or word in (START, UNKNOWN):
             raise DataError(f"The word {word!r} cannot stand in an ARPA file: take it out of the texts for {path}.")
     probabilities, backoffs = estimate(counts)

@@ -11,6 +11,7 @@ and no others, by a gather before it and a scatter after it.
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -30,6 +31,8 @@ from launcher.export.network import Network, build_network
 
 # The least that has what the exporter writes for these models; every runtime of the last years reads it.
 OPSET = 18
+# What ends a piece or a line for any reader of tokens.txt.
+SPACES = re.compile(r"\s")
 # The largest difference to torch, over the largest output where that is above 1.
 TOLERANCE = 1e-4
 INT8_SUFFIX = ".int8.onnx"
@@ -38,6 +41,8 @@ EXAMPLE_CHUNK = 4
 EXAMPLE_CONTEXT = 6
 
 Arrays = Mapping[str, np.ndarray]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,23 @@ def write_graphs(folder: Path, model: ModelFiles, int8: bool) -> list[str]:
 
 def write_tokens(path: Path, model: ModelFiles) -> None:
     """The pieces and their ids, one a line, as sherpa-onnx and others read them; the blank is `<blank>`."""
-    lines = [f"{piece} {number}\n" for number, piece in enumerate(model.tokenizer.pieces)]
-    path.write_text("".join(lines), encoding="utf-8")
+    lines: list[str] = []
+    changed: list[str] = []
+    for number, piece in enumerate(model.tokenizer.pieces):
+        # A piece that ends a line, or is a space, would give all pieces behind it other ids.
+        written = SPACES.sub(lambda match: f"\\u{ord(match[0]):04x}", piece)
+        if written != piece:
+            changed.append(written)
+        lines.append(f"{written} {number}\n")
+    if changed:
+        logger.warning(
+            "%d pieces of the tokenizer hold white space, which %s cannot: they stand there with escapes, such as %s.",
+            len(changed),
+            path,
+            changed[0][:80],
+        )
+    # As they are on every system: a reader splits them at line feeds.
+    path.write_bytes("".join(lines).encode())
 
 
 def make_graphs(model: ModelFiles) -> Iterator[Graph]:
