@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow faults fuzz two-hosts slurm bench ladder lint container format clean distclean
+.PHONY: demo test slow faults fuzz two-hosts slurm bench ladder lint reference docs container format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -67,6 +67,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python .ci/audit.py
+
+# docs/reference, from the code.
+reference: $(READY)
+	$(BIN)/python -m docs.generate
+
+# The documentation as a site in build/site. What a page links to, here and within pages, is there, or it is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Where no engine is to be had the Containerfile is only linted, by a package that nothing else needs.
 container: $(READY)

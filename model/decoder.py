@@ -28,27 +28,15 @@ KeyValue: TypeAlias = tuple[Tensor, Tensor]
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
-    layers: int = Field(
-        default=3,
-        ge=1,
-        le=1000,
-    )
-    heads: int = Field(
-        default=4,
-        ge=1,
-        le=1024,
-    )
+    layers: int = Field(default=3, ge=1, le=1000, description="decoder layers")
+    heads: int = Field(default=4, ge=1, le=1024, description="attention heads")
     feedforward_width: int = Field(
         default=1024,
         ge=1,
         le=2**20,
         description="hidden width of the feed-forward layers",
     )
-    dropout: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of values set to zero while training")
     right_to_left_layers: int = Field(
         default=0,
         ge=0,

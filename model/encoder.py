@@ -95,11 +95,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     adapters: AdaptersConfig | None = Field(
         default=None, description="small modules beside the blocks' weights, as a stage of kind adapt trains them"
     )
-    dropout: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of values set to zero while training")
     stochastic_depth: float = Field(
         default=0.0,
         ge=0,
