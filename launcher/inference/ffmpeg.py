@@ -68,6 +68,8 @@ MAX_MESSAGES_BYTES = 1 << 16
 # What the container says of its length, in ffmpeg's description of it.
 DURATION = re.compile(r"^\[info\] +Duration: (\d+):(\d\d):(\d\d\.\d+)", re.MULTILINE)
 ERROR = re.compile(r"^.*\[(?:error|fatal)\] (.*)$", re.MULTILINE)
+# What ffmpeg says once more after the cause, with the name of the file that it was given.
+CONSEQUENCE = re.compile(r"Error opening (input|output) files?\b")
 # Streams of one container end at different times; a second is no loss of speech.
 STATED_TOLERANCE_S = 1.0
 
@@ -114,8 +116,9 @@ def decoded_file(path: Path, sample_rate_hz: int, timeout_s: float | None = None
         code, said = _run_limited(command, Path(folder), max_bytes, timeout_s or TIMEOUT_S)
         errors = []
         for match in ERROR.finditer(said):
-            errors.append(match[1].replace(str(path.absolute()), path.name))
-        reason = "; ".join(errors)[:MESSAGE_CHARACTERS].rstrip(".")
+            if not CONSEQUENCE.match(match[1]):
+                errors.append(match[1].replace(str(path.absolute()), path.name).rstrip("."))
+        reason = "; ".join(errors)[:MESSAGE_CHARACTERS]
         if "Format not on whitelist" in reason:
             reason = "its format is none of recordings"
         try:

@@ -187,7 +187,12 @@ def _add_error_forms(app: FastAPI) -> None:
     async def refuse_values(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = next((str(part) for part in first["loc"][1:]), None)
-        message = f"The field {str(field)[:100]!r} cannot be used: {first['msg']}. /openapi.json describes the fields."
+        name = repr(str(field)[:100])
+        message = f"The field {name} cannot be used: {first['msg']}. /openapi.json describes the fields."
+        if first["type"] == "extra_forbidden":
+            message = f"There is no field {name} here. Leave it out; /openapi.json describes the fields that there are."
+            if field == "stream":
+                message += f" Text while a recording is being made comes over the WebSocket {STREAM}."
         return await refuse(request, RefusedError(400, message, "invalid_value", field))
 
     @app.exception_handler(Exception)
