@@ -16,6 +16,10 @@ def play(folder: Path, key: str, audio_file: Path) -> tuple[Path, Path]:
     `key` is KEY, or SPLIT/KEY where several splits have it. Returns both paths. DataError when there is no such
     utterance, when it is broken, or when something stands at one of the paths.
     """
+    formats = {".wav": "WAV", ".flac": "FLAC"}
+    if audio_file.suffix.lower() not in formats:
+        raise DataError(f"{audio_file} is neither a .wav nor a .flac file: name one (--out).")
+
     wanted_split, _, name = key.rpartition("/")
     places: list[tuple[str, ShardReader, int]] = []
     for split, place in find_splits(folder.absolute()).items():
@@ -37,9 +41,6 @@ def play(folder: Path, key: str, audio_file: Path) -> tuple[Path, Path]:
     for path in (audio_file, text_file):
         if path.exists():
             raise DataError(f"{path} is already there; name another file (--out).")
-    formats = {".wav": "WAV", ".flac": "FLAC"}
-    if audio_file.suffix.lower() not in formats:
-        raise DataError(f"{audio_file} is neither a .wav nor a .flac file: name one (--out).")
     with replacing(audio_file, durable=False) as temporary:
         soundfile.write(
             temporary,

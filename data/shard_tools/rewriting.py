@@ -26,7 +26,7 @@ from data.errors import DataError
 from data.seeds import derive_seed
 from data.shard_tools.survey import OnProgress
 from data.shards.index import SUMMARY, ShardIndex, find_splits, read_index, read_summary
-from data.shards.reader import EncodedExample, ShardReader
+from data.shards.reader import EncodedExample, ShardReader, undecodable
 from data.shards.writer import Flac, SplitReport, SplitWriter, partial_folder, read_report
 
 logger = logging.getLogger(__name__)
@@ -297,7 +297,9 @@ def _fetch(reader: ShardReader, utterance: int, candidate: Candidate) -> Encoded
     try:
         header = soundfile.info(io.BytesIO(encoded.flac))
     except soundfile.SoundFileError as error:
-        raise reader.broken(utterance, f"its bytes are not readable ({error!r})", candidate.key) from error
+        raise reader.broken(utterance, undecodable(error), candidate.key) from error
+    if header.format != "FLAC":
+        raise reader.broken(utterance, f"it is a {header.format} under the name of a FLAC", candidate.key)
     if header.frames != reader.index.samples[utterance] or header.samplerate != reader.index.sample_rate_hz:
         raise reader.broken(utterance, f"it holds {header.frames} samples at {header.samplerate} Hz", candidate.key)
     return encoded

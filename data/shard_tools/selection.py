@@ -72,6 +72,14 @@ class FilterConfig(BaseModel, frozen=True, extra="forbid"):
     def _something_is_asked(self) -> "FilterConfig":
         if self == FilterConfig.model_construct():
             raise ValueError("no condition is given; to copy a set as it is, reshard it")
+        for quantity in ("seconds", "rate"):
+            lowest = getattr(self, f"min_{quantity}")
+            highest = getattr(self, f"max_{quantity}")
+            if lowest is not None and highest is not None and lowest > highest:
+                raise ValueError(
+                    f"min_{quantity} is {lowest:g} and max_{quantity} {highest:g}, between which nothing lies: lower "
+                    "the first or raise the second"
+                )
         for name in ("text", "without_text"):
             try:
                 re.compile(getattr(self, name))

@@ -12,8 +12,9 @@ from data.shard_tools.survey import Survey
 
 # "A handful of rows".
 MAX_RARE_ROWS = 3
-# Keys that are named of one character.
+# Keys that are listed of one character, and those that its sentence names.
 MAX_KEYS = 100
+MAX_NAMED = 3
 
 FewestFrames = Callable[[Sequence[str]], npt.NDArray[np.int32]]
 """From texts to the fewest frames in which CTC can write each."""
@@ -63,11 +64,13 @@ def check_texts(survey: Survey, fewest_frames: FewestFrames, encoder_frames: Enc
 
 
 def _case_of_character(survey: Survey, character: str, utterances: Sequence[int]) -> Item:
-    keys: list[str] = []
-    for utterance in utterances[:MAX_KEYS]:
-        keys.append(survey.rows[utterance].key)
+    keys = tuple(survey.rows[utterance].key for utterance in utterances[:MAX_KEYS])
+    names = ", ".join(keys[:MAX_NAMED])
+    others = len(utterances) - MAX_NAMED
+    if others > 0:
+        names += f" and {others} more"
     place = f"in {len(utterances)} of {len(survey.rows)} utterances"
-    return Item(tuple(keys), f"{describe_character(character)} {place}")
+    return Item(keys, f"{describe_character(character)} {place} ({names})")
 
 
 def check_characters_of_splits(surveys: Sequence[Survey], train: str) -> list[Finding]:

@@ -326,9 +326,10 @@ class ShardReader:
             waveform = self._decode(encoded.flac, utterance)
         except RangeError as error:
             raise self.broken(utterance, str(error), encoded.key) from error
-        except (ValueError, soundfile.SoundFileError) as error:
-            reason = f"its bytes are not readable ({error!r})"
-            raise self.broken(utterance, reason, encoded.key) from error
+        except soundfile.SoundFileError as error:
+            raise self.broken(utterance, undecodable(error), encoded.key) from error
+        except ValueError as error:
+            raise self.broken(utterance, f"its bytes are not readable ({error!r})", encoded.key) from error
         return Example(
             key=encoded.key,
             waveform=waveform,
@@ -377,6 +378,9 @@ class ShardReader:
         if expected_samples == 0:
             raise RangeError("it holds no samples; preparing the corpus again leaves such recordings out")
         with soundfile.SoundFile(io.BytesIO(flac)) as file:
+            # libsndfile reads whatever it knows. A FLAC has whole numbers, and a WAV may have some that are none.
+            if file.format != "FLAC":
+                raise RangeError(f"it is a {file.format} under the name of a FLAC")
             # Before anything is decoded: an hour of silence takes few bytes, and a header may promise any length.
             if (file.frames, file.channels, file.samplerate) != (expected_samples, 1, expected_rate_hz):
                 raise RangeError(
@@ -404,6 +408,15 @@ class ShardReader:
         # The transcripts are broken too: the others of the split may still be sound.
         except (DataError, RangeError, ValueError):
             return f"number {utterance}"
+
+
+def undecodable(error: soundfile.SoundFileError) -> str:
+    """Why libsndfile could not decode an utterance, in its own words."""
+    seen = str(error)
+    # Its text alone names the object that was to be read, by its address; of a damaged frame it has no words at all.
+    if isinstance(error, soundfile.LibsndfileError):
+        seen = error.error_string.rstrip(".") or f"error {error.code}"
+    return f"its audio cannot be decoded (libsndfile: {seen})"
 
 
 def parse_label(content: bytes) -> dict[str, str]:

@@ -99,7 +99,9 @@ def _sentence(problem: Any, model: type[BaseModel], values: Any) -> str:
 
     if problem["type"] == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{dotted or 'the recipe'}: {message}."
+        # Of several keys at once it names them itself, and the source stands before it.
+        place = f"{dotted}: " if dotted else ""
+        return f"{place}{message}."
 
     # All other types are pydantic's own, whose messages begin with a capital letter.
     seen = repr(problem["input"])[:MAX_QUOTED_CHARACTERS]

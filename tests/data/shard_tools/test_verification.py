@@ -202,7 +202,21 @@ def test_a_character_of_one_speaker_is_named_where_there_are_several(tmp_path):
     assert "’" in item.detail
     assert "U+2019" in item.detail
     assert "u-s1" in item.detail
+    # Some of the utterances are named where nobody reads the list of keys.
+    assert f"({', '.join(item.keys[:3])} and {len(item.keys) - 3} more)" in item.detail
     assert set(item.keys) == {one.key for one in said if one.speaker == "u-s1"}
+
+
+def test_in_small_splits_too_words_are_compared_with_words_and_sentences_with_sentences(tmp_path):
+    said = []
+    # Five characters a second for a word alone, up to twenty in a sentence.
+    for number in range(60):
+        text = ("abcde fghij " * 5)[: 4 + number].strip()
+        rate = 5 + 15 * len(text) / 64
+        said.append(Said(f"u{number}", text, waveform=speech(len(text) / rate, number)))
+    odd = [Said("slow", LONG, waveform=speech(6.0, 7)), Said("fast", "abcdef", waveform=speech(0.35, 8))]
+    write_set(tmp_path / "train", said + odd)
+    assert keys_of(found(tmp_path / "train")["rate-outlier"]) == {"slow", "fast"}
 
 
 def test_languages_are_judged_apart_by_their_rates(tmp_path):

@@ -1,4 +1,4 @@
-"""The eight ways in which shards break while a training reads them.
+"""The ways in which shards break while a training reads them.
 
     batches with a fault == batches without, but for the rows of what is broken
     steps(0, n) == steps(0, k) + steps(k, n)
@@ -6,12 +6,14 @@
 for every kind, any number of threads, one process or two, in a folder or behind a web server.
 """
 
+import io
 import re
 import shutil
 from itertools import chain
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from damage import change_byte, flac_of, replace_utterance
 from phrases import phrase_utterances
@@ -100,7 +102,20 @@ def undecodable_audio(split, index):
     # The frames behind the header, which says what the index says.
     flac[100:] = bytes(len(flac) - 100)
     replace_utterance(split, VICTIM, bytes(flac))
-    return [VICTIM], r"its bytes are not readable|it ends after"
+    return [VICTIM], r"its audio cannot be decoded \(libsndfile: [^<]+\)|it ends after"
+
+
+def no_audio_at_all(split, index):
+    replace_utterance(split, VICTIM, b"")
+    return [VICTIM], r"its audio cannot be decoded \(libsndfile: [^<]+\)"
+
+
+def numbers_that_are_none(split, index):
+    # A WAV of floats, which libsndfile reads under any name.
+    stream = io.BytesIO()
+    soundfile.write(stream, np.full(index.samples[VICTIM], np.nan), 16000, format="WAV", subtype="FLOAT")
+    replace_utterance(split, VICTIM, stream.getvalue())
+    return [VICTIM], "it is a WAV under the name of a FLAC"
 
 
 def wrong_sample_rate(split, index):
@@ -136,6 +151,8 @@ KINDS = [
     truncated_tar,
     bad_member,
     undecodable_audio,
+    no_audio_at_all,
+    numbers_that_are_none,
     wrong_sample_rate,
     empty_text,
     unknown_symbols,

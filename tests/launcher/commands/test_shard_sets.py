@@ -94,6 +94,8 @@ def test_sets_are_resharded_sampled_and_merged(capsys, corpus, tmp_path):
         (("filter",), "no condition is given"),
         (("filter", "--text", "("), "no regular expression"),
         (("filter", "--min-seconds", "-1"), "min_seconds"),
+        (("filter", "--min-seconds", "3", "--max-seconds", "2"), "min_seconds is 3 and max_seconds 2"),
+        (("filter", "--min-rate", "9", "--max-rate", "8.5"), "min_rate is 9 and max_rate 8.5"),
         (("reshard", "--shard-seconds", "0"), "shard_seconds"),
         (("merge",), "name two or more"),
     ],
@@ -104,6 +106,8 @@ def test_settings_that_mean_nothing_are_one_sentence_and_exit_code_2(capsys, cor
     assert code == 2
     assert seen in err
     assert len(err.strip().splitlines()) == 1
+    # There is none that could be mended.
+    assert "recipe" not in err
     assert not (tmp_path / "new").exists()
 
 
