@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
-from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
+from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder, name_and_text
 from data.errors import DataError
 from data.manifests.rows import read_lines
 
@@ -39,7 +39,7 @@ def select(config: AishellConfig, seed: int) -> Selection:
     without_text = set(recordings)
     rows = RowCollector(config, "zh")
     for line, content in enumerate(read_lines(transcripts), 1):
-        name, _, text = content.strip().partition(" ")
+        name, text = name_and_text(content)
         if not name:
             continue
         if name in recordings:

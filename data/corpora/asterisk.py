@@ -14,7 +14,7 @@ from pydantic import Field
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
 from data.corpora.hashed_splits import split_by_hash
-from data.corpora.published import PublishedCorpusConfig, RowCollector
+from data.corpora.published import PublishedCorpusConfig, RowCollector, what_lies_in
 from data.errors import DataError
 from data.manifests.rows import read_lines
 from data.text.transcripts import split_key
@@ -47,14 +47,16 @@ def select(config: AsteriskConfig, seed: int) -> Selection:
         if match is not None:
             lists.setdefault(match[1], path)
     languages = config.languages or tuple(sorted(lists))
-    missing = sorted(set(languages) - set(lists))
-    if not languages:
-        missing = ["LANGUAGE"]
-    if missing:
-        present = ", ".join(sorted(lists)) or "no language"
+    if not lists:
         raise DataError(
-            f"There is no core-sounds-{missing[0]}.txt, nor .txt.gz, in {config.root}; it has the lists of {present}. "
-            "Unpack the prompts there, with their list."
+            f"There is no core-sounds-LANGUAGE.txt, nor .txt.gz, in {config.root}, with one of en, es, fr, it and ru. "
+            f"{what_lies_in(config.root)} Unpack the prompts and set corpus.root to their folder."
+        )
+    missing = sorted(set(languages) - set(lists))
+    if missing:
+        raise DataError(
+            f"There is no core-sounds-{missing[0]}.txt, nor .txt.gz, in {config.root}; it has the lists of "
+            f"{', '.join(sorted(lists))}. Unpack the prompts there, with their list."
         )
     rows = RowCollector(config, "")
     for language in languages:

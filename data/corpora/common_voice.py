@@ -97,8 +97,7 @@ def _language_folder(config: CommonVoiceConfig) -> Path:
         config.root,
         config.language,
         {path.parent.name: path.parent for path in config.root.glob("*/clips")},
-        absent="no release of Common Voice: neither it nor a folder in it has clips and lists such as train.tsv. "
-        "Unpack the release and set corpus.root to its folder.",
+        absent="no release of Common Voice: neither it nor a folder in it has clips and lists such as train.tsv",
     )
 
 

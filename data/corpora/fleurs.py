@@ -77,6 +77,5 @@ def _language_folder(config: FleursConfig) -> Path:
         config.root,
         config.language,
         {path.parent.name: path.parent for path in config.root.glob("*/t*.tsv")},
-        absent="not FLEURS: neither it nor a folder in it has train.tsv. Get a language and set corpus.root to its "
-        "folder.",
+        absent="not FLEURS: neither it nor a folder in it has train.tsv",
     )

@@ -6,7 +6,8 @@ import hashlib
 def split_by_hash(words: str, dev_fraction: float, test_fraction: float) -> str:
     """The split of a sentence, of which `words` are what makes it one (`data.text.transcripts.split_key`)."""
     # A hash and not a generator: a row stays in its split when others are added.
-    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+    # Of a list in another encoding, whose rows are rejected once they have a split, bytes are lone surrogates.
+    digest = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     position = int.from_bytes(digest) / 2**64
     if position < test_fraction:
         return "test"

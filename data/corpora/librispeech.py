@@ -13,7 +13,7 @@ from pydantic import Field
 
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
-from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
+from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder, name_and_text
 from data.errors import DataError
 from data.manifests.rows import read_lines
 
@@ -88,7 +88,7 @@ def _add_subset(subset: Path, split: str, rows: RowCollector) -> None:
         if transcripts.is_file():
             lines = read_lines(transcripts)
         for line, content in enumerate(lines, 1):
-            name, _, text = content.strip().partition(" ")
+            name, text = name_and_text(content)
             if not name:
                 continue
             without_text.discard(name)

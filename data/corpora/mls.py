@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data.audio import Clip
 from data.corpora.corpus import Corpus, Selection
-from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder
+from data.corpora.published import PublishedCorpusConfig, RowCollector, find_folder, name_and_text
 from data.errors import DataError
 from data.manifests.rows import read_lines
 
@@ -88,7 +88,7 @@ def _add_split(
     # A language may be unpacked without its train.
     lines = read_lines(transcripts) if transcripts.is_file() else []
     for line, content in enumerate(lines, 1):
-        name, _, text = content.strip().partition("\t")
+        name, text = name_and_text(content)
         without_text.discard(name)
         if not name or (handles is not None and name not in handles):
             continue

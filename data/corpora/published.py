@@ -27,6 +27,8 @@ LIST_SUFFIXES = (".txt", ".txt.gz", ".tsv", ".stm", ".json")
 MAX_ROWS = MAX_LINES
 # Of the languages that a folder holds, which may be a hundred.
 MAX_NAMES_CHARACTERS = 400
+MAX_NAMES_SEEN = 8
+REMEDY = "Unpack the corpus and set corpus.root to its folder; docs/corpora.md shows the layout."
 
 
 class PublishedCorpusConfig(BaseCorpusConfig, frozen=True, extra="forbid"):
@@ -175,6 +177,13 @@ def may_list_transcripts(name: str) -> bool:
     return name.endswith(LIST_SUFFIXES)
 
 
+def name_and_text(line: str) -> tuple[str, str]:
+    """The first word of a line of a list, and what follows it; both empty in a blank line."""
+    # Whatever blank parts them: lists that were edited have a tab where the corpus has a space, or the other way.
+    words = line.split(maxsplit=1)
+    return "".join(words[:1]), "".join(words[1:]).strip()
+
+
 def key_of(name: str) -> str:
     """The name of a row as a key, which cannot hold every character."""
     characters: list[str] = []
@@ -197,8 +206,10 @@ def choose_language(root: Path, language: str, folders: Mapping[str, Path], abse
     if len(folders) == 1 and not language:
         return next(iter(folders.values()))
     if not folders:
-        raise DataError(f"{root} is {absent}")
+        raise DataError(f"{root} is {absent}. {what_lies_in(root)} {REMEDY}")
     names = ", ".join(sorted(folders))[:MAX_NAMES_CHARACTERS]
+    if not language:
+        raise DataError(f"{root} has several languages: {names}. Set corpus.language to one of them.")
     raise DataError(f"{root} has {names}, and corpus.language is {language!r}; set it to one of them.")
 
 
@@ -210,11 +221,16 @@ def find_folder(root: Path, names: tuple[str, ...], inside: str, corpus: str) ->
     for folder in candidates:
         if folder.is_dir() and next(folder.glob(inside), None) is not None:
             return folder
-    seen = "it does not exist"
-    if root.is_dir():
-        entries = sorted(path.name for path in root.iterdir())[:8]
-        seen = f"it holds {', '.join(entries) or 'nothing'}"
-    raise DataError(
-        f"{root} is not {corpus}: nothing in it is called {inside}, and {seen}. Unpack the corpus and set corpus.root "
-        "to its folder; docs/corpora.md shows the layout."
-    )
+    raise DataError(f"{root} is not {corpus}: nothing in it is called {inside}. {what_lies_in(root)} {REMEDY}")
+
+
+def what_lies_in(folder: Path) -> str:
+    """A sentence about what was seen in place of a corpus."""
+    if not folder.exists():
+        return "It does not exist."
+    if not folder.is_dir():
+        return "It is no folder."
+    names = sorted(path.name for path in folder.iterdir())
+    if len(names) > MAX_NAMES_SEEN:
+        names[MAX_NAMES_SEEN:] = [f"{len(names) - MAX_NAMES_SEEN} others"]
+    return f"It holds {', '.join(names)[:MAX_NAMES_CHARACTERS] or 'nothing'}."

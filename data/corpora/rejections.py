@@ -64,6 +64,10 @@ KINDS = (
     ("a character that was lost", "damaged text"),
     ("twice, in different case", "a column twice"),
     ("both give the", "two columns that differ"),
+    ("under several names", "several texts of one row"),
+    # Before what they may quote.
+    ("a segment of ", "segments that say too little"),
+    ("a recording of the list", "recordings of the list that say too little"),
     ("expected a", "a value of another type"),
     ("characters other than letters", "a split that cannot be a name"),
     ("names a command", "a command instead of a file"),
@@ -75,9 +79,6 @@ KINDS = (
     ("has a text and is not in", "a text without a recording"),
     ("not a line of STM", "lines that are not of the list's form"),
     ("not one of lhotse's", "lines that are not of the list's form"),
-    ("a segment of ", "segments that say too little"),
-    ("recording is ", "segments that say too little"),
-    ("recording has ", "segments that say too little"),
     ("is not named by the words in it", "recordings with other names than the corpus gives"),
     # Last: a command, a form of lines and others speak of channels too.
     ("channel", "a channel that is not there"),

@@ -12,6 +12,7 @@ from data.audio import Clip
 from data.corpora.published import RowCollector
 from data.errors import DataError
 from data.files import open_regular
+from data.manifests.columns import number_of
 
 # Of one recording, whose segments are held at once: those of a day of speech.
 MAX_RECORDING_BYTES = 2**24
@@ -38,32 +39,68 @@ def read_segments(path: Path, text_key: str, rows: RowCollector) -> Iterator[Seg
     Raises DataError when the list cannot be read to its end: it may be half of a download.
     """
     for audio in _audios(path):
-        try:
-            recording = path.parent / audio["path"]
-            segments = list(audio["segments"])
-        except (TypeError, KeyError) as error:
-            rows.reject(f"a recording without {error!r:.80}", place=path)
+        problem = _problem_of_recording(audio)
+        if problem:
+            rows.reject(problem, place=path)
             continue
-        for segment in segments:
-            try:
-                start_s = float(segment["begin_time"])
-                seconds = round(float(segment["end_time"]) - start_s, 6)
-                clip = Clip(recording, start_s, seconds)
-                name = str(segment["sid"])
-                text = str(segment[text_key])
-                subsets = frozenset(segment["subsets"])
-                confidence = float(segment.get("confidence", 1.0))
-            except (TypeError, KeyError, ValueError, AttributeError) as error:
-                rows.reject(f"a segment of {recording.name} without {error!r:.80}", place=path)
+        recording = path.parent / audio["path"]
+        for segment in audio["segments"]:
+            problem = _problem_of_segment(segment, text_key)
+            if problem:
+                name = ""
+                if isinstance(segment, dict):
+                    name = str(segment.get("sid", ""))
+                rows.reject(f"a segment of {recording.name} {problem}", place=path, key=name)
                 continue
-            # "nan" is a number for Python, and compares with no length.
-            if not math.isfinite(start_s + seconds):
-                rows.reject("its begin_time or end_time is no number", place=path, key=name)
-                continue
+            start_s = number_of(segment["begin_time"])
+            seconds = round(number_of(segment["end_time"]) - start_s, 6)
             speaker = str(segment.get("speaker") or "")
             if speaker == "N/A":
                 speaker = ""
-            yield Segment(name, clip, text, subsets, speaker, confidence)
+            yield Segment(
+                name=str(segment["sid"]),
+                clip=Clip(recording, start_s, seconds),
+                text=segment[text_key],
+                subsets=frozenset(segment["subsets"]),
+                speaker=speaker,
+                confidence=number_of(segment.get("confidence", 1.0)),
+            )
+
+
+def _problem_of_recording(audio: Any) -> str:
+    """Why the segments of a recording cannot be told; empty where they can."""
+    if not isinstance(audio, dict):
+        return f"a recording of the list is {audio!r:.40}, expected an object"
+    if not isinstance(audio.get("path"), str):
+        return f"a recording of the list has {_seen(audio, 'path')}, expected the name of its file"
+    if not isinstance(audio.get("segments"), list):
+        return f"a recording of the list, {audio['path']:.80}, has {_seen(audio, 'segments')}, expected a list"
+    return ""
+
+
+def _problem_of_segment(segment: Any, text_key: str) -> str:
+    """What keeps a segment from being a row; empty where nothing does."""
+    if not isinstance(segment, dict):
+        return f"is {segment!r:.40}, expected an object"
+    if segment.get("sid") is None:
+        return "has no sid, which is its name"
+    if not isinstance(segment.get(text_key), str):
+        return f"has {_seen(segment, text_key)}, expected a text"
+    if not isinstance(segment.get("subsets"), list) or not all(isinstance(name, str) for name in segment["subsets"]):
+        return f"has {_seen(segment, 'subsets')}, expected a list of names"
+    for name in ("begin_time", "end_time", "confidence"):
+        # What has no confidence was not written by a recogniser.
+        is_optional = name == "confidence" and name not in segment
+        # "nan" and "inf" are numbers for Python, and compare with no length.
+        if not is_optional and not math.isfinite(number_of(segment.get(name))):
+            return f"has {_seen(segment, name)}, expected a number"
+    return ""
+
+
+def _seen(value: dict[str, Any], name: str) -> str:
+    if name in value:
+        return f"{value[name]!r:.40} as {name}"
+    return f"no {name}"
 
 
 class _RecordingsFile:

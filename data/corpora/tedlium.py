@@ -69,7 +69,8 @@ def _add(content: str, line: int, stm: Path, split: str, rows: RowCollector) -> 
         start_cs = round(start_s * 100)
         end_cs = round(end_s * 100)
     except (ValueError, OverflowError):
-        rows.reject("not a line of STM: it lacks a recording, channel, speaker, start or end", line=line, place=stm)
+        reason = f"not a line of STM, RECORDING CHANNEL SPEAKER START END <LABELS> TEXT: {content.strip()[:80]!r}"
+        rows.reject(reason, line=line, place=stm)
         return
 
     key = f"{recording}-{start_cs:07d}-{end_cs:07d}"

@@ -96,5 +96,5 @@ def _language_folder(config: VoxPopuliConfig) -> Path:
         config.language,
         folders,
         absent="not VoxPopuli: there is no asr_train.tsv in it, in LANGUAGE, transcribed_data/LANGUAGE or "
-        "data/LANGUAGE. Get the transcribed data of a language and set corpus.root to the folder.",
+        "data/LANGUAGE",
     )

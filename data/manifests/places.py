@@ -82,7 +82,7 @@ def is_place(path: Path) -> bool:
 def read_place(path: Path) -> Iterator[Row]:
     """The rows of a place, whose paths count from the folder. DataError when it is none that is known."""
     if not path.exists():
-        raise DataError(f"There is no manifest {path}; check the path in the corpus section.")
+        raise DataError(f"There is no manifest {path}; check the path, corpus.manifest.")
     if path.is_file() and is_table(path):
         return read_tables([path], path.parent, "")
     if path.is_file():

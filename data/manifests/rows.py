@@ -58,7 +58,7 @@ def manifest_suffix(path: Path) -> str:
         if name.endswith(suffix):
             return suffix
     if not path.exists():
-        raise DataError(f"There is no manifest {path}; check the path in the corpus section.")
+        raise DataError(f"There is no manifest {path}; check the path, corpus.manifest.")
     raise DataError(
         f"{path} is not a manifest: its name ends in {path.suffix!r}; expected .jsonl, .json, .csv or .tsv, each also "
         "with .gz, or a folder with Kaldi's wav.scp in it."
@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[str]:
                 num_lines += max(piece.count(b"\n"), piece.count(b"\r"))
                 piece = file.read(PIECE_BYTES)
     except FileNotFoundError as error:
-        raise DataError(f"There is no manifest {path}; check the path in the corpus section.") from error
+        raise DataError(f"There is no manifest {path}; check the path, corpus.manifest.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"The manifest {path} cannot be read ({error}); it is no gzip, damaged or not whole: fetch it again."

@@ -171,12 +171,14 @@ def _audio_column(schema: Any, path: Path, audio_names: Sequence[str]) -> str:
     for name in audio_names:
         if not embedded and name in schema.names and _parts(schema.field(name))[1]:
             return name
-    names = ", ".join(embedded or schema.names)[:MAX_QUOTED]
     if embedded:
+        names = ", ".join(embedded)[:MAX_QUOTED]
         raise AudioError(f"{path} has recordings in several columns ({names}); call the one that is meant audio")
+    # With their types: a column that is called audio may hold arrays of samples.
+    names = ", ".join(f"{field.name} ({field.type})" for field in schema)[:MAX_QUOTED]
     raise AudioError(
         f"{path} has no column of recordings: its columns are {names or 'none'}. One of type Audio, of binary values "
-        "or of paths is read, under the name audio"
+        "or of paths is read, under the name audio; arrays of samples are not, cast them to Audio"
     )
 
 

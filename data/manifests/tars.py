@@ -83,11 +83,49 @@ def _samples(tar: Path, not_read: set[str]) -> tuple[dict[str, dict[str, TarMemb
                 parts[ending] = member
     except (OSError, ValueError) as error:
         problems.append(f"the tar {error!s:.300}")
-    # Whatever has neither audio nor a text is no row: __index__ and others of WebDataset's own.
-    for key in list(samples):
-        if samples[key].keys().isdisjoint(AUDIO + TEXTS):
-            not_read.update(samples.pop(key).keys())
-    return samples, problems
+    rows: dict[str, dict[str, TarMember]] = {}
+    for key, parts in samples.items():
+        for row_key, row_parts in _rows_of(key, parts).items():
+            # Whatever has neither audio nor a text is no row: __index__ and others of WebDataset's own.
+            if row_parts.keys().isdisjoint(AUDIO + TEXTS):
+                not_read.update(row_parts)
+            else:
+                rows[row_key] = row_parts
+    return rows, problems
+
+
+def _rows_of(key: str, parts: dict[str, TarMember]) -> dict[str, dict[str, TarMember]]:
+    """The members of one key as rows: of a key with dots in it, as in talk.1.flac and talk.2.flac, there are several.
+
+    Where a kind of member is there under longer names alone, such as audio.flac and text.txt, these are taken for it.
+    """
+    kinds: dict[str, list[str]] = {"audio": [], "text": []}
+    for ending in parts:
+        last = ending.rpartition(".")[2]
+        if last in AUDIO:
+            kinds["audio"].append(ending)
+        elif last in TEXTS:
+            kinds["text"].append(ending)
+    short = {ending for ending in parts if "." not in ending}
+    if len(kinds["audio"]) > 1 and short.isdisjoint(AUDIO):
+        # Recordings of their own, each with the text whose name is as long.
+        rows: dict[str, dict[str, TarMember]] = {}
+        for ending, member in parts.items():
+            name, _, last = f".{ending}".rpartition(".")
+            rows.setdefault(key + name, {})[last] = member
+        return rows
+
+    row = dict(parts)
+    for names, known in ((kinds["audio"], AUDIO), (kinds["text"], TEXTS)):
+        if not short.isdisjoint(known):
+            continue
+        for ending in names:
+            last = ending.rpartition(".")[2]
+            member = row.pop(ending)
+            if last in row:
+                member = member._replace(problem=f"its {last} is there under several names: {', '.join(names)[:80]}")
+            row[last] = member
+    return {key: row}
 
 
 def _row(number: int, key: str, parts: dict[str, TarMember], file: Any, place: str, split: str) -> Row:

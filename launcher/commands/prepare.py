@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_origin
@@ -10,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from data.corpora import CORPORA, PrepareReport, prepare
 from data.corpora.rejections import count_reasons
+from data.errors import DataError
 from launcher.commands.common_options import add_json
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
@@ -75,6 +77,8 @@ def prepare_shards(options: argparse.Namespace) -> int:
             replace=options.replace,
             on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),
         )
+    except DataError as error:
+        raise DataError(in_flags(str(error), config_type)) from error
     finally:
         display.end()
 
@@ -137,4 +141,6 @@ def in_flags(message: str, config_type: Any) -> str:
     """A message about a configuration with its fields named as the options that set them."""
     for key in config_type.model_fields:
         message = message.replace(f"--set {key}=VALUE", f"{flag(key)} VALUE")
+        # As the corpus is configured in a recipe.
+        message = re.sub(rf"\bcorpus\.{key}\b", flag(key), message)
     return message.replace("Add it to the recipe or pass", "Pass")

@@ -86,7 +86,7 @@ def test_broken_rows_and_missing_clips_take_no_other_with_them(corpus, tmp_path)
 
 def test_a_language_has_to_be_named_where_there_are_several(corpus):
     write_noise(corpus.parent / "rm-sursilv" / "clips" / "a.mp3")
-    with pytest.raises(DataError, match=r"has it, rm-sursilv, and corpus\.language is ''"):
+    with pytest.raises(DataError, match=r"languages: it, rm-sursilv\. Set corpus\.language"):
         common_voice.select(CommonVoiceConfig(root=corpus.parent), 1)
     chosen = common_voice.select(CommonVoiceConfig(root=corpus.parent, language="it"), 1)
     assert len(chosen.utterances) == 3

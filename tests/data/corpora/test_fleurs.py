@@ -57,5 +57,5 @@ def test_packed_archives_and_other_folders_are_refused(corpus, tmp_path):
     with pytest.raises(DataError, match="is not FLEURS"):
         fleurs.select(FleursConfig(root=tmp_path / "nowhere"), 1)
     write_text(corpus.parent / "de_de" / "train.tsv")
-    with pytest.raises(DataError, match="has de_de, it_it"):
+    with pytest.raises(DataError, match="languages: de_de, it_it"):
         fleurs.select(FleursConfig(root=corpus.parent), 1)

@@ -9,6 +9,7 @@ from lookalikes import RATE_HZ, of_split, reasons, samples_by_key, summary, text
 from data.corpora import gigaspeech, prepare, wenetspeech
 from data.corpora.gigaspeech import GigaSpeechConfig
 from data.corpora.published import RowCollector
+from data.corpora.rejections import describe_rejections
 from data.corpora.segment_list import read_segments
 from data.corpora.wenetspeech import WenetSpeechConfig
 from data.errors import DataError
@@ -112,6 +113,37 @@ def test_a_segment_that_lacks_something_takes_no_other_with_it(giga, tmp_path):
     write_list(giga, "GigaSpeech.json", [audio("audio/podcast/P0/A.opus", segments), {"path": "b"}, "no audio"])
     report = prepare(GigaSpeechConfig(root=giga), tmp_path / "shards", seed=1)
     assert (report.rows, report.used, len(report.rejected)) == (11, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ({"text_tn": None}, "A.opus has None as text_tn, expected a text"),
+        ({"subsets": "{XL}"}, "A.opus has '{XL}' as subsets, expected a list of names"),
+        ({"end_time": "nan"}, "A.opus has 'nan' as end_time, expected a number"),
+        ({"begin_time": None}, "A.opus has None as begin_time, expected a number"),
+        ({"confidence": "high"}, "A.opus has 'high' as confidence, expected a number"),
+        ({"sid": None}, "A.opus has no sid"),
+    ],
+)
+def test_what_a_segment_lacks_is_said_in_words_and_never_read_as_a_text(giga, change, seen):
+    segments = [gigaspeech_segment(0, "YES", ALL_SUBSETS), gigaspeech_segment(1, "NO", ALL_SUBSETS) | change]
+    write_list(giga, "GigaSpeech.json", [audio("A.opus", segments)])
+    selection = gigaspeech.select(GigaSpeechConfig(root=giga), 1)
+    assert texts(selection, "train") == {"POD0000000001_S0000000": "yes"}
+    (row,) = selection.rejected
+    assert seen in row.reason
+    assert "segments that say too little" in describe_rejections(selection.rejected)
+
+
+def test_what_a_recording_of_the_list_lacks_is_said_in_words(giga):
+    broken = [None, ["A.opus"], {"segments": []}, {"path": "A.opus"}, {"path": "A.opus", "segments": {}}]
+    write_list(giga, "GigaSpeech.json", [audio("A.opus", [gigaspeech_segment(0, "YES", ALL_SUBSETS)]), *broken])
+    selection = gigaspeech.select(GigaSpeechConfig(root=giga), 1)
+    seen = " ".join(row.reason for row in selection.rejected)
+    for part in ("None, expected an object", "['A.opus'], expected an object", "no path", "no segments", "{} as segm"):
+        assert part in seen
+    assert "Error" not in seen
 
 
 def test_a_list_of_which_half_was_downloaded_is_refused_though_its_beginning_was_read(tmp_path):

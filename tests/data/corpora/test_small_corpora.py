@@ -98,5 +98,5 @@ def test_a_language_without_list_or_recordings_is_named(prompts, tmp_path):
     write_text(prompts / "doc" / "core-sounds-ru.txt", "activated: Включено.")
     with pytest.raises(DataError, match="There are no recordings of ru"):
         asterisk.select(AsteriskConfig(root=prompts, languages=("ru",)), 1)
-    with pytest.raises(DataError, match="no language"):
+    with pytest.raises(DataError, match="It does not exist"):
         asterisk.select(AsteriskConfig(root=tmp_path / "nowhere"), 1)

@@ -181,6 +181,8 @@ def test_audio_folders_are_read_in_folders_of_splits_and_with_one_table_above_th
         assert sorted((row.split, row.text) for row in utterances) == [("test", "there"), ("train", "hello")]
     _, reasons = read(tmp_path / "flat")
     assert "metadata.csv: there is no audio file" in reasons[0]
+    (tmp_path / "deep/test/metadata.jsonl").write_text('{"audio_file_name": "0.wav", "text": "there"}\n')
+    assert len(read(tmp_path / "deep")[0]) == 2
     assert [path.name for path in manifest_files(tmp_path / "deep").lists] == ["metadata.jsonl", "metadata.csv"]
 
 

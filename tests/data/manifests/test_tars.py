@@ -115,6 +115,26 @@ def test_rows_without_a_recording_or_a_text_are_rejected_with_their_tar(
     assert "these endings are not read: cls, npy, pyd" in caplog.text
 
 
+def test_members_with_longer_names_are_rows_too(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        {"__key__": "u1", "audio.flac": audio(0), "text.txt": b"one", "meta.json": b'{"speaker": "a"}'},
+        {"__key__": "u2.1", "flac": audio(1), "txt": b"two"},
+        # Keys with dots, as WebDataset takes them apart: u3 with 1.flac and 2.flac.
+        {"__key__": "u3", "1.flac": audio(2), "1.txt": b"three", "2.flac": audio(3), "2.txt": b"four"},
+        {"__key__": "u4", "flac": audio(4), "txt": b"five", "words.json": b"[1, 2]", "noisy.flac": audio(5)},
+        {"__key__": "u5", "flac": audio(6), "raw.txt": b"Six.", "norm.txt": b"six"},
+    )
+    utterances, reasons = read(tmp_path)
+    assert [(row.text, row.speaker) for row in utterances] == [
+        *(("one", "a"), ("two", ""), ("three", ""), ("four", ""), ("five", "")),
+    ]
+    assert reasons == ["a.tar: its txt is there under several names: norm.txt, raw.txt"]
+    for number, row in enumerate(utterances):
+        samples, _ = soundfile.read(io.BytesIO(audio(number)), dtype="float32")
+        np.testing.assert_array_equal(read_audio(row, RATE_HZ), samples)
+
+
 def test_a_tar_that_breaks_off_gives_its_whole_rows_and_says_so(tmp_path: Path) -> None:
     samples = [{"__key__": f"u{number}", "txt": b"a", "flac": audio(number)} for number in range(4)]
     content = write_tar(tmp_path / "a.tar", *samples).read_bytes()
