@@ -25,6 +25,7 @@ from launcher.commands.job_options import add_jobs
 from launcher.commands.pseudo_label_options import add_pseudo_label
 from launcher.commands.serve_options import add_serve
 from launcher.commands.shards_options import add_shards
+from launcher.commands.store_options import add_store_options
 from launcher.commands.transcribe_options import add_transcribe
 from launcher.commands.watch_options import add_watch
 from launcher.errors import (
@@ -192,6 +193,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
 def _add_run(commands: Commands) -> None:
     parser = commands.add_parser("run", help="run a recipe, or go on with it: what is done is not repeated")
     _add_recipe_options(parser)
+    add_store_options(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="with --launcher slurm: write the batch script, and do not submit it"
     )

@@ -21,6 +21,7 @@ from launcher.processes.local import LocalLauncher
 from launcher.processes.stop_request import StopRequest
 from launcher.recipe import EvaluateStage, Recipe
 from launcher.recipe.search import check_search_files
+from launcher.remote_run import is_run_url
 from launcher.report import results_table
 from launcher.run_files import read_results
 from launcher.run_folder import RunFolder
@@ -32,6 +33,11 @@ def evaluate(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         # RUN or RUN/STAGE.
         path = Path(options.run).expanduser()
+        if is_run_url(options.run):
+            # fsspec takes long to import.
+            from launcher.remote_run.reading import Wanted, local_copy
+
+            path = local_copy(options.run, Wanted.WITH_MODELS)
         stage = None
         if not RunFolder(path).state_file.is_file() and RunFolder(path.parent).state_file.is_file():
             stage = path.name

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.commands.common_options import add_json, add_set
+from launcher.commands.store_options import add_store_options
 
 # As in launcher/engines/placement.py and launcher/engines/submission.py, which take longer to import.
 NODE_ENGINES = ("slurm", "torchrun", "skypilot", "mpi")
@@ -71,6 +72,7 @@ def _add_node(commands: Any, make_stoppable_command: Callable[[str, str], Any]) 
     parser = commands.add_parser("node", help="run a recipe as one node of a job; an engine starts it on each")
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file, or the name of a built-in recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder, which all nodes share (default: runs/NAME)")
+    add_store_options(parser)
     add_set(parser, "change a setting")
     parser.add_argument(
         "--engine", choices=NODE_ENGINES, help="whose variables count where several are set (default: all agree)"

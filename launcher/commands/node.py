@@ -8,9 +8,9 @@ import argparse
 import math
 import os
 import sys
-from pathlib import Path
 
 from launcher.commands.run import bring_to_end
+from launcher.commands.store_options import run_path
 from launcher.devices import accelerator, num_gpus
 from launcher.engines.placement import Placement, read_placement
 from launcher.engines.rendezvous import announced, mark_ready, wait_for_nodes
@@ -23,6 +23,7 @@ from launcher.processes.worker_command import check_evaluation_devices, check_ma
 from launcher.recipe import Recipe, check_inputs, load_recipe
 from launcher.recipe.former_defaults import former_defaults_of, with_former_defaults
 from launcher.recipe.hostfile import Host, Topology
+from launcher.remote_run import is_run_url
 from launcher.run_files import read_state
 from launcher.run_folder import TRAINING_KINDS, RunFolder
 from launcher.stages.pipeline import Pipeline
@@ -35,14 +36,39 @@ def node(options: argparse.Namespace, stop: StopRequest) -> int:
     with stop.interrupting():
         placement = read_placement(os.environ, options.engine)
         recipe = place_recipe(options.recipe, options.set, placement, options.processes_per_node, display)
-        folder = RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
-        state = read_state(folder) or {"stages": {}}
-        begun_with = former_defaults_of(record["settings"] for record in state["stages"].values())
-        recipe = with_former_defaults(recipe, begun_with)
+        folder = RunFolder(run_path(options, recipe.name))
         check_inputs(recipe)
         check_machine(recipe.cluster)
         _check_gpus(recipe.cluster.processes // placement.nodes)
         check_tracking(recipe.tracking)
+    if options.run_dir is None or not is_run_url(options.run_dir):
+        return _run_node(options, stop, display, placement, recipe, folder)
+
+    if placement.nodes > 1:
+        raise ConfigError(
+            f"--run-dir is {options.run_dir}, and the {placement.nodes} nodes of the job speak through files of the "
+            "run folder, which a store does not show at once. Give a folder on a volume that all nodes see."
+        )
+    # fsspec takes long to import.
+    from launcher.remote_run.stored_run import StoredRun
+
+    stored_run = StoredRun(options.run_dir, folder, recipe, stop, display.say)
+    with stored_run.connected(set(), options.upload_timeout_s):
+        return _run_node(options, stop, display, placement, recipe, folder)
+
+
+def _run_node(
+    options: argparse.Namespace,
+    stop: StopRequest,
+    display: Display,
+    placement: Placement,
+    recipe: Recipe,
+    folder: RunFolder,
+) -> int:
+    with stop.interrupting():
+        state = read_state(folder) or {"stages": {}}
+        begun_with = former_defaults_of(record["settings"] for record in state["stages"].values())
+        recipe = with_former_defaults(recipe, begun_with)
         if folder.path.exists():
             claim_folder(recipe, folder)
         check_start(recipe, folder)

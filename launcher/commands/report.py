@@ -6,12 +6,19 @@ import sys
 
 from launcher.monitoring.status import load_run_recipe, open_run
 from launcher.recipe import EvaluateStage
+from launcher.remote_run import is_run_url
 from launcher.run_folder import RunFolder
 
 
 def report(options: argparse.Namespace) -> int:
     """Write the page and print its path; with `--analyse`, what it shows of evaluations that did not keep it first."""
-    run = open_run(options.run)
+    path = options.run
+    if options.analyse and is_run_url(path):
+        # fsspec takes long to import.
+        from launcher.remote_run.reading import Wanted, local_copy
+
+        path = local_copy(path, Wanted.WITH_MODELS)
+    run = open_run(path)
     if options.analyse:
         _analyse(run)
 

@@ -4,8 +4,8 @@ import argparse
 import re
 import sys
 import time
-from pathlib import Path
 
+from launcher.commands.store_options import run_path
 from launcher.errors import ConfigError
 from launcher.executor import Executor, claim_folder
 from launcher.formatting import duration
@@ -16,6 +16,7 @@ from launcher.processes.stop_request import StopRequest
 from launcher.processes.worker_command import check_evaluation_devices, check_machine
 from launcher.recipe import Recipe, check_inputs, load_recipe
 from launcher.recipe.former_defaults import former_defaults_of, with_former_defaults
+from launcher.remote_run import is_run_url
 from launcher.report import results_table
 from launcher.run_files import read_state
 from launcher.run_folder import RunFolder, write_text
@@ -39,7 +40,7 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, RunFolder]:
     if getattr(options, "profile_start", False):
         overrides.append("cluster.profile_start=true")
     recipe = load_recipe(options.recipe, overrides, count_slots=True)
-    folder = RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
+    folder = RunFolder(run_path(options, recipe.name))
 
     # A run that an earlier version began goes on as it was begun.
     state = read_state(folder) or {"stages": {}}
@@ -56,6 +57,37 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
         check_inputs(recipe)
         check_machine(recipe.cluster)
         check_tracking(recipe.tracking)
+    display = open_display(sys.stdout)
+    is_queued = recipe.cluster.kind == "slurm" and not slurm.inside_job()
+    follows = recipe.cluster.kind == "no_ssh" and options.node_rank != 0
+    if options.run_dir is None or not is_run_url(options.run_dir) or is_queued or follows:
+        return _run_in_folder(options, stop, display, recipe, folder, extended)
+
+    if options.work_dir is None and len(make_launcher(recipe.cluster).topology.hosts) > 1:
+        raise ConfigError(
+            f"--run-dir is {options.run_dir}, and the hosts of the run need a folder that all of them see to work in. "
+            "Name one with --work-dir."
+        )
+    # fsspec takes long to import.
+    from launcher.remote_run.stored_run import StoredRun
+
+    stored_run = StoredRun(options.run_dir, folder, recipe, stop, display.say)
+    with stored_run.connected(extended, options.upload_timeout_s):
+        with stop.interrupting():
+            # The store may have had a run that an earlier version began.
+            recipe, folder = read_recipe(options)
+        return _run_in_folder(options, stop, display, recipe, folder, extended)
+
+
+def _run_in_folder(
+    options: argparse.Namespace,
+    stop: StopRequest,
+    display: Display,
+    recipe: Recipe,
+    folder: RunFolder,
+    extended: set[str],
+) -> int:
+    with stop.interrupting():
         if folder.path.exists():
             claim_folder(recipe, folder)
         check_start(recipe, folder)
@@ -64,7 +96,6 @@ def run(options: argparse.Namespace, stop: StopRequest) -> int:
             return _queue(recipe, folder, options)
         check_evaluation_devices(recipe)
         _check_options(recipe, options)
-    display = open_display(sys.stdout)
     # Host 0 holds the run; the others start what it writes into the folder.
     if recipe.cluster.kind == "no_ssh" and options.node_rank != 0:
         launcher = make_launcher(recipe.cluster)

@@ -6,6 +6,7 @@ from pathlib import Path
 from data.files import is_file_name
 from launcher.errors import CheckpointError
 from launcher.registry.promotions import find_pointer, promoted_model, read_names
+from launcher.remote_run import is_run_url
 
 # One folder for each model that is part of the package, in the layout of a finished model.
 PACKAGED_MODELS = Path(__file__).parents[1] / "packaged_models"
@@ -22,13 +23,18 @@ def packaged_models() -> list[str]:
 
 
 def find_model(name: str) -> Path:
-    """The folder of the finished model at RUN/STAGE or at the path itself, or of the promoted or packaged model of that
-    name.
+    """The folder of the finished model at RUN/STAGE or at the path itself, which may be in a store, or of the promoted
+    or packaged model of that name.
 
     A folder of the user's goes before a promoted model, and that before a packaged one. CheckpointError where there is
     none, or where a promoted model is not what it was.
     """
     path = Path(name).expanduser()
+    if is_run_url(name):
+        # fsspec takes long to import.
+        from launcher.remote_run.reading import Wanted, local_copy
+
+        path = local_copy(name, Wanted.PART)
     for folder in (path / "model", path):
         if _holds_weights(folder):
             return folder

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import ConfigError
 from launcher.monitoring.goodput import stage_goodput
 from launcher.monitoring.progress import PACE_ROWS, Pace
+from launcher.remote_run import is_run_url
 from launcher.run_files import broken_recipe, parse_metrics_row, read_recipe_values, read_state
-from launcher.run_folder import RunFolder, StageFolder
+from launcher.run_folder import RunFolder, StageFolder, read_json
 
 if TYPE_CHECKING:
     from launcher.recipe import Recipe
@@ -21,7 +22,13 @@ LAST_SECTIONS = ("batches", "cluster", "tracking")
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """Return the run folder at a path; ConfigError when there is none, or its state is not that of a run."""
+    """Return the run folder at a path, or with the records of a run in a store; ConfigError when there is none, or its
+    state is not that of a run."""
+    if is_run_url(path):
+        # fsspec takes long to import.
+        from launcher.remote_run.reading import Wanted, local_copy
+
+        path = local_copy(str(path), Wanted.RECORDS)
     run = RunFolder(Path(path).expanduser())
     if read_state(run) is None:
         raise ConfigError(
@@ -60,9 +67,9 @@ def last_rows(metrics_file: Path, number: int = PACE_ROWS) -> list[dict[str, Any
     return rows
 
 
-def run_status(run: RunFolder) -> dict[str, Any]:
+def run_status(run: RunFolder, claim: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the state of a run: which process holds it, and per stage its status, step, pace, checkpoint and
-    goodput.
+    goodput. `claim` is who claims a run that was fetched from a store; `store` is how far a run is uploaded to one.
 
     step_s is in seconds per step, eta_s in seconds, goodput in fractions of the wall time; what is not known is None.
     """
@@ -70,6 +77,8 @@ def run_status(run: RunFolder) -> dict[str, Any]:
     records = state["stages"]
     planned = {stage["name"]: stage for stage in read_recipe_values(run)["stages"]}
     holder = run.holder()
+    if claim is not None:
+        holder = claim["process"]
     events = run.events()
 
     # The stages that come by themselves are not in the recipe; those of them that this run has are on record.
@@ -97,7 +106,24 @@ def run_status(run: RunFolder) -> dict[str, Any]:
                 if event["event"] == "restart" and event.get("stage") == name:
                     entry["restarts"] += 1
         stages.append(entry)
-    return {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
+    status = {"run": str(run.path), "recipe": state["recipe"], "process": holder, "stages": stages}
+    if claim is not None:
+        status["host"] = claim["host"]
+    store = _upload_status(run)
+    if store is not None:
+        status["store"] = store
+    return status
+
+
+def _upload_status(run: RunFolder) -> dict[str, Any] | None:
+    """How far a run is uploaded to its store, by its launcher's last word; None where it has no store."""
+    try:
+        status = read_json(run.upload_file)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(status, dict) or not isinstance(status.get("missing"), list):
+        return None
+    return status
 
 
 def _training_status(folder: StageFolder, steps: int, status: str) -> dict[str, Any]:

@@ -50,6 +50,10 @@ class StopRequest:
         finally:
             self._raises = False
 
+    def request(self) -> None:
+        """Ask for a stop as a signal does, from any thread."""
+        self.count += 1
+
     def check(self) -> None:
         if self.count:
             raise Preempted("The run was asked to stop.")
