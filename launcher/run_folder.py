@@ -335,6 +335,10 @@ class RunFolder:
         # Hidden: a stage may have any other name.
         return self.path / ".languages" / f"{label}.npz"
 
+    def language_model_file(self, name: str) -> Path:
+        """A language model of the training transcripts (inference/language_model.py)."""
+        return self.path / ".language-models" / f"{name}.arpa"
+
     def stage(self, name: str) -> StageFolder:
         return StageFolder(self.path / name)
 

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import DataError
 from data.shards.joined_split import read_split
-from data.text.language_model import write_language_model, write_tokenizer_hash
-from data.text.tokenizer import UNKNOWN, Tokenizer
+from data.text.tokenizer import Tokenizer
 from launcher.errors import ConfigError
+from launcher.inference.language_model import estimate_language_model
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
 
@@ -42,19 +41,16 @@ def language_model(options: argparse.Namespace) -> int:
                 "--tokenizer, or make a model of words with --unit word."
             )
         tokenizer = Tokenizer.load(folder)
-    skipped: Counter[str] = Counter()
-    sentences = _sentences(texts, tokenizer, skipped)
-    counts = write_language_model(sentences, options.order, out)
-    write_tokenizer_hash(out, tokenizer)
-
+    counts, num_unknown = estimate_language_model(texts, tokenizer, options.order, out)
     if options.json:
-        row = {"language_model": str(out), "unit": options.unit, "ngrams": counts, "skipped": dict(skipped)}
+        skipped = {"unknown": num_unknown} if num_unknown else {}
+        row = {"language_model": str(out), "unit": options.unit, "ngrams": counts, "skipped": skipped}
         print(json.dumps(row, ensure_ascii=False))
     else:
         sizes = [f"{count:,} {size}-grams" for size, count in counts.items()]
         print(f"{out}: {', '.join(sizes)}")
-        if skipped["unknown"]:
-            print(f"{skipped['unknown']} texts have characters that the tokenizer does not know, and are left out.")
+        if num_unknown:
+            print(f"{num_unknown} texts have characters that the tokenizer does not know, and are left out.")
     return 0
 
 
@@ -65,23 +61,3 @@ def _lines(path: Path) -> Iterator[str]:
             yield from file
     except UnicodeDecodeError as error:
         raise DataError(f"The text in {path} is not UTF-8: {error}. Convert it first.") from None
-
-
-def _sentences(texts: Iterable[str], tokenizer: Tokenizer | None, skipped: Counter[str]) -> Iterator[Sequence[str]]:
-    """The words of each text, or the tokenizer's pieces; texts without any are skipped, and so are those with an
-    unknown one, which are counted."""
-    pieces: list[str] = []
-    if tokenizer is not None:
-        pieces = tokenizer.pieces
-    for text in texts:
-        if tokenizer is None:
-            sentence = text.split()
-        else:
-            tokens = tokenizer.encode(text.strip())
-            # No model writes what is unknown, and n-grams around it would be of other sentences.
-            if UNKNOWN in tokens:
-                skipped["unknown"] += 1
-                continue
-            sentence = [pieces[token] for token in tokens]
-        if sentence:
-            yield sentence

@@ -23,6 +23,7 @@ from data.shards.reader import Example, ShardReader, UtteranceError
 from data.shards.writer import read_index
 from launcher.devices import recognition_device
 from launcher.inference.finished_model import FinishedModel
+from launcher.inference.language_model import with_language_model
 from launcher.inference.mixture_evaluation import join_evaluations
 from launcher.planning.operations import operations_per_second
 from launcher.processes.heartbeat import Heartbeat
@@ -47,10 +48,11 @@ def evaluate(context: StageContext[EvaluateStage], heartbeat: Heartbeat) -> dict
     stage = context.stage
     device = recognition_device(stage.device)
     results = {}
+    search = with_language_model(stage.search, context.recipe, context.run, heartbeat.tick)
     for position, name in enumerate(stage.models):
         heartbeat.beat(position, "evaluate")
         folder = context.run.stage(name).model
-        model = FinishedModel.load(folder, stage.search, device)
+        model = FinishedModel.load(folder, search, device)
         # A long batch, or a wide beam, may take minutes.
         model.report_to(heartbeat.tick)
         evaluations = {}

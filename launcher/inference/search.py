@@ -9,6 +9,7 @@ from data.errors import DataError
 from data.files import check_regular, read_bounded
 from data.text.language_model import read_tokenizer_hash
 from data.text.tokenizer import UNKNOWN, Tokenizer
+from launcher.errors import ConfigError
 from launcher.recipe.search import (
     AttentionBeamConfig,
     GreedyConfig,
@@ -165,7 +166,14 @@ def read_scorer(
     config: LanguageModelConfig,
     tokenizer: Tokenizer,
 ) -> TokenLanguageModel | WordLanguageModel:
-    """The language model of a search. Raises DataError when its file is none, or knows none of the tokens."""
+    """The language model of a search. Raises DataError when its file is none, or knows none of the tokens, and
+    ConfigError where it is yet to be made."""
+    if config.path is None:
+        raise ConfigError(
+            f"The language model of the search has no file, and one of order {config.order} is made only in a run, by "
+            "an evaluation of its recipe. Make one with `chorus language-model RUN --order N --out FILE`, and name it "
+            "with --language-model FILE."
+        )
     try:
         check_regular(config.path)
         model = read_language_model(config.path)

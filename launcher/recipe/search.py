@@ -19,13 +19,30 @@ from model.recognizer import RecognizerConfig
 class LanguageModelConfig(BaseModel, frozen=True, extra="forbid"):
     """An n-gram model whose log probabilities are added to the recogniser's."""
 
-    path: Path = Field(description="ARPA file, gzipped if its name ends in .gz, or KenLM binary")
+    path: Path | None = Field(
+        default=None, description="ARPA file, gzipped if its name ends in .gz, or KenLM binary; none: see order"
+    )
+    order: int | None = Field(
+        default=None,
+        ge=1,
+        le=20,
+        description="instead of path: n-grams up to this length, which a run counts in its training transcripts",
+    )
     # A model of tokens must have been made with the tokenizer of the recogniser.
     unit: Literal["word", "token"] = Field(
         default="word", description="word: it knows words, which count when they are complete; token: the tokenizer's"
     )
     # 0.2 suits a model of the training transcripts; one of much more text deserves more.
     weight: float = Field(default=0.2, ge=0, le=1e6, description="weight of its natural-log probabilities")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "LanguageModelConfig":
+        if (self.path is None) == (self.order is None):
+            raise ValueError(
+                "a language model is read from a path, or made of the run's training transcripts with an order; give "
+                "one of the two"
+            )
+        return self
 
 
 class HotwordsConfig(BaseModel, frozen=True, extra="forbid"):
@@ -156,17 +173,24 @@ def search_files(search: SearchConfig) -> Iterator[tuple[str, Path]]:
     """Yield (dotted key, path) of the files that a search reads."""
     if isinstance(search, GreedyConfig | TransducerSearchConfig):
         return
-    if search.language_model:
+    if search.language_model and search.language_model.path:
         yield "language_model.path", search.language_model.path
     if search.hotwords and search.hotwords.path:
         yield "hotwords.path", search.hotwords.path
+
+
+def counts_transcripts(search: SearchConfig) -> bool:
+    """Whether the language model of a search is made of the run's training transcripts."""
+    if isinstance(search, GreedyConfig | TransducerSearchConfig):
+        return False
+    return search.language_model is not None and search.language_model.order is not None
 
 
 def with_absolute_files(search: SearchConfig) -> SearchConfig:
     """The same search, its paths taken from the current folder and made absolute."""
     if isinstance(search, GreedyConfig | TransducerSearchConfig):
         return search
-    if search.language_model:
+    if search.language_model and search.language_model.path:
         path = search.language_model.path.expanduser().absolute()
         language_model = search.language_model.model_copy(update={"path": path})
         search = search.model_copy(update={"language_model": language_model})

@@ -207,5 +207,16 @@ def _row(
         wer=scores.get("wer"),
         real_time_factor=scores.get("rtf"),
         utterances=scores.get("utterances"),
-        search=search.get("kind"),
+        search=_search_name(search),
     )
+
+
+def _search_name(search: dict[str, Any]) -> str | None:
+    """The kind of a search, and what language model it has."""
+    name = search.get("kind")
+    language_model = search.get("language_model")
+    if name is None or not isinstance(language_model, dict):
+        return name
+    if isinstance(language_model.get("order"), int):
+        return f"{name}, {language_model['order']}-gram"
+    return f"{name}, language model"

@@ -30,7 +30,7 @@ from launcher.recipe import (
     ShardsCorpus,
 )
 from launcher.recipe.corpora import corpus_paths
-from launcher.recipe.search import search_files
+from launcher.recipe.search import counts_transcripts, search_files
 from launcher.run_files import STATE_FORMAT, read_state
 from launcher.run_folder import RunFolder, write_json
 from launcher.stages.fingerprint import files_below, hash_files, hash_folder, hash_listing, hash_value
@@ -120,6 +120,8 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
             settings = Settings.of(evaluation_settings, stage)
             inputs = [f"corpus/{stage.split}", *stage.models]
             inputs += [str(path) for _, path in search_files(stage.search)]
+            if counts_transcripts(stage.search):
+                inputs.append("corpus/train")
         else:
             settings = Settings.of(training_settings, recipe, stage)
             inputs = _training_inputs(recipe, stage)
