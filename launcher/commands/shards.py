@@ -25,7 +25,7 @@ from data.shard_tools.verification import verify
 from data.shards.index import read_summary
 from data.shards.writer import ShardIndex, find_splits, read_index
 from data.text.tokenizer import Tokenizer, token_lengths
-from launcher.commands.prepare import in_flags
+from launcher.commands.prepare import flag, in_flags
 from launcher.errors import ConfigError, exit_code
 from launcher.monitoring.progress import open_display
 from launcher.planning.mixtures import plan_mixture
@@ -165,7 +165,16 @@ def stats_shards(options: argparse.Namespace) -> int:
 
 
 def _mixture_stats(options: argparse.Namespace) -> int:
-    """Print what each training of a recipe reads of each corpus of its mixture."""
+    """Print what each training of a recipe reads of each corpus of its mixture.
+
+    ConfigError for options that only shards have.
+    """
+    for name in (*BATCHES_OPTIONS, "html"):
+        if getattr(options, name) is not None:
+            raise ConfigError(
+                f"{flag(name)} is given with the recipe {options.folder}, whose own batches say how a mixture is read. "
+                "Leave it out, or name a folder of shards."
+            )
     recipe = load_recipe(options.folder)
     if not isinstance(recipe.corpus, MixtureCorpus):
         raise ConfigError(

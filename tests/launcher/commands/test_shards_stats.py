@@ -60,3 +60,15 @@ def test_a_split_that_no_run_could_use_is_still_measured(capsys, tmp_path):
 def test_settings_that_no_run_could_have_are_refused(capsys, split):
     assert chorus(["shards", "stats", str(split), "--lanes", "0"]) == 2
     assert "chorus shards stats: lanes is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [("--html", "page.html"), ("--lanes", "4"), ("--seconds", "9"), ("--pool-shards", "2")]
+)
+def test_options_of_shards_are_refused_for_the_recipe_of_a_mixture_and_not_passed_over(capsys, split, tmp_path, option):
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(f"extends: mini\nname: mixed\ncorpus: {{mix: [{{shards: {split.parent}}}]}}\n")
+    assert chorus(["shards", "stats", str(recipe), *option]) == 2
+    message = capsys.readouterr().err
+    assert f"{option[0]} is given with the recipe" in message
+    assert len(message.splitlines()) == 1
