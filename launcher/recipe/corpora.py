@@ -13,7 +13,10 @@ from data.corpora import CorpusConfig
 from data.sampling.mixture import MixedCorpus, Mixture
 from data.shards.index import is_url
 
-LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# It becomes the name of a folder.
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+# Shares are rounded to 2 ** -24. Far smaller ones vanish in floating point, where nothing can be divided by them.
+MIN_WEIGHT = 1e-9
 
 
 class ShardsCorpus(BaseModel, frozen=True, extra="forbid"):
@@ -30,7 +33,7 @@ class MixtureEntry(BaseModel, frozen=True, extra="forbid"):
         pattern=LABEL, description="its name in plans, results and files; without one, that of its folder or its kind"
     )
     weight: float | None = Field(
-        default=None, gt=0, le=1e6, description="by which its share is multiplied; 1 where it has none"
+        default=None, ge=MIN_WEIGHT, le=1e6, description="by which its share is multiplied; 1 where it has none"
     )
     from_step: int | None = Field(
         default=None,

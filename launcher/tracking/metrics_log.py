@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,8 @@ EXPERT_LOAD = re.compile(r"experts/(.+)/load")
 
 # A row has some kilobytes; a longer line is none.
 MAX_ROW_BYTES = 1 << 22
+# Of a file that is read: a million steps with the loads of many experts have less.
+MAX_FILE_BYTES = 1 << 33
 # Bytes that are read at a time from the end of a file.
 TAIL_BLOCK_BYTES = 1 << 20
 
@@ -84,11 +87,12 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, thin_to: int | None = None) -> Iterator[dict]:
-    """Yields the rows of a metrics file; none when it is missing or no regular file. A torn line is no row.
+    """Yields the rows of a metrics file; none when it is missing, no regular file, or too large for one. A torn line is
+    no row.
 
     With `thin_to`, about that many rows of a longer file, evenly chosen, and all validations, saves and goodputs.
     """
-    if not path.is_file():
+    if not _is_metrics_file(path):
         return
     stride = 1
     if thin_to is not None:
@@ -108,13 +112,13 @@ def expert_loads(row: dict) -> Iterator[tuple[str, list[float]]]:
     """Yields each layer's name and its experts' shares of the choices; layers with NaN or infinity are skipped."""
     for key, load in row.items():
         match = EXPERT_LOAD.fullmatch(key)
-        if match and load and None not in load:
+        if match and isinstance(load, list) and load and None not in load:
             yield match[1], load
 
 
 def read_last_rows(path: Path, number: int) -> list[dict]:
     """The last training rows (those with a loss) of a metrics file, oldest first, whatever the length of the file."""
-    if not path.is_file():
+    if not _is_metrics_file(path):
         return []
     rows: list[dict] = []
     with open_regular(path) as file:
@@ -126,6 +130,20 @@ def read_last_rows(path: Path, number: int) -> list[dict]:
                 break
     rows.reverse()
     return rows
+
+
+def _is_metrics_file(path: Path) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    if status.st_size > MAX_FILE_BYTES:
+        # A file of holes takes no place on a disk, and hours to be read.
+        logger.warning("%s has %d bytes, more than a stage writes, and is not read.", path, status.st_size)
+        return False
+    return True
 
 
 def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
