@@ -103,10 +103,10 @@ class Int8Experts(nn.Module):
             contract.bias.data = biases[self.hidden :]
             self.layers.append(nn.Sequential(Int8Linear(expand), Int8Linear(contract)))
 
-    def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
-        """As `ExpertStack.forward`."""
+    def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        """As `ExpertStack.forward`, of a finished model, which drops no choice."""
         outputs = []
-        for layer, rows_RD in zip(self.layers, x_MD.split(counts), strict=True):
+        for layer, rows_RD in zip(self.layers, x_MD.split(counts_E.tolist()), strict=True):
             if len(rows_RD):
                 outputs.append(layer(rows_RD))
         if not outputs:

@@ -10,8 +10,8 @@ The mixture is a subclass of DeepSpeed's AutoEP layer for its engine's sake, whi
 experts' gradients over them, and cuts the experts in ZeRO by what that layer and its parameters carry. It computes what
 the model's own mixture computes. The attributes are private to DeepSpeed: pyproject.toml pins the tested line.
 
-Shapes: M choices of this process, sorted by expert, R rows that it receives, D model width, P processes of the group, L
-experts of each.
+Shapes: M choices of this process, sorted by expert, those that are dropped last, R rows that it receives, D model
+width, P processes of the group, L experts of each.
 """
 
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from model.layers.permute_rows import gather_unique, scatter_unique
 from model.masked_prediction import Model
@@ -79,12 +80,38 @@ class _AllToAll(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class AnnouncedCounts:
+    """How many frames this process sends to and receives from each expert; being exchanged until they are read.
+
+    `sizes_2P`, on the host: rows sent to and received from each process, there once `copied` is over.
+    """
+
+    received_PL: Tensor
+    sent_PL: Tensor
+    exchange: dist.Work | None
+    sizes_2P: Tensor | None = None
+    copied: torch.cuda.Event | None = None
+
+    def read(self) -> tuple[list[int], list[int]]:
+        """Rows sent to and received from each process. The host waits here."""
+        if self.sizes_2P is not None and self.copied is not None:
+            self.copied.synchronize()
+            num_sent_P, num_received_P = self.sizes_2P.tolist()
+            return num_sent_P, num_received_P
+        if self.exchange is not None:
+            self.exchange.wait()
+        return self.sent_PL.sum(1).tolist(), self.received_PL.sum(1).tolist()
+
+
+@dataclass(frozen=True)
 class AllToAllMetadata:
-    """How frames travelled: rows sent to and received from each process, and how what was received was reordered."""
+    """How frames travelled: rows sent to and received from each process, how what was received was reordered, and the
+    rows of dropped choices, which did not travel."""
 
     num_sent_P: list[int]
     num_received_P: list[int]
     order_R: Tensor
+    num_dropped: int
 
 
 class AllToAllDispatcher:
@@ -95,27 +122,45 @@ class AllToAllDispatcher:
         self.group_size = dist.get_world_size(group)
         self.num_local_experts = num_local_experts
 
-    def dispatch(self, x_MD: Tensor, counts_E: Tensor) -> tuple[Tensor, list[int], AllToAllMetadata]:
-        # First the counts, so that every process knows how much it will receive.
+    def announce(self, counts_E: Tensor) -> AnnouncedCounts:
         sent_PL = counts_E.view(self.group_size, self.num_local_experts)
         received_PL = torch.empty_like(sent_PL)
-        dist.all_to_all_single(received_PL, sent_PL, group=self.group)
-        # A host sync, which cannot be spared: the collective takes its splits as lists.
-        num_sent_P = sent_PL.sum(1).tolist()
-        num_received_P = received_PL.sum(1).tolist()
-        by_sender_RD = _AllToAll.apply(x_MD, self.group, num_sent_P, num_received_P)
+        exchange = dist.all_to_all_single(received_PL, sent_PL, group=self.group, async_op=True)
+        if not counts_E.is_cuda:
+            return AnnouncedCounts(received_PL, sent_PL, exchange)
+
+        # The collective takes its splits as lists, so the host must have them, and waits for this copy alone: what is
+        # queued after it, such as a dense layer beside the experts, runs on.
+        if exchange is not None:
+            exchange.wait()
+        sizes_2P = torch.stack((sent_PL.sum(1), received_PL.sum(1)))
+        on_host_2P = torch.empty(sizes_2P.shape, dtype=sizes_2P.dtype, pin_memory=True)
+        on_host_2P.copy_(sizes_2P, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return AnnouncedCounts(received_PL, sent_PL, None, on_host_2P, copied)
+
+    def dispatch(self, x_MD: Tensor, announced: AnnouncedCounts) -> tuple[Tensor, Tensor, AllToAllMetadata]:
+        num_sent_P, num_received_P = announced.read()
+        received_PL = announced.received_PL
+        num_sent = sum(num_sent_P)
+        num_received = sum(num_received_P)
+        by_sender_RD = _AllToAll.apply(x_MD[:num_sent], self.group, num_sent_P, num_received_P)
 
         # What arrives is sorted by sender, then by expert; experts want it sorted by expert.
         expert_PL = torch.arange(self.num_local_experts, device=x_MD.device).repeat(self.group_size)
-        expert_R = expert_PL.repeat_interleave(received_PL.flatten())
+        expert_R = expert_PL.repeat_interleave(received_PL.flatten(), output_size=num_received)
         order_R = expert_R.argsort(stable=True)
 
-        metadata = AllToAllMetadata(num_sent_P, num_received_P, order_R)
-        return gather_unique(by_sender_RD, order_R), received_PL.sum(0).tolist(), metadata
+        metadata = AllToAllMetadata(num_sent_P, num_received_P, order_R, len(x_MD) - num_sent)
+        return gather_unique(by_sender_RD, order_R), received_PL.sum(0), metadata
 
     def combine(self, y_RD: Tensor, metadata: AllToAllMetadata) -> Tensor:
         by_sender_RD = scatter_unique(y_RD, metadata.order_R, len(y_RD))
-        return _AllToAll.apply(by_sender_RD, self.group, metadata.num_received_P, metadata.num_sent_P)
+        y_MD = _AllToAll.apply(by_sender_RD, self.group, metadata.num_received_P, metadata.num_sent_P)
+        if metadata.num_dropped:
+            y_MD = functional.pad(y_MD, (0, 0, 0, metadata.num_dropped))
+        return y_MD
 
 
 class ExpertParallelMixture(MixtureOfExperts, AutoEPMoELayer):

@@ -1,10 +1,10 @@
-"""Rows of a matrix that change places, each at most once.
+"""Rows of a matrix that change places, each at most once or each equally often.
 
-The gradient of a row is then a single row and no sum. Autograd does not know: its gradient of an index adds up row
-after row, which takes a CPU many times as long as moving them. So each of the two functions has the other one as its
-gradient.
+The gradient of a row is then a single row, or a sum over a dimension. Autograd does not know: its gradient of an index
+adds up row after row, which takes a CPU many times as long as moving them. So each of these functions has a gather as
+its gradient, as it is one itself.
 
-Shapes: M rows, N of them, D width.
+Shapes: M rows, N of them, D width, K copies of each row.
 """
 
 import torch
@@ -42,6 +42,53 @@ def _scatter(
     if num_rows < rows:
         x_ND = functional.pad(x_ND, (0, 0, 0, 1))
     return x_ND.index_select(0, source_M)
+
+
+def inverse_of(order_M: Tensor) -> Tensor:
+    """Where each row is after it was moved by `order_M`, which holds every index once: [M]."""
+    places_M = torch.arange(len(order_M), device=order_M.device)
+    return torch.empty_like(order_M).scatter_(0, order_M, places_M)
+
+
+def permute(x_MD: Tensor, order_M: Tensor, inverse_M: Tensor) -> Tensor:
+    """The rows in this order, which holds every index once: [M, D]."""
+    return _PermuteCopies.apply(x_MD, order_M, inverse_M, 1)
+
+
+def permute_copies(
+    x_ND: Tensor,
+    order_M: Tensor,
+    inverse_M: Tensor,
+    copies: int,
+) -> Tensor:
+    """K copies of each row, which would lie one after the other, in this order: [N K, D], in one gather."""
+    return _PermuteCopies.apply(x_ND, order_M, inverse_M, copies)
+
+
+class _PermuteCopies(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context,
+        x_ND: Tensor,
+        order_M: Tensor,
+        inverse_M: Tensor,
+        copies: int,
+    ) -> Tensor:  # pyright: ignore
+        context.save_for_backward(inverse_M)
+        context.copies = copies
+        source_M = order_M
+        if copies > 1:
+            source_M = order_M // copies
+        return x_ND.index_select(0, source_M)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient_MD: Tensor):  # pyright: ignore
+        (inverse_M,) = context.saved_tensors
+        gradient_MD = gradient_MD.index_select(0, inverse_M)
+        if context.copies > 1:
+            gradient_MD = gradient_MD.unflatten(0, (-1, context.copies)).sum(1)
+        return gradient_MD, None, None, None
 
 
 class _GatherUnique(torch.autograd.Function):

@@ -3,11 +3,14 @@
 Every choice that the routing keeps is carried out; it keeps all unless the router has a capacity. A token dispatcher
 brings frames to the process that holds their expert, and the results back; `LocalDispatcher` is for one process.
 
+On a GPU in bf16 the host waits for nothing: how many frames an expert gets stays on the device, and a choice that is
+dropped keeps its row. Loops over experts need the counts on the host.
+
 Shapes: N packed valid frames, K experts per frame, D model width, F feed-forward width, E experts held here, R rows
-that one expert multiplies, M choices that are carried out (N K without a capacity), sorted by expert.
+that one expert multiplies, M = N K choices sorted by expert, those that are dropped last.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,24 +18,29 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from model.layers.feedforward import FeedForward
-from model.layers.permute_rows import gather_unique, scatter_unique
+from model.layers.permute_rows import inverse_of, permute, permute_copies
 from model.moe.router import ExpertsConfig, Routing
 from model.moe.row_padding import expert_rows
+
+# The grouped product of a GPU takes rows whose bytes are a multiple of 16.
+GROUPED_ALIGNMENT = 8
 
 
 class TokenDispatcher(Protocol):
     """Brings sorted frames to their experts and back. It keeps nothing: what `combine` needs is the metadata."""
 
-    def dispatch(
-        self,
-        x_MD: Tensor,
-        counts_E: Tensor,
-        /,
-    ) -> tuple[Tensor, list[int], Any]:
-        """Frames sorted by expert, `counts_E[e]` of them for expert e, on their way out.
+    def announce(self, counts_E: Tensor, /) -> Any:
+        """Begin to tell the other processes how many frames go to each expert; returns what `dispatch` needs of it.
+
+        Until then other work may be done.
+        """
+        ...
+
+    def dispatch(self, x_MD: Tensor, announced: Any, /) -> tuple[Tensor, Tensor, Any]:
+        """Frames sorted by expert on their way out, as many for each expert as were announced.
 
         Returns the frames that the experts held here get, sorted by expert, their number for each of these experts, and
-        metadata for `combine`.
+        metadata for `combine`. Rows beyond their sum are those of dropped choices.
         """
         ...
 
@@ -44,12 +52,11 @@ class TokenDispatcher(Protocol):
 class LocalDispatcher:
     """All experts are held here: frames stay where they are."""
 
-    def dispatch(
-        self,
-        x_MD: Tensor,
-        counts_E: Tensor,
-    ) -> tuple[Tensor, list[int], None]:
-        return x_MD, counts_E.tolist(), None
+    def announce(self, counts_E: Tensor) -> Tensor:
+        return counts_E
+
+    def dispatch(self, x_MD: Tensor, announced: Tensor) -> tuple[Tensor, Tensor, None]:
+        return x_MD, announced, None
 
     def combine(self, y_MD: Tensor, metadata: None) -> Tensor:
         return y_MD
@@ -90,15 +97,29 @@ class ExpertStack(nn.Module):
         self.w2 *= factor
         self.w3[..., self.hidden :] *= factor
 
-    def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
-        """Frames sorted by expert, `counts[e]` of them for expert e, to the experts' outputs in the same order."""
-        # One call per expert is faster on CPUs than one grouped product; on GPUs the product is one kernel, which takes
-        # bf16 alone.
-        if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
-            return self._grouped(x_MD, counts)
-        return _ExpertByExpert.apply(x_MD, self.w1, self.w2, self.w3, counts)
+    def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        """Frames sorted by expert, `counts_E[e]` of them for expert e, to the experts' outputs in the same order.
 
-    def _grouped(self, x_MD: Tensor, counts: list[int]) -> Tensor:
+        Rows beyond their sum are of no meaning, and finite.
+        """
+        if len(x_MD) == 0:
+            # No grouped product, which needs rows, and nothing to read from the device.
+            return _ExpertByExpert.apply(x_MD, self.w1, self.w2, self.w3, [0] * len(counts_E))
+        if self.is_grouped(x_MD):
+            return self._grouped(x_MD, counts_E)
+        return _ExpertByExpert.apply(x_MD, self.w1, self.w2, self.w3, counts_E.tolist())
+
+    def is_grouped(self, x_MD: Tensor) -> bool:
+        """Whether all experts are multiplied in one grouped product.
+
+        It is one kernel on GPUs, in bf16 alone: of other types torch makes a loop there, which waits for the counts
+        too. On CPUs one call per expert is faster.
+        """
+        if not x_MD.is_cuda or x_MD.dtype != torch.bfloat16:
+            return False
+        return x_MD.shape[1] % GROUPED_ALIGNMENT == 0 and self.hidden % GROUPED_ALIGNMENT == 0
+
+    def _grouped(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
         dtype = x_MD.dtype
         w1 = self.w1.to(dtype)
         w2 = self.w2.to(dtype)
@@ -107,18 +128,24 @@ class ExpertStack(nn.Module):
         biases_EH = self.w3.squeeze(1).to(dtype)
 
         num_rows, width = x_MD.shape
-        counts_E = torch.tensor(counts, device=x_MD.device)
-        ends_E = counts_E.cumsum(0).to(torch.int32)
-        # The product takes no biases: each row gets those of its expert. Without `output_size` the host would wait for
-        # the device to add up the counts.
-        biases_MH = biases_EH.repeat_interleave(counts_E, dim=0, output_size=num_rows)
-        bias1_MF, bias2_MD = biases_MH.split((self.hidden, width), dim=-1)
+        biases1_EF, biases2_ED = biases_EH.split((self.hidden, width), dim=-1)
+        ends_E = counts_E.cumsum(0)
+        offsets_E = ends_E.to(torch.int32)
+        # The product would leave the rows of no expert as the memory was, which may be no numbers at all.
+        offsets_E[-1:] = num_rows
 
-        hidden_MF = functional.grouped_mm(x_MD, w1_EDF, offs=ends_E)
-        hidden_MF = hidden_MF + bias1_MF
+        # The product takes no biases. A row of zeros with a single one, times all of them, is exactly its expert's, and
+        # the gradient of that is a product too: by index it would be a sum of rows that all meet in a few.
+        rows_M1 = torch.arange(num_rows, device=x_MD.device)[:, None]
+        starts_E = ends_E - counts_E
+        is_expert_ME = (rows_M1 >= starts_E) & (rows_M1 < ends_E)
+        is_expert_ME = is_expert_ME.to(dtype)
+
+        hidden_MF = functional.grouped_mm(x_MD, w1_EDF, offs=offsets_E)
+        hidden_MF = torch.addmm(hidden_MF, is_expert_ME, biases1_EF)
         active_MF = functional.silu(hidden_MF)
-        output_MD = functional.grouped_mm(active_MF, w2_EFD, offs=ends_E)
-        return output_MD + bias2_MD
+        output_MD = functional.grouped_mm(active_MF, w2_EFD, offs=offsets_E)
+        return torch.addmm(output_MD, is_expert_ME, biases2_ED)
 
 
 class _ExpertByExpert(torch.autograd.Function):
@@ -148,6 +175,7 @@ class _ExpertByExpert(torch.autograd.Function):
             num_rows = max(num_rows, rows.end)
         hidden = x.new_empty(num_rows, feedforward_width)
         output = x.new_empty(num_rows, width)
+        num_carried_out = sum(counts)
         biases = w3.squeeze(1).to(x.dtype)
         biases1, biases2 = biases.split((feedforward_width, width), dim=-1)
 
@@ -165,7 +193,10 @@ class _ExpertByExpert(torch.autograd.Function):
 
         context.save_for_backward(x, w1, w2, w3, hidden)
         context.rows_of_experts = rows_of_experts
-        return output[: len(x)]
+        context.num_carried_out = num_carried_out
+        output = output[: len(x)]
+        output[num_carried_out:] = 0
+        return output
 
     @staticmethod
     @once_differentiable
@@ -206,7 +237,9 @@ class _ExpertByExpert(torch.autograd.Function):
             weights1 = w1[expert].to(x.dtype)
             grad_x_RD = rows.select(grad_x)
             torch.mm(grad_hidden_RF, weights1, out=grad_x_RD)
-        return grad_x[:num_frames], grad_w1, grad_w2, grad_w3, None
+        grad_x = grad_x[:num_frames]
+        grad_x[context.num_carried_out :] = 0
+        return grad_x, grad_w1, grad_w2, grad_w3, None
 
 
 def _multiply_into(
@@ -219,6 +252,19 @@ def _multiply_into(
         torch.mm(first, second, out=output)
     else:
         output.copy_(first @ second)
+
+
+class SortedChoices(NamedTuple):
+    """Frames on their way to experts.
+
+    x_MD: one row for each choice, in the order `order_M` of choices, which `inverse_M` undoes. announced: what the
+    dispatcher needs to send them.
+    """
+
+    x_MD: Tensor
+    order_M: Tensor
+    inverse_M: Tensor
+    announced: Any
 
 
 class MixtureOfExperts(nn.Module):
@@ -238,32 +284,37 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Packed valid frames [N, D] to [N, D]."""
-        num_frames, per_frame = routing.experts_NK.shape
-        order_M, counts_E = routing.kept_choices()
+        return self.finish(self.begin(x_ND, routing), routing)
 
-        # One row for each choice: rows change places first and are added up at the end, so that no gradient is a sum
-        # over an index, which CPUs compute row by row.
-        choices_MD = x_ND
-        if per_frame > 1:
-            choices_NKD = x_ND[:, None].expand(-1, per_frame, -1)
-            choices_MD = choices_NKD.flatten(0, 1)
+    def begin(self, x_ND: Tensor, routing: Routing) -> SortedChoices:
+        """Sort the frames by expert; the other processes are being told how many they get. `finish` does the rest."""
+        per_frame = routing.experts_NK.shape[1]
+        order_M, counts_E = routing.sorted_choices()
+        announced = self.dispatcher.announce(counts_E)
+        inverse_M = inverse_of(order_M)
+        # One row for each choice.
+        x_MD = permute_copies(x_ND, order_M, inverse_M, per_frame)
+        return SortedChoices(x_MD, order_M, inverse_M, announced)
 
-        sorted_MD = gather_unique(choices_MD, order_M)
-        received_MD, local_counts, metadata = self.dispatcher.dispatch(sorted_MD, counts_E)
-        y_MD = self.experts(received_MD, local_counts)
+    def finish(self, choices: SortedChoices, routing: Routing) -> Tensor:
+        """The weighted sum of the experts' outputs for each frame [N, D]."""
+        received_MD, local_counts_E, metadata = self.dispatcher.dispatch(choices.x_MD, choices.announced)
+        y_MD = self.experts(received_MD, local_counts_E)
         y_MD = self.dispatcher.combine(y_MD, metadata)
 
-        weights_M1 = routing.weights_NK.reshape(-1, 1)
-        weights_M1 = gather_unique(weights_M1, order_M)
+        # Back to the order of frames.
+        y_MD = permute(y_MD, choices.inverse_M, choices.order_M)
+        weights_NK = routing.weights_NK
+        if routing.kept_NK is not None:
+            # Choices that were dropped add nothing, and their rows have no gradient.
+            weights_NK = weights_NK * routing.kept_NK
         # Routers are fp32, and a product with their weights would be too.
-        weighted_MD = y_MD * weights_M1.to(y_MD.dtype)
-        # Choices that were dropped stay rows of zeros.
-        choices_MD = scatter_unique(weighted_MD, order_M, num_frames * per_frame)
+        weights_M1 = weights_NK.reshape(-1, 1).to(y_MD.dtype)
+        weighted_MD = y_MD * weights_M1
+        per_frame = routing.experts_NK.shape[1]
         if per_frame == 1:
-            return choices_MD
-        width = x_ND.shape[1]
-        choices_NKD = choices_MD.view(num_frames, per_frame, width)
-        return choices_NKD.sum(1)
+            return weighted_MD
+        return weighted_MD.unflatten(0, (-1, per_frame)).sum(1)
 
 
 class ResidualMixture(nn.Module):
@@ -282,8 +333,10 @@ class ResidualMixture(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Packed valid frames [N, D] to [N, D]."""
-        experts_ND = self.mixture(x_ND, routing)
+        choices = self.mixture.begin(x_ND, routing)
+        # While processes tell each other how many frames they send.
         dense_ND = self.dense(x_ND)
+        experts_ND = self.mixture.finish(choices, routing)
         logits_N2 = self.coefficients(x_ND)
         # In fp32, as the router's probabilities.
         coefficients_N2 = logits_N2.float().softmax(dim=-1)

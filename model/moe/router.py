@@ -130,8 +130,7 @@ class Routing(NamedTuple):
         # Counts have no gradient: the loss moves the probabilities of the experts that get many frames.
         counts_E = self.counts_E
         if kind == "first_choice":
-            first_choice_N = self.experts_NK[:, 0]
-            counts_E = torch.bincount(first_choice_N, minlength=num_experts)
+            counts_E = count_choices(self.experts_NK[:, 0], num_experts)
         share_E = counts_E / counts_E.sum().clamp(min=1)
         return num_experts * (share_E * self.probabilities_E).sum()
 
@@ -142,19 +141,24 @@ class Routing(NamedTuple):
             weights_NK = weights_NK * self.kept_NK
         return weights_NK.sum(dim=-1, keepdim=True)
 
-    def kept_choices(self) -> tuple[Tensor, Tensor]:
-        """The indices among the N K choices of those that are carried out, sorted by expert, and how many each expert
-        gets."""
+    def sorted_choices(self) -> tuple[Tensor, Tensor]:
+        """The indices of the N K choices, sorted by expert, those that are dropped last; and how many that are carried
+        out each expert gets."""
         experts_M = self.experts_NK.flatten()
         if self.kept_NK is None:
             return experts_M.argsort(stable=True), self.counts_E
-        # The choices within the experts' capacity.
-        kept_M = self.kept_NK.flatten()
-        choices = kept_M.nonzero().squeeze(1)
-        experts = experts_M[choices]
-        counts_E = torch.bincount(experts, minlength=len(self.counts_E))
-        by_expert = experts.argsort(stable=True)
-        return choices[by_expert], counts_E
+        # As if what is dropped went to one expert more: all choices keep their places, so that no size has to be known.
+        num_experts = len(self.counts_E)
+        experts_M = experts_M.where(self.kept_NK.flatten(), num_experts)
+        counts = count_choices(experts_M, num_experts + 1)
+        return experts_M.argsort(stable=True), counts[:num_experts]
+
+
+def count_choices(experts_M: Tensor, num_experts: int) -> Tensor:
+    """How often each expert was chosen [E], int64."""
+    # Not bincount: on a GPU it looks for the largest element, and the host waits for the answer.
+    ones_M = torch.ones_like(experts_M)
+    return experts_M.new_zeros(num_experts).scatter_add_(0, experts_M, ones_M)
 
 
 def pool(routings: Sequence[Routing]) -> Routing:
@@ -262,7 +266,7 @@ class Router(nn.Module):
         return Routing(
             experts_NK=experts_NK,
             weights_NK=weights_NK,
-            counts_E=torch.bincount(experts_NK.flatten(), minlength=num_experts),
+            counts_E=count_choices(experts_NK.flatten(), num_experts),
             probabilities_E=probabilities_EN.sum(1) / num_averaged,
             z=logsumexp_N.square().sum() / num_averaged,
             entropy=entropy_N.sum() / num_averaged,
@@ -302,7 +306,7 @@ def within_capacity(
     order_M = likeliest_M[by_expert_M]
 
     # A choice's rank among those of its expert: its place in that order after its expert's first.
-    counts_E = torch.bincount(experts_M, minlength=num_experts)
+    counts_E = count_choices(experts_M, num_experts)
     start_E = counts_E.cumsum(0) - counts_E
     start_M = start_E[experts_M[order_M]]
     rank_M = torch.arange(num_choices, device=experts_M.device) - start_M

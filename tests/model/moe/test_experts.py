@@ -1,6 +1,7 @@
 """Routing and experts against plain loops, and the balance losses against their known values."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -60,14 +61,14 @@ def test_gradients_of_experts_are_those_of_finite_differences():
     weights = [torch.randn_like(weight).requires_grad_() for weight in (stack.w1, stack.w2, stack.w3)]
 
     def run(x_MD, w1, w2, w3):
-        return torch.func.functional_call(stack, {"w1": w1, "w2": w2, "w3": w3}, (x_MD, [4, 0, 2]))
+        return torch.func.functional_call(stack, {"w1": w1, "w2": w2, "w3": w3}, (x_MD, torch.tensor([4, 0, 2])))
 
     assert torch.autograd.gradcheck(run, (x_MD, *weights))
 
 
 def test_in_bf16_the_gradients_of_fp32_weights_are_fp32_and_near_those_of_fp32():
     torch.manual_seed(0)
-    stack, x_MD, counts = ExpertStack(3, 64, 128), torch.randn(90, 64), [30, 20, 40]
+    stack, x_MD, counts = ExpertStack(3, 64, 128), torch.randn(90, 64), torch.tensor([30, 20, 40])
     stack(x_MD, counts).square().mean().backward()
     precise = [weight.grad for weight in stack.parameters()]
     stack.zero_grad()
@@ -77,12 +78,35 @@ def test_in_bf16_the_gradients_of_fp32_weights_are_fp32_and_near_those_of_fp32()
         assert torch.nn.functional.cosine_similarity(weight.grad.flatten(), expected.flatten(), dim=0) > 0.999
 
 
-def test_one_grouped_product_equals_the_loop_over_experts():
+@pytest.mark.parametrize("counts", [[10, 0, 14], [0, 24, 0], [3, 4, 0]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_grouped_product_and_its_gradients_equal_the_loop_over_experts(counts, dtype):
+    """In fp32 to 1e-5, and in bf16 to the rounding of sums in another order. Rows of no expert count for nothing."""
     torch.manual_seed(0)
     stack = ExpertStack(3, 16, 32)
     torch.nn.init.normal_(stack.w3)
-    x_MD, counts = torch.randn(24, 16), [10, 0, 14]
-    torch.testing.assert_close(stack._grouped(x_MD, counts), stack(x_MD, counts), rtol=1e-4, atol=1e-5)
+    x_MD, weight_MD = torch.randn(24, 16), torch.randn(24, 16)
+    weight_MD[sum(counts) :] = 0
+    results = []
+    for is_grouped in (False, True):
+        stack.zero_grad()
+        rows_MD = x_MD.to(dtype).requires_grad_()
+        with mock.patch.object(ExpertStack, "is_grouped", lambda *_, grouped=is_grouped: grouped):
+            output_MD = stack(rows_MD, torch.tensor(counts)) * weight_MD.to(dtype)
+        output_MD.sum().backward()
+        results.append([output_MD, rows_MD.grad, *[weight.grad for weight in stack.parameters()]])
+    rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (2e-2, 0.1)
+    for loop, grouped in zip(*results, strict=True):
+        torch.testing.assert_close(grouped, loop, rtol=rtol, atol=atol)
+
+
+def test_a_grouped_product_is_only_used_where_a_gpu_has_it():
+    stack, odd = ExpertStack(2, 16, 32), ExpertStack(2, 12, 32)
+    on_gpu = mock.Mock(is_cuda=True, dtype=torch.bfloat16, shape=(5, 16))
+    assert stack.is_grouped(on_gpu)
+    assert not stack.is_grouped(mock.Mock(is_cuda=True, dtype=torch.float32, shape=(5, 16)))
+    assert not stack.is_grouped(torch.zeros(5, 16, dtype=torch.bfloat16))
+    assert not odd.is_grouped(mock.Mock(is_cuda=True, dtype=torch.bfloat16, shape=(5, 12)))
 
 
 def test_experts_start_different():

@@ -49,13 +49,13 @@ def test_an_expert_is_not_touched_by_the_frames_of_others(counts, seed):
     torch.nn.init.normal_(stack.w3)
     x_MD = torch.randn(sum(counts), 12).to(torch.bfloat16).requires_grad_()
     weight_MD = torch.randn(sum(counts), 12).to(torch.bfloat16)
-    output_MD = stack(x_MD, counts)
+    output_MD = stack(x_MD, torch.tensor(counts))
     actual = [output_MD, *torch.autograd.grad(output_MD, [x_MD, *stack.parameters()], weight_MD)]
 
     alone = []
     for expert, (x_e, weight_e) in enumerate(zip(x_MD.detach().split(counts), weight_MD.split(counts), strict=True)):
         x_e = x_e.requires_grad_()
-        output_e = stack(x_e, [len(x_e) if other == expert else 0 for other in range(len(counts))])
+        output_e = stack(x_e, torch.tensor([len(x_e) if other == expert else 0 for other in range(len(counts))]))
         gradients = torch.autograd.grad(output_e, [x_e, *stack.parameters()], weight_e)
         alone.append([output_e, gradients[0], *(gradient[expert] for gradient in gradients[1:])])
     outputs, grads_x, *grads_of_weights = zip(*alone, strict=True)
