@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.export import remote_code
 from launcher.export.model_files import HUB_FEATURES_FILE, HUB_TOKENIZER_DESCRIPTION, ModelFiles
+from launcher.export.stored_dtype import StoredDtype, stored_as
 from model.export import HUB_DESCRIPTION_FILE, describe_recognizer, save_weights
 
 CODE_FILES = (
@@ -25,10 +26,10 @@ CODE_FILES = (
 )
 
 
-def write_hub_folder(folder: Path, model: ModelFiles, card: str) -> None:
-    """Write the model and its card into an empty folder."""
+def write_hub_folder(folder: Path, model: ModelFiles, card: str, dtype: StoredDtype = "fp32") -> None:
+    """Write the model and its card into an empty folder; ConfigError where `dtype` does not hold a weight."""
     recognizer = model.recognizer
-    save_weights(folder, recognizer.state_dict())
+    save_weights(folder, stored_as(recognizer.state_dict(), dtype))
     config = {
         "model_type": "chorus",
         "architectures": ["ChorusModel"],
@@ -37,6 +38,7 @@ def write_hub_folder(folder: Path, model: ModelFiles, card: str) -> None:
             "AutoModel": "modeling_chorus.ChorusModel",
             "AutoModelForCTC": "modeling_chorus.ChorusModel",
         },
+        # What transformers computes in, however the weights are stored.
         "dtype": "float32",
         "pad_token_id": 0,
         **describe_recognizer(recognizer.config, recognizer.mel_bins, recognizer.vocabulary_size),
