@@ -20,6 +20,18 @@ from model.recognizer import Recognizer
 UNKNOWN = "not recorded"
 # Both spellings are met in descriptions of corpora.
 LICENCE_KEYS = ("licence", "license")
+# What the publishers of corpora state, by the name that a recipe gives them; of shards that say otherwise, that.
+PUBLISHED_LICENCES = {
+    "aelita": "of the Festival voice msu_ru_nsh_clunits: free to use, with its notice",
+    "aishell": "Apache 2.0",
+    "common_voice": "CC0 1.0",
+    "fleurs": "CC BY 4.0",
+    "fsdd": "CC BY-SA 4.0",
+    "librispeech": "CC BY 4.0",
+    "mls": "CC BY 4.0",
+    "tedlium": "CC BY-NC-ND 3.0",
+    "voxpopuli": "CC0 1.0",
+}
 USAGE = """```python
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
@@ -117,8 +129,10 @@ def _read_corpora(run: RunFolder) -> list[CorpusFacts]:
         for source in (description, settings):
             for key in LICENCE_KEYS:
                 licence = licence or source.get(key)
+        corpus_name = str(settings.get("name") or name or "shards")
+        licence = licence or PUBLISHED_LICENCES.get(corpus_name)
         corpus = CorpusFacts(
-            name=str(settings.get("name") or name or "shards"),
+            name=corpus_name,
             train_hours=train.get("hours"),
             licence=None if licence is None else str(licence),
         )
@@ -187,9 +201,12 @@ def _metadata(facts: CardFacts) -> str:
 def _describe(recognizer: Recognizer) -> str:
     encoder = recognizer.config.encoder
     parameters = count_parameters(recognizer)
+    blocks = f"{encoder.num_blocks} blocks"
+    if encoder.num_blocks == 1:
+        blocks = "one block"
     sentences = [
-        f"A speech recogniser with a conformer encoder of {encoder.layers} layers, which use {encoder.num_blocks} "
-        f"blocks of width {encoder.width}.",
+        f"A speech recogniser with a conformer encoder of {encoder.layers} layers, which use {blocks} of width "
+        f"{encoder.width}.",
     ]
     if encoder.experts is not None:
         sentences.append(

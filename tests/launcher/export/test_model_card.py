@@ -57,10 +57,28 @@ def test_results_data_and_licence_of_a_run_are_in_the_card(recognizer, tmp_path)
     assert "| test | greedy | 12.50% | 5.25% | 90 |" in card
     assert "| test/beam | joint |" in card
     assert "| digits | 1.5 | CC BY-SA 4.0 |" in card
-    assert "2 layers, which use 1 blocks" in card
+    assert "2 layers, which use one block of width 16" in card
     # Nobody else's business.
     assert "somebody" not in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("corpus", "recorded", "licence"),
+    [
+        ("librispeech", None, "CC BY 4.0"),
+        ("fsdd", None, "CC BY-SA 4.0"),
+        ("aelita", None, "of the Festival voice"),
+        ("librispeech", "bought from a studio", "bought from a studio"),
+        ("folder", None, "not recorded"),
+    ],
+)
+def test_the_licence_of_a_known_corpus_is_its_publishers_unless_the_shards_say_otherwise(
+    tmp_path, corpus, recorded, licence
+):
+    run = write_run(tmp_path, {"corpus": {"name": corpus}, "licence": recorded})
+    (facts,) = read_facts("small", run, "student", None).corpora
+    assert (facts.licence or "not recorded").startswith(licence)
 
 
 def test_what_is_not_recorded_is_said_to_be_so(recognizer, tmp_path):
