@@ -330,6 +330,16 @@ def read_report(folder: Path) -> SplitReport:
     )
 
 
+def local_folder(name: str) -> Path:
+    """The folder that a user names. DataError for a URL: as a path it would be one of the current folder."""
+    if is_url(name):
+        raise DataError(
+            f"{name} is a URL, and only shards in a folder are looked at and rewritten: fetch the split with the tools "
+            "of its store, and name the folder. Trainings and evaluations read it where it is (corpus.shards)."
+        )
+    return Path(name)
+
+
 def find_splits(folder: Path) -> dict[str, Path]:
     """The splits at `folder`: itself, or the folders in it, by name. DataError when there is none."""
     splits: dict[str, Path] = {}

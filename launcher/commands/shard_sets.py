@@ -14,6 +14,7 @@ from data.files import file_sha256
 from data.shard_tools.play import play
 from data.shard_tools.rewriting import Command, rewrite
 from data.shard_tools.selection import Filter, FilterConfig, SampleConfig
+from data.shards.index import local_folder
 from launcher.commands.prepare import in_flags
 from launcher.errors import ConfigError
 from launcher.monitoring.progress import open_display
@@ -69,7 +70,7 @@ def play_utterance(options: argparse.Namespace) -> int:
     name = options.key.rpartition("/")[2]
     if options.out is None and not all(map(is_key_character, name)):
         raise ConfigError(f"The key {options.key!r} makes no file name: say where to write to (--out FILE.wav).")
-    audio_file, text_file = play(Path(options.folder), options.key, Path(options.out or f"{name}.wav"))
+    audio_file, text_file = play(local_folder(options.folder), options.key, Path(options.out or f"{name}.wav"))
     text = text_file.read_text(encoding="utf-8").rstrip("\n")
     if options.json:
         print(json.dumps({"audio": str(audio_file), "text_file": str(text_file), "text": text}, ensure_ascii=False))
@@ -83,8 +84,8 @@ def _rewrite(folders: Sequence[str], command: Command, options: argparse.Namespa
     display.begin(command.name, 1)
     try:
         report = rewrite(
-            [Path(folder) for folder in folders],
-            Path(options.out).absolute(),
+            [local_folder(folder) for folder in folders],
+            local_folder(options.out).absolute(),
             command,
             only_splits=_split_list(options.splits),
             on_progress=lambda split, done, total: display.count(f"utterances of {split}", done, total),

@@ -22,7 +22,7 @@ from data.shard_tools.findings import BROKEN, Finding, is_broken
 from data.shard_tools.statistics import stats
 from data.shard_tools.text_checks import EncoderFrames, character_frames
 from data.shard_tools.verification import verify
-from data.shards.index import read_summary
+from data.shards.index import local_folder, read_summary
 from data.shards.writer import ShardIndex, find_splits, read_index
 from data.text.tokenizer import Tokenizer, token_lengths
 from launcher.commands.prepare import flag, in_flags
@@ -41,9 +41,10 @@ SHOWN_ITEMS = 10
 
 
 def verify_shards(options: argparse.Namespace) -> int:
-    splits = find_splits(Path(options.folder).absolute())
+    folder = local_folder(options.folder)
+    splits = find_splits(folder.absolute())
     # Shown as they were given.
-    places = dict(zip(splits, find_splits(Path(options.folder)).values(), strict=True))
+    places = dict(zip(splits, find_splits(folder).values(), strict=True))
     fewest_frames = character_frames
     if options.tokenizer is not None:
         tokenizer = Tokenizer.load(Path(options.tokenizer))
@@ -142,21 +143,22 @@ def stats_shards(options: argparse.Namespace) -> int:
     except ConfigError as error:
         raise ConfigError(in_flags(str(error), BatchesConfig)) from None
 
-    if Path(options.folder).is_file():
+    folder = local_folder(options.folder)
+    if folder.is_file():
         return _mixture_stats(options)
     statistics = {}
     samplers: dict[str, BatchSampler | str] = {}
-    splits = find_splits(Path(options.folder).absolute())
-    for name, folder in splits.items():
-        sampler = _open_sampler(read_index(folder), batches)
+    splits = find_splits(folder.absolute())
+    for name, place in splits.items():
+        sampler = _open_sampler(read_index(place), batches)
         samplers[name] = sampler
-        statistics[name] = {**stats(folder), "plan": _describe_plan(sampler, batches)}
+        statistics[name] = {**stats(place), "plan": _describe_plan(sampler, batches)}
     if options.html is not None:
         settings = ", ".join(f"batches.{key} {getattr(batches, key):g}" for key in BATCHES_OPTIONS)
         # It draws with matplotlib, which whoever only wants the figures should not wait for.
         from launcher.shard_page.page import write_page
 
-        write_page(Path(options.html), Path(options.folder).absolute(), splits, samplers, settings)
+        write_page(Path(options.html), folder.absolute(), splits, samplers, settings)
     if options.json:
         print(json.dumps(statistics, ensure_ascii=False, indent=2))
     else:

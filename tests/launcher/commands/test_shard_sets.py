@@ -123,3 +123,23 @@ def test_one_utterance_is_written_to_be_heard(capsys, corpus, tmp_path, monkeypa
     code, _, err = run(capsys, "play", corpus, "../nobody?")
     assert code == 2
     assert "--out" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "s3://bucket/speech"),
+        ("stats", "https://example.org/speech"),
+        ("play", "s3://bucket/speech", "key"),
+        ("sample", "s3://bucket/speech", "--out", "new", "--hours", "1"),
+        ("merge", "CORPUS", "s3://bucket/speech", "--out", "new"),
+        ("reshard", "CORPUS", "--out", "s3://bucket/new"),
+    ],
+)
+def test_a_url_is_named_as_one_and_not_taken_for_a_folder(capsys, corpus, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *(corpus if argument == "CORPUS" else argument for argument in arguments))
+    assert code == 3
+    (url,) = [argument for argument in arguments if "://" in argument]
+    assert err.startswith(f"chorus: {url} is a URL")
+    assert list(tmp_path.iterdir()) == []
