@@ -31,6 +31,7 @@ RUN_FILES = {
     ".token": ("text", "by which processes of this run are known"),
     ".store.json": ("JSON", "the store that the folder is uploaded to"),
     ".upload.json": ("JSON", "how far that is"),
+    ".language-models/": ("ARPA", "n-gram models of the training transcripts"),
     ".languages/": ("NumPy", "languages of the training utterances of a mixture"),
     "corpus": ("shards", "[the shards](../shards.md) that the run made, by split"),
     "tokenizer": ("SentencePiece, JSON", "[the tokenizer](../tokenizers.md), and how many tokens each transcript has"),
