@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.adapters import AdaptersConfig, BlockAdapters
-from model.export import MAX_DESCRIPTION_BYTES, check_regular, validated
+from model.export import MAX_DESCRIPTION_BYTES, WithoutValues, check_regular, validated
 from model.recognizer import Recognizer
 
 # A later version reads earlier formats; a later format is refused.
@@ -99,7 +99,7 @@ def read_adapter(folder: Path) -> Adapter:
         with safe_open(weights, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  no mapping: it has nothing else to go over
                 state[name] = tensors.get_tensor(name)
-    except SafetensorError as error:
+    except (SafetensorError, MemoryError) as error:
         raise ValueError(f"{weights} cannot be read: {error}") from None
     facts = {key: value for key, value in stored.items() if key not in ("format", "base_sha256", "adapters")}
     return Adapter(config, base_sha256, state, facts)
@@ -119,6 +119,9 @@ def adapted(base: Recognizer, adapter: Adapter) -> Recognizer:
     check_fits(base, adapter)
     encoder = base.config.encoder.model_copy(update={"adapters": adapter.config})
     config = base.config.model_copy(update={"encoder": encoder})
+    reason = _misfit(base, adapter)
+    if reason:
+        raise ValueError(f"its tensors do not fit: {reason}")
     recognizer = Recognizer(config, base.mel_bins, base.vocabulary_size)
     recognizer.to(next(base.parameters()).dtype)
     state = {**base.state_dict(), **adapter.state}
@@ -128,6 +131,27 @@ def adapted(base: Recognizer, adapter: Adapter) -> Recognizer:
         reason = " ".join(str(error).split())
         raise ValueError(f"its tensors do not fit: {reason[:200]}") from None
     return recognizer.eval()
+
+
+def _misfit(base: Recognizer, adapter: Adapter) -> str:
+    """What of an adapter is not as its description makes it, empty where all is.
+
+    Seen before anything gets memory: a description of a few bytes may ask for more than a machine has, but not for more
+    than its file holds.
+    """
+    encoder = base.config.encoder.model_copy(update={"adapters": adapter.config})
+    with torch.device("meta"), WithoutValues():
+        config = base.config.model_copy(update={"encoder": encoder})
+        expected = Recognizer(config, base.mel_bins, base.vocabulary_size).state_dict()
+    for name, tensor in adapter.state.items():
+        if name not in expected:
+            return f"{name[:80]} is no tensor of its adapters or of the model"
+        if tensor.shape != expected[name].shape:
+            return f"{name} has the shape {tuple(tensor.shape)}, and it describes {tuple(expected[name].shape)}"
+    missing = sorted(expected.keys() - adapter.state.keys() - base.state_dict().keys())
+    if missing:
+        return f"it lacks {missing[0]}"
+    return ""
 
 
 class AdapterBank:
@@ -156,6 +180,9 @@ class AdapterBank:
                 f"{self._sha256[:12]}"
             )
         self.select(None)
+        reason = _misfit(self.recognizer, adapter)
+        if reason:
+            raise ValueError(f"adapter {name} does not fit: {reason}")
         tensors = self._tensors()
         own_modules: dict[str, Tensor] = {}
         for tensor_name, value in adapter.state.items():

@@ -244,7 +244,8 @@ def _read_weights(
                         f"{tuple(expected[name].shape)}"
                     )
                 state[name] = tensors.get_tensor(stored_name)
-    except SafetensorError as error:
+    # The second where a process has not the address space for a file that is larger than any disk, by its holes.
+    except (SafetensorError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     missing = sorted(expected.keys() - state.keys())
     if missing:

@@ -12,7 +12,9 @@ from limits import run_limited
 from launcher.errors import CheckpointError
 from launcher.training.checkpoint.layout import manifest_digest
 from launcher.training.checkpoint.reading import read_manifest
-from model import export
+from model import adapter_files, export
+from model.adapter_files import Adapter
+from model.adapters import AdaptersConfig
 from model.encoder import EncoderConfig
 from model.export import load_encoder, load_model, read_description, save_model
 from model.layers.subsampling import SubsamplingConfig
@@ -201,3 +203,40 @@ def write_manifest(folder: Path, manifest: dict[str, object]) -> None:
     """Write a manifest with the digest that whoever changes it on purpose would give it."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     (folder / "manifest.json").write_text(json.dumps(content | {"sha256": manifest_digest(content)}))
+
+
+# --- adapters -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rank", "names", "words"),
+    [
+        (65_536, {}, "describes"),
+        (2, {}, "it lacks"),
+        (1, {"encoder.layers.9.adapters.x": (1,)}, "no tensor"),
+        (1, {"encoder.layers.0.final_norm.weight": (2**20,)}, "describes"),
+    ],
+)
+def test_an_adapter_that_is_larger_than_its_file_gets_no_memory(
+    folder: Path, rank: int, names: dict[str, tuple[int, ...]], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_model(folder)
+    state = {name: torch.zeros(shape) for name, shape in names.items()}
+    if words == "describes" and not state:
+        state = {"encoder.layers.0.final_norm.weight": torch.zeros(9)}
+    config = AdaptersConfig(kind="lora", rank=rank)
+    adapter = Adapter(config, adapter_files.weights_sha256(base.state_dict()), state)
+    devices = []
+
+    class WatchedRecognizer(Recognizer):
+        def __init__(self, *arguments: object) -> None:
+            devices.append(torch.empty(0).device.type)
+            super().__init__(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(adapter_files, "Recognizer", WatchedRecognizer)
+    with pytest.raises(ValueError, match=rf"not fit: .*{words}"):
+        adapter_files.adapted(base, adapter)
+    with pytest.raises(ValueError, match=rf"not fit: .*{words}"):
+        adapter_files.AdapterBank(base).add("a", adapter)
+    # Where tensors have shapes and no bytes.
+    assert set(devices) == {"meta"}
