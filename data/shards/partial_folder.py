@@ -1,5 +1,6 @@
 """The folder that a split is written into: a hidden sibling that takes the name of the split when it is whole."""
 
+import errno
 import logging
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.errors import DataError
 from data.shards.journal import JOURNAL, is_locked
 
 SUFFIX = ".partial"
@@ -20,7 +22,8 @@ def partial_folder(folder: Path, is_resumable: Callable[[Path], bool] = lambda _
     """A sibling folder that takes the name of `folder` when the block succeeds and vanishes when it fails.
 
     Where `is_resumable` says so of what is in it, it stays after a failure, and is given to the next who asks for it on
-    this host; what else was left by processes that have ended is removed.
+    this host; what else was left by processes that have ended is removed. Raises DataError when another process writes
+    the same folder, or wrote it meanwhile.
     """
     # The host is part of the name because process ids say nothing about another host's processes.
     prefix = f".{folder.name}.{socket.gethostname()}-"
@@ -38,6 +41,12 @@ def partial_folder(folder: Path, is_resumable: Callable[[Path], bool] = lambda _
                 f"{prefix}0{SUFFIX}",
             )
             continue
+        # Both would do all of the work, and only one of them could give its folder the name.
+        if is_locked(path):
+            raise DataError(
+                f"Another process is writing {folder.name} into {path}; wait until it has ended, or end it, and repeat "
+                "the command."
+            )
         if _is_in_use(path, path.name.removeprefix(prefix).removesuffix(SUFFIX)):
             continue
         if not is_resumed and is_resumable(path):
@@ -50,7 +59,16 @@ def partial_folder(folder: Path, is_resumable: Callable[[Path], bool] = lambda _
     try:
         yield partial
         # Last, so that a split is under its name whole or not at all.
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+            raise DataError(
+                f"Another process, maybe on another host, wrote {folder} meanwhile; what this one wrote is removed. "
+                "Repeat the command, which compares what is there."
+            ) from error
     except BaseException:
         if not is_resumable(partial):
             shutil.rmtree(partial, ignore_errors=True)
@@ -58,8 +76,6 @@ def partial_folder(folder: Path, is_resumable: Callable[[Path], bool] = lambda _
 
 
 def _is_in_use(path: Path, process_id: str) -> bool:
-    if is_locked(path):
-        return True
     # In a container, each start may give its processes the same numbers: what has ours is none of this one's, and what
     # has a journal that nobody holds was left, whoever has the number now.
     if process_id == str(os.getpid()) or (path / JOURNAL).is_file():

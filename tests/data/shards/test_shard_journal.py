@@ -184,13 +184,30 @@ def test_ctrl_c_and_a_full_disk_keep_what_is_finished(
     assert bytes_of(tmp_path / "train") == undisturbed
 
 
-def test_a_folder_that_another_process_writes_into_is_left_alone(audio: Path, tmp_path: Path) -> None:
+def test_a_split_that_another_process_is_writing_is_not_written_a_second_time(audio: Path, tmp_path: Path) -> None:
     partial = killed(audio, tmp_path / "train", "13")
+    before = bytes_of(partial)
     with (partial / "journal.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        write(audio, tmp_path / "train")
-        assert partial.is_dir()
+        with pytest.raises(DataError, match="Another process is writing train into"):
+            write(audio, tmp_path / "train")
+        assert bytes_of(partial) == before
+    write(audio, tmp_path / "train")
     assert len(read_index(tmp_path / "train")) == 23
+
+
+def test_a_split_that_another_host_wrote_meanwhile_is_kept_as_it_is(
+    audio: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    def write_on_the_other(split: str, done: int, total: int) -> None:
+        if done == total:
+            write(audio, tmp_path / "other" / "train")
+            (tmp_path / "other" / "train").rename(tmp_path / "train")
+
+    with pytest.raises(DataError, match=r"wrote .*train meanwhile"):
+        write(audio, tmp_path / "train", on_progress=write_on_the_other)
+    assert bytes_of(tmp_path / "train") == undisturbed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "train"]
 
 
 def test_a_split_that_was_killed_before_its_name_is_no_split_of_the_corpus(audio: Path, tmp_path: Path) -> None:
