@@ -5,34 +5,28 @@ does not depend on how many there are. A recording that cannot be read is named,
 recognised.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.errors import DataError
 from data.redaction import redact
 from launcher.devices import recognition_device
-from launcher.errors import DistributedError
 from launcher.evaluation.conditions import Condition, conditions
 from launcher.evaluation.sets import Entry, EvaluationSet, Place, Waveform, open_set
 from launcher.inference.finished_model import FinishedModel
 from launcher.inference.precision import Dtype, set_dtype
 from launcher.inference.words import hypothesis_words
+from launcher.inference.worker_pool import WorkerPool
 from launcher.recipe.search import read_search
 
 # Padded audio per batch: enough to keep the cores busy, little enough for any machine.
 BATCH_S = 60.0
-# Batches that wait for a process, so that none waits for this one.
-WAITING_BATCHES = 2
+WORKER_MODULE = "launcher.evaluation.recognition_worker"
 # Frames of an estimate of the noise, and the share of them that is taken for noise alone.
 SNR_FRAME_S = 0.025
 NOISE_SHARE = 0.1
@@ -207,79 +201,58 @@ class RecogniserPool:
     """`jobs` processes with a recogniser each, or this process for one; a context."""
 
     def __init__(self, settings: Settings, sets: Sequence[EvaluationSet], jobs: int):
-        self._jobs = jobs
         self._recogniser = None
-        self._executor = None
+        self._workers = None
         if jobs == 1:
             self._recogniser = Recogniser(settings, sets)
             return
         # What is wrong with the model is said before any process starts.
         FinishedModel.load(Path(settings.model), read_search(settings.search, "The search"))
-        # The cores are shared out, unless the user has said how many threads there shall be.
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._executor = ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_start_process, initargs=(settings, threads)
-        )
+        self._workers = WorkerPool(WORKER_MODULE, asdict(settings), jobs)
 
     def __enter__(self) -> "RecogniserPool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._workers is not None:
+            self._workers.__exit__()
 
     def recognise(self, batches: Sequence[Batch]) -> Iterator[Outcome]:
-        """The outcome of each batch, in their order. DistributedError when a process is lost."""
+        """The outcome of each batch, in their order. A process that is lost loses the utterances of its batch."""
         if self._recogniser is not None:
             for batch in batches:
                 yield self._recogniser.recognise(batch)
             return
-        assert self._executor is not None
-        try:
-            waiting: list[Future[Outcome]] = []
-            for batch in batches:
-                waiting.append(self._executor.submit(_recognise, batch))
-                if len(waiting) >= self._jobs * (1 + WAITING_BATCHES):
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-        except BrokenProcessPool:
-            raise _lost() from None
+        assert self._workers is not None
+        results = self._workers.run([_task([batch]) for batch in batches])
+        for batch, result in zip(batches, results, strict=True):
+            if isinstance(result, DataError):
+                yield Outcome(batch, broken=[(position, str(result)) for position in batch.positions])
+            else:
+                yield _read_outcome(batch, result["outcomes"][0])
 
     def latencies(self, batches: Sequence[Batch]) -> list[tuple[float, float]]:
-        """See `Recogniser.latencies`: by one process, while the others have nothing to do."""
+        """See `Recogniser.latencies`: by one process, while the others have nothing to do; none where it is lost."""
         if self._recogniser is not None:
             return self._recogniser.latencies(batches)
-        assert self._executor is not None
-        try:
-            return self._executor.submit(_latencies, batches).result()
-        except BrokenProcessPool:
-            raise _lost() from None
+        assert self._workers is not None
+        (result,) = self._workers.run([_task(batches, is_timed=True)])
+        if isinstance(result, DataError):
+            return []
+        return [(seconds, elapsed_s) for seconds, elapsed_s in result["latencies"]]
 
 
-def _lost() -> DistributedError:
-    return DistributedError(
-        "A process that recognises was lost, most likely because memory ran out. Give fewer --jobs; what was "
-        "recognised is not kept."
-    )
+def _task(batches: Sequence[Batch], is_timed: bool = False) -> dict[str, Any]:
+    """What a process is told to do; see `launcher/evaluation/recognition_worker.py`."""
+    return {"name": "Its batch", "batches": [asdict(batch) for batch in batches], "is_timed": is_timed}
 
 
-# Of a process of the pool: made when it starts.
-_recogniser_here: Recogniser | None = None
-
-
-def _start_process(settings: Settings, threads: int) -> None:
-    global _recogniser_here
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads)
-    _recogniser_here = Recogniser(settings)
-
-
-def _recognise(batch: Batch) -> Outcome:
-    assert _recogniser_here is not None
-    return _recogniser_here.recognise(batch)
-
-
-def _latencies(batches: Sequence[Batch]) -> list[tuple[float, float]]:
-    assert _recogniser_here is not None
-    return _recogniser_here.latencies(batches)
+def _read_outcome(batch: Batch, values: dict[str, Any]) -> Outcome:
+    """The outcome that another process has sent, in which tuples have become lists."""
+    outcome = Outcome(batch, busy_s=values["busy_s"])
+    for row in values["rows"]:
+        words = tuple((text, confidence) for text, confidence in row["words"])
+        outcome.rows.append(Row(**{**row, "words": words}))
+    for position, reason in values["broken"]:
+        outcome.broken.append((position, reason))
+    return outcome

@@ -21,7 +21,7 @@ from launcher.commands.transcription_progress import TranscriptionProgress
 from launcher.errors import CheckpointError
 from launcher.export.hub_folder import write_hub_folder
 from launcher.export.model_files import open_model_files
-from launcher.inference import speech_detection, transcriber, transcription_pool
+from launcher.inference import speech_detection, transcriber, transcription_pool, worker_pool
 from launcher.inference.finished_model import write_finished_model
 from launcher.inference.recording_sources import find_recordings
 from launcher.inference.transcription_pool import TranscriptionPool, WorkerSettings
@@ -112,7 +112,7 @@ import json, os, signal, sys, time
 settings = json.loads(sys.stdin.readline())
 for line in sys.stdin:
     name = json.loads(line)["name"]
-    print(json.dumps({"kind": "progress", "done_s": 1.0, "seconds": 2.0}), flush=True)
+    print(json.dumps({"kind": "progress", "done": 1.0, "total": 2.0}), flush=True)
     if settings["model"] == "torn":
         print(json.dumps({"kind": "refused", "error": "CheckpointError", "reason": "the model is torn"}), flush=True)
     elif name == "killer.wav":
@@ -121,16 +121,16 @@ for line in sys.stdin:
         print(json.dumps({"kind": "error", "reason": "bad.wav is no audio"}), flush=True)
     else:
         time.sleep(0.3 if name == "slow.wav" else 0.0)
-        print(json.dumps({"kind": "row", "row": {"audio": name, "text": "да"}}), flush=True)
+        print(json.dumps({"kind": "result", "result": {"audio": name, "text": "да"}}), flush=True)
 """
 
 
 @pytest.fixture
 def fake_workers(tmp_path, monkeypatch):
     """Processes that speak as real ones do, and start at once."""
-    path = tmp_path / "worker.py"
-    path.write_text(FAKE_WORKER)
-    monkeypatch.setattr(transcription_pool, "WORKER_COMMAND", (sys.executable, str(path)))
+    (tmp_path / "fake_worker.py").write_text(FAKE_WORKER)
+    monkeypatch.setattr(transcription_pool, "WORKER_MODULE", "fake_worker")
+    monkeypatch.setattr(worker_pool, "PACKAGES", tmp_path)
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
@@ -148,7 +148,7 @@ def test_outcomes_come_in_order_and_a_process_that_is_lost_loses_one_recording(f
         else:
             assert outcome == {"audio": name, "text": "да"}
     assert sorted(number for number, _, _ in progress) == list(range(8))
-    assert not [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children() if "fake_worker" in " ".join(child.cmdline())]
 
 
 def test_what_the_processes_say_of_the_model_is_raised_once(fake_workers):
