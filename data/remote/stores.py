@@ -159,7 +159,15 @@ class WebStore(Store):
         # Of the whole body aiohttp would wait for five minutes at most, however large it is.
         options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=STALL_S, sock_read=STALL_S)
         session = await filesystem.set_session()
-        response = await session.get(filesystem.encode_url(location), **options)
+        try:
+            response = await session.get(filesystem.encode_url(location), **options)
+        except (aiohttp.TooManyRedirects, aiohttp.RedirectClientError):
+            answer = "the server sends to another place without end, or to what is no web server"
+            raise RefusedError(errno.EACCES, answer) from None
+        except aiohttp.ClientResponseError as error:
+            # Not the error itself: it holds the headers that were sent, and shows them where it is logged.
+            seen = " ".join(error.message.split())[:200]
+            raise OSError(f"the server's answer is no HTTP ({seen})") from None
         try:
             _check_status(response)
         except BaseException:

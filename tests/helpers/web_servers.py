@@ -19,7 +19,8 @@ class FileServer:
     a status such as "500"; "429" asks for a pause of a second; "stall" sends half and then nothing; "cut" closes after
     half; "short" sends half and says that it is all; "elsewhere" sends other bytes than those asked for; "flip" changes
     one; "whole" ignores the range; "packed" claims to be compressed; "endless" sends the whole without its length;
-    "torrent" goes on behind the end as long as anybody listens, "trickle" sends a byte from time to time.
+    "torrent" goes on behind the end as long as anybody listens, "trickle" sends a byte from time to time; "around"
+    redirects to itself, "astray" to a file; "garbled" is no HTTP.
     """
 
     def __init__(self, folder: Path):
@@ -64,6 +65,16 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "429":
                 self.send_header("Retry-After", "1")
             self.end_headers()
+            return
+        if fault in ("around", "astray"):
+            self.send_response(302)
+            self.send_header("Location", self.path if fault == "around" else "file:///etc/hostname")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if fault == "garbled":
+            self.close_connection = True
+            self._write(b"HTTP/1.1 206 OK\r\nContent Range\x00 bytes\r\n\r\n")
             return
         self._send(path.read_bytes(), fault)
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -65,7 +66,9 @@ def test_each_utterance_is_one_request_for_its_range_and_kept_for_the_next_time(
     assert server.requests == []
 
 
-@pytest.mark.parametrize("fault", ["500", "502", "503", "408", "429", "cut", "stall", "elsewhere", "short", "flip"])
+@pytest.mark.parametrize(
+    "fault", ["500", "502", "503", "408", "429", "cut", "stall", "elsewhere", "short", "flip", "garbled"]
+)
 def test_what_goes_wrong_once_is_read_a_second_time(server, local, fault, caplog):
     server.fault = in_shards(fault, 0, 1)
     reader = open_reader(server)
@@ -105,6 +108,7 @@ def test_what_goes_on_going_wrong_is_an_utterance_with_shard_key_offset_and_reas
         ("403", "answered 403"),
         ("400", "answered 400"),
         ("packed", "sends the file compressed"),
+        ("astray", "to what is no web server"),
     ],
 )
 def test_what_would_be_answered_again_is_asked_once(server, fault, reason):
@@ -258,20 +262,24 @@ def test_a_server_that_is_not_there_is_one_clear_error(corpus, impatient):
 # --- credentials --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("500", "answered 500"), ("garbled", "no HTTP"), ("around", "without end"), ("403", "403")]
+)
 def test_headers_of_the_users_own_settings_go_along_and_are_nowhere_to_be_seen(
-    server, cache_folder, monkeypatch, caplog
+    server, cache_folder, monkeypatch, caplog, fault, reason
 ):
     # What FSSPEC_HTTP='{"headers": ...}' or a file in ~/.config/fsspec says.
     headers = {"Authorization": "Bearer open-sesame"}
     monkeypatch.setitem(fsspec.config.conf, "http", {"headers": headers})
-    server.fault = in_shards("500", 1)
+    server.fault = in_shards(fault, 1)
     with caplog.at_level(logging.DEBUG):
         reader = open_reader(server)
         reader.read(0)
-        with pytest.raises(UtteranceError) as caught:
+        with pytest.raises(UtteranceError, match=reason) as caught:
             reader.read(1)
     assert {sent.get("Authorization") for sent in server.headers} == {"Bearer open-sesame"}
-    assert "sesame" not in caplog.text + str(caught.value)
+    shown = caplog.text + "".join(traceback.format_exception(caught.value))
+    assert "sesame" not in shown
     for path in cache_folder.rglob("*"):
         assert "sesame" not in path.name
         assert path.is_dir() or b"sesame" not in path.read_bytes()
