@@ -249,7 +249,7 @@ def _add_inspection(commands: Commands) -> None:
     add_json(parser)
     parser.set_defaults(command=_command("status", "status"))
 
-    add_watch(commands, _command)
+    add_watch(commands, _command, _stoppable_command)
     add_export(commands, _command)
 
     parser = commands.add_parser("cache-teacher", help="store what a stage's teachers give, for its training to read")

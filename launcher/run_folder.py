@@ -117,7 +117,7 @@ def open_no_link(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "ab+")
 
 
-def _is_event(event: Any) -> bool:
+def is_event(event: Any) -> bool:
     """Whether a line of events.jsonl is one of ours, with the numbers that are computed with; others are skipped."""
     if not isinstance(event, dict) or not isinstance(event.get("event"), str) or not is_number(event.get("time")):
         return False
@@ -381,7 +381,7 @@ class RunFolder:
                         return events
                     with suppress(ValueError):
                         event = files.parse_json(line)
-                        if _is_event(event):
+                        if is_event(event):
                             events.append(event)
         except FileNotFoundError:
             return []

@@ -1,0 +1,1 @@
+"""A page over many runs, as they go on: read from their folders alone, and never written to."""
