@@ -108,7 +108,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Entry], float | None]:
             parts[file["name"]] = Entry(bytes=file["bytes"], sha256=file["sha256"])
         return parts, manifest.get("validation_cer")
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / CHECKPOINT_MANIFEST} is not that of a checkpoint: {error!r}") from None
+        raise ValueError(f"{folder / CHECKPOINT_MANIFEST} is not that of a checkpoint: {error!r:.300}") from None
 
 
 def _read_stage(stage: StageFolder, contents: Contents) -> None:

@@ -20,7 +20,7 @@ from data.errors import DataError
 from data.redaction import has_credentials, redact
 from data.remote import stores
 from data.remote.remote_file import read_pieces
-from data.remote.retrying import RefusedError, RetryPolicy, is_lasting
+from data.remote.retrying import RetryPolicy, is_lasting
 from data.remote.stores import MIN_BYTES_PER_S, Store
 from launcher.errors import ConfigError, DistributedError
 
@@ -191,8 +191,10 @@ class ObjectStore(Store):
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error says that the store answers, and will not have this user there."""
-    return isinstance(error, PermissionError | RefusedError) or _status(error) in (401, 403)
+    """Whether an error says that the store will not have this user there, or that there are no credentials."""
+    # botocore's NoCredentialsError and PartialCredentialsError are no errors of the system.
+    has_none = "Credentials" in type(error).__name__
+    return has_none or isinstance(error, PermissionError) or _status(error) in (401, 403)
 
 
 def is_full(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Uploads a run while it goes on, in a thread of the launcher for which no process of a stage ever waits.
 
-A failure is an event and is said once; it is tried again with growing pauses, and what was missed is uploaded then.
+What fails is tried again with growing pauses, and what was missed is uploaded then. A failure that repeats itself is an
+event, and is said once.
 """
 
 import threading
@@ -17,6 +18,8 @@ LOOK_S = 1.0
 SHORT_PAUSE_S = 0.05
 MAX_PAUSE_S = 30.0
 MAX_NAMED = 5
+# In a row. A store that fails once in a while is no news in a run of weeks.
+FAILURES_TOLD = 2
 
 
 class Uploader:
@@ -76,7 +79,7 @@ class Uploader:
             self._wake.clear()
 
     def _note_success(self) -> None:
-        if self._num_failures:
+        if self._num_failures >= FAILURES_TOLD:
             after_s = time.monotonic() - self._failing_since_s
             self._run.append_event("uploads_resumed", seconds=round(after_s, 3), failures=self._num_failures)
             self._say(f"The store takes uploads again, after {after_s:.0f} s.")
@@ -89,11 +92,12 @@ class Uploader:
         self.problem = describe(error)
         if self._num_failures == 0:
             self._failing_since_s = time.monotonic()
+        self._num_failures += 1
+        if self._num_failures == FAILURES_TOLD:
             # Its disk may be what is full.
             with suppress(OSError):
                 self._run.append_event("upload_failed", reason=self.problem)
             self._say(f"Uploading to {self._url} failed, and is tried again; the run goes on: {self.problem}")
-        self._num_failures += 1
 
     def _write_status(self, missing: list[str]) -> None:
         failing_s = None

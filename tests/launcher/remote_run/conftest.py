@@ -28,7 +28,14 @@ def server():
     pytest.importorskip("moto", reason="moto, of the extra test, serves S3 on loopback")
     pytest.importorskip("s3fs", reason="s3fs, of the extra s3, speaks to it")
     with faulty_s3.serving() as running:
+        # Instances of fsspec are kept with the server and the credentials that they found.
+        clear_clients()
         yield running
+        clear_clients()
+
+
+def clear_clients() -> None:
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture
@@ -47,15 +54,13 @@ def bucket(server, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     server.clear()
     server.forget_requests()
-    files = fsspec.filesystem("s3", skip_instance_cache=True)
-    # Instances of fsspec are kept with the credentials that they found.
-    type(files).clear_instance_cache()
+    # One for all tests, which ask the same server as the same user.
+    files = fsspec.filesystem("s3")
     # A bucket's name has letters in small alone.
     name = f"runs-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:10]}"
     files.mkdir(name)
     yield f"s3://{name}"
     server.clear()
-    type(files).clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)
