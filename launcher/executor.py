@@ -23,6 +23,7 @@ from launcher.processes.stop_request import StopRequest
 from launcher.processes.supervisor import Job, supervise
 from launcher.processes.watchdog import Deadlines
 from launcher.recipe import (
+    AdaptStage,
     ClusterConfig,
     DistillStage,
     EvaluateStage,
@@ -374,6 +375,8 @@ class Executor:
             source = " and ".join(teacher.model for teacher in stage.named_teachers)
         elif isinstance(stage, SelfSupervisedStage):
             source = "recordings alone"
+        elif isinstance(stage, AdaptStage):
+            source = f"transcripts, as {stage.base} adapted,"
         first_step = max(folder.checkpoint_steps(), default=0)
         self._display.say(
             f"{name}: learns from {source} for {stage.steps} steps, from step {first_step}; "
@@ -382,7 +385,7 @@ class Executor:
         sentence = batches_of_one(self._recipe, self._run, stage)
         if sentence:
             self._display.say(f"{name}: {sentence}")
-        if not isinstance(stage, SelfSupervisedStage):
+        if not isinstance(stage, SelfSupervisedStage | AdaptStage):
             with self._stop.interrupting():
                 count_joining_tokens(self._recipe, self._run, self._display)
         if isinstance(stage, DistillStage):

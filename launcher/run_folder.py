@@ -25,7 +25,7 @@ from launcher.errors import ConfigError
 from launcher.run_links import check_links
 
 # The kinds of stages that train a model, for what must not wait for a recipe to be imported.
-TRAINING_KINDS = ("self_supervised", "pretrain", "distill")
+TRAINING_KINDS = ("self_supervised", "pretrain", "distill", "adapt")
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 # Of a checkpoint's folder: the file that is written last, and says which others belong to it.
 CHECKPOINT_MANIFEST = "manifest.json"
@@ -171,6 +171,7 @@ class StageFolder:
         self.logs = path / "logs"
         self.launcher_log = self.logs / "launcher.log"
         self.model = path / "model"
+        self.adapter = path / "adapter"  # what an adaptation changed of its base
         self.heartbeats = path / "heartbeats"
         self.profile = path / "profile"
         self.stop_file = path / "stop"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from launcher.commands.common_options import add_json, add_set
+from launcher.commands.common_options import add_adapter, add_json, add_set
 from launcher.commands.search_options import add_search_options
 
 # As in launcher/evaluation/normalisation.py and launcher/inference/precision.py, whose neighbours take long to import.
@@ -20,6 +20,7 @@ SET_DEFAULTS: dict[str, Any] = {
     "calibrate_on": [],
     "robustness": 0,
     "noise": None,
+    "adapter": None,
 }
 
 
@@ -65,6 +66,7 @@ def add_evaluate(commands: Any, make_command: Callable[[str, str], Any]) -> None
         help="recognise N utterances under noise, in rooms, through lines and codecs, and at other speeds",
     )
     parser.add_argument("--noise", metavar="SET", help="recordings of noise for --robustness (default: white noise)")
+    add_adapter(parser)
     add_search_options(parser)
     add_set(
         parser,

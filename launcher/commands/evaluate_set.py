@@ -13,6 +13,7 @@ from launcher.commands.evaluate_options import SET_DEFAULTS
 from launcher.commands.search_options import read_search_options
 from launcher.devices import recognition_device
 from launcher.errors import ConfigError, exit_code
+from launcher.inference.adapted_model import with_adapter
 from launcher.inference.model_lookup import find_model
 from launcher.monitoring.progress import PlainDisplay, open_display
 from launcher.processes.stop_request import StopRequest
@@ -30,7 +31,8 @@ def evaluate_data(options: argparse.Namespace, stop: StopRequest) -> int:
         _check_options(options)
         model = find_model(options.run)
         search = read_search_options(options)
-        results, utterances = _evaluate(options, model, search.model_dump(mode="json"))
+        with with_adapter(model, options.adapter) as model:
+            results, utterances = _evaluate(options, model, search.model_dump(mode="json"))
 
     from launcher.evaluation.page import markdown_page, short_text
 
@@ -111,6 +113,7 @@ def _evaluate(
     # The whole model is named first in what is written.
     results = {
         "model": str(options.run),
+        "adapter": options.adapter,
         "search": search,
         "dtype": options.dtype,
         "device": str(device),

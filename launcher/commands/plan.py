@@ -159,10 +159,18 @@ def _sizes_table(stages: list[dict[str, Any]]) -> Table:
     """Return a table with a column per training stage."""
     rows: dict[str, list[str]] = {}
     any_frozen = any(stage["frozen_parameters"] for stage in stages)
+    any_adapted = any("trained_parameters" in stage for stage in stages)
     for stage in stages:
         cells = {"parameters": f"{stage['parameters']:,}"}
         if any_frozen:
             cells["  frozen"] = f"{stage['frozen_parameters']:,}"
+        if any_adapted:
+            trained = share = ""
+            if "trained_parameters" in stage:
+                trained = f"{stage['trained_parameters']:,}"
+                share = f"{stage['trained_share']:.2%}"
+            cells["  trained in adapting"] = trained
+            cells["  over those of the base"] = share
         cells |= {
             "  of the encoder": f"{stage['encoder_parameters']:,}",
             "  effective": f"{stage['effective_encoder_parameters']:,}",

@@ -16,6 +16,7 @@ from launcher.commands.search_options import read_search_options
 from launcher.commands.transcription_progress import TranscriptionProgress
 from launcher.devices import recognition_device
 from launcher.errors import ConfigError, exit_code
+from launcher.inference.adapted_model import with_adapter
 from launcher.inference.model_lookup import find_model
 from launcher.inference.recording_sources import STANDARD_INPUT, RecordingSource, find_recordings
 from launcher.plain_text import raw_stream
@@ -36,7 +37,10 @@ def transcribe(options: argparse.Namespace) -> int:
     _check_jobs(options, sources)
 
     num_failed = 0
-    with TranscriptionProgress([source.name for source in sources], quiet=options.stream) as progress:
+    with (
+        with_adapter(model, options.adapter) as model,
+        TranscriptionProgress([source.name for source in sources], quiet=options.stream) as progress,
+    ):
         for source, outcome in zip(sources, _outcomes(options, model, search, sources, progress), strict=True):
             progress.clear()
             # One bad file loses no result: the others are tried, and what is known is written at once.

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from launcher.commands.common_options import add_json, add_set
+from launcher.commands.common_options import add_adapter, add_json, add_set
 from launcher.commands.search_options import add_search_options
 
 # As in launcher/inference/transcript_formats.py, whose neighbours take long to import.
@@ -40,6 +40,7 @@ def add_transcribe(commands: Any, make_command: Callable[[str, str], Any]) -> No
     parser.add_argument(
         "--stream", action="store_true", help="read chunk by chunk, and show the text as it grows; needs --chunk"
     )
+    add_adapter(parser)
     add_search_options(parser)
     add_set(parser, "change a setting of the search, such as ctc_weight=0.4")
     add_json(parser)

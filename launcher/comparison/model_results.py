@@ -20,7 +20,7 @@ from launcher.inference.bootstrap import Numbers
 from launcher.inference.hypotheses import count_all_errors, read_hypotheses
 from launcher.monitoring.goodput import Event, measure_goodput
 from launcher.monitoring.status import load_run_recipe
-from launcher.recipe import AnyTrainingStage, DistillStage, EvaluateStage, PretrainStage, Recipe
+from launcher.recipe import AdaptStage, AnyTrainingStage, DistillStage, EvaluateStage, PretrainStage, Recipe
 from launcher.report.run_data import StageData, average_load, read_run_data
 from launcher.run_files import read_evaluation
 from launcher.run_folder import RunFolder, is_number
@@ -327,6 +327,8 @@ def _with_sources(recipe: Recipe, stage: AnyTrainingStage, costs: dict[str, floa
             sources = [teacher.model for teacher in current.named_teachers]
         elif isinstance(current, PretrainStage) and current.initialize_from:
             sources = [current.initialize_from]
+        elif isinstance(current, AdaptStage):
+            sources = [current.base]
         for source in sources:
             # A folder: what it took to train its model is not known here.
             if source not in stages:

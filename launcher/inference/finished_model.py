@@ -168,12 +168,13 @@ def read_features(folder: Path) -> FeaturesConfig:
 
 def write_finished_model(
     folder: Path,
-    run: RunFolder,
+    origin: RunFolder | Path,
     config: RecognizerConfig | MaskedPredictorConfig,
     features: FeaturesConfig,
     state: dict[str, Tensor],
 ) -> None:
-    """Write a model folder from weights and the run's tokenizer and feature statistics; whole or not at all.
+    """Write a model folder from weights and the tokenizer and feature statistics of a run, or of the finished model in
+    a folder; whole or not at all.
 
     Auxiliary heads, which only served the training, are not part of it. ConfigError when it cannot be written there.
     """
@@ -183,15 +184,22 @@ def write_finished_model(
     try:
         temporary.mkdir(parents=True)
         if isinstance(config, MaskedPredictorConfig):
+            assert isinstance(origin, RunFolder), "only runs train encoders alone"
             save_encoder(temporary, config.encoder, features.mel_bins, state)
-            statistics = read_statistics(run.statistics_file)
+            statistics = read_statistics(origin.statistics_file)
         else:
             (temporary / "tokenizer").mkdir()
-            vocabulary_size = Tokenizer.load(run.tokenizer).vocabulary_size
+            if isinstance(origin, RunFolder):
+                vocabulary_size = Tokenizer.load(origin.tokenizer).vocabulary_size
+                for name in TOKENIZER_FILES:
+                    shutil.copy(origin.tokenizer / name, temporary / "tokenizer" / name)
+                statistics = read_statistics(origin.features_file)
+            else:
+                tokenizer = load_tokenizer(origin)
+                tokenizer.save(temporary / "tokenizer")
+                vocabulary_size = tokenizer.vocabulary_size
+                statistics = read_statistics(features_file(origin))
             save_model(temporary, config, features.mel_bins, vocabulary_size, without_auxiliary_heads(state))
-            for name in TOKENIZER_FILES:
-                shutil.copy(run.tokenizer / name, temporary / "tokenizer" / name)
-            statistics = read_statistics(run.features_file)
         write_json(temporary / "features.json", {"config": features.model_dump(mode="json"), **statistics})
         # A folder that is not empty cannot be replaced by a rename. A kill in between leaves none, and the stage, which
         # is not done without it, writes it anew.

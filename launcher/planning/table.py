@@ -31,6 +31,7 @@ from launcher.planning.operations import (
 )
 from launcher.planning.proposals import Choice, StageNumbers, communication_share, fits, propose, warnings
 from launcher.recipe import (
+    AdaptStage,
     AnyTrainingStage,
     DistillStage,
     Recipe,
@@ -38,6 +39,8 @@ from launcher.recipe import (
     check_model_folders,
     read_deepspeed_config,
 )
+from launcher.recipe.adaptation import trained_share
+from launcher.recipe.bases import base_vocabulary_size
 from launcher.recipe.deepspeed_config import DEEPSPEED_CONFIGS, refusal, zero_stage
 from launcher.recipe.freezing import frozen_in_stage
 from launcher.run_files import read_vocabulary_size
@@ -76,7 +79,10 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         if stage.unseeded_name in seen:
             continue
         seen.add(stage.unseeded_name)
-        planned = _StagePlan(recipe, stage, vocabulary_size, tuple(hosts), machine)
+        num_tokens = vocabulary_size
+        if isinstance(stage, AdaptStage):
+            num_tokens = base_vocabulary_size(stage) or vocabulary_size
+        planned = _StagePlan(recipe, stage, num_tokens, tuple(hosts), machine)
         stage_numbers = planned.numbers(corpus_s)
         numbers.append(stage_numbers)
         rows[stage.name] = planned.row(stage_numbers)
@@ -327,6 +333,16 @@ class _StagePlan:
             steps_of_audio=steps_of_audio,
         )
 
+    def _adaptation(self) -> dict[str, Any]:
+        """Of an adaptation, what it trains and over what share of its base."""
+        if not isinstance(self.stage, AdaptStage):
+            return {}
+        sizes = []
+        for name, parameter in self.model.named_parameters():
+            sizes.append((name, parameter.numel(), parameter.requires_grad))
+        trained, share = trained_share(sizes)
+        return {"trained_parameters": trained, "trained_share": share}
+
     def row(self, numbers: StageNumbers) -> dict[str, Any]:
         """What `chorus plan` shows of the stage."""
         chosen = numbers.chosen
@@ -352,6 +368,7 @@ class _StagePlan:
         return {
             **counts.as_dict(),
             "frozen_parameters": num_frozen,
+            **self._adaptation(),
             "parts": parts,
             "encoder_operations_per_s": self.operations.encoder,
             "operations_per_s": self.operations.forward,

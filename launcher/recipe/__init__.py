@@ -10,6 +10,7 @@ from launcher.recipe.loading import dump, find_recipe, load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.recipe.search import GreedyConfig, SearchConfig
 from launcher.recipe.stages import (
+    AdaptStage,
     AnyTrainingStage,
     CheckpointConfig,
     DistillStage,
@@ -23,6 +24,7 @@ from launcher.recipe.stages import (
 from launcher.recipe.validation_messages import validate
 
 __all__ = [
+    "AdaptStage",
     "AnyTrainingStage",
     "AverageConfig",
     "CheckpointConfig",

@@ -12,12 +12,20 @@ from data.shards.index import read_summary
 from data.text.given_model import read_given_model
 from launcher.errors import ConfigError
 from launcher.recipe.augmentation import check_augmentation, check_augmentation_recordings
+from launcher.recipe.bases import check_adaptation, check_base
 from launcher.recipe.deepspeed_config import check_deepspeed_config
 from launcher.recipe.distillation import TeacherConfig
 from launcher.recipe.freezing import check_freeze
 from launcher.recipe.schema import Recipe
 from launcher.recipe.search import check_search_files, check_search_model
-from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage, SelfSupervisedStage, TrainingStage
+from launcher.recipe.stages import (
+    AdaptStage,
+    DistillStage,
+    EvaluateStage,
+    PretrainStage,
+    SelfSupervisedStage,
+    TrainingStage,
+)
 from launcher.recipe.teachers import (
     check_cacheable,
     check_teacher,
@@ -59,6 +67,9 @@ def check_recipe(recipe: Recipe) -> None:
             check_is_earlier(_starting_encoder(stage), stage.initialize_from, earlier)
             if not is_folder(stage.initialize_from):
                 check_start(stage, recipe.training_stage(stage.initialize_from).model.encoder)
+        if isinstance(stage, AdaptStage):
+            check_is_earlier(f"The base of stage {stage.name}", stage.base, earlier)
+            check_adaptation(recipe, stage)
         if isinstance(stage, SelfSupervisedStage):
             check_masking(recipe, stage)
         check_augmentation(recipe, stage)
@@ -103,6 +114,8 @@ def check_model_folders(recipe: Recipe) -> None:
             if stage.initialize_from_teacher and first.is_folder:
                 check_start_from_folder(stage, first)
 
+        if isinstance(stage, AdaptStage):
+            check_base(recipe, stage)
         if isinstance(stage, PretrainStage) and stage.initialize_from and is_folder(stage.initialize_from):
             spec = read_spec(Path(stage.initialize_from), _starting_encoder(stage))
             if spec.kind != "chorus":

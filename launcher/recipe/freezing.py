@@ -13,7 +13,7 @@ from torch import nn
 
 from launcher.errors import ConfigError
 from launcher.recipe.schema import Recipe
-from launcher.recipe.stages import TrainingStage
+from launcher.recipe.stages import AdaptStage, TrainingStage
 from model.export import WithoutValues
 from model.masked_prediction import MaskedPredictor, MaskedPredictorConfig
 from model.recognizer import Recognizer
@@ -38,6 +38,18 @@ def frozen_names(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
     return frozen
 
 
+def frozen_in_stage(stage: TrainingStage, names: Iterable[str]) -> list[str]:
+    """The parameters among `names` that a stage leaves as they are: by its patterns, and all that an adaptation does
+    not train."""
+    names = list(names)
+    frozen = set(frozen_names(stage.freeze, names))
+    if isinstance(stage, AdaptStage):
+        for name in names:
+            if not stage.adapt.trains(name):
+                frozen.add(name)
+    return [name for name in names if name in frozen]
+
+
 def check_freeze(recipe: Recipe, stage: TrainingStage) -> None:
     """Refuse a pattern that means no parameter of the stage's model, and patterns that leave nothing to train
     (ConfigError)."""
@@ -57,7 +69,7 @@ def check_freeze(recipe: Recipe, stage: TrainingStage) -> None:
                 f"stages.{stage.name}.freeze has the pattern {pattern!r}, which means no parameter of the stage's "
                 f"model{_nearest_parts(pattern, names)}"
             )
-    if len(frozen_names(stage.freeze, names)) == len(names):
+    if len(frozen_in_stage(stage, names)) == len(names):
         raise ConfigError(
             f"stages.{stage.name}.freeze freezes all {len(names)} parameters of the stage's model, and nothing is left "
             "to train. Take a pattern out."

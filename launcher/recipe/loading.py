@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data.files import read_bounded
+from data.shards.index import is_url
 from launcher.bounded_yaml import MAX_CHARACTERS
 from launcher.errors import ConfigError
 from launcher.recipe.augmentation import with_absolute_recordings
+from launcher.recipe.bases import with_base_models
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.corpora import complete_corpus, with_absolute_corpus
 from launcher.recipe.file_limits import check_file, check_no_credentials
@@ -21,7 +23,7 @@ from launcher.recipe.hostfile import read_topology
 from launcher.recipe.schema import Recipe
 from launcher.recipe.search import with_absolute_files
 from launcher.recipe.seeds import repeat_stages
-from launcher.recipe.stages import DistillStage, EvaluateStage, PretrainStage
+from launcher.recipe.stages import AdaptStage, DistillStage, EvaluateStage, PretrainStage
 from launcher.recipe.validation_messages import validate
 from launcher.recipe.yaml_io import apply_override, dump_values, nearest, parse_recipe
 from launcher.run_files import RECIPE_BEGINNING, RECIPE_END
@@ -71,6 +73,8 @@ def load_recipe(
     # What a run keeps has every setting of its time written out: one that is not there was not there to be set.
     if of_run:
         recipe = with_former_defaults(recipe, former_defaults_of(values["stages"]))
+    # After the former defaults, which are of the base too.
+    recipe = with_base_models(recipe)
     # Before the checks, which compare lanes and experts with the number of processes.
     if count_slots and recipe.cluster.hostfile:
         recipe = with_counted_slots(recipe, recipe.cluster.hostfile)
@@ -179,6 +183,11 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
                 changes["distill"] = stage.distill.model_copy(update={"cache": cache})
         elif isinstance(stage, PretrainStage) and stage.initialize_from:
             changes["initialize_from"] = _absolute_model(stage.initialize_from)
+        elif isinstance(stage, AdaptStage):
+            changes["base"] = _absolute_model(stage.base)
+            keep = stage.adapt.keep_split
+            if keep is not None and not is_url(keep):
+                changes["adapt"] = stage.adapt.model_copy(update={"keep_split": _absolute_model(keep)})
         elif isinstance(stage, EvaluateStage):
             changes["search"] = with_absolute_files(stage.search)
         if not isinstance(stage, EvaluateStage) and stage.augment is not None:

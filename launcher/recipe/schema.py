@@ -21,6 +21,7 @@ from launcher.recipe.cluster import ClusterConfig
 from launcher.recipe.corpora import MixtureCorpus, ShardsCorpus, corpus_paths
 from launcher.recipe.deepspeed_config import find_deepspeed_config
 from launcher.recipe.stages import (
+    AdaptStage,
     AnyStage,
     AnyTrainingStage,
     DistillStage,
@@ -70,7 +71,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             raise ConfigError(f"Stage {name} of recipe {self.name} evaluates models; it has none of its own.")
         return stage
 
-    def recognition_stage(self, name: str) -> PretrainStage | DistillStage:
+    def recognition_stage(self, name: str) -> PretrainStage | DistillStage | AdaptStage:
         """Return the stage of that name; ConfigError when it trains no recogniser."""
         stage = self.training_stage(name)
         if isinstance(stage, SelfSupervisedStage):

@@ -13,6 +13,7 @@ from data.augmentation import AugmentConfig
 from data.masking import MaskingConfig
 from data.sampling.sampler import BatchesConfig
 from launcher.devices import DEVICE_PATTERN
+from launcher.recipe.adaptation import AdaptConfig
 from launcher.recipe.averaging import AverageConfig
 from launcher.recipe.distillation import DistillConfig, TeacherConfig
 from launcher.recipe.search import GreedyConfig, SearchConfig
@@ -303,6 +304,20 @@ class DistillStage(RecognitionStage, frozen=True, extra="forbid"):
         return tuple(named)
 
 
+class AdaptStage(RecognitionStage, frozen=True, extra="forbid"):
+    """A finished recogniser is adapted to other speech; most of it, or all, stays as it is."""
+
+    kind: Literal["adapt"] = Field(description="a finished model and few trained parameters")
+    base: str = Field(
+        description="the model that is adapted: an earlier training stage, or (with a slash) the folder of a finished "
+        "model. Its tokenizer and the statistics of its features stay in use"
+    )
+    adapt: AdaptConfig = Field(description="what is trained, and what must not be lost")
+    model: RecognizerConfig = Field(
+        default_factory=RecognizerConfig, description="the base with its adapters: filled in, not to be given"
+    )
+
+
 class EvaluateStage(Stage, frozen=True, extra="forbid"):
     """Models of earlier stages recognise a split and are compared."""
 
@@ -323,5 +338,5 @@ class EvaluateStage(Stage, frozen=True, extra="forbid"):
     )
 
 
-AnyTrainingStage: TypeAlias = SelfSupervisedStage | PretrainStage | DistillStage
+AnyTrainingStage: TypeAlias = SelfSupervisedStage | PretrainStage | DistillStage | AdaptStage
 AnyStage = Annotated[AnyTrainingStage | EvaluateStage, Field(discriminator="kind")]

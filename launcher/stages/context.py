@@ -6,10 +6,11 @@ from typing import Generic, TypeVar
 
 from data.augmentation import AugmentConfig
 from data.sampling.sampler import BatchesConfig
+from data.shards.index import is_url
 from data.shards.joined_split import SplitIndex, read_split
 from launcher.recipe import Recipe, TrainingStage
 from launcher.recipe.stages import Stage
-from launcher.run_folder import RunFolder, StageFolder
+from launcher.run_folder import RunFolder, StageFolder, is_folder
 
 StageT = TypeVar("StageT", bound=Stage, covariant=True)
 
@@ -78,9 +79,13 @@ class StageContext(Generic[StageT]):
         return self.recipe.has_split(self.run, split)
 
     def read_index(self, split: str) -> SplitIndex:
-        """The index of a split's shards, of all corpora as one. DataError when more of them is missing than may be
-        quarantined."""
+        """The index of a split's shards, of all corpora as one, or of the folder or URL of one. DataError when more of
+        them is missing than may be quarantined."""
         max_damaged = self.recipe.cluster.storage.max_quarantined
+        if is_folder(split):
+            # Of speech that is no part of the corpus.
+            place = split if is_url(split) else Path(split)
+            return read_split({"": place}, max_damaged=max_damaged)
         if split == "train":
             # Of every corpus: one that is not there is refused by its name.
             return read_split(self.recipe.split_folders(self.run, split), max_damaged=max_damaged)

@@ -10,7 +10,7 @@ from pathlib import Path
 from data.shards.index import read_summary
 from launcher.run_files import read_evaluation
 from launcher.stages.context import StageContext
-from launcher.stages.pipeline import RECORDINGS_PREFIX, Pipeline
+from launcher.stages.pipeline import RECORDINGS_PREFIX, SHARDS_PREFIX, Pipeline
 from launcher.tracking import Artifact
 
 
@@ -32,6 +32,9 @@ def used_artifacts(context: StageContext) -> Iterator[Artifact]:
         elif name.startswith(RECORDINGS_PREFIX):
             note = {"path": name.removeprefix(RECORDINGS_PREFIX)}
             yield Artifact(f"recordings-{fingerprint[:12]}", "recordings", fingerprint, content={}, note=note)
+        elif name.startswith(SHARDS_PREFIX):
+            note = {"folder": name.removeprefix(SHARDS_PREFIX)}
+            yield Artifact(f"shards-{fingerprint[:12]}", "shards", fingerprint, content={}, note=note)
         elif "/" in name:
             kind = "model"
             # Language models and hotwords of a search are files, teachers folders.

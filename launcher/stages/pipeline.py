@@ -19,8 +19,9 @@ from data.corpora import changed_recordings
 from data.corpora.published import PublishedCorpusConfig, may_list_transcripts
 from data.errors import DataError
 from data.manifests.manifest import manifest_files
-from data.shards.index import read_summary
+from data.shards.index import NoShardsError, is_url, read_summary
 from launcher.recipe import (
+    AdaptStage,
     AnyTrainingStage,
     DistillStage,
     EvaluateStage,
@@ -32,7 +33,7 @@ from launcher.recipe import (
 from launcher.recipe.corpora import corpus_paths
 from launcher.recipe.search import counts_transcripts, search_files
 from launcher.run_files import STATE_FORMAT, read_state
-from launcher.run_folder import RunFolder, write_json
+from launcher.run_folder import RunFolder, is_folder, write_json
 from launcher.stages.fingerprint import files_below, hash_files, hash_folder, hash_listing, hash_value
 from launcher.stages.settings import (
     Settings,
@@ -52,6 +53,8 @@ Changes = dict[str, str]
 
 # Of the name of an input: the path or URL of recordings for augmentation follows.
 RECORDINGS_PREFIX = "recordings "
+# The folder or URL of a split that is no part of the corpus follows.
+SHARDS_PREFIX = "shards "
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "features.json")
 
 
@@ -60,8 +63,9 @@ class StageNode:
     """A stage of the pipeline: its settings and the names of its inputs, as far as they decide its result.
 
     An input is "corpus/SPLIT", "features", "tokenizer", the name of a training stage, the path of a finished model's
-    folder or of a search's file, or "recordings PATH" of augmentation. "corpus/train" are the corpora that a run begins
-    with; those of a mixture that join it later are "corpus/train/LABEL".
+    folder or of a search's file, "recordings PATH" of augmentation, or "shards PATH" of speech beside the corpus.
+    "corpus/train" are the corpora that a run begins with; those of a mixture that join it later are
+    "corpus/train/LABEL".
     """
 
     name: str
@@ -103,7 +107,8 @@ def build_pipeline(recipe: Recipe) -> list[StageNode]:
             inputs=("corpus/train",),
         )
         nodes.append(features)
-    if kinds != {"self_supervised"}:
+    # An adaptation has the tokenizer and the statistics of its base.
+    if not kinds <= {"self_supervised", "adapt", "evaluate"}:
         tokenizer_inputs = ["corpus/train"]
         if recipe.tokenizer.model is not None:
             tokenizer_inputs.append(str(recipe.tokenizer.model))
@@ -149,6 +154,13 @@ def _training_inputs(recipe: Recipe, stage: AnyTrainingStage) -> list[str]:
         inputs.append(f"{RECORDINGS_PREFIX}{path}")
     if isinstance(stage, SelfSupervisedStage):
         return [*inputs, "features"]
+    if isinstance(stage, AdaptStage):
+        inputs.append(stage.base)
+        keep = stage.adapt.keep_split
+        if keep is not None:
+            prefix = SHARDS_PREFIX if is_folder(keep) else "corpus/"
+            inputs.append(f"{prefix}{keep}")
+        return inputs
     inputs.append("tokenizer")
     if isinstance(stage, DistillStage):
         inputs += [teacher.model for teacher in stage.named_teachers]
@@ -290,6 +302,8 @@ class Pipeline:
             if identity is None:
                 return None
             return hash_value(identity)
+        if name.startswith(SHARDS_PREFIX):
+            return _shards_hash(name.removeprefix(SHARDS_PREFIX))
         if name.startswith("corpus/"):
             return self._split_hash(name.removeprefix("corpus/"))
         if name.startswith("corpus."):
@@ -365,6 +379,7 @@ class Pipeline:
 
     def output_hash(self, node: StageNode) -> str | None:
         """Return a SHA-256 of what a stage has left, None when there is nothing."""
+        stage_folder = self.run.stage(node.name)
         match node.kind:
             case "prepare":
                 return self._corpus_hash()
@@ -379,10 +394,15 @@ class Pipeline:
                 files = [self.run.report_file]
                 root = self.run.path
             case "evaluate":
-                files = [self.run.stage(node.name).evaluation_file]
-                root = self.run.stage(node.name).path
+                files = [stage_folder.evaluation_file]
+                root = stage_folder.path
+            case "adapt":
+                hashes = [hash_folder(folder) for folder in (stage_folder.model, stage_folder.adapter)]
+                if None in hashes:
+                    return None
+                return hash_value(hashes)
             case _:
-                return hash_folder(self.run.stage(node.name).model)
+                return hash_folder(stage_folder.model)
         for file in files:
             if not file.is_file():
                 return None
@@ -488,6 +508,15 @@ class Pipeline:
         stages |= self._records
         state = {"format": STATE_FORMAT, "recipe": self.recipe.name, "stages": stages}
         write_json(self.run.state_file, state)
+
+
+def _shards_hash(place: str) -> str | None:
+    """Return a SHA-256 of the shards in a folder or behind a URL, None where there are none."""
+    try:
+        summary = read_summary(place if is_url(place) else Path(place))
+    except NoShardsError:
+        return None
+    return hash_value([shard["sha256"] for shard in summary["shards"]])
 
 
 def _fingerprint(settings: Values, inputs: Hashes) -> str:

@@ -145,6 +145,8 @@ def training_settings(recipe: Recipe, stage: TrainingStage, sparse: bool = False
     if getattr(stage, "initialize_from", None) is None:
         # Without a start it says nothing.
         exclude["initialize_outputs"] = True
+    exclude["base"] = True
+    exclude["adapt"] = {"keep_split"}
     exclude["teacher"] = True
     exclude["teachers"] = {"__all__": {"model"}}
     # What is stored of a teacher is what the teacher gives.

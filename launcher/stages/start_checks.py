@@ -15,10 +15,10 @@ from data.sampling.sampler import BatchesConfig, change_length
 from data.shards.index import is_url, read_summary
 from data.shards.joined_split import read_split
 from launcher.errors import ConfigError
-from launcher.recipe import AnyTrainingStage, EvaluateStage, Recipe, ShardsCorpus
+from launcher.recipe import AdaptStage, AnyTrainingStage, EvaluateStage, Recipe, ShardsCorpus
 from launcher.recipe.checks import check_optimizer
 from launcher.recipe.yaml_io import nearest
-from launcher.run_folder import RunFolder
+from launcher.run_folder import RunFolder, is_folder
 from launcher.stages.pipeline import Pipeline
 
 
@@ -70,6 +70,8 @@ def check_splits(recipe: Recipe, run: RunFolder) -> None:
     places = " and ".join(_place(folder) for folder in recipe.split_folders(run, "train").values())
     # Training needs no other split: without dev it does not validate (no_validation).
     for stage in recipe.stages:
+        if isinstance(stage, AdaptStage):
+            _check_keep_split(recipe, run, stage, names, places)
         if not isinstance(stage, EvaluateStage):
             if stage.average is not None and stage.average.kind == "best" and not recipe.has_split(run, "dev"):
                 raise ConfigError(
@@ -86,6 +88,24 @@ def check_splits(recipe: Recipe, run: RunFolder) -> None:
         if canonical in names:
             raise ConfigError(f"{message}; here it is called {canonical}. Pass --set {key}={canonical}.")
         raise ConfigError(f"{message}{nearest(stage.split, names)} Pass --set {key}=NAME.")
+
+
+def _check_keep_split(recipe: Recipe, run: RunFolder, stage: AdaptStage, names: Sequence[str], places: str) -> None:
+    """Refuse a split to be kept that is not there, or with no dev to choose checkpoints by beside it (ConfigError)."""
+    keep = stage.adapt.keep_split
+    if keep is None:
+        return
+    key = f"stages.{stage.name}.adapt.keep_split"
+    if not is_folder(keep) and not recipe.has_split(run, keep):
+        raise ConfigError(
+            f"{key} is {keep!r}, and the corpus at {places} has no such split{nearest(keep, names)} Shards elsewhere "
+            "are named with a slash, such as runs/base/corpus/dev."
+        )
+    if not recipe.has_split(run, "dev"):
+        raise ConfigError(
+            f"{key} is {keep!r}, and the corpus at {places} has no split dev: checkpoints are chosen by both. Give "
+            "some rows the split dev, or leave keep_split out."
+        )
 
 
 def no_validation(recipe: Recipe, run: RunFolder) -> str:

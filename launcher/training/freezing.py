@@ -1,10 +1,11 @@
 """Parameters that a training leaves as they are: they get no gradient, no moments and no weight decay."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from launcher.recipe.freezing import frozen_names
+from launcher.recipe.freezing import frozen_in_stage
+from launcher.recipe.stages import TrainingStage
 from launcher.training.fragments import full_shapes
 from model.masked_prediction import Model
 from model.student import without_auxiliary_heads
@@ -27,11 +28,16 @@ class Frozen:
         )
 
 
-def freeze(model: Model, patterns: Sequence[str]) -> Frozen:
-    """Freeze the parameters that the patterns mean, of a model whose experts are spread and which no engine has yet."""
-    shapes = full_shapes(model)
+def freeze_stage(model: Model, stage: TrainingStage) -> Frozen:
+    """Freeze what a stage does not train of its model."""
     # Auxiliary heads are no part of the model that a recipe speaks of.
-    names = frozen_names(patterns, without_auxiliary_heads(dict(model.named_parameters())))
+    return freeze(model, frozen_in_stage(stage, without_auxiliary_heads(dict(model.named_parameters()))))
+
+
+def freeze(model: Model, names: Iterable[str]) -> Frozen:
+    """Freeze these parameters of a model whose experts are spread and which no engine has yet."""
+    names = list(names)
+    shapes = full_shapes(model)
     for name in names:
         model.get_parameter(name).requires_grad_(False)
     frozen_values = sum(math.prod(shapes[name]) for name in names)

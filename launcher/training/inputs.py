@@ -21,12 +21,13 @@ from data.shards.joined_split import SplitIndex, open_reader
 from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import build_features
 from launcher.quarantine import QuarantineLog
-from launcher.recipe import AnyTrainingStage, SelfSupervisedStage
+from launcher.recipe import AdaptStage, AnyTrainingStage, SelfSupervisedStage
 from launcher.run_files import read_statistics
 from launcher.run_folder import RunFolder
 from launcher.stages.context import StageContext
 from launcher.stages.training_sampler import TrainingSampler, make_training_sampler
 from launcher.training.feature_batch import CleanInputs, FeatureBatch
+from launcher.training.front_end import read_feature_statistics, read_tokenizer, token_counts_file
 from model.layers.subsampling import output_length
 
 # Validation and evaluation take recordings as they are.
@@ -142,7 +143,8 @@ def open_inputs(
     device: torch.device,
     augment: AugmentConfig = NO_AUGMENTATION,
 ) -> Inputs:
-    """Open a split of the recipe's corpus for the lanes of one process; the process of lane 0 logs what is excluded.
+    """Open a split of the recipe's corpus, or (with a slash) the shards of one in a folder or behind a URL, for the
+    lanes of one process; the process of lane 0 logs what is excluded.
 
     A self-supervised stage masks features instead of augmenting them (recordings are augmented), and does not look at
     transcripts: utterances without one take part.
@@ -160,9 +162,9 @@ def open_inputs(
         statistics = read_statistics(run.statistics_file)
         masking = Masking(context.stage.masking, recipe.features, context.subsampling_factor, context.seed)
     else:
-        statistics = read_statistics(run.features_file)
-        tokenizer = Tokenizer.load(run.tokenizer)
-        tokens, min_frames = split_token_counts(index, tokenizer, partial(run.token_counts_file, split))
+        statistics = read_feature_statistics(context)
+        tokenizer = read_tokenizer(context)
+        tokens, min_frames = split_token_counts(index, tokenizer, partial(token_counts_file, context, split))
         transcribed = index.text_length > 0
         if augment.frequency_masks + augment.time_masks > 0:
             specaugment = SpecAugment(augment, recipe.features)
@@ -261,7 +263,7 @@ def _open_loader(
         # The tokenizer knows every symbol of what it was trained on: another one says that a text was changed, or that
         # the tokenizer is not for this corpus. Other splits may have words of their own, and so has what it was not
         # trained on.
-        only_known=split == "train" and recipe.knows_training_texts,
+        only_known=split == "train" and recipe.knows_training_texts and not isinstance(context.stage, AdaptStage),
         max_broken_ratio=storage.max_quarantined,
         on_broken=quarantine.add,
     )

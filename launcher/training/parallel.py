@@ -25,7 +25,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
-from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.moe.utils import is_moe_param, split_params_into_different_moe_groups_for_optimizer
 from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from torch import nn
 from torch.distributed import DistNetworkError
@@ -44,6 +44,7 @@ Engine: TypeAlias = Any
 LONGEST_WAIT_S = 30 * 86_400.0
 # On Linux, and on macOS.
 LOOPBACK_INTERFACES = ("lo", "lo0")
+STAND_IN = "stand_in_for_experts"
 
 
 def start_processes(timeout_s: float = LONGEST_WAIT_S) -> torch.device:
@@ -165,14 +166,46 @@ def build_engine(
         groups.append({"name": "matrices", "params": matrices, "weight_decay": optimizer.weight_decay})
     if vectors:
         groups.append({"name": "vectors", "params": vectors, "weight_decay": 0.0})
+    # DeepSpeed reduces experts among the processes that hold the same ones: they are groups of their own.
+    groups = split_params_into_different_moe_groups_for_optimizer(groups)
+    stand_in = None
+    if configuration.get("zero_optimization", {}).get("stage", 0) in (1, 2):
+        stand_in = _stand_in_for_experts(model)
+    if stand_in is not None:
+        groups.append({"name": stand_in.group_name, "params": [stand_in], "weight_decay": 0.0, "moe": True})
     adamw = torch.optim.AdamW(
-        # DeepSpeed reduces experts among the processes that hold the same ones: they are groups of their own.
-        split_params_into_different_moe_groups_for_optimizer(groups),
+        groups,
         lr=optimizer.peak_learning_rate,
         betas=optimizer.betas,
     )
+    if stand_in is not None:
+        # While the engine is built it asks for the name of every parameter.
+        model.register_parameter(STAND_IN, stand_in)
     engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=configuration)
+    if stand_in is not None:
+        delattr(model, STAND_IN)
     return engine
+
+
+def _stand_in_for_experts(model: Model) -> Any:
+    """A parameter of no use where experts are spread and all of them are frozen, else None.
+
+    ZeRO 1 and 2 refuse a model with expert layers none of whose experts is trained (DeepSpeed 0.19). No module computes
+    with this one, and it is in no checkpoint.
+    """
+    frozen_expert = None
+    for parameter in model.parameters():
+        if not is_moe_param(parameter):
+            continue
+        if parameter.requires_grad:
+            return None
+        frozen_expert = parameter
+    if frozen_expert is None:
+        return None
+    stand_in: Any = nn.Parameter(torch.zeros(1, device=frozen_expert.device))
+    stand_in.allreduce = False
+    stand_in.group_name = frozen_expert.group_name  # pyright: ignore[reportAttributeAccessIssue]
+    return stand_in
 
 
 def update(engine: Engine) -> bool:

@@ -7,17 +7,17 @@ import torch
 import torch.distributed as dist
 
 from data.seeds import derive_seed
-from data.text.tokenizer import Tokenizer
 from launcher.inference.finished_model import write_finished_model
 from launcher.planning.operations import masked_operations_per_second, operations_per_second
 from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.start_profile import start_profile
 from launcher.processes.stop_request import StopRequest
-from launcher.recipe import AnyTrainingStage, DistillStage, PretrainStage, SelfSupervisedStage
+from launcher.recipe import AdaptStage, AnyTrainingStage, DistillStage, PretrainStage, SelfSupervisedStage
 from launcher.stages.context import StageContext
 from launcher.stages.lineage import used_artifacts
 from launcher.tracking import Tracker
 from launcher.training import parallel
+from launcher.training.adaptation import KeepCheck, build_adapted, write_adapted_model
 from launcher.training.checkpoint import agreed_checkpoint, averaged_weights
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.distillation.setup import (
@@ -29,6 +29,7 @@ from launcher.training.distillation.setup import (
 )
 from launcher.training.expert_parallel import spread_experts
 from launcher.training.freezing import freeze_stage
+from launcher.training.front_end import read_tokenizer
 from launcher.training.health.nonfinite_steps import NonfiniteSteps
 from launcher.training.initialization import Start, initialize_from_first_teacher, initialize_from_model
 from launcher.training.inputs import open_inputs
@@ -65,6 +66,8 @@ def build_trainer(
         validation_inputs = open_inputs(context, "dev", lanes, device)
         heartbeat.tick()
     start_profile.mark("plan of the data")
+    keep = _open_keep(context, lanes, device)
+    heartbeat.tick()
     model, stage_loss, validator = _build_model_and_loss(context, device, heartbeat)
     heartbeat.tick()
     start_profile.mark("model and loss")
@@ -100,6 +103,8 @@ def build_trainer(
         check_tokenizer(saved, inputs.loader.tokenizer)
         step = saved.step
         accumulator, nonfinite = restore_state(engine, saved, heartbeat.tick, average)
+        if keep is not None:
+            keep.base_cer = saved.trainer["keep"]["base_cer"]
         logger.info("resumed from %s: weights, moments, step %d", saved.folder, step)
     if frozen.parameters and rank == 0:
         logger.info("%s", frozen.describe())
@@ -121,10 +126,22 @@ def build_trainer(
         flops_per_audio_s=flops_per_audio_s,
         memory=MemoryLimit(context, inputs.sampler, device, can_redo=parallel.can_discard_gradients(engine)),
         average=average,
+        keep=keep,
         step=step,
         accumulator=accumulator,
         nonfinite=nonfinite,
     )
+
+
+def _open_keep(
+    context: StageContext[AnyTrainingStage], lanes: tuple[int, ...], device: torch.device
+) -> KeepCheck | None:
+    """The speech that an adaptation is not to forget; None where it names none."""
+    stage = context.stage
+    if not isinstance(stage, AdaptStage) or stage.adapt.keep_split is None:
+        return None
+    split = stage.adapt.keep_split
+    return KeepCheck(split, open_inputs(context, split, lanes, device), stage.adapt.max_degradation)
 
 
 def _open_tracker(context: StageContext[AnyTrainingStage], resume_step: int) -> Tracker:
@@ -156,10 +173,13 @@ def _build_model_and_loss(
         prediction_loss = MaskedPredictionLoss(stage.objective, stage.model.encoder)
         return predictor, prediction_loss, MaskedAccuracyValidator(stage.model.quantizer)
 
-    tokenizer = Tokenizer.load(context.run.tokenizer)
+    tokenizer = read_tokenizer(context)
     validator = ErrorRateValidator(tokenizer)
-    recognizer = Recognizer(stage.model, mel_bins, tokenizer.vocabulary_size)
     recognition_loss = RecognitionLoss(stage.objective, stage.model.encoder)
+    if isinstance(stage, AdaptStage):
+        adapted = build_adapted(StageContext(context.recipe, context.run, stage))
+        return adapted, recognition_loss, validator
+    recognizer = Recognizer(stage.model, mel_bins, tokenizer.vocabulary_size)
     if isinstance(stage, PretrainStage):
         if stage.initialize_from:
             start = initialize_from_model(
@@ -207,6 +227,9 @@ def _training_flops_per_audio_s(context: StageContext[AnyTrainingStage], model: 
 
 def write_model(context: StageContext[AnyTrainingStage]) -> None:
     """Make the finished model of a stage from its newest intact checkpoint, or as the average that it asks for."""
+    if isinstance(context.stage, AdaptStage):
+        write_adapted_model(StageContext(context.recipe, context.run, context.stage))
+        return
     folder = context.folder
     weights, steps = averaged_weights(folder, context.stage.average)
     if context.stage.average is not None:

@@ -24,6 +24,7 @@ from launcher.processes.stop_request import StopRequest
 from launcher.recipe import AnyTrainingStage
 from launcher.stages.context import StageContext
 from launcher.training import checkpoint, parallel
+from launcher.training.adaptation import KeepCheck
 from launcher.training.collectives import all_gather_json
 from launcher.training.distillation.loss import DistillationLoss
 from launcher.training.feature_batch import FeatureBatch
@@ -72,6 +73,7 @@ class Trainer:
     flops_per_audio_s: float
     memory: MemoryLimit
     average: RunningAverage | None = None
+    keep: KeepCheck | None = None
     step: int = 0
     accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
     nonfinite: NonfiniteSteps = field(default_factory=NonfiniteSteps)
@@ -86,11 +88,17 @@ class Trainer:
         self.inputs.loader.on_wait = self._report_wait
         if self.validation_inputs is not None:
             self.validation_inputs.loader.on_wait = self.heartbeat.tick
+        if self.keep is not None:
+            self.keep.inputs.loader.on_wait = self.heartbeat.tick
 
     def run(self) -> Literal["done", "stopped"]:
         """Train to the stage's last step, or until a stop is asked for; either way end with a checkpoint."""
         trial = Trial(self.context, self.engine, self.inputs, self.heartbeat, self._try_micro_batch)
         trial.run(self.step)
+        if self.keep is not None and self.keep.base_cer is None:
+            # Before the first step the model is its base.
+            self.keep.base_cer = self._keep_cer(self.keep)
+            self.log.event("keep_measured", self.step, split=self.keep.split, cer=self.keep.base_cer)
         start_profile.mark("trial of memory")
         with GarbageCollection() as garbage_collection:
             self.log.event("training_started", self.step)
@@ -362,7 +370,7 @@ class Trainer:
 
     def run_validation(self) -> float | None:
         """Log the metrics of the validation split. Returns its character error rate over all processes; None without
-        such a split, or without transcripts."""
+        such a split, or without transcripts, or where too much of a former domain is lost."""
         if self.validation_inputs is None:
             return None
         started = time.perf_counter()
@@ -375,8 +383,22 @@ class Trainer:
             self.heartbeat,
             self.step,
         )
+        is_kept = True
+        if self.keep is not None:
+            keep_cer = self._keep_cer(self.keep)
+            metrics["validation/keep_cer"] = keep_cer
+            is_kept = self.keep.allows(keep_cer)
         self.log.row(self.step, **metrics, validation_s=time.perf_counter() - started)
+        if not is_kept:
+            # Without an error rate no checkpoint is among the best.
+            return None
         return metrics.get("validation/cer")
+
+    def _keep_cer(self, keep: KeepCheck) -> float:
+        """The character error rate on the speech that is not to be forgotten. Collective."""
+        self.heartbeat.beat(self.step, "validate")
+        metrics = validate(self.engine, self.stage_loss, keep.inputs, self.validator, self.heartbeat, self.step)
+        return metrics["validation/cer"]
 
     def save(self, validation_cer: float | None, last: bool) -> None:
         """Begin a checkpoint of this step; the last one of a stage is waited for, and CheckpointError if it fails.
@@ -393,6 +415,7 @@ class Trainer:
             validation_cer,
             self.inputs.loader.tokenizer,
             self.average,
+            self.keep.state() if self.keep is not None else None,
         )
         saved = self.saver.start(state)
         self.heartbeat.tick()

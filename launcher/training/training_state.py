@@ -22,8 +22,10 @@ def capture_state(
     validation_cer: float | None,
     tokenizer: Tokenizer | None = None,
     average: RunningAverage | None = None,
+    keep: dict[str, Any] | None = None,
 ) -> checkpoint.State:
-    """This process's part of a checkpoint of `step`; `tokenizer` is what its output layers have tokens of."""
+    """This process's part of a checkpoint of `step`; `tokenizer` is what its output layers have tokens of, `keep` what
+    is known of a domain that is not to be forgotten."""
     buffers = dict(state_buffers(engine.module))
     shapes = full_shapes(engine.module)
     for name, buffer in buffers.items():
@@ -32,6 +34,8 @@ def capture_state(
     trainer: dict[str, Any] = {"window": asdict(accumulator), "recovery": asdict(nonfinite)}
     if tokenizer is not None:
         trainer["tokenizer"] = tokenizer.sha256
+    if keep is not None:
+        trainer["keep"] = keep
     parts = owned_fragments(engine)
     buffer_averages = {}
     if average is not None:

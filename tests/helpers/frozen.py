@@ -12,6 +12,7 @@ import torch.distributed as dist
 from states import save
 
 from launcher.recipe import OptimizerConfig, find_deepspeed_config
+from launcher.recipe.freezing import frozen_names
 from launcher.run_folder import StageFolder
 from launcher.training import checkpoint, parallel
 from launcher.training.expert_parallel import spread_experts
@@ -23,7 +24,7 @@ def build(expert_parallel: int, deepspeed: str, patterns: list[str]):
     rank, world = dist.get_rank(), dist.get_world_size()
     recognizer, task = gradients.build()
     spread_experts(recognizer, expert_parallel, rank)
-    frozen = freeze(recognizer, patterns)
+    frozen = freeze(recognizer, frozen_names(patterns, dict(recognizer.named_parameters())))
     lanes = range(rank, gradients.LANES, world)
     # With so much decay a frozen weight that had any would be far from where it was.
     optimizer = OptimizerConfig(peak_learning_rate=1e-2, weight_decay=0.5, clip_norm=0.5)

@@ -7,7 +7,7 @@ processes open the same one, `averaging` makes one model of several, `saving` wr
 """
 
 from launcher.training.checkpoint.agreement import agreed_checkpoint
-from launcher.training.checkpoint.averaging import averaged_weights
+from launcher.training.checkpoint.averaging import averaged_weights, best_checkpoint
 from launcher.training.checkpoint.layout import AVERAGE, BUFFER
 from launcher.training.checkpoint.reading import Checkpoint, newest_intact, open_checkpoint
 from launcher.training.checkpoint.saving import Saver, State
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "agreed_checkpoint",
     "averaged_weights",
+    "best_checkpoint",
     "newest_intact",
     "open_checkpoint",
 ]

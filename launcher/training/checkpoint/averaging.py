@@ -48,16 +48,7 @@ def choose_checkpoints(stage: StageFolder, average: AverageConfig) -> list[Check
     equally good ones the later)."""
     candidates = stage.checkpoint_steps()[::-1]
     if average.kind == "best":
-        rates = []
-        for step in candidates:
-            try:
-                cer = read_manifest(stage.checkpoint(step)).get("validation_cer")
-            except CheckpointError as error:
-                logger.warning("%s It is no part of the average.", error)
-                continue
-            if cer is not None:
-                rates.append((cer, -step))
-        candidates = [-negated_step for _, negated_step in sorted(rates)]
+        candidates = _best_first(stage)
     chosen = []
     for step in candidates:
         if len(chosen) == average.checkpoints:
@@ -75,6 +66,30 @@ def choose_checkpoints(stage: StageFolder, average: AverageConfig) -> list[Check
             "let validate_every divide checkpoint.every_steps, and give the corpus a split dev."
         )
     return sorted(chosen, key=lambda checkpoint: checkpoint.step)
+
+
+def best_checkpoint(stage: StageFolder) -> Checkpoint | None:
+    """The intact checkpoint with the lowest error rate, of equally good ones the later; None where none has one."""
+    for step in _best_first(stage):
+        try:
+            return Checkpoint(stage.checkpoint(step))
+        except CheckpointError as error:
+            logger.warning("%s It is passed over.", error)
+    return None
+
+
+def _best_first(stage: StageFolder) -> list[int]:
+    """The steps of the checkpoints that have an error rate, the lowest first, of equal ones the later."""
+    rates = []
+    for step in stage.checkpoint_steps():
+        try:
+            cer = read_manifest(stage.checkpoint(step)).get("validation_cer")
+        except CheckpointError as error:
+            logger.warning("%s It is passed over.", error)
+            continue
+        if cer is not None:
+            rates.append((cer, -step))
+    return [-negated_step for _, negated_step in sorted(rates)]
 
 
 def mean_weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from paths import HELPERS
 
+from launcher.recipe.freezing import frozen_names
 from launcher.run_folder import StageFolder
 from launcher.training.checkpoint import Checkpoint
 from launcher.training.freezing import freeze
@@ -24,13 +25,14 @@ def start() -> dict[str, torch.Tensor]:
 
 def frozen_of(patterns) -> set[str]:
     recognizer, _ = gradients.build()
-    freeze(recognizer, patterns)
+    freeze(recognizer, frozen_names(patterns, dict(recognizer.named_parameters())))
     return {name for name, parameter in recognizer.named_parameters() if not parameter.requires_grad}
 
 
 def test_a_part_is_frozen_by_its_name_or_a_pattern_and_its_experts_are_counted_whole():
     recognizer, _ = gradients.build()
-    frozen = freeze(recognizer, ["encoder.blocks.1", "decoder.*"])
+    named = frozen_names(["encoder.blocks.1", "decoder.*"], dict(recognizer.named_parameters()))
+    frozen = freeze(recognizer, named)
     names = {name for name, parameter in recognizer.named_parameters() if not parameter.requires_grad}
     assert names == {name for name in start() if name.startswith(("encoder.blocks.1.", "decoder."))}
     assert frozen.values == sum(start()[name].numel() for name in names)
