@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.adapters import AdaptersConfig, BlockAdapters
-from model.export import MAX_DESCRIPTION_BYTES, WithoutValues, check_regular, validated
+from model.export import MAX_DESCRIPTION_BYTES, WithoutValues, check_regular, save_tensors, validated
 from model.recognizer import Recognizer
 
 # A later version reads earlier formats; a later format is refused.
@@ -63,7 +62,7 @@ def adapter_of(base: Recognizer, state: dict[str, Tensor], config: AdaptersConfi
 def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Write an adapter into an empty folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
+    save_tensors(tensors, folder / WEIGHTS_FILE)
     config = None
     if adapter.config is not None:
         config = adapter.config.model_dump(mode="json")

@@ -113,7 +113,19 @@ def save_weights(folder: Path, state: dict[str, Tensor]) -> None:
         # safetensors refuses tensors that are not contiguous.
         tensors[name] = tensor.detach().cpu().contiguous()
     # transformers refuses files of tensors that do not say which framework wrote them.
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors that those may read who may read other new files of this process.
+
+    The library would give it to its owner alone (0.8), so that a colleague or a server of another user could open
+    everything in a folder but the weights.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def is_hub_layout(folder: Path) -> bool:

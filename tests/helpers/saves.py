@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     assert save(saver, 1) == 0
     assert saver.finish()
     if dist.get_rank() == dist.get_world_size() - 1:
-        saving.save_file = cannot_write
+        saving.save_tensors = cannot_write
     assert save(saver, 2) == 1
     assert not saver.finish()
     dist.barrier()

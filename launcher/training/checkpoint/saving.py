@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.files import file_sha256, flush_folder, remove_path
@@ -37,6 +36,7 @@ from launcher.training.checkpoint.layout import (
     record_name,
 )
 from launcher.training.checkpoint.retention import has_room, retire
+from model.export import save_tensors
 
 if TYPE_CHECKING:
     from launcher.training.fragments import Fragment
@@ -228,7 +228,7 @@ def _write_part(
     """Write and flush one process's tensors, and beside them the record that the manifest is made of."""
     path = folder / part_name(rank)
     try:
-        save_file(tensors, path)
+        save_tensors(tensors, path)
         with path.open("rb") as written:
             os.fsync(written.fileno())
         file = {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}

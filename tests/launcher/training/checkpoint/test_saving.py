@@ -59,13 +59,13 @@ def make_step(saver: Saver) -> None:
 @pytest.fixture
 def disk(monkeypatch) -> threading.Event:
     """A disk that takes nothing until the event is set."""
-    ready, write = threading.Event(), saving.save_file
+    ready, write = threading.Event(), saving.save_tensors
 
     def slow(tensors, path) -> None:
         assert ready.wait(20)
         write(tensors, path)
 
-    monkeypatch.setattr(saving, "save_file", slow)
+    monkeypatch.setattr(saving, "save_tensors", slow)
     return ready
 
 
@@ -114,7 +114,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it_and_the_next_one_succ
     saver = open_saver(stage)
     assert save(saver, 1)
     with monkeypatch.context() as full:
-        full.setattr(saving, "save_file", cannot_write)
+        full.setattr(saving, "save_tensors", cannot_write)
         assert not save(saver, 2)
     assert "checkpoint of step 2 was not written: [Errno 28] No space left" in caplog.text
     assert sorted(entry.name for entry in stage.checkpoints.iterdir()) == ["latest", "step-00000001"]
@@ -154,13 +154,13 @@ def test_the_part_of_no_rank_is_no_part_of_a_checkpoint(stage, monkeypatch):
 
 
 def test_without_room_a_save_is_not_attempted_and_the_log_says_how_much_is_missing(stage, monkeypatch, caplog):
-    saver, written = open_saver(stage), saving.save_file
+    saver, written = open_saver(stage), saving.save_tensors
     assert save(saver, 1)
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9 - 1_000_000, 1_000_000))
-        full.setattr(saving, "save_file", lambda *arguments: pytest.fail("a save was attempted"))
+        full.setattr(saving, "save_tensors", lambda *arguments: pytest.fail("a save was attempted"))
         assert not save(saver, 2)
-    assert saving.save_file is written
+    assert saving.save_tensors is written
     assert "1.00 MB are free" in caplog.text
     assert "needs 1.05 MB" in caplog.text
     assert str(stage.checkpoints) in caplog.text
