@@ -23,6 +23,8 @@ from typing import Any
 
 # The largest file of JSON that is read. Parsed, JSON takes up to twenty times its bytes.
 MAX_JSON_BYTES = 128 * 2**20
+# The largest file of lines that is read: fifty million rejected rows have as much.
+MAX_LINES_BYTES = 2**34
 # Digits of a number beyond the largest that is finite in floating point.
 LONG_NUMBER = re.compile("[0-9]{309}")
 # A name in the same folder: no separator, no leading dot (hidden files are half written), nothing that a shell, a URL
@@ -156,13 +158,30 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def read_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
-    """The lines of a regular file, one longer than `max_bytes` in pieces. Raises as `open_regular`."""
+    """The lines of a regular file, one longer than `max_bytes` in pieces. ValueError when it has more than
+    `MAX_LINES_BYTES` in all; else raises as `open_regular`."""
     with open_regular(path) as file:
+        # A file of holes takes no place on a disk, and a line of ours in it would be looked for in terabytes.
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes > MAX_LINES_BYTES:
+            raise ValueError(f"{path.name} has {num_bytes} bytes, more than {MAX_LINES_BYTES}")
         while True:
             line = file.readline(max_bytes)
             if not line:
                 return
             yield line
+
+
+def decode_text(content: bytes) -> str:
+    """The text of bytes in UTF-8. ValueError when they are none.
+
+    Python's own error holds all of the bytes, and a message with its representation would be as long as the file.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} of {len(content)} is no UTF-8"
+    raise ValueError(problem)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -172,7 +191,7 @@ def parse_json(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         # By itself json would guess UTF-16 and UTF-32.
-        text = text.decode("utf-8")
+        text = decode_text(text)
     parse_int = None
     # Asked for each number, it would cost as much as all the rest.
     if LONG_NUMBER.search(text):

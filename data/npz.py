@@ -32,7 +32,7 @@ def load_arrays(file: IO[bytes]) -> Arrays:
         raise
     # numpy reads a header as Python's tokenizer and compiler do, and zipfile raises what it likes.
     except Exception as error:
-        raise ValueError(f"it holds no arrays that can be read ({error!r})") from None
+        raise ValueError(f"it holds no arrays that can be read ({error!r:.300})") from None
 
 
 def _load_arrays(file: IO[bytes]) -> Arrays:

@@ -78,10 +78,13 @@ def read_lines(path: Path) -> list[str]:
         with contextlib.ExitStack() as stack:
             file: Any = stack.enter_context(open_regular(path))
             max_bytes = MAX_BYTES
+            num_stored = os.fstat(file.fileno()).st_size
             if path.name.lower().endswith(".gz"):
-                num_compressed = os.fstat(file.fileno()).st_size
-                max_bytes = min(MAX_BYTES, MAX_COMPRESSION * max(num_compressed, 1 << 20))
+                max_bytes = min(MAX_BYTES, MAX_COMPRESSION * max(num_stored, 1 << 20))
                 file = stack.enter_context(gzip.open(file))
+            elif num_stored > max_bytes:
+                # Known before anything is read, and refused below.
+                num_bytes = num_stored
             # In pieces: Python takes the memory of a whole read before it reads.
             piece = file.read(PIECE_BYTES)
             while piece and num_bytes <= max_bytes and num_lines <= MAX_LINES:

@@ -364,9 +364,9 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
     except OSError as error:
         if is_url(folder):
             raise _out_of_reach(folder, error) from error
-        raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
+        raise _torn(folder, f"shards.json cannot be read ({error!r:.300})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise _torn(folder, f"shards.json cannot be read ({error!r})") from error
+        raise _torn(folder, f"shards.json cannot be read ({error!r:.300})") from error
     if version != FORMAT:
         raise DataError(
             f"{folder} has shards of format {str(version)[:20]}, this version reads {FORMAT}; prepare them again."

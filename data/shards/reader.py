@@ -184,7 +184,7 @@ class RangeReader:
                     continue
                 self._failed_files.add(name)
                 attempts = "1 attempt" if retries.failures < 2 else f"{retries.failures} attempts"
-                raise RangeError(f"it could not be read in {attempts} ({error!r})") from error
+                raise RangeError(f"it could not be read in {attempts} ({error!r:.300})") from error
             else:
                 self._failed_files.discard(name)
                 return content, is_kept
@@ -314,7 +314,7 @@ class ShardReader:
             raise self.broken(utterance, str(error)) from error
         except (KeyError, ValueError) as error:
             self.ranges.forget(name, offset, size)
-            raise self.broken(utterance, f"its bytes are not readable ({error!r})") from error
+            raise self.broken(utterance, f"its bytes are not readable ({error!r:.300})") from error
 
     def decode(self, utterance: int, encoded: EncodedExample) -> Example:
         """The utterance that was fetched. UtteranceError when it is not the one that the index promises."""
@@ -329,7 +329,7 @@ class ShardReader:
         except soundfile.SoundFileError as error:
             raise self.broken(utterance, undecodable(error), encoded.key) from error
         except ValueError as error:
-            raise self.broken(utterance, f"its bytes are not readable ({error!r})", encoded.key) from error
+            raise self.broken(utterance, f"its bytes are not readable ({error!r:.300})", encoded.key) from error
         return Example(
             key=encoded.key,
             waveform=waveform,

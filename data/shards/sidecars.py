@@ -87,7 +87,7 @@ class SidecarReader:
                 self.check(arrays)
             return arrays
         except (RangeError, OSError, KeyError, ValueError) as error:
-            reason = f"its bytes are not readable ({error!r})"
+            reason = f"its bytes are not readable ({error!r:.300})"
             if isinstance(error, RangeError):
                 reason = str(error)
             raise UtteranceError(

@@ -134,7 +134,7 @@ class Tokenizer:
                 raise ValueError(f"its kind is {str(kind)[:40]}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"No tokenizer can be read from {folder} ({error!r}). It must hold the {description_file} and "
+                f"No tokenizer can be read from {folder} ({error!r:.300}). It must hold the {description_file} and "
                 "tokenizer.model that training wrote; copy both, or train the tokenizer again."
             ) from error
 

@@ -7,6 +7,7 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -17,7 +18,7 @@ from limits import run_limited
 from data.audio import Clip, Utterance
 from data.containers.tar_members import read_members
 from data.errors import DataError
-from data.files import is_file_name
+from data.files import is_file_name, parse_json, read_json
 from data.npz import load_arrays
 from data.shards.index import INDEX_COLUMNS, read_index, read_summary
 from data.shards.reader import ShardReader, UtteranceError
@@ -503,3 +504,15 @@ def test_a_lost_shard_of_thousands_reads_the_transcripts_once(tmp_path: Path, mo
         assert caught.value.key == f"k{utterance}"
     assert len(scans) == 1
     assert num_bytes <= transcripts.stat().st_size
+
+
+@pytest.mark.parametrize("read", [parse_json, read_json])
+def test_bytes_that_are_no_text_are_not_part_of_the_message_about_them(tmp_path: Path, read: Any) -> None:
+    content = b'{"a": "' + b"\xff" * 2**20 + b'"}'
+    given: Any = content
+    if read is read_json:
+        given = tmp_path / "a.json"
+        given.write_bytes(content)
+    with pytest.raises(ValueError, match="byte 7 of 1048585 is no UTF-8") as refused:
+        read(given)
+    assert len(repr(refused.value)) < 200

@@ -17,7 +17,16 @@ from data.containers.streams import read_streams
 from data.corpora.published import PublishedCorpusConfig, RowCollector
 from data.corpora.segment_list import read_segments
 from data.errors import DataError
-from data.files import NoRegularFileError, check_regular, file_sha256, open_regular, read_json, regular_descriptor
+from data.files import (
+    MAX_LINES_BYTES,
+    NoRegularFileError,
+    check_regular,
+    file_sha256,
+    open_regular,
+    read_json,
+    read_lines,
+    regular_descriptor,
+)
 from data.manifests.manifest import read_manifest
 from data.manifests.tables import read_table
 from data.remote.settings import StorageConfig
@@ -26,6 +35,7 @@ from data.shards.reader import RangeError, RangeReader
 from launcher.errors import place_problem
 from launcher.inference.search import read_hotwords, read_scorer
 from launcher.recipe.search import HotwordsConfig, LanguageModelConfig
+from launcher.tracking import read_last_rows, read_metrics
 
 KINDS = ["pipe", "device", "socket", "folder", "circle"]
 
@@ -181,3 +191,16 @@ def test_a_set_of_shards_that_is_a_circle_of_links_is_one_clear_error(
     for out in (tmp_path / "out", path):
         with pytest.raises(DataError, match=r"no shards|lies in or around"):
             rewrite([path], out, Command("reshard", {}, 60.0))
+
+
+def test_a_file_of_holes_is_refused_by_its_size_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    with path.open("wb") as file:
+        file.truncate(MAX_LINES_BYTES + 1)
+    with pytest.raises(ValueError, match="more than"):
+        next(read_lines(path, 2**20))
+    with pytest.raises(DataError, match="holds more than"):
+        read_manifest(path)
+    assert list(read_metrics(path)) == []
+    assert list(read_metrics(path, thin_to=5)) == []
+    assert read_last_rows(path, 5) == []

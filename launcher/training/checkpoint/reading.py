@@ -26,7 +26,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_json(folder / MANIFEST)
         intact = manifest.pop("sha256") == manifest_digest(manifest)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"The checkpoint {folder} has no readable manifest: {error!r}.") from None
+        raise CheckpointError(f"The checkpoint {folder} has no readable manifest: {error!r:.300}.") from None
     if not intact:
         raise CheckpointError(f"{folder / MANIFEST} is not what was written: its own SHA-256 differs.")
     version = manifest.get("format")
