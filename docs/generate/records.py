@@ -52,6 +52,12 @@ EVENTS = {
     "routing_collapsed": (f"{STEP}, `layer`, `load`, `reason`", "a router of a layer uses one expert for nearly all"),
     "routing_recovered": (f"{STEP}, `layer`, `load`", "and does so no longer"),
     "keep_measured": (f"{STEP}, `split`, `cer`", "the error rate that an adaptation must keep was measured"),
+    "checkpoint_uploaded": (f"{STEP}, `bytes`, `seconds`", "the run's store has a checkpoint whole"),
+    "model_uploaded": (f"{STAGE}, `bytes`, `seconds`", "the run's store has a stage's model, adapter or units whole"),
+    "upload_skipped": (f"{STEP}, `reason`", "a checkpoint is damaged here, and stays out of the store"),
+    "upload_failed": ("`reason`", "the store takes nothing; uploads are tried again"),
+    "uploads_resumed": ("`seconds`, `failures`", "it takes uploads again"),
+    "stored_file_damaged": ("`file`, `reason`", "a file in the store is not what was written, and was not fetched"),
     "teacher_cache": (
         f"{STAGE}, `teacher`, `used`, `reason`",
         "which stored outputs are read, or why none are",

@@ -15,7 +15,7 @@ from data.files import file_sha256, remove_path, replacing
 from data.remote.retrying import RetryPolicy
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe import Recipe
-from launcher.remote_run.contents import write_work
+from launcher.remote_run.contents import SETS, write_work
 from launcher.remote_run.inventory import Entry, Inventory, checkpoint_of, checkpoint_prefix
 from launcher.remote_run.object_store import ObjectStore
 from launcher.run_files import read_state
@@ -143,8 +143,9 @@ def fetch_to_resume(
     for name, steps in inventory.checkpoints.items():
         # What was set aside has its record with it, and no entry here.
         is_done = records.get(name, {}).get("status") == "done"
-        has_model = not any(damaged.startswith(f"{name}/model/") for damaged in fetch.damaged)
-        if not is_done or not has_model or name in extended:
+        prefixes = tuple(f"{name}/{folder}/" for folder in SETS)
+        has_output = not any(damaged.startswith(prefixes) for damaged in fetch.damaged)
+        if not is_done or not has_output or name in extended:
             _fetch_checkpoints(fetch, run.stage(name), sorted(steps, reverse=True), name in averaging)
     return fetch
 

@@ -326,8 +326,8 @@ class Mirror:
         self._save()
         remove_path(self._staging("set"))
 
-        details = {"bytes": sum(entry.bytes for entry in entries.values())}
-        details["ms"] = round((time.monotonic() - began_s) * 1000)
+        details: dict[str, float] = {"bytes": sum(entry.bytes for entry in entries.values())}
+        details["seconds"] = round(time.monotonic() - began_s, 3)
         if file_set.step is None:
             self._run.append_event("model_uploaded", stage=file_set.stage, **details)
         else:
