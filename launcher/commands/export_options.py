@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Callable
 
-from launcher.commands.common_options import add_json
+from launcher.commands.common_options import add_adapter, add_json
 
 FORMATS = ("chorus", "huggingface", "onnx", "sherpa-onnx", "torch-export")
+DTYPES = ("fp32", "fp16")
 
 
 def add_export(
@@ -33,11 +34,18 @@ def add_export(
     parser.add_argument(
         "--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N or export/FORMAT)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="fp32",
+        help="of chorus and huggingface: how weights are stored (default: fp32; fp16 takes half the bytes)",
+    )
     parser.add_argument("--int8", action="store_true", help="of onnx and sherpa-onnx: write int8 forms too")
     parser.add_argument(
         "--evaluate", metavar="SPLIT", help="of onnx: shards for the error rates and speed of its forms beside torch's"
     )
     parser.add_argument("--licence", metavar="NAME", help="of huggingface: the model's licence, such as cc-by-4.0")
+    add_adapter(parser)
     add_json(parser)
     parser.set_defaults(command=command("export", "export"))
 
@@ -46,6 +54,7 @@ def add_export(
     parser.add_argument("--to", metavar="REPO", help="repository, as OWNER/NAME; without it nothing is uploaded")
     parser.add_argument("--out", metavar="DIR", help="new folder (default: RUN/STAGE/export/huggingface)")
     parser.add_argument("--licence", metavar="NAME", help="the model's licence, such as cc-by-4.0")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="how weights are stored (default: fp32)")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--dry-run", action="store_true", help="write the folder and show what would be sent")
     add_json(parser)

@@ -8,10 +8,12 @@ from tempfile import TemporaryDirectory
 
 from data.features import FeaturesConfig
 from launcher.errors import CheckpointError, ConfigError
+from launcher.export.stored_dtype import StoredDtype, stored_as
 from launcher.export.whole_folder import check_is_free
 from launcher.inference.finished_model import write_finished_model
+from launcher.inference.model_lookup import find_model
 from launcher.monitoring.status import load_run_recipe, open_run
-from launcher.recipe import AverageConfig, validate
+from launcher.recipe import AdaptStage, AverageConfig, validate
 from launcher.run_files import read_set_aside, read_state
 from launcher.run_folder import RunFolder
 from launcher.run_links import check_links
@@ -51,10 +53,8 @@ def open_source(place: Path, step: int | None = None) -> Iterator[ModelSource]:
     if read_state(RunFolder(place.parent)) is None:
         if step is not None:
             raise ConfigError(f"{place} is no stage of a run, so it has no checkpoints: leave --step out.")
-        raise CheckpointError(
-            f"{place} holds no finished model: there is no *.safetensors in it nor in {place / 'model'}. "
-            "Name a training stage that is done, such as runs/mini/student; `chorus status` shows which are."
-        )
+        yield ModelSource(find_model(str(place)), None, None)
+        return
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         export_checkpoint(place, step, folder)
@@ -82,10 +82,14 @@ def default_folder(source: ModelSource, kind: str, step: int | None) -> Path:
 
 
 def export_checkpoint(
-    place: Path, step: int | None, folder: Path | None, average: AverageConfig | None = None
+    place: Path,
+    step: int | None,
+    folder: Path | None,
+    average: AverageConfig | None = None,
+    dtype: StoredDtype = "fp32",
 ) -> tuple[Path, list[int]]:
     """Write the model of a stage's checkpoint: of this step, or of the newest that is intact, or the average of
-    several; without a process group.
+    several, with weights stored in `dtype`; without a process group.
 
     To `folder`, or to RUN/STAGE/export/step-N or average-KIND. Returns the folder and the steps of the checkpoints.
     ConfigError when something is there.
@@ -96,10 +100,19 @@ def export_checkpoint(
     recipe = load_run_recipe(run)
     folder_of_stage = run.stage(place.name)
     record = read_set_aside(folder_of_stage)
+    origin: RunFolder | Path = run
     if record is None:
         stage = recipe.training_stage(place.name)
         config = stage.model
         features = recipe.features
+        if isinstance(stage, AdaptStage):
+            # An adaptation has the tokenizer and the statistics of its base.
+            origin = run.model_folder(stage.base)
+    elif record["kind"] == "adapt":
+        raise ConfigError(
+            f"{folder_of_stage.path} is an adaptation that was set aside, whose base the recipe does not name any "
+            f"more. Give the model that it was made of, with --adapter {folder_of_stage.adapter}."
+        )
     else:
         # The recipe has other settings by now: those of this work are in its record.
         pipeline = Pipeline(recipe, run)
@@ -131,5 +144,5 @@ def export_checkpoint(
     if folder is None:
         folder = default
     check_is_free(folder)
-    write_finished_model(folder, run, config, features, weights)
+    write_finished_model(folder, origin, config, features, stored_as(weights, dtype))
     return folder, steps

@@ -24,7 +24,10 @@ def publish(options: argparse.Namespace) -> int:
     place = Path(options.model).expanduser()
     folder = _write_folder(place, options)
 
-    token = find_token()
+    # What needs the hub's library comes after what does not: without it, too, the folder is written.
+    token = None
+    if repository is not None and not options.dry_run:
+        token = find_token()
     reason = why_not_sent(repository, token, options.dry_run)
     row: dict[str, Any] = {"folder": str(folder), "repository": repository, "url": None, "not_sent": reason}
     if reason is None:
@@ -49,10 +52,10 @@ def publish(options: argparse.Namespace) -> int:
 def _write_folder(place: Path, options: argparse.Namespace) -> Path:
     """The folder to be sent: the one that is named, if it has the layout already, or a new one."""
     if is_hub_layout(place):
-        if options.out or options.licence:
+        if options.out or options.licence or options.dtype != "fp32":
             raise ConfigError(
-                f"{place} is in the layout of Hugging Face already and is sent as it is: leave --out and --licence "
-                "out, and edit its README.md."
+                f"{place} is in the layout of Hugging Face already and is sent as it is: leave --out, --licence and "
+                "--dtype out, and edit its README.md."
             )
         return place
     out = None
@@ -69,5 +72,5 @@ def _write_folder(place: Path, options: argparse.Namespace) -> Path:
         model = open_model_files(source.folder)
         card = write_card(model.recognizer, read_facts(source.name, source.run, source.stage, options.licence))
         with whole_folder(folder) as temporary:
-            write_hub_folder(temporary, model, card)
+            write_hub_folder(temporary, model, card, options.dtype)
     return folder

@@ -89,7 +89,7 @@ def upload(folder: Path, repository: str, token: str, private: bool) -> str:
     except Exception as error:
         reason = " ".join(str(error).split()).replace(token, "***")
         raise ConfigError(
-            f"{folder} was written and could not be uploaded to {repository}: {type(error).__name__}: {reason[:400]}. "
+            f"{folder} was written and could not be uploaded to {repository}: {type(error).__name__}: {reason[:400].rstrip('.')}. "
             f"Look whether the token may write there, and give: chorus publish {folder} --to {repository}"
         ) from None
     return str(url)

@@ -1,8 +1,11 @@
 """`chorus publish` writes the folder, sends it with a token, and shows the token nowhere."""
 
+import base64
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from paths import ROOT
@@ -13,6 +16,7 @@ from launcher.inference.finished_model import FinishedModel
 
 hub = pytest.importorskip("huggingface_hub")
 
+RealApi = hub.HfApi
 TOKEN = "hf_NotARealTokenButAsLongAsOne00000000"
 
 
@@ -181,3 +185,90 @@ def test_what_is_no_repository_is_refused_before_anything_is_written(folder, tmp
     assert chorus(["publish", str(folder), f"--to={name}", "--out", str(out)]) == 2
     assert "no name of a repository" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_without_the_library_of_the_hub_it_stops_at_the_folder_where_nothing_is_to_be_sent(
+    folder, tmp_path, monkeypatch, capsys, options
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--out", str(out), *options]) == 0
+    assert FinishedModel.load(out)
+    assert chorus(["publish", str(folder), "--out", str(tmp_path / "none"), "--to", "acme/digits"]) == 2
+    assert "pip install 'chorus-asr[hub]'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+class HubOverHttp(BaseHTTPRequestHandler):
+    """What the hub answers to an upload whose files are all sent in the commit; notes what came."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append((self.path, self.headers["Authorization"], body))
+        answers = {
+            "/api/validate-yaml": {"errors": [], "warnings": []},
+            "/api/repos/create": {"url": "https://huggingface.co/acme/digits", "name": "acme/digits"},
+            "/api/models/acme/digits/commit/main": {"commitUrl": "https://huggingface.co/c/1", "commitOid": "1"},
+        }
+        answer = answers.get(self.path)
+        if answer is None:
+            asked = json.loads(body)["files"]
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
+            answer = {"files": files}
+        content = json.dumps(answer).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format, *values):
+        pass
+
+
+@pytest.fixture
+def http_hub(monkeypatch):
+    """The hub's own library, and a server on this machine in the place of the hub."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubOverHttp)
+    server.asked = []
+    server.status = 200
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(hub, "HfApi", RealApi)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+def test_the_hubs_own_library_sends_every_file_in_one_commit(folder, tmp_path, monkeypatch, http_hub):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    out = tmp_path / "out"
+    assert chorus(["publish", str(folder), "--to", "acme/digits", "--out", str(out)]) == 0
+    assert {authorization for _, authorization, _ in http_hub.asked} == {f"Bearer {TOKEN}"}
+    (commit,) = [body for path, _, body in http_hub.asked if "/commit/" in path]
+    sent = {}
+    for line in commit.splitlines():
+        entry = json.loads(line)
+        if entry["key"] == "file":
+            sent[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+    assert sent == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert not any(TOKEN.encode() in body for _, _, body in http_hub.asked)
+
+
+@pytest.mark.parametrize("status", [401, 403, 409, 418])
+def test_what_the_hub_refuses_is_one_paragraph_and_the_folder_stays(
+    folder, tmp_path, monkeypatch, capsys, http_hub, status
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    http_hub.status = status
+    out = tmp_path / "out"
+    code = chorus(["publish", str(folder), "--to", "acme/digits", "--out", str(out)])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1
+    assert f"chorus publish {out} --to acme/digits" in error
+    assert TOKEN not in error
+    assert FinishedModel.load(out)
