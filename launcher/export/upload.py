@@ -87,9 +87,9 @@ def upload(folder: Path, repository: str, token: str, private: bool) -> str:
         )
     # huggingface_hub's errors are of many kinds: those of its own, of its HTTP library, and of the system.
     except Exception as error:
-        reason = " ".join(str(error).split()).replace(token, "***")
+        reason = " ".join(str(error).split()).replace(token, "***")[:400].rstrip(".")
         raise ConfigError(
-            f"{folder} was written and could not be uploaded to {repository}: {type(error).__name__}: {reason[:400].rstrip('.')}. "
+            f"{folder} was written and could not be uploaded to {repository}: {type(error).__name__}: {reason}. "
             f"Look whether the token may write there, and give: chorus publish {folder} --to {repository}"
         ) from None
     return str(url)
