@@ -20,6 +20,7 @@ from model.layers.attention import Positions, RelativeSelfAttention, SelfAttenti
 from model.layers.batch_norm import FrameBatchNorm
 from model.layers.chunk_mask import ChunkMask
 from model.layers.convolution import ConvolutionModule
+from model.layers.depthwise import LayerKernel, ViewConfig, ViewMixture
 from model.layers.feedforward import FeedForward
 from model.layers.packing import Packing
 from model.layers.silu_linear import SiluLinear
@@ -108,6 +109,8 @@ class ConformerBlock(nn.Module):
         positions: Literal["rotary", "relative", "none"] = "rotary",
         causal_convolution: bool = False,
         convolution_norm: Literal["layer", "batch"] = "layer",
+        convolution_views: tuple[ViewConfig, ...] = (),
+        kernel_owner: Literal["block", "layer"] = "block",
     ):
         super().__init__()
 
@@ -127,6 +130,8 @@ class ConformerBlock(nn.Module):
             kernel_size,
             causal=causal_convolution,
             depthwise_bias=convolution_norm != "batch",
+            views=convolution_views,
+            layers_own_kernels=kernel_owner == "layer",
         )
         self.feedforward2 = feedforward("second")
         self.dropout = nn.Dropout(dropout)
@@ -214,7 +219,7 @@ class ConformerBlock(nn.Module):
 
         normed_ND = layer.convolution_norm(x_ND)
         inner_norm = layer.convolution_inner_norm
-        added_ND, moments = self.convolution(normed_ND, packing, inner_norm, cache, adapters)
+        added_ND, moments = self.convolution(normed_ND, packing, inner_norm, cache, adapters, layer.kernel)
         x_ND = x_ND + drop(added_ND)
 
         normed_ND = layer.feedforward2_norm(x_ND)
@@ -255,7 +260,8 @@ class ConformerBlock(nn.Module):
 
 
 class LayerParameters(nn.Module):
-    """What fits a block to a depth: six norms, one of them inside the convolution module, and routers.
+    """What fits a block to a depth: six norms, one of them inside the convolution module, routers, and a kernel of the
+    depthwise convolution, or a mixture of the block's, where the encoder has such.
 
     Each layer has one of these. Norms and routers that a group or the encoder owns are in another, and its layers refer
     to them (`share`). `index` is the number of the layer, `skipped` the share of utterances that skip it in training.
@@ -295,6 +301,7 @@ class LayerParameters(nn.Module):
         # The names are the checkpoints': `router` is that of the second feed-forward layer.
         self.feedforward1_router = router("first")
         self.router = router("second")
+        self.kernel: ViewMixture | LayerKernel | None = None
         self.adapters: BlockAdapters | None = None
 
     def share(self, owner: "LayerParameters") -> None:

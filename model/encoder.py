@@ -21,6 +21,7 @@ from model.block import ConformerBlock, Frames, LayerOutput, LayerParameters
 from model.layers.attention import Positions, RelativePositions, RotaryPositions
 from model.layers.batch_norm import FrameBatchNorm
 from model.layers.chunk_mask import ChunkMask, ChunksConfig
+from model.layers.depthwise import LayerKernel, ViewConfig, ViewMixture
 from model.layers.packing import Packing
 from model.layers.streaming_cache import LayerCache
 from model.layers.subsampling import ConvolutionSubsampling, SubsamplingConfig, valid_mask
@@ -68,6 +69,15 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     )
     convolution_norm: Literal["layer", "batch"] = Field(default="layer", description="norm in the convolution module")
     causal_convolution: bool = Field(default=False, description="the depthwise convolution sees no later frames")
+    convolution_views: tuple[ViewConfig, ...] = Field(
+        default=(),
+        max_length=4,
+        description="2 to 4 depthwise kernels in place of one, which are added up to one of kernel_size; every layer "
+        "mixes those of its block in its own way",
+    )
+    kernel_owner: Literal["block", "layer"] = Field(
+        default="block", description="who owns the depthwise kernel: a block, or each layer that uses it"
+    )
     chunks: ChunksConfig | None = Field(
         default=None, description="train for attention in chunks, as streaming needs it; none: full context only"
     )
@@ -125,6 +135,24 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         # An even kernel has no frame in its middle: its output would lie half a frame off.
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} is even: choose {self.kernel_size + 1}")
+        if len(self.convolution_views) == 1:
+            raise ValueError("convolution_views has one kernel: give 2 to 4, or leave it out and set kernel_size")
+        for view in self.convolution_views:
+            if view.kernel_size % 2 == 0:
+                raise ValueError(
+                    f"a view of convolution_views has kernel_size {view.kernel_size}, which is even: choose "
+                    f"{view.kernel_size + 1}"
+                )
+            if view.span > self.kernel_size:
+                raise ValueError(
+                    f"a view of convolution_views spans {view.span} frames (kernel_size {view.kernel_size}, dilation "
+                    f"{view.dilation}) and the encoder's kernel_size is {self.kernel_size}: choose at least {view.span}"
+                )
+        if self.convolution_views and self.kernel_owner == "layer":
+            raise ValueError(
+                "kernel_owner is layer and convolution_views are of blocks: a layer's own kernel has no use for them; "
+                "leave one of the two out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -247,6 +275,8 @@ class Encoder(nn.Module):
                 positions=config.positions,
                 causal_convolution=config.causal_convolution,
                 convolution_norm=config.convolution_norm,
+                convolution_views=config.convolution_views,
+                kernel_owner=config.kernel_owner,
             )
             self.blocks.append(block)
         # R layers that add the same function of their input turn all frames towards the few directions that it prefers:
@@ -302,6 +332,10 @@ class Encoder(nn.Module):
                 index=index,
                 norms=layer_owns_norms,
             )
+            if config.convolution_views:
+                layer.kernel = ViewMixture(config.width, len(config.convolution_views))
+            elif config.kernel_owner == "layer":
+                layer.kernel = LayerKernel(config.width, config.kernel_size)
             self.layers.append(layer)
 
         self.groups = nn.ModuleList()

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.adapters import BlockAdapters, Bottleneck, LowRank
 from model.block import ConformerBlock, LayerParameters
 from model.encoder import EncoderConfig
+from model.layers.depthwise import ViewMixture
 from model.layers.feedforward import FeedForward
 from model.moe.experts import MixtureOfExperts
 from model.recognizer import Recognizer
@@ -76,6 +77,32 @@ def merge_adapters(recognizer: Recognizer) -> Recognizer:
         for name, tensor in _merged_block(block, adapters).items():
             state[f"encoder.blocks.{new_blocks[index]}.{name}"] = tensor
         state |= _own_parts(layer, f"encoder.layers.{index}", state)
+    merged.load_state_dict(state)
+    return merged.eval()
+
+
+@torch.no_grad()
+def merge_views(recognizer: Recognizer) -> Recognizer:
+    """The same model with one depthwise kernel for each layer in place of views, in evaluation mode; itself where it
+    has none."""
+    encoder = recognizer.encoder
+    if not encoder.config.convolution_views:
+        return recognizer
+    changes = {"convolution_views": (), "kernel_owner": "layer"}
+    config = recognizer.config.model_copy(update={"encoder": encoder.config.model_copy(update=changes)})
+    merged = Recognizer(config, recognizer.mel_bins, recognizer.vocabulary_size)
+    merged.to(next(recognizer.parameters()).dtype)
+
+    state = merged.state_dict()
+    for name, tensor in recognizer.state_dict().items():
+        if name in state:
+            state[name] = tensor
+    for index, layer in enumerate(encoder.layers):
+        block = encoder.blocks[encoder.config.block_of_layer[index]]
+        assert isinstance(layer, LayerParameters)
+        assert isinstance(block, ConformerBlock)
+        assert isinstance(layer.kernel, ViewMixture)
+        state[f"encoder.layers.{index}.kernel.weight"] = layer.kernel(block.convolution.depthwise())
     merged.load_state_dict(state)
     return merged.eval()
 

@@ -32,6 +32,8 @@ SAME_SHAPE = (
     "positions",
     "kernel_size",
     "convolution_norm",
+    "convolution_views",
+    "kernel_owner",
     "subsampling",
 )
 SAME_STRUCTURE = ("num_groups", "sharing", "private_head", "private_tail", "norms", "experts", "adapters")
@@ -214,6 +216,13 @@ def _upcycle(student: Encoder, teacher: Encoder) -> None:
             # Norms that a group shares are loaded once per layer, each time with the same values.
             for name, norm in student_norms.items():
                 norm.load_state_dict(teacher_norms[name].state_dict())
+            kernel = _layer(student, layer).kernel
+            if kernel is not None:
+                # A mixture fits the views that it was learnt with, which are the middle block's.
+                owner = middle if config.convolution_views else layer
+                teacher_kernel = _layer(teacher, owner).kernel
+                assert teacher_kernel is not None
+                kernel.load_state_dict(teacher_kernel.state_dict())
 
         block = student.blocks[block_index]
         for name, part in block.named_children():

@@ -22,7 +22,7 @@ from data.text.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
 from launcher.run_files import read_statistics
 from model.export import holds_encoder_alone, is_hub_layout, load_model
-from model.merging import merge_adapters
+from model.merging import merge_adapters, merge_views
 from model.recognizer import Recognizer
 
 FEATURES_FILE = "features.json"
@@ -69,8 +69,8 @@ def open_model_files(folder: Path) -> ModelFiles:
         stored: dict[str, Any] = read_statistics(features_file(folder))
         features = FeaturesConfig.model_validate(stored["config"])
         statistics = {"mean": stored["mean"], "std": stored["std"]}
-        # Other programs know no adapters.
-        recognizer = merge_adapters(load_model(folder))
+        # Other programs know no adapters and no views.
+        recognizer = merge_views(merge_adapters(load_model(folder)))
         return ModelFiles(recognizer, features, statistics, load_tokenizer(folder))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, DataError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -251,6 +251,8 @@ def is_known(recognizer: Model) -> TypeGuard[Recognizer]:
         return False
     if encoder.stochastic_depth or encoder.causal_convolution or encoder.adapters:
         return False
+    if encoder.convolution_views or encoder.kernel_owner == "layer":
+        return False
     # A factor of 8 has three convolutions; two are counted.
     if encoder.subsampling.factor >= 8:
         return False

@@ -22,6 +22,7 @@ from model.decoder import CrossAttention, Decoder
 from model.encoder import Encoder
 from model.layers.attention import RelativePositions, RelativeSelfAttention, RotaryPositions, SelfAttention
 from model.layers.batch_norm import FrameBatchNorm
+from model.layers.depthwise import LayerKernel, OwnedBias, ViewKernels, ViewMixture
 from model.layers.subsampling import ConvolutionSubsampling, output_length
 from model.masked_prediction import MaskedPredictor, Model
 from model.moe.experts import MixtureOfExperts
@@ -39,9 +40,12 @@ WITHOUT_PRODUCTS = (
     nn.Dropout,
     RotaryPositions,
     RelativePositions,
+    # The first mixes kernels once per pass, the second adds.
+    ViewMixture,
+    OwnedBias,
 )
 # Modules whose one matrix, or convolution kernel, each frame or token passes.
-ONE_PRODUCT = (nn.Linear, nn.Conv1d, nn.Conv2d, Router)
+ONE_PRODUCT = (nn.Linear, nn.Conv1d, nn.Conv2d, LayerKernel, Router)
 # A multiplication and its addition.
 MULTIPLY_ADD = 2
 
@@ -130,6 +134,9 @@ def _encoder_parts(encoder: Encoder) -> Iterator[ModuleUse]:
         adapters = cast(LayerParameters, layer).adapters
         if adapters is not None:
             yield ModuleUse("adapters", adapters, 1)
+        kernel = cast(LayerParameters, layer).kernel
+        if kernel is not None:
+            yield ModuleUse("convolution", kernel, 1)
 
     norms: Counter[nn.Module] = Counter()
     routers: Counter[nn.Module] = Counter()
@@ -328,6 +335,9 @@ class _Utterance:
             return 0
         if isinstance(module, ONE_PRODUCT):
             return _product(positions, module.weight)
+        if isinstance(module, ViewKernels):
+            # They are added up to one kernel before they meet a frame.
+            return MULTIPLY_ADD * positions * len(module.taps[0]) * module.kernel_size
         if isinstance(module, MixtureOfExperts):
             # K x (2 D F + 2 F D) per frame: of each stack one expert's matrices.
             stacks = module.experts

@@ -10,6 +10,7 @@ from torch.nn import functional, grad
 
 from model.adapters import BlockAdapters
 from model.layers.batch_norm import FrameBatchNorm
+from model.layers.depthwise import BlockKernel, LayerKernel, OwnedBias, ViewConfig, ViewKernels, ViewMixture
 from model.layers.packing import Packing
 from model.layers.silu_linear import SiluLinear
 from model.layers.streaming_cache import LayerCache
@@ -19,7 +20,8 @@ class ConvolutionModule(nn.Module):
     """Gated pointwise, depthwise over time, norm, SiLU, pointwise. The norm is handed in: it belongs to the layer.
 
     `causal`: the depthwise convolution sees no later frames. `depthwise_bias` is for a norm that leaves it an effect:
-    before BatchNorm its gradient is nothing but rounding, which Adam would make whole steps of.
+    before BatchNorm its gradient is nothing but rounding, which Adam would make whole steps of. With `views`, or where
+    layers own the kernels, each layer hands in what makes its kernel.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class ConvolutionModule(nn.Module):
         kernel_size: int,
         causal: bool = False,
         depthwise_bias: bool = True,
+        views: tuple[ViewConfig, ...] = (),
+        layers_own_kernels: bool = False,
     ):
         super().__init__()
         if causal:
@@ -41,14 +45,13 @@ class ConvolutionModule(nn.Module):
         self.gated = nn.Linear(width, 2 * width)
         # A two-dimensional convolution of height 1: frames [B, T, D] are its channels-last input without a copy, and
         # its kernel is several times faster on CPUs than the one-dimensional one.
-        self.depthwise = nn.Conv2d(
-            width,
-            width,
-            (1, kernel_size),
-            padding=(0, padding),
-            groups=width,
-            bias=depthwise_bias,
-        )
+        self.padding = padding
+        if views:
+            self.depthwise = ViewKernels(width, kernel_size, views, causal, depthwise_bias)
+        elif layers_own_kernels:
+            self.depthwise = OwnedBias(width, kernel_size, depthwise_bias)
+        else:
+            self.depthwise = BlockKernel(width, kernel_size, padding, depthwise_bias)
         self.output = SiluLinear(width, width)
 
     def forward(
@@ -58,8 +61,10 @@ class ConvolutionModule(nn.Module):
         norm: nn.Module,
         cache: LayerCache | None = None,
         adapters: BlockAdapters | None = None,
+        kernel: ViewMixture | LayerKernel | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Packed frames [N, D] to [N, D] and, of BatchNorm in training, their moments.
+        """Packed frames [N, D] to [N, D] and, of BatchNorm in training, their moments. `kernel` is the layer's own part
+        in its depthwise kernel, if it has one.
 
         Padding counts as silence for its neighbours. `cache`, of a causal convolution, holds the frames before.
         """
@@ -71,13 +76,13 @@ class ConvolutionModule(nn.Module):
             # A stream is one utterance: nothing lies between rows.
             x_BTD = packing.pad(x_ND)
             x_BTD = cache.prepend_context(x_BTD, self.left_frames)
-            x_BTD = self._convolve(x_BTD)
+            x_BTD = self._convolve(x_BTD, kernel)
             x_ND = packing.pack(x_BTD)
         else:
             x_BTD = packing.pad_between(x_ND, self.gap)
             if self.left_frames:
                 x_BTD = functional.pad(x_BTD, (0, 0, self.left_frames, 0))
-            x_BTD = self._convolve(x_BTD)
+            x_BTD = self._convolve(x_BTD, kernel)
             x_ND = packing.unpad_between(x_BTD, self.gap)
 
         moments = None
@@ -90,18 +95,31 @@ class ConvolutionModule(nn.Module):
             output_ND = adapters.add("convolution_output", output_ND, x_ND)
         return output_ND, moments
 
-    def _convolve(self, x_BTD: Tensor) -> Tensor:
+    def _convolve(self, x_BTD: Tensor, kernel: ViewMixture | LayerKernel | None) -> Tensor:
         """The depthwise convolution over time."""
         # The function below is for the gradient on CPUs alone.
-        if x_BTD.device.type != "cpu" or not torch.is_grad_enabled():
-            image = self.depthwise(_as_image(x_BTD))
-            return _as_frames(image)
+        with_own_gradient = x_BTD.device.type == "cpu" and torch.is_grad_enabled()
+        if isinstance(self.depthwise, BlockKernel):
+            if not with_own_gradient:
+                image = self.depthwise(_as_image(x_BTD))
+                return _as_frames(image)
+            weight = self.depthwise.weight
+        elif isinstance(self.depthwise, ViewKernels):
+            assert isinstance(kernel, ViewMixture)
+            weight = kernel(self.depthwise())
+        else:
+            assert isinstance(kernel, LayerKernel)
+            weight = kernel()
+
         # As autocast converts the weights of a module; here it would not see them.
-        weight = self.depthwise.weight.to(x_BTD.dtype)
+        weight = weight.to(x_BTD.dtype)
         bias = self.depthwise.bias
         if bias is not None:
             bias = bias.to(x_BTD.dtype)
-        return _Depthwise.apply(x_BTD, weight, bias, self.depthwise.padding[1])
+        if with_own_gradient:
+            return _Depthwise.apply(x_BTD, weight, bias, self.padding)
+        image = functional.conv2d(_as_image(x_BTD), weight, bias, padding=(0, self.padding), groups=len(weight))
+        return _as_frames(image)
 
 
 class _Depthwise(torch.autograd.Function):

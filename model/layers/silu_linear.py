@@ -43,13 +43,17 @@ class _SiluLinear(torch.autograd.Function):
         # Under autocast the gradient has the precision of the products, and x may be more precise.
         dtype = gradient.dtype
         rows = gradient.flatten(0, -2)
-        active = functional.silu(x)
-        active = active.flatten(0, -2).to(dtype)
-
         grad_active = gradient @ weight.to(dtype)
         grad_active = grad_active.to(x.dtype)
         # Written over its argument, which is as wide as x and not needed again.
         grad_x = torch.ops.aten.silu_backward.grad_input(grad_active, x, grad_input=grad_active)
-        grad_weight = rows.t() @ active
-        grad_bias = rows.sum(0)
+        grad_weight = None
+        grad_bias = None
+        # Not of a frozen layer.
+        if context.needs_input_grad[1]:
+            active = functional.silu(x)
+            active = active.flatten(0, -2).to(dtype)
+            grad_weight = rows.t() @ active
+        if context.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
         return grad_x, grad_weight, grad_bias

@@ -71,7 +71,13 @@ class Encoder(nn.Module):
         layer_owns_norms = config["norms"] == "layer"
         self.layers = nn.ModuleList()
         for _ in range(config["layers"]):
-            self.layers.append(LayerParameters(config, norms=layer_owns_norms, routers=router_scope == "layer"))
+            layer = LayerParameters(
+                config,
+                norms=layer_owns_norms,
+                routers=router_scope == "layer",
+                owns_kernel=layers_own_kernels(config),
+            )
+            self.layers.append(layer)
         self.groups = nn.ModuleList()
         if not layer_owns_norms or router_scope == "group":
             for _ in self.blocks:
@@ -183,6 +189,11 @@ def block_of_layer(config: Config) -> list[int]:
     return blocks
 
 
+def layers_own_kernels(config: Config) -> bool:
+    """Whether each layer has a depthwise kernel of its own. Configurations of earlier versions do not say."""
+    return config.get("kernel_owner", "block") == "layer"
+
+
 def expert_places(config: Config) -> tuple[str, ...]:
     """The feed-forward layers of a block that are experts."""
     experts = config["experts"]
@@ -202,6 +213,7 @@ class LayerParameters(nn.Module):
         norms: bool,
         routers: bool,
         num_layers: int = 0,
+        owns_kernel: bool = False,
     ):
         super().__init__()
         width = config["width"]
@@ -215,12 +227,35 @@ class LayerParameters(nn.Module):
                 self.convolution_inner_norm = nn.LayerNorm(width)
             self.feedforward2_norm = nn.LayerNorm(width)
             self.final_norm = nn.LayerNorm(width)
+        if owns_kernel:
+            self.kernel = LayerKernel(width, config["kernel_size"])
         if routers:
             places = expert_places(config)
             if "first" in places:
                 self.feedforward1_router = Router(config["experts"], width, num_layers)
             if "second" in places:
                 self.router = Router(config["experts"], width, num_layers)
+
+
+class LayerKernel(nn.Module):
+    """The depthwise kernel of a layer that does not take its block's."""
+
+    def __init__(self, width: int, kernel_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, 1, 1, kernel_size))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class KernelBias(nn.Module):
+    """What a block keeps of its depthwise convolution where layers own the kernels."""
+
+    bias: Tensor | None
+
+    def __init__(self, width: int, has_bias: bool):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width)) if has_bias else None
 
 
 class RunningNorm(nn.Module):
@@ -283,7 +318,8 @@ class Block(nn.Module):
 
         normed_BSD = parameters["convolution_norm"](x_BSD)
         inner_norm = parameters["convolution_inner_norm"]
-        added_BSD, inputs_BCD = self.convolution(normed_BSD, inner_norm, valid_BS, inputs_BCD)
+        kernel = parameters.get("kernel")
+        added_BSD, inputs_BCD = self.convolution(normed_BSD, inner_norm, valid_BS, inputs_BCD, kernel)
         x_BSD = x_BSD + added_BSD
 
         normed_BSD = parameters["feedforward2_norm"](x_BSD)
@@ -529,7 +565,10 @@ class Convolution(nn.Module):
             self.right_frames = 0
         self.gated = nn.Linear(width, 2 * width)
         has_bias = config["convolution_norm"] != "batch"
-        self.depthwise = nn.Conv2d(width, width, (1, kernel_size), groups=width, bias=has_bias)
+        if layers_own_kernels(config):
+            self.depthwise = KernelBias(width, has_bias)
+        else:
+            self.depthwise = nn.Conv2d(width, width, (1, kernel_size), groups=width, bias=has_bias)
         self.output = nn.Linear(width, width)
 
     def forward(
@@ -538,8 +577,10 @@ class Convolution(nn.Module):
         norm: nn.Module,
         valid_BS: Tensor,
         inputs_BCD: Tensor | None,
+        kernel: nn.Module | None,
     ) -> tuple[Tensor, Tensor]:
-        """Frames to frames, and the last inputs for the next call; `inputs_BCD` are those before the frames."""
+        """Frames to frames, and the last inputs for the next call; `inputs_BCD` are those before the frames, and
+        `kernel` is that of the layer, if it owns one."""
         x_BSD = functional.glu(self.gated(x_BSD), dim=-1)
         # Padding counts as silence for its neighbours.
         x_BSD = x_BSD * valid_BS[:, :, None]
@@ -550,7 +591,12 @@ class Convolution(nn.Module):
             x_BSD = torch.cat((inputs_BCD, x_BSD), dim=1)
         next_inputs_BCD = x_BSD[:, num_frames:]
         image_BD1S = x_BSD.unsqueeze(1).permute(0, 3, 1, 2)
-        x_BSD = self.depthwise(image_BD1S).permute(0, 2, 3, 1).squeeze(1)
+        if kernel is None:
+            image_BD1S = self.depthwise(image_BD1S)
+        else:
+            weight = kernel()
+            image_BD1S = functional.conv2d(image_BD1S, weight, self.depthwise.bias, groups=len(weight))
+        x_BSD = image_BD1S.permute(0, 2, 3, 1).squeeze(1)
         return self.output(functional.silu(norm(x_BSD))), next_inputs_BCD
 
 

@@ -11,7 +11,7 @@ from model.layers.packing import Packing
 def run(
     module: ConvolutionModule, x: torch.Tensor, plain: bool, monkeypatch
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    def library(x_BTD):
+    def library(x_BTD, kernel):
         return module.depthwise(x_BTD.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).squeeze(1)
 
     with monkeypatch.context() as patch:
@@ -45,9 +45,9 @@ def test_under_autocast_it_convolves_in_bf16_as_the_library_does(monkeypatch):
     module = ConvolutionModule(8, 5)
     x_BTD = torch.randn(2, 7, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        actual = module._convolve(x_BTD)
+        actual = module._convolve(x_BTD, None)
         with torch.no_grad():
-            expected = module._convolve(x_BTD)
+            expected = module._convolve(x_BTD, None)
     assert actual.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=0)
     actual.float().sum().backward()
