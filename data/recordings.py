@@ -29,6 +29,9 @@ MAX_UTTERANCE_S = 3600.0
 MAX_RECORDING_S = 14_400.0
 # Values decoded at a time: 32 MB. What is shorter is decoded in one go.
 BLOCK_VALUES = 1 << 23
+# What a frame of MP3 says may begin up to 511 bytes back, in the frames before it: in 24 of the smallest, of up to 1152
+# samples each. After a seek libsndfile 1.2 has not read as many, and gives noise in the place of what it lacks.
+MP3_RESERVOIR_SAMPLES = 25 * 1152
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class Recording:
         num_read = 0
         try:
             with open_stream(self.path, stream) as audio:
+                lead_samples = 0
+                if audio.format == "MP3":
+                    lead_samples = MP3_RESERVOIR_SAMPLES
                 if start and audio.seekable():
                     audio.seek(start)
                 elif start:
@@ -76,7 +82,13 @@ class Recording:
                     for begin in range(0, start, block_size):
                         audio.read(min(block_size, start - begin), dtype="float32", always_2d=True)
                 while num_read < num_samples:
-                    block = audio.read(min(block_size, num_samples - num_read), dtype="float32", always_2d=True)
+                    size = min(block_size, num_samples - num_read)
+                    position = start + num_read
+                    lead = min(lead_samples, position)
+                    if lead:
+                        # In one read with what is wanted: soundfile 0.14 seeks behind each, which forgets them.
+                        audio.seek(position - lead)
+                    block = audio.read(lead + size, dtype="float32", always_2d=True)[lead:]
                     if len(block) == 0:
                         break
                     num_read += len(block)

@@ -24,6 +24,8 @@ from data.remote.settings import StorageConfig
 from data.shards.index import SUMMARY, is_url, read_index, read_summary
 from data.shards.reader import Example, ShardReader
 
+# Far above the 16-bit numbers that some write as floats, and far below where powers and spectra leave float32.
+MAX_PEAK = 1e6
 # What is taken for audio in a folder, which may hold lists and licences too.
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64", ".caf", ".g722")
 
@@ -133,6 +135,9 @@ class FolderSet:
             waveform = soxr.resample(waveform, recording.sample_rate_hz, self.sample_rate_hz, quality="HQ")
         if len(waveform) == 0:
             raise AudioError(f"{recording.path} holds no sample at {self.sample_rate_hz} Hz")
+        # A file of floats may hold anything, and one NaN in a batch costs the step. NaN fails the comparison.
+        if not np.abs(waveform).max() <= MAX_PEAK:
+            raise AudioError(f"{recording.path} holds samples that are no level of sound: NaN, or beyond {MAX_PEAK:g}")
         return waveform.astype(np.float32, copy=False)
 
 

@@ -239,6 +239,28 @@ def test_segments_of_an_mp3_without_a_length_are_those_of_the_whole(no_xing: tup
         np.testing.assert_allclose(read(path, start_s, 0.5), waveform[start : start + 8000], atol=1e-6)
 
 
+@pytest.mark.parametrize(("rate_hz", "kbps"), [(22_050, 24), (48_000, 320)])
+def test_segments_and_pieces_of_an_mp3_do_not_begin_with_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_hz: int, kbps: int
+) -> None:
+    """A frame needs bytes of those before it: segments == slices of the whole, which is decoded in one go."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4 * rate_hz, 2))
+    highest = 320 if rate_hz > 24_000 else 160
+    level = (highest - kbps) / (highest - 8) * 0.999
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise, rate_hz, format="MP3", compression_level=level, bitrate_mode="CONSTANT")
+    recording = read_recording(path)
+    (whole,) = recording.read(0, recording.num_samples)
+    for start in range(0, 3 * rate_hz, rate_hz // 8 + 1):
+        (segment,) = recording.read(start, 500)
+        np.testing.assert_allclose(segment, whole[start : start + 500], atol=1e-5)
+    # Pieces of long files begin in the middle too.
+    monkeypatch.setattr("data.recordings.BLOCK_VALUES", 2 * 7000)
+    pieces = list(recording.read(100, len(whole) - 100))
+    assert len(pieces) > 9
+    np.testing.assert_allclose(np.concatenate(pieces), whole[100:], atol=1e-5)
+
+
 def test_mp3s_without_a_length_one_after_the_other_are_read_to_the_end(
     no_xing: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:

@@ -131,6 +131,19 @@ def test_a_file_that_is_no_audio_or_breaks_off_is_named(tmp_path):
             recordings.read_beginning(number, 30_000)
 
 
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38])
+def test_a_recording_of_what_are_no_samples_is_named_and_reaches_no_utterance(tmp_path, value, rate_hz):
+    samples = hiss(20_000)
+    samples[:20] = value
+    write(tmp_path / "float.wav", samples, rate_hz)
+    recordings = open_recordings(str(tmp_path), 16_000)
+    with pytest.raises(DataError, match=r"float\.wav holds samples that are no level of sound"):
+        recordings.read_beginning(0, 10_000)
+    with pytest.raises(DataError, match=r"float\.wav holds samples that are no level of sound"):
+        recordings.read(0, Draws(1, 1), "place", 40_000)
+
+
 def test_what_a_set_is_known_by_changes_with_its_content_and_not_with_its_place(tmp_path, shards):
     write(tmp_path / "one" / "a.wav", hiss(100))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
