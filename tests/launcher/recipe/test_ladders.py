@@ -10,6 +10,7 @@ LADDERS = (
     "ladder-routing",
     "ladder-sharing",
     "ladder-taught",
+    "ladder-views",
     "ladder-aelita",
     "ladder-prompts",
     "ladder-mboshi",
@@ -144,3 +145,9 @@ def test_every_training_of_a_ladder_is_evaluated(name, ladder):
     evaluation = recipe.stages[-1]
     assert isinstance(evaluation, EvaluateStage)
     assert sorted(evaluation.models) == sorted(stage.name for stage in recipe.training_stages())
+
+
+def test_views_have_as_many_parameters_as_the_one_kernel_that_they_are_compared_with(ladder):
+    rungs = ladder("ladder-views")
+    assert encoder_parameters(rungs["views"]) == encoder_parameters(rungs["long"])
+    assert encoder_parameters(rungs["kernels"]) > encoder_parameters(rungs["long"])

@@ -355,7 +355,7 @@ def test_an_encoder_alone_neither_teaches_nor_is_evaluated(listening, refuse):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN_RECIPES.glob("*.yaml")))
 def test_every_built_in_recipe_is_valid(name, tmp_path):
-    ladders = ("ladder", "ladder-routing", "ladder-sharing", "ladder-taught")
+    ladders = ("ladder", "ladder-routing", "ladder-sharing", "ladder-taught", "ladder-views")
     of_a_folder = ("adapt-digits", "digits", *ladders, "objective-search")
     published = ("librispeech-100", "librispeech-960", "aishell", "common-voice", "gigaspeech")
     corpora = dict.fromkeys((*of_a_folder, *published), "root")
