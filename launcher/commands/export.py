@@ -99,8 +99,6 @@ def _has_no_checkpoints(place: Path, options: argparse.Namespace) -> bool:
 
 def _read_average(options: argparse.Namespace) -> AverageConfig:
     """The average that the options ask for."""
-    if options.step is not None:
-        raise ConfigError("--step is one checkpoint, and --average is of several. Give one of them.")
     if options.format != "chorus":
         raise ConfigError(
             f"--average makes a model folder, and the format is {options.format}. Make it first, without --format, and "

@@ -29,7 +29,8 @@ def add_export(
     parser.add_argument(
         "--average",
         metavar="KIND",
-        help="average of checkpoints in place of one: last:N, best:N, or the running average of the newest",
+        help="average of checkpoints in place of one: last:N, best:N, or the running average of the newest; with "
+        "--step, of those up to it",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="new folder of the model (default: RUN/STAGE/export/step-N or export/FORMAT)"

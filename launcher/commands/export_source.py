@@ -89,7 +89,7 @@ def export_checkpoint(
     dtype: StoredDtype = "fp32",
 ) -> tuple[Path, list[int]]:
     """Write the model of a stage's checkpoint: of this step, or of the newest that is intact, or the average of
-    several, with weights stored in `dtype`; without a process group.
+    several up to there, with weights stored in `dtype`; without a process group.
 
     To `folder`, or to RUN/STAGE/export/step-N or average-KIND. Returns the folder and the steps of the checkpoints.
     ConfigError when something is there.
@@ -139,8 +139,11 @@ def export_checkpoint(
         steps = [checkpoint.step]
         default = folder_of_stage.export(checkpoint.step)
     else:
-        weights, steps = averaged_weights(folder_of_stage, average)
-        default = folder_of_stage.path / "export" / f"average-{average.kind}"
+        weights, steps = averaged_weights(folder_of_stage, average, step)
+        name = f"average-{average.kind}"
+        if step is not None:
+            name += f"-step-{step:08d}"
+        default = folder_of_stage.path / "export" / name
     if folder is None:
         folder = default
     check_is_free(folder)

@@ -18,19 +18,22 @@ from launcher.training.checkpoint.reading import Checkpoint, open_checkpoint, re
 logger = logging.getLogger(__name__)
 
 
-def averaged_weights(stage: StageFolder, average: AverageConfig | None) -> tuple[dict[str, Tensor], list[int]]:
-    """The weights that a stage ends with, in fp32 by their names in an unspread model, and the steps they are of.
+def averaged_weights(
+    stage: StageFolder, average: AverageConfig | None, last_step: int | None = None
+) -> tuple[dict[str, Tensor], list[int]]:
+    """The weights that a stage ends with, or would at `last_step`, in fp32 by their names in an unspread model, and
+    the steps they are of.
 
     Without an average those of the newest intact checkpoint. Damaged checkpoints are logged and passed over, and where
     there are fewer than are asked for, all of them count. CheckpointError when there is none that can.
     """
     if average is None:
-        newest = open_checkpoint(stage)
+        newest = open_checkpoint(stage, last_step)
         return newest.weights(), [newest.step]
     if average.kind == "running":
-        newest = open_checkpoint(stage)
+        newest = open_checkpoint(stage, last_step)
         return running_average(newest), [newest.step]
-    checkpoints = choose_checkpoints(stage, average)
+    checkpoints = choose_checkpoints(stage, average, last_step)
     steps = [checkpoint.step for checkpoint in checkpoints]
     if len(steps) < average.checkpoints:
         logger.warning(
@@ -43,9 +46,9 @@ def averaged_weights(stage: StageFolder, average: AverageConfig | None) -> tuple
     return mean_weights(checkpoints), steps
 
 
-def choose_checkpoints(stage: StageFolder, average: AverageConfig) -> list[Checkpoint]:
+def choose_checkpoints(stage: StageFolder, average: AverageConfig, last_step: int | None = None) -> list[Checkpoint]:
     """The intact checkpoints that are averaged, by their steps: the newest, or those with the lowest error rates (of
-    equally good ones the later)."""
+    equally good ones the later); with `last_step`, of those up to it."""
     candidates = stage.checkpoint_steps()[::-1]
     if average.kind == "best":
         candidates = _best_first(stage)
@@ -53,6 +56,8 @@ def choose_checkpoints(stage: StageFolder, average: AverageConfig) -> list[Check
     for step in candidates:
         if len(chosen) == average.checkpoints:
             break
+        if last_step is not None and step > last_step:
+            continue
         try:
             chosen.append(Checkpoint(stage.checkpoint(step)))
         except CheckpointError as error:
@@ -61,6 +66,8 @@ def choose_checkpoints(stage: StageFolder, average: AverageConfig) -> list[Check
         reason = "none of its checkpoints is intact"
         if average.kind == "best":
             reason = "none of its checkpoints is intact and has an error rate on the validation split"
+        if last_step is not None:
+            reason += f", up to step {last_step}"
         raise CheckpointError(
             f"Stage {stage.name} has nothing to average in {stage.checkpoints}: {reason}. Average the last ones, or "
             "let validate_every divide checkpoint.every_steps, and give the corpus a split dev."

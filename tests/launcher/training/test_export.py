@@ -88,7 +88,9 @@ def test_work_that_was_set_aside_is_exported_with_its_own_settings(trained, tmp_
 def test_an_exported_model_is_the_one_that_was_trained(trained, tmp_path, step, capsys):
     out = tmp_path / "model"
     assert main(["export", f"{trained.path}/{STAGE}", "--step", str(step), "--out", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"model": str(out), "step": step}
+    row = json.loads(capsys.readouterr().out)
+    assert row["model"] == str(out)
+    assert row["step"] == step
     measured = {
         row["step"]: row["validation/loss"]
         for row in read_metrics(trained.stage(STAGE).metrics_file)
@@ -138,7 +140,9 @@ def test_an_average_of_checkpoints_is_exported_and_is_the_mean_of_their_models(t
     out = tmp_path / "average"
     assert main(["export", f"{trained.path}/{STAGE}", "--average", "last:2", "--out", str(out), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert row == {"model": str(out), "step": 4, "average": {"kind": "last", "steps": [2, 4]}}
+    assert row["model"] == str(out)
+    assert row["step"] == 4
+    assert row["average"] == {"kind": "last", "steps": [2, 4]}
     average = FinishedModel.load(out).recognizer.state_dict()
     for name, values in average.items():
         expected = (models[0][name].double() + models[1][name].double()) / 2
@@ -150,7 +154,7 @@ def test_an_average_of_checkpoints_is_exported_and_is_the_mean_of_their_models(t
     [
         (["--average", "mean:3"], 2, "kind"),
         (["--average", "last:one"], 2, "checkpoints"),
-        (["--average", "last:2", "--step", "2"], 2, "Give one of them"),
+        (["--average", "last:2", "--step", "0"], 4, "is intact, up to step 0"),
         (["--average", "last:2", "--format", "onnx"], 2, "Make it first"),
         (["--average", "running"], 4, "holds no running average"),
     ],

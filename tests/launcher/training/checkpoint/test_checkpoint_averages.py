@@ -86,6 +86,23 @@ def test_the_last_or_the_best_checkpoints_are_averaged(stage, average, expected)
     assert torch.equal(weights["bias"], torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("average", "last_step", "expected"),
+    [
+        (None, 2, [2]),
+        (AverageConfig(kind="last", checkpoints=2), 4, [3, 4]),
+        (AverageConfig(kind="last", checkpoints=9), 2, [1, 2]),
+        (AverageConfig(kind="best", checkpoints=2), 3, [1, 2]),
+        (AverageConfig(kind="best", checkpoints=2), 4, [2, 4]),
+    ],
+    ids=["none", "last 2", "last 9", "best 2 of 2", "best 2 of 3"],
+)
+def test_an_average_up_to_a_step_leaves_out_what_came_later(stage, average, last_step, expected):
+    weights, steps = averaged_weights(stage, average, last_step)
+    assert steps == expected
+    assert torch.equal(weights["weight"], torch.full((8,), sum(expected) / len(expected)))
+
+
 def test_a_damaged_checkpoint_is_named_and_no_part_of_an_average(stage, caplog):
     (stage.checkpoint(4) / "rank-00000.safetensors").write_bytes(b"")
     for kind, expected in (("last", [3, 5]), ("best", [2, 5])):
