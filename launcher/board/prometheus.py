@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from launcher.board.watcher import Watcher
+from launcher.plain_text import printable
 
 GAUGES = {
     "step": "Steps of the stage that a run is at",
@@ -32,9 +33,12 @@ class RunsCollector(Collector):
         state = GaugeMetricFamily("chorus_run_state", "1 for the state that a run is in", labels=["run", "state"])
         for run in list(self._watcher.runs.values()):
             summary = run.summary
-            state.add_metric([run.name, summary.get("state", "waiting")], 1.0)
-            for name, value in run.prometheus_values().items():
-                families[name].add_metric([run.name, summary.get("training_stage") or ""], value)
+            # A name in no UTF-8 would cost the gauges of all runs.
+            name = printable(run.name)
+            stage = printable(summary.get("training_stage") or "")
+            state.add_metric([name, printable(summary.get("state", "waiting"))], 1.0)
+            for gauge, value in run.prometheus_values().items():
+                families[gauge].add_metric([name, stage], value)
         yield state
         yield from families.values()
 

@@ -4,6 +4,8 @@ import html.parser
 import json
 import re
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -269,3 +271,20 @@ def test_a_header_of_records_with_which_nothing_can_be_computed_is_refused(tmp_p
 )
 def test_a_description_of_a_model_stays_one_cell_of_a_table_in_markdown(text, line):
     assert markdown_line(text) == line
+
+
+def test_a_run_in_a_folder_whose_name_is_no_text_does_not_cost_the_gauges_of_others() -> None:
+    pytest.importorskip("prometheus_client")
+    from launcher.board.prometheus import render_metrics
+
+    runs = {}
+    for name in ("good", "a\udcffb", "a\n# HELP\x1b[31m", "\u202ea"):
+        values = {"step": 1.0}
+        runs[name] = SimpleNamespace(
+            name=name, summary={"state": "running", "training_stage": "t"}, prometheus_values=values.copy
+        )
+    watcher: Any = SimpleNamespace(runs=runs)
+    text = render_metrics(watcher).decode()
+    assert 'chorus_run_step{run="good",stage="t"} 1.0' in text
+    assert text.count("chorus_run_step{") == len(runs)
+    assert "\x1b" not in text
