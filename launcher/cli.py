@@ -120,6 +120,14 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="show what a recipe would run, its sizes and its memory; starts nothing")
     _add_recipe_options(plan)
+    plan.add_argument("--nodes", metavar="N[,N]", help="also what a step would take on so many nodes of GPUs: 1,8,64")
+    plan.add_argument("--gpus-per-node", type=int, metavar="G", help="with --nodes: cards of each (default: 8)")
+    plan.add_argument(
+        "--interconnect",
+        metavar="KIND",
+        help="with --nodes: nvlink4-ndr (default), nvlink3-hdr, pcie4-100gbit, pcie4-25gbit, pcie4-10gbit, or GB/s "
+        "WITHIN:BETWEEN of a card within its node and of a node",
+    )
     add_json(plan)
     plan.set_defaults(command=_command("plan", "plan"))
 

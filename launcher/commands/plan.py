@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.commands.run import read_recipe
+from launcher.errors import ConfigError
 from launcher.executor import claim_folder
 from launcher.plain_text import make_console, table_cell
+from launcher.planning.interconnect import Interconnect, read_interconnect
 from launcher.planning.machine import machine_of
+from launcher.planning.scaling import Nodes
 from launcher.planning.table import plan_table
 from launcher.processes.launchers import make_launcher
 from launcher.processes.worker_command import shown
@@ -25,9 +28,14 @@ PORT_SHOWN = 29500
 # Training stages beside each other in the table of sizes.
 COLUMNS = 5
 MIB = 2**20
+# What --nodes may ask about.
+MAX_NODES = 4096
+MAX_CARDS = 64
+DEFAULT_INTERCONNECT = "nvlink4-ndr"
 
 
 def plan(options: argparse.Namespace) -> int:
+    places, link = _read_nodes(options)
     recipe, run = read_recipe(options)
     # What a run would refuse, a plan refuses too.
     check_inputs(recipe)
@@ -36,7 +44,7 @@ def plan(options: argparse.Namespace) -> int:
     check_start(recipe, run)
     launcher = make_launcher(recipe.cluster)
     hosts = [len(host.slots) for host in launcher.topology.hosts]
-    numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts))
+    numbers = plan_table(recipe, run, hosts, machine_of(recipe.cluster, hosts), places, link)
     numbers["warnings"] += corpus_warnings(recipe, run)
     numbers["warnings"] += feasibility_warnings(recipe, run)
 
@@ -76,6 +84,52 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _read_nodes(options: argparse.Namespace) -> tuple[list[Nodes], Interconnect | None]:
+    """Return the nodes that --nodes asks about and what connects them, or nothing. ConfigError for no number."""
+    if options.nodes is None:
+        if options.gpus_per_node is not None or options.interconnect is not None:
+            raise ConfigError("--gpus-per-node and --interconnect belong to --nodes; add it, such as --nodes 1,8,64.")
+        return [], None
+    cards = 8 if options.gpus_per_node is None else options.gpus_per_node
+    places = []
+    for text in options.nodes.split(","):
+        if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_NODES or not 1 <= cards <= MAX_CARDS:
+            raise ConfigError(
+                f"--nodes is {options.nodes!r} and --gpus-per-node {cards}. Give numbers of nodes from 1 to "
+                f"{MAX_NODES}, such as --nodes 1,8,64, and 1 to {MAX_CARDS} cards of each."
+            )
+        places.append(Nodes(int(text), cards))
+    return places, read_interconnect(options.interconnect or DEFAULT_INTERCONNECT)
+
+
+def _print_scaling(console: Console, stage: dict[str, Any]) -> None:
+    """Print a table of what a step takes on many nodes."""
+    print(f"\n{stage['name']} on many cards, with a micro-batch on each")
+    print(
+        "MiB: memory of a card, what it sends within its node, what a node sends to others; s: sent in all, and waited "
+        "for where gradients travel beside the backward pass; computing: the share of such a step"
+    )
+    shared = stage["effective_encoder_parameters"] / stage["encoder_parameters"]
+    if shared > 1:
+        print(f"A shared block's gradient is sent once: one for each layer would be {shared:.1f} times the encoder's.")
+    table = Table("", box=None, pad_edge=False)
+    for heading in ("cards", "ep", "memory", "in node", "of node", "s sent", "s waited", "computing"):
+        table.add_column(heading, justify="right")
+    for row in stage["scaling"]:
+        table.add_row(
+            row["deepspeed"],
+            f"{row['nodes']} x {row['cards']}",
+            str(row["expert_parallel"]),
+            _in_mebibytes(row["memory_bytes"]),
+            _in_mebibytes(row["within_bytes"]),
+            _in_mebibytes(row["between_bytes"]),
+            f"{row['communication_s']:.3g}",
+            f"{row['exposed_s']:.3g}",
+            f"{row['efficiency']:.0%}",
+        )
+    console.print(table)
+
+
 def _print_report(report: dict[str, Any]) -> None:
     console = make_console()
     print(f"{report['recipe']} in {report['run']}\n")
@@ -95,6 +149,8 @@ def _print_report(report: dict[str, Any]) -> None:
         if stage["mixture"]:
             print(f"\n{stage['name']}: what its {stage['steps']:,} steps read of each corpus")
             console.print(mixture_table(stage["mixture"]))
+        if "scaling" in stage:
+            _print_scaling(console, stage)
     _print_advice(report)
 
     if not report["vocabulary_known"]:

@@ -18,8 +18,9 @@ from data.shards.index import read_summary
 from data.text.given_model import read_given_model
 from data.text.tokenizer import Tokenizer
 from launcher.errors import CheckpointError
-from launcher.planning.communication import Exchanged, Traffic, seconds, traffic
-from launcher.planning.machine import Machine
+from launcher.planning.communication import ASSUMED, Exchanged, Traffic, seconds, traffic
+from launcher.planning.interconnect import Interconnect
+from launcher.planning.machine import FRAMEWORK_BYTES, Machine
 from launcher.planning.memory import BYTES_FP32, MOMENTS, Memory, memory_per_process, parameter_sizes
 from launcher.planning.mixtures import plan_mixture
 from launcher.planning.operations import (
@@ -30,6 +31,7 @@ from launcher.planning.operations import (
     operations_per_second,
 )
 from launcher.planning.proposals import Choice, StageNumbers, communication_share, fits, propose, warnings
+from launcher.planning.scaling import Nodes, StepShapes, expert_parallel_sizes, scale_step
 from launcher.recipe import (
     AdaptStage,
     AnyTrainingStage,
@@ -57,11 +59,19 @@ DeepSpeedConfig = dict[str, Any]
 BYTES_BF16 = 2
 
 
-def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Machine) -> dict[str, Any]:
+def plan_table(
+    recipe: Recipe,
+    run: RunFolder,
+    hosts: Sequence[int],
+    machine: Machine,
+    places: Sequence[Nodes] = (),
+    link: Interconnect | None = None,
+) -> dict[str, Any]:
     """Per training stage: parameters, operations, memory, bytes sent, steps; then warnings and proposals.
 
     Of stages that only differ in their seeds the first stands for all. `hosts` are the processes of each host. Models
-    have no storage. ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
+    have no storage. With `places` and the `link` between their cards, also what a step of GPUs would take there.
+    ConfigError or CheckpointError where the model of a folder cannot teach or start what it is to.
     """
     check_model_folders(recipe)
     vocabulary_size, vocabulary_known = _vocabulary_size(recipe, run)
@@ -87,6 +97,8 @@ def plan_table(recipe: Recipe, run: RunFolder, hosts: Sequence[int], machine: Ma
         numbers.append(stage_numbers)
         rows[stage.name] = planned.row(stage_numbers)
         rows[stage.name]["mixture"] = plan_mixture(recipe, run, stage)
+        if link is not None:
+            rows[stage.name]["scaling"] = planned.scaling(places, link)
 
     all_warnings = []
     has_experts = False
@@ -342,6 +354,36 @@ class _StagePlan:
             sizes.append((name, parameter.numel(), parameter.requires_grad))
         trained, share = trained_share(sizes)
         return {"trained_parameters": trained, "trained_share": share}
+
+    def scaling(self, places: Sequence[Nodes], link: Interconnect) -> list[dict[str, Any]]:
+        """What a step takes on so many nodes of GPUs, under each shipped configuration; a micro-batch per card."""
+        exchanged = self.exchanged
+        expert_uses = 0
+        encoder = self.stage.model.encoder
+        if exchanged is not None and encoder.experts is not None:
+            exchanged = replace(exchanged, frames=self.encoder_frames)
+            expert_uses = encoder.layers * len(encoder.experts.places)
+        audio_s = self.micro_batch.utterances * self.utterance_s
+        rate = ASSUMED["cuda", self.recipe.cluster.precision].operations_per_s
+        shapes = StepShapes(
+            parameters=self.parameter_sizes,
+            block_of_layer=encoder.block_of_layer,
+            exchanged=exchanged,
+            experts=encoder.experts.count if encoder.experts else 0,
+            expert_uses=expert_uses,
+            compute_s=audio_s * self.operations.training / rate,
+            kept_bytes=self.teacher_bytes + FRAMEWORK_BYTES["cuda"],
+            activation_bytes=self.activation_bytes or 0,
+        )
+        rows = []
+        for place in places:
+            for name, config in self.shipped.items():
+                for size in expert_parallel_sizes(shapes.experts, place):
+                    if refusal(config, size) is not None:
+                        continue
+                    step = scale_step(shapes, place, link, config.get("zero_optimization", {}), size)
+                    rows.append({"nodes": place.nodes, "cards": place.cards, "deepspeed": name, **asdict(step)})
+        return rows
 
     def row(self, numbers: StageNumbers) -> dict[str, Any]:
         """What `chorus plan` shows of the stage."""
