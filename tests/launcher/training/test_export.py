@@ -186,7 +186,8 @@ def test_what_cannot_be_exported_is_said_in_one_paragraph(trained, tmp_path, cap
         ((f"{trained.path}/{STAGE}", "--step", "3"), 4, "are of steps 2, 4"),
         ((f"{trained.path}/{STAGE}", "--out", str(tmp_path)), 2, "is there already"),
         ((f"{trained.path}/teacher",), 2, "no stage 'teacher'"),
-        ((str(tmp_path / "student"),), 2, "not a run folder"),
+        ((str(tmp_path / "student"),), 4, "holds no finished model"),
+        ((str(tmp_path / "student"), "--step", "2"), 2, "not a run folder"),
     ):
         assert main(["export", *arguments]) == code
         message = capsys.readouterr().err
