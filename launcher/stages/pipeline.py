@@ -179,6 +179,8 @@ class Pipeline:
         state = read_state(run) or {}
         self._records: dict[str, Record] = state.get("stages", {})
         self._recordings: str | None = None
+        # Sizes and times of the files of published corpora, by input, as they were when they were read.
+        self._corpus_states: Hashes = {}
 
     def record(self, name: str) -> Record:
         """Return what state.json says of a stage; empty when it has never been started."""
@@ -194,7 +196,11 @@ class Pipeline:
     def _statuses(self, nodes: Iterable[StageNode], not_done: list[str]) -> Iterator[tuple[StageNode, StageStatus]]:
         """Yield the statuses of some nodes, in order, where those named before them are known not to be done."""
         for node in nodes:
-            status = self.status_of(node)
+            if node.kind == "prepare" and not self.record(node.name) and self._is_corpus_there():
+                # Whatever its lists say, of which some have gigabytes.
+                status = StageStatus(False, "not started yet", None, {})
+            else:
+                status = self.status_of(node)
             awaited = []
             for name in node.inputs:
                 # The shards of a split are what prepare leaves.
@@ -325,8 +331,8 @@ class Pipeline:
                 files = files_below(path)
                 listing = hash_listing(files)
                 if isinstance(self._corpus_with(name), PublishedCorpusConfig):
-                    lists = [path / file for file in files if may_list_transcripts(file)]
-                    return hash_value([listing, hash_files(lists, path)])
+                    lists = [path / file for file in sorted(files) if may_list_transcripts(file)]
+                    return self._published_hash(name, listing, lists, path)
                 return listing
             return hash_files([path], path.parent)
         # Names of stages have no slash.
@@ -336,6 +342,19 @@ class Pipeline:
                 return hash_files([path], path.parent)
             return hash_folder(path)
         return self.output_hash(self.node(name))
+
+    def _published_hash(self, name: str, listing: str, lists: list[Path], root: Path) -> str:
+        """Return a SHA-256 of a published corpus: of the names and sizes of its files, and the content of its lists."""
+        state = hash_value([listing, [file.stat().st_mtime_ns for file in lists]])
+        record = self.record("prepare")
+        self._corpus_states[name] = state
+        # As recordings are compared: lists of gigabytes are not read at each start.
+        if record and record.get("corpus_states", {}).get(name) == state:
+            return record["inputs"][name]
+        return hash_value([listing, hash_files(lists, root)])
+
+    def _is_corpus_there(self) -> bool:
+        return all(path.exists() for _, path in self.recipe.corpus_paths())
 
     def _corpus_with(self, path_key: str) -> Any:
         """Return the corpus that a path belongs to by its dotted key."""
@@ -429,6 +448,9 @@ class Pipeline:
     def started(self, node: StageNode, status: StageStatus) -> None:
         """Record that a stage runs."""
         settings = self._comparable_settings(node)
+        values = {}
+        if node.kind == "prepare":
+            values["corpus_states"] = self._corpus_states
         self._update_record(
             node,
             status="running",
@@ -438,6 +460,7 @@ class Pipeline:
             settings=settings,
             inputs=status.inputs,
             started=round(time.time(), 3),
+            **values,
         )
 
     def matches(self, node: StageNode, record: Record, inputs: Hashes) -> bool:

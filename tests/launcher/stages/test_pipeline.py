@@ -8,8 +8,10 @@ import yaml
 from splits import summary_of
 
 from data.corpora import prepare
+from data.files import file_sha256
 from launcher.recipe import load_recipe
 from launcher.run_folder import RunFolder
+from launcher.stages import fingerprint
 from launcher.stages.fingerprint import hash_value
 from launcher.stages.pipeline import Pipeline, build_pipeline
 
@@ -243,6 +245,41 @@ def test_a_transcript_of_a_published_corpus_that_changed_counts_though_it_is_as_
         pipeline = Pipeline(recipe, RunFolder(tmp_path / "run"))
         hashes.append(pipeline.status_of(pipeline.nodes[0]).fingerprint)
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_lists_of_a_published_corpus_are_read_when_it_is_prepared_and_when_they_changed_alone(
+    tmp_path, monkeypatch
+):
+    transcripts = tmp_path / "corpus" / "train-clean-100" / "1" / "2" / "1-2.trans.txt"
+    write(transcripts, "1-2-0000 HE WAS\n")
+    recipe = load_recipe("librispeech-100", [f"corpus.root={tmp_path / 'corpus'}"])
+    read = []
+
+    def counted(path):
+        read.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(fingerprint, "file_sha256", counted)
+
+    def look():
+        """What a new process sees of the first stage, and how many files it reads for that."""
+        fingerprint._file_digest.cache_clear()
+        read.clear()
+        pipeline = Pipeline(recipe, RunFolder(tmp_path / "run"))
+        _, status = next(pipeline.statuses())
+        return status.reason, len(read)
+
+    assert look() == ("not started yet", 0)
+    pipeline = Pipeline(recipe, RunFolder(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    pipeline.started(pipeline.nodes[0], pipeline.status_of(pipeline.nodes[0]))
+    assert look() == ("not finished yet", 0)
+    # Of another time, with the same text.
+    os.utime(transcripts, ns=(1, 1))
+    assert look() == ("not finished yet", 1)
+    write(transcripts, "1-2-0000 SHE IS\n")
+    reason, num_read = look()
+    assert (reason.startswith("changed: "), num_read) == (True, 1)
 
 
 def prepared_folder_run(tmp_path, manifest):
