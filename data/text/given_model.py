@@ -36,7 +36,10 @@ def read_given_model(path: Path) -> tuple[bytes, str]:
     try:
         proto.ParseFromString(read_bounded(path, MAX_MODEL_BYTES))
     except OSError as error:
-        raise DataError(f"tokenizer.model is {path}, which cannot be read ({error.strerror}).") from None
+        raise DataError(
+            f"tokenizer.model is {path}, which cannot be read ({error.strerror}). Give the path of a .model file of "
+            "SentencePiece, or leave tokenizer.model out to train one."
+        ) from None
     except (DecodeError, ValueError):
         raise DataError(
             f"tokenizer.model is {path}, which is no model of SentencePiece. Give the .model file that its trainer "
