@@ -18,6 +18,8 @@ def compare(options: argparse.Namespace) -> int:
     from launcher.comparison.model_results import compare_trainings, read_trainings
     from launcher.comparison.page import write_comparisons
     from launcher.comparison.records import is_records_folder, read_records, write_records
+    from launcher.sweep.results import read_sweep_trainings
+    from launcher.sweep.trials import is_sweep_folder
 
     outs = [Path(out).expanduser() for out in options.out]
     if not outs and options.records is None:
@@ -32,6 +34,9 @@ def compare(options: argparse.Namespace) -> int:
             path = path.absolute()
             title = path.name
             evaluated, trainings = read_records(path)
+        elif is_sweep_folder(path):
+            path = path.absolute()
+            title, evaluated, trainings = read_sweep_trainings(path)
         else:
             run = open_run(name)
             path = run.path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.files import flush_folder, remove_path
+from launcher.errors import ConfigError
 from launcher.monitoring.progress import Display
 from launcher.processes.worker_command import num_cores
 from launcher.recipe import MixtureCorpus, Recipe, ShardsCorpus
@@ -39,6 +40,13 @@ def prepare_corpus(recipe: Recipe, run: RunFolder, display: Display) -> None:
             index = read_index(folder, max_damaged=recipe.cluster.storage.max_quarantined)
             display.say(f"{heading}: {len(index)} training utterances are at {corpus.shards}")
             continue
+        # Runs of a sweep read the shards of one of them, which only that one writes.
+        if (run.corpus.resolve().parent / run.state_file.name).is_file() and run.corpus.is_symlink():
+            raise ConfigError(
+                f"The shards of {run.path} are those of {run.corpus.resolve().parent}, which other runs read "
+                "too, and they would be written anew: the recordings or the settings of the corpus changed. Put them "
+                "back, or start anew with another --run-dir."
+            )
         display.begin(heading, 1)
         report = prepare(
             corpus,

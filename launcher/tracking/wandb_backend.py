@@ -111,7 +111,8 @@ class WandbBackend:
                 project=self._config.project,
                 entity=self._config.entity,
                 tags=list(self._config.tags),
-                group=self._run_name,
+                # Runs of a sweep are shown together.
+                group=os.environ.get("WANDB_RUN_GROUP") or self._run_name,
                 name=self._stage.name,
                 id=run_id,
                 resume="allow",
