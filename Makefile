@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow faults fuzz two-hosts slurm bench ladder lint reference docs container format clean distclean
+.PHONY: demo test slow faults gpu fuzz two-hosts slurm bench ladder lint reference docs container format clean distclean
 
 demo: $(READY)
 	$(BIN)/chorus run mini $(ARGS)
@@ -28,6 +28,10 @@ faults: $(READY)
 EXAMPLES ?= 2000
 fuzz: $(READY)
 	CHORUS_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 3600 tests/security/test_fuzz.py tests/security/test_fuzz_manifests.py $(ARGS)
+
+# What only a card can show, in under ten minutes; says so where there is none. FSDD: a clone of the digits' repository.
+gpu: $(READY)
+	$(if $(FSDD),CHORUS_FSDD=$(FSDD)) $(BIN)/python -m tests.benchmarks.card
 
 # These two install Debian packages where something is missing, and need root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

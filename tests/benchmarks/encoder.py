@@ -1,5 +1,5 @@
 """The dense encoder against torchaudio's Conformer: `python -m tests.benchmarks.encoder [--rounds N]`, or, as two
-processes with one thread each, `torchrun --nproc-per-node 2 -m tests.benchmarks.encoder`.
+processes with one thread each, `torchrun --nproc-per-node 2 -m tests.benchmarks.encoder`. `--device cuda` for a GPU.
 
 Twelve layers of width 256, 4 heads, feed-forward width 1024, kernel 15, on 8 utterances of 5 to 16 s; the layers
 alone, and behind a front-end: ours for both, and for torchaudio also the one that conformers commonly have, two full
@@ -57,24 +57,24 @@ def our_layers(encoder: Encoder, frames_BSD: Tensor, lengths_B: Tensor) -> Tenso
     return frames.packing.pad(encoder.run_layers(frames.packing.pack(frames_BSD), frames)[-1].frames_ND)
 
 
-def measure(training: bool, precision: str, rounds: int) -> dict[str, float]:
+def measure(training: bool, precision: str, rounds: int, device: str) -> dict[str, float]:
     """Audio seconds per second of every variant, on each process."""
     torch.manual_seed(1)
-    lengths_B = torch.tensor([round(seconds * FRAMES_PER_S) for seconds in SECONDS])
-    features_BTF = torch.randn(len(lengths_B), int(lengths_B.max()), MEL_BINS)
+    lengths_B = torch.tensor([round(seconds * FRAMES_PER_S) for seconds in SECONDS], device=device)
+    features_BTF = torch.randn(len(lengths_B), int(lengths_B.max()), MEL_BINS, device=device)
     short_B = (lengths_B + 3) // 4
-    frames_BSD = torch.randn(len(short_B), int(short_B.max()), CONFIG.width)
+    frames_BSD = torch.randn(len(short_B), int(short_B.max()), CONFIG.width, device=device)
     ours, theirs = Encoder(CONFIG, MEL_BINS), build_torchaudio()
     same, common = ConvolutionSubsampling(SubsamplingConfig(), MEL_BINS, CONFIG.width), CommonFrontEnd(CONFIG.width)
     for module in (ours, theirs, same, common):
-        module.train(training)
+        module.to(device).train(training)
 
     def run(forward: Callable[[], Tensor]) -> Callable[[], None]:
-        return step_of(forward, precision, training)
+        return step_of(forward, precision, training, device)
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rows = torch.randn(2000, CONFIG.width, dtype=dtype)
-    columns = torch.randn(CONFIG.width, CONFIG.feedforward_width, dtype=dtype)
+    rows = torch.randn(2000, CONFIG.width, dtype=dtype, device=device)
+    columns = torch.randn(CONFIG.width, CONFIG.feedforward_width, dtype=dtype, device=device)
     layers = run(lambda: our_layers(ours, frames_BSD, short_B))
     with FlopCounterMode(display=False) as counter:
         layers()
@@ -96,12 +96,13 @@ def measure(training: bool, precision: str, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
     processes = join_processes()
     tell("| | | variant | audio s per s | over torchaudio |\n|---|---|---|---:|---:|")
     for training in (True, False):
         for precision in ("fp32", "bf16"):
-            speeds = measure(training, precision, rounds)
+            speeds = measure(training, precision, options.rounds, options.device)
             for name, speed in speeds.items():
                 against = "layers, torchaudio" if name.startswith("layers") else "with our front-end, torchaudio"
                 place = f"| {'training' if training else 'inference'} | {precision} | {name} "

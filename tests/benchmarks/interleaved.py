@@ -63,26 +63,38 @@ def time_in_turns(
         for name, run in variants.items():
             if distributed.is_initialized():
                 distributed.barrier()
+            _finish_queued()
             started = time.perf_counter()
             run()
+            _finish_queued()
             if number:
                 times[name].append(time.perf_counter() - started)
     return {name: _over_processes(statistics.median(values)) for name, values in times.items()}
 
 
+def _finish_queued() -> None:
+    """Wait for a GPU that is used: its work is only queued when a call returns."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def _over_processes(seconds: float) -> float:
     if not distributed.is_initialized():
         return seconds
-    total = torch.tensor(seconds, dtype=torch.float64)
+    # NCCL takes tensors of its GPUs alone.
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(seconds, dtype=torch.float64, device=device)
     distributed.all_reduce(total)
     return float(total) / distributed.get_world_size()
 
 
-def step_of(forward: Callable[[], Tensor], precision: str, training: bool = True) -> Callable[[], None]:
+def step_of(
+    forward: Callable[[], Tensor], precision: str, training: bool = True, device: str = "cpu"
+) -> Callable[[], None]:
     """A step to be timed: forward in a precision and, in training, backward from the mean square of what it gives."""
 
     def step() -> None:
-        with torch.set_grad_enabled(training), precision_context(precision):
+        with torch.set_grad_enabled(training), precision_context(precision, device):
             output = forward()
         if training:
             output.float().square().mean().backward()
@@ -90,6 +102,6 @@ def step_of(forward: Callable[[], Tensor], precision: str, training: bool = True
     return step
 
 
-def precision_context(precision: str) -> AbstractContextManager:
+def precision_context(precision: str, device: str = "cpu") -> AbstractContextManager:
     """fp32 as it is, bf16 through autocast."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
