@@ -10,11 +10,13 @@ from pathlib import Path
 import yaml
 
 from launcher.commands.node import place_recipe
+from launcher.commands.store_options import run_path
 from launcher.engines import kubernetes, skypilot
 from launcher.engines.submission import Submission, check_folder, read_environment
 from launcher.errors import ConfigError
 from launcher.processes import slurm
 from launcher.recipe import load_recipe
+from launcher.remote_run import is_run_url
 from launcher.run_folder import RunFolder, write_text
 
 # Where descriptions lie until somebody removes them.
@@ -99,13 +101,21 @@ def _submit_to_slurm(options: argparse.Namespace, environment: dict[str, str]) -
         before = load_recipe(options.recipe, settings).cluster.slurm.options
         settings.append(f"cluster.slurm.options={json.dumps([*before, option])}")
     recipe = load_recipe(options.recipe, settings)
-    folder = RunFolder(Path(options.run_dir or f"runs/{recipe.name}").expanduser())
+    folder = RunFolder(run_path(options, recipe.name))
+    run_dir = str(folder.path)
+    if options.run_dir is not None and is_run_url(options.run_dir):
+        run_dir = options.run_dir
+        if options.nodes > 1:
+            raise ConfigError(
+                f"--run-dir is {run_dir}, and the {options.nodes} nodes of the job need a folder that all of them see "
+                "to work in. Name one: chorus run RECIPE --launcher slurm --run-dir URL --work-dir DIR."
+            )
     submission = Submission(
         name=_job_name(options.name, recipe.name),
         recipe=recipe,
         source=options.recipe,
         settings=tuple(settings),
-        run_dir=str(folder.path),
+        run_dir=run_dir,
         nodes=options.nodes,
         gpus_per_node=options.gpus_per_node,
         priority=options.priority,
@@ -115,7 +125,7 @@ def _submit_to_slurm(options: argparse.Namespace, environment: dict[str, str]) -
     # sbatch hands its own environment on: a secret that is set here is set in the job, and stands nowhere.
     _check_in_environment(submission.secrets)
 
-    arguments = ["run", options.recipe, "--run-dir", str(folder.path)]
+    arguments = ["run", options.recipe, "--run-dir", run_dir]
     for setting in settings:
         arguments += ["--set", setting]
     script = slurm.batch_script(recipe, folder, arguments, submission.name, submission.environment)

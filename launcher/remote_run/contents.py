@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.files import is_file_name, read_bounded, read_json
-from launcher.remote_run.inventory import Entry, is_object_name
+from launcher.remote_run.inventory import Entry, checkpoint_of, is_object_name
 from launcher.run_folder import CHECKPOINT_MANIFEST, RunFolder, StageFolder, write_text
 
 # Of the run folder itself. The last may lie there, as copies from a store.
 NOT_STORED = ("corpus", "nodes", "run.lock", "job.sbatch", "nodes.txt", "lease.json", "inventory.json")
 SLURM_LOG_PREFIX = "slurm-"
 # Of a stage's folder; its checkpoints are looked at by themselves.
-NOT_STORED_OF_STAGE = ("heartbeats", "stop", "hostfile", "launch.json", "wandb", "export", "checkpoints")
+CHECKPOINTS = "checkpoints"
+NOT_STORED_OF_STAGE = ("heartbeats", "stop", "hostfile", "launch.json", "wandb", "export", CHECKPOINTS)
 # Of a stage's folder: sets of files.
 SETS = ("model", "adapter", "units")
 NO_STAGES = ("tokenizer",)
@@ -81,6 +82,19 @@ def read_contents(run: RunFolder) -> Contents:
             else:
                 _read_file(entry, entry.name, contents.small)
     return contents
+
+
+def belongs_in_store(name: str) -> bool:
+    """Whether an object of that name is one that a run folder gives to its store, or a checkpoint's.
+
+    What processes of a host tell each other is not taken from anybody else's inventory.
+    """
+    parts = name.split("/")
+    if parts[0] in NOT_STORED or parts[0].startswith(SLURM_LOG_PREFIX):
+        return False
+    if len(parts) > 1 and parts[1] == CHECKPOINTS:
+        return checkpoint_of(name) is not None
+    return len(parts) == 1 or parts[0] in NO_STAGES or parts[1] not in NOT_STORED_OF_STAGE
 
 
 def read_work(stage: StageFolder) -> str | None:

@@ -15,7 +15,7 @@ from data.files import file_sha256, remove_path, replacing
 from data.remote.retrying import RetryPolicy
 from launcher.errors import CheckpointError, ConfigError
 from launcher.recipe import Recipe
-from launcher.remote_run.contents import SETS, write_work
+from launcher.remote_run.contents import SETS, belongs_in_store, write_work
 from launcher.remote_run.inventory import Entry, Inventory, checkpoint_of, checkpoint_prefix
 from launcher.remote_run.object_store import ObjectStore
 from launcher.run_files import read_state
@@ -124,7 +124,7 @@ def fetch_to_resume(
     """
     _check_room(store, inventory, run)
     fetch = Fetch(store, inventory, run.path)
-    fetch.fetch({name for name in (*inventory.files, *inventory.changing) if checkpoint_of(name) is None})
+    fetch.fetch(_present(inventory, lambda name: checkpoint_of(name) is None))
     state_name = run.state_file.name
     if state_name in fetch.damaged:
         raise CheckpointError(
@@ -175,7 +175,7 @@ def fetch_to_read(
     for _ in range(READ_ATTEMPTS):
         inventory = read_inventory()
         fetch = Fetch(store, inventory, folder)
-        if fetch.fetch({name for name in (*inventory.files, *inventory.changing) if wants(name)}):
+        if fetch.fetch(_present(inventory, wants)):
             return
         damaged = fetch.damaged
     name, reason = next(iter(damaged.items()))
@@ -183,6 +183,15 @@ def fetch_to_read(
         f"The run {store.url} cannot be read: its {name} is not what was written: {reason}. A launcher may be writing "
         "it at this moment: give the same command again. If it stays so, another program has changed the object."
     )
+
+
+def _present(inventory: Inventory, wants: Callable[[str], bool]) -> set[str]:
+    """The names of objects that are, or may be, there and are wanted."""
+    names = set()
+    for name in (*inventory.files, *inventory.changing):
+        if belongs_in_store(name) and wants(name):
+            names.add(name)
+    return names
 
 
 def _check_room(store: ObjectStore, inventory: Inventory, run: RunFolder) -> None:

@@ -13,14 +13,13 @@ so a store that stands still costs no memory, and ten changes of a file are one 
 import hashlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import file_sha256, open_regular, parse_json, read_json, remove_path
+from data.files import file_sha256, open_regular, read_json, remove_path
 from launcher.recipe.retention import retained
 from launcher.recipe.stages import CheckpointConfig
 from launcher.remote_run.contents import (
@@ -30,9 +29,9 @@ from launcher.remote_run.contents import (
     read_checkpoint,
     read_contents,
 )
-from launcher.remote_run.identity import Identity, write_identity
 from launcher.remote_run.inventory import INVENTORY, Entry, Inventory, checkpoint_of, checkpoint_prefix
-from launcher.remote_run.object_store import ChangedError, ObjectStore
+from launcher.remote_run.object_store import ObjectStore
+from launcher.remote_run.stored_inventory import LATEST, StoredInventory
 from launcher.run_folder import CHECKPOINT_MANIFEST, RunFolder
 
 # Small files are uploaded so often, and may take up this share of the time where they have grown large.
@@ -42,11 +41,6 @@ SMALL_SHARE = 0.05
 # the run may clear away meanwhile.
 STAGING = ".uploading"
 COPY_BYTES = 2**20
-LATEST = "checkpoints/latest"
-
-
-class WaitError(Exception):
-    """Nothing may be written at the moment."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +67,11 @@ class Mirror:
     ) -> None:
         """`retention` says by stage which checkpoints stay; of stages that are not in it, all do. `may_write` says
         whether this launcher still has the run."""
-        self.stopped = False
         self._run = run
         self._store = store
+        self._stored = StoredInventory(run, store, inventory, may_write)
         self._inventory = inventory
         self._retention = retention
-        self._may_write = may_write
         self._contents = Contents()
         # By which content of theirs the small files, sets and manifests here are known to be in the store.
         self._uploaded: dict[str, Any] = {}
@@ -89,21 +82,22 @@ class Mirror:
         self._cers: dict[tuple[Path, Signature], float | None] = {}
         self._damaged: set[Path] = set()
         self._small_due_s = 0.0
-        # Of the inventories that were sent, those of which one is in the store.
-        self._ids = [inventory.id]
-        self._is_saved = True
 
-        # What a former launcher was killed at: small files of either content are written again, halves of sets go.
-        for name in inventory.changing:
-            inventory.files.pop(name, None)
-        inventory.drop([*inventory.changing, *inventory.uploading])
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is to be written any more."""
+        return self._stored.stopped
+
+    def stop(self) -> None:
+        """Write nothing any more, from any thread; a transfer under way ends at its next look at this."""
+        self._stored.stopped = True
 
     def look(self, everything: bool) -> bool:
         """Upload what is due, and at most one set of files; whether nothing is left. With `everything`, small files are
         due whenever they differ."""
-        self._check()
-        if not self._is_saved:
-            self._save()
+        self._stored.check()
+        if not self._stored.is_saved:
+            self._stored.save()
         self._contents = read_contents(self._run)
         self._follow_works(self._contents)
         if everything or time.monotonic() >= self._small_due_s:
@@ -141,7 +135,7 @@ class Mirror:
         for name, file in self._contents.small.items():
             if self._uploaded.get(name) != file.signature:
                 missing.append(name)
-        if not self._is_saved:
+        if not self._stored.is_saved:
             missing.append(INVENTORY)
         return missing
 
@@ -180,15 +174,15 @@ class Mirror:
         if copies or gone:
             inventory.drop(gone)
             inventory.changing = entries
-            self._save()
+            self._stored.save()
             # Last what says what the others are.
             for name in sorted(copies, key=lambda name: (name == state, name)):
-                self._check()
-                self._store.upload(name, copies[name], self._is_stopped)
+                self._stored.check()
+                self._store.upload(name, copies[name], self._stored.is_stopped)
                 self._note_small(name, contents.small[name], copies[name])
             inventory.files.update(entries)
             inventory.changing = {}
-            self._save()
+            self._stored.save()
         remove_path(staging)
         took_s = time.monotonic() - began_s
         self._small_due_s = time.monotonic() + max(SMALL_EVERY_S, took_s / SMALL_SHARE)
@@ -299,15 +293,15 @@ class Mirror:
                 inventory.checkpoints.get(file_set.stage, {}).pop(file_set.step, None)
             inventory.uploading = entries
             self._sent = {}
-            self._save()
+            self._stored.save()
 
         *parts, last = entries
         for name in parts:
             if time.monotonic() >= self._small_due_s:
                 self._upload_small(read_contents(self._run))
             if self._sent.get(name) != entries[name]:
-                self._check()
-                self._store.upload(name, links[name], self._is_stopped)
+                self._stored.check()
+                self._store.upload(name, links[name], self._stored.is_stopped)
                 self._sent[name] = entries[name]
         # With the rows of metrics up to the checkpoint, before it counts.
         contents = read_contents(self._run)
@@ -317,13 +311,13 @@ class Mirror:
             inventory.drop(list(entries))
             return
         self._upload_small(contents)
-        self._check()
-        self._store.upload(last, links[last], self._is_stopped)
+        self._stored.check()
+        self._store.upload(last, links[last], self._stored.is_stopped)
         inventory.files.update(entries)
         inventory.uploading = {}
         if file_set.step is not None:
             inventory.checkpoints.setdefault(file_set.stage, {})[file_set.step] = file_set.validation_cer
-        self._save()
+        self._stored.save()
         remove_path(self._staging("set"))
 
         details: dict[str, float] = {"bytes": sum(entry.bytes for entry in entries.values())}
@@ -369,52 +363,14 @@ class Mirror:
     # What follows from what is there.
 
     def _follow_works(self, contents: Contents) -> None:
-        """Move in the store what was moved here: a stage's folder that was set aside, or taken up again."""
-        inventory = self._inventory
-        if all(inventory.works.get(stage) == work for stage, work in contents.works.items()):
-            return
-        places = {work: stage for stage, work in contents.works.items()}
-        moves = {}
-        for stage, work in inventory.works.items():
-            if places.get(work, stage) != stage:
-                moves[stage] = places[work]
-        while True:
-            # First what goes to a name that is free, or has become free.
-            free = [stage for stage, place in moves.items() if place not in inventory.works]
-            if not free:
-                break
-            self._move(free[0], moves.pop(free[0]))
-        for stage, work in contents.works.items():
-            if inventory.works.get(stage, work) != work:
-                inventory.drop([f"{stage}/{LATEST}", *inventory.below(f"{stage}/")])
-                inventory.checkpoints.pop(stage, None)
-                self._named_latest.pop(stage, None)
-            inventory.works[stage] = work
-        self._save()
-
-    def _move(self, stage: str, place: str) -> None:
-        inventory = self._inventory
-        inventory.drop(list(inventory.uploading))
-        for name, entry in inventory.below(f"{stage}/").items():
-            inventory.uploading[f"{place}/{name.removeprefix(f'{stage}/')}"] = entry
-        self._save()
-        for name in inventory.uploading:
-            self._check()
-            self._store.copy(f"{stage}/{name.removeprefix(f'{place}/')}", name)
-        inventory.files.update(inventory.uploading)
-        inventory.uploading = {}
-        inventory.drop([f"{stage}/{LATEST}", *inventory.below(f"{stage}/")])
-        inventory.works[place] = inventory.works.pop(stage)
-        if stage in inventory.checkpoints:
-            inventory.checkpoints[place] = inventory.checkpoints.pop(stage)
-        self._named_latest.pop(stage, None)
-        self._save()
+        for stage in self._stored.follow_works(contents.works):
+            self._named_latest.pop(stage, None)
 
     def _name_latest(self) -> None:
         """Let `latest` of each stage name its newest checkpoint in the store."""
         for stage, newest in self.stored_checkpoints().items():
             if self._named_latest.get(stage) != newest:
-                self._check()
+                self._stored.check()
                 name = self._run.stage(stage).checkpoint(newest).name
                 self._store.write(f"{stage}/{LATEST}", f"{name}\n".encode())
                 self._named_latest[stage] = newest
@@ -431,52 +387,22 @@ class Mirror:
                 names = inventory.below(checkpoint_prefix(stage, step))
                 inventory.drop(sorted(names, key=lambda name: not name.endswith(CHECKPOINT_MANIFEST)))
                 del steps[step]
-                self._is_saved = False
+                self._stored.is_saved = False
 
     def _clear_away(self) -> None:
         """Remove what is no part of the run any more, once the inventory in the store does not name it."""
         inventory = self._inventory
-        if not self._is_saved:
-            self._save()
+        if not self._stored.is_saved:
+            self._stored.save()
         if not inventory.removing:
             return
         for name in inventory.removing:
             if name not in inventory.files:
-                self._check()
+                self._stored.check()
                 self._store.remove(name)
                 self._uploaded.pop(name, None)
         inventory.removing = []
-        self._save()
-
-    # The inventory.
-
-    def _save(self) -> None:
-        """Replace the inventory in the store. The run folder remembers of which one it is the folder."""
-        self._check()
-        self._is_saved = False
-        inventory = self._inventory
-        inventory.id = uuid.uuid4().hex
-        self._ids.append(inventory.id)
-        write_identity(self._run, Identity(url=self._store.url, ids=self._ids))
-        try:
-            inventory.version = self._store.replace(INVENTORY, inventory.to_json(), inventory.version)
-        except ChangedError:
-            content, version = self._store.read_version(INVENTORY)
-            # An attempt of ours whose answer was lost did arrive, or this launcher has lost the run.
-            if content is not None and parse_json(content).get("id") not in self._ids:
-                raise WaitError("another launcher has written the inventory of the run") from None
-            inventory.version = self._store.replace(INVENTORY, inventory.to_json(), version)
-        self._ids = [inventory.id]
-        self._is_saved = True
-
-    def _check(self) -> None:
-        if self.stopped:
-            raise WaitError("uploading was ended")
-        if not self._may_write():
-            raise WaitError("the lease of the run could not be renewed, so that another launcher may have the run")
-
-    def _is_stopped(self) -> bool:
-        return self.stopped
+        self._stored.save()
 
     def _staging(self, part: str) -> Path:
         folder = self._run.path / STAGING / part

@@ -36,6 +36,7 @@ WATCH_S = 0.25
 OPEN_S = 60.0
 MAX_REASON_CHARACTERS = 300
 PRECONDITION_STATUSES = (409, 412)
+NOT_IMPLEMENTED = 501
 
 
 class ChangedError(Exception):
@@ -60,7 +61,11 @@ def check_run_url(url: str) -> None:
 
 
 class ObjectStore(Store):
-    """What is below one URL; safe to use from several threads."""
+    """What is below one URL; safe to use from several threads.
+
+    `has_conditions`: whether the store can refuse to replace an object that somebody else has written meanwhile, as far
+    as it is known.
+    """
 
     def __init__(self, url: str) -> None:
         check_run_url(url)
@@ -74,12 +79,8 @@ class ObjectStore(Store):
         if isinstance(protocols, str):
             protocols = (protocols,)
         self._is_s3 = "s3" in protocols
+        self.has_conditions = self._is_s3
         self._is_local = "file" in protocols
-
-    @property
-    def has_conditions(self) -> bool:
-        """Whether the store can refuse to replace an object that somebody else has written meanwhile."""
-        return self._is_s3
 
     def location(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -118,9 +119,9 @@ class ObjectStore(Store):
     def replace(self, name: str, content: bytes, version: str | None) -> str | None:
         """Put a small object in place of that version, None where there was none; returns the new version.
 
-        ChangedError when another one is there. A store without conditions (`has_conditions`) does not notice.
+        ChangedError when another one is there. A store without conditions does not notice.
         """
-        if not self._is_s3:
+        if not self.has_conditions:
             self.write(name, content)
             return None
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
@@ -129,7 +130,12 @@ class ObjectStore(Store):
         except Exception as error:
             if _status(error) in PRECONDITION_STATUSES:
                 raise ChangedError(name) from None
-            raise
+            if _status(error) != NOT_IMPLEMENTED:
+                raise
+            # Of the stores that speak S3, some do not know conditions.
+            self.has_conditions = False
+            self.write(name, content)
+            return None
         return answer["ETag"]
 
     def upload(self, name: str, path: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:

@@ -47,9 +47,8 @@ class Uploader:
         self._wake.set()
         while self._thread.is_alive() and time.monotonic() < deadline_s and not is_stopped():
             self._thread.join(timeout=0.1)
-        self._mirror.stopped = True
+        self._mirror.stop()
         self._wake.set()
-        # A transfer under way ends at its next look at this.
         self._thread.join(timeout=LOOK_S)
         self._mirror.refresh()
         missing = [*self._mirror.missing_sets(), *self._mirror.missing_files()]

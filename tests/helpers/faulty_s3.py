@@ -20,7 +20,7 @@ from dataclasses import dataclass
 START_S = 120
 CONTROL = "/_control"
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-CODES = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown", 507: "InsufficientStorage"}
+CODES = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown", 507: "InsufficientStorage"}
 
 
 class FaultyApplication:

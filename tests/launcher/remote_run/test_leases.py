@@ -166,6 +166,16 @@ def test_a_bucket_that_is_not_there_is_said_to_be_missing(bucket):
         acquire(ObjectStore("s3://no-such-bucket/run"), "here")
 
 
+def test_a_store_that_speaks_s3_without_conditions_is_held_by_what_is_seen_there(bucket, server):
+    server.fault("PUT", LEASE, status=501, times=1)
+    store = ObjectStore(f"{bucket}/run")
+    lease = acquire(store, "here")
+    assert not store.has_conditions
+    with pytest.raises(ConfigError, match="is in use by process"):
+        acquire(ObjectStore(f"{bucket}/run"), "there")
+    lease.release()
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"null", b"\xff", b'{"claim": 1}'])
 def test_what_is_no_lease_is_held_by_nobody(memory, content):
     store = ObjectStore(memory)
