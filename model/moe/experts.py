@@ -207,16 +207,19 @@ class _ExpertByExpert(torch.autograd.Function):
         grad_w1 = torch.empty_like(w1)
         grad_w2 = torch.empty_like(w2)
         grad_w3 = torch.empty_like(w3)
+        # Frozen experts hand on the gradient of their input alone: half of the products.
+        learns = any(context.needs_input_grad[1:4])
 
         for expert, rows in enumerate(context.rows_of_experts):
             grad_output_RD = rows.select(gradient)
             hidden_RF = rows.select(hidden)
-            active_RF = functional.silu(hidden_RF)
 
             # Weights' gradients add up rows, and those of the padding are other experts': zeros on one side of each
             # product keep them out. The gradient of x does not: later experts overwrite what it leaves in their rows.
-            rows.zero_padding(active_RF)
-            _multiply_into(grad_w2[expert], grad_output_RD.t(), active_RF)
+            if learns:
+                active_RF = functional.silu(hidden_RF)
+                rows.zero_padding(active_RF)
+                _multiply_into(grad_w2[expert], grad_output_RD.t(), active_RF)
 
             weights2 = w2[expert].to(x.dtype)
             grad_active_RF = grad_output_RD @ weights2
@@ -226,19 +229,21 @@ class _ExpertByExpert(torch.autograd.Function):
                 hidden_RF,
                 grad_input=grad_active_RF,
             )
-            rows.zero_padding(grad_hidden_RF)
-            x_RD = rows.select(x)
-            _multiply_into(grad_w1[expert], grad_hidden_RF.t(), x_RD)
-
-            grad_bias1_F = grad_hidden_RF.sum(0)
-            grad_bias2_D = grad_output_RD[: rows.num_frames].sum(0)
-            grad_w3[expert, 0] = torch.cat((grad_bias1_F, grad_bias2_D))
+            if learns:
+                rows.zero_padding(grad_hidden_RF)
+                x_RD = rows.select(x)
+                _multiply_into(grad_w1[expert], grad_hidden_RF.t(), x_RD)
+                grad_bias1_F = grad_hidden_RF.sum(0)
+                grad_bias2_D = grad_output_RD[: rows.num_frames].sum(0)
+                grad_w3[expert, 0] = torch.cat((grad_bias1_F, grad_bias2_D))
 
             weights1 = w1[expert].to(x.dtype)
             grad_x_RD = rows.select(grad_x)
             torch.mm(grad_hidden_RF, weights1, out=grad_x_RD)
         grad_x = grad_x[:num_frames]
         grad_x[context.num_carried_out :] = 0
+        if not learns:
+            return grad_x, None, None, None, None
         return grad_x, grad_w1, grad_w2, grad_w3, None
 
 

@@ -91,7 +91,7 @@ def test_a_plan_counts_what_is_trained(tmp_path, adapt, expected):
 @pytest.mark.parametrize(
     ("adapt", "message"),
     [
-        ({"method": "everything"}, r"100\.00% of those of its base.*adapt\.max_trained_share is 0\.1\. Take method lora"),
+        ({"method": "everything"}, r"100\.00% of those of its base.*max_trained_share is 0\.1\. Take method lora"),
         ({"method": "lora", "rank": 64}, r"Stage speaker would train .* values, .*Lower adapt\.rank"),
         ({"method": "lora", "outputs": True, "max_trained_share": 0.01}, "would train"),
         ({"method": "norms", "rank": 8}, "the method norms has no adapters"),

@@ -114,9 +114,18 @@ def test_the_former_domain_is_measured_before_the_first_step_and_beside_dev(adap
     assert 0 < frozen["all_values"] - frozen["values"] < 0.2 * frozen["all_values"]
 
 
-@pytest.mark.parametrize(("world", "deepspeed"), [(1, "zero1"), pytest.param(2, "zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("world", "deepspeed"),
+    [
+        (1, "zero1"),
+        # All experts are frozen, and spread.
+        pytest.param(2, "zero1", marks=pytest.mark.slow),
+        pytest.param(2, "zero0", marks=pytest.mark.slow),
+        pytest.param(2, "zero3", marks=pytest.mark.slow),
+    ],
+)
 def test_an_adaptation_that_goes_on_elsewhere_is_the_same(adapted, make_adapted, world, deepspeed):
-    run = make_adapted(f"moved-{deepspeed}")
+    run = make_adapted(f"moved-{world}-{deepspeed}")
     source, target = adapted.stage(STAGE), run.stage(STAGE)
     target.checkpoints.mkdir(parents=True)
     shutil.copytree(source.checkpoint(3), target.checkpoint(3))
