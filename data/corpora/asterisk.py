@@ -75,12 +75,16 @@ CORPUS = Corpus(AsteriskConfig, select)
 
 
 def _voices(root: Path, language: str) -> list[Path]:
-    voices: list[Path] = []
+    voices: dict[Path, Path] = {}
     for folder in [root, *sorted(root.rglob(f"{language}*"))]:
         is_voice = folder.name == language or folder.name.startswith(f"{language}_")
-        if is_voice and folder.is_dir() and _recordings(folder):
-            voices.append(folder)
-    return voices
+        if not is_voice or not folder.is_dir() or not _recordings(folder):
+            continue
+        # Where the exchange is installed, `en` is a link to the voice that it speaks with: its prompts are not two.
+        place = folder.resolve()
+        if place not in voices or not folder.is_symlink():
+            voices[place] = folder
+    return sorted(voices.values())
 
 
 def _recordings(voice: Path) -> dict[str, Path]:

@@ -65,6 +65,17 @@ def test_lists_and_voices_are_found_wherever_they_were_unpacked(prompts):
     }
 
 
+def test_a_voice_that_a_link_names_too_is_read_once(prompts):
+    link = prompts / "sounds" / "it"
+    link.symlink_to("it_IT_m_Carlo")
+    config = AsteriskConfig(root=prompts, languages=("it",))
+    assert {utterance.speaker for utterance in asterisk.select(config, 1).utterances} == {"it_IT_m_Carlo"}
+    (prompts / "sounds" / "it_IT_m_Carlo").rename(prompts.parent / "elsewhere")
+    link.unlink()
+    link.symlink_to(prompts.parent / "elsewhere")
+    assert {utterance.speaker for utterance in asterisk.select(config, 1).utterances} == {"it"}
+
+
 def test_prompts_in_g722_are_preferred_to_those_of_half_the_rate(prompts, tmp_path):
     noise = np.random.default_rng(1).integers(-8000, 8000, 6400).tolist()
     (prompts / "en" / "activated.g722").write_bytes(G722(16000, 64000).encode(noise))
