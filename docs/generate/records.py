@@ -49,7 +49,10 @@ EVENTS = {
     "update_skipped": (f"{STEP}, `reason`, `utterances`", "loss or gradient was not finite: no weight changed"),
     "rolled_back": (f"{STEP}, `to_step`", "too many updates were skipped: weights of an earlier step were loaded"),
     "loss_spike": (f"{STEP}, `loss`, `usual`", "the loss was far above its usual value"),
-    "routing_collapsed": (f"{STEP}, `layer`, `load`, `reason`", "a router of a layer uses one expert for nearly all"),
+    "routing_collapsed": (
+        f"{STEP}, `layer`, `load`, `reason`",
+        "of the experts of a layer, or of a block's layers together, one is used for nearly all, or some hardly ever",
+    ),
     "routing_recovered": (f"{STEP}, `layer`, `load`", "and does so no longer"),
     "keep_measured": (f"{STEP}, `split`, `cer`", "the error rate that an adaptation must keep was measured"),
     "checkpoint_uploaded": (f"{STEP}, `bytes`, `seconds`", "the run's store has a checkpoint whole"),

@@ -16,7 +16,7 @@ _ALERTS: dict[str, tuple[str, str, Literal["WARN", "ERROR"]]] = {
     "loss_spike": ("The loss of {stage} jumped", "Step {step}: {loss:.3g}, usual was {usual:.3g}.", "WARN"),
     "update_skipped": ("{stage} skipped an update", "Step {step}: {reason}: {utterances}.", "WARN"),
     "rolled_back": ("The weights of {stage} were rolled back", "Step {step}: to those of step {to_step}.", "ERROR"),
-    "routing_collapsed": ("Routing in {stage} collapsed", "Layer {layer} at step {step}: {reason}.", "WARN"),
+    "routing_collapsed": ("Routing in {stage} collapsed", "{layer} at step {step}: {reason}.", "WARN"),
 }
 
 

@@ -40,7 +40,7 @@ class TrainingLog:
             if row["loss"] is not None:
                 losses.append(row["loss"])
         self._spikes = SpikeDetector(losses)
-        self._collapses = CollapseDetector(earlier_rows)
+        self._collapses = CollapseDetector(earlier_rows, context.stage.model.encoder.expert_users)
 
     def row(self, step: int, **values: Any) -> None:
         """Write one row of metrics."""

@@ -1,10 +1,11 @@
-"""Tells a layer whose router has stopped using its experts from one that favours some.
+"""Tells experts that are no longer used from experts that some layers favour.
 
-A layer has collapsed when over the last rows one expert took nearly all choices, or some took nearly none.
+Routing has collapsed when over the last rows one expert took nearly all choices, or some took nearly none. Where layers
+share experts, their choices count together: that each of them has an expert of its own is what sharing is for.
 """
 
-from collections import deque
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import numpy as np
 from launcher.tracking import expert_loads
 
 ROWS = 20
-# An expert's share of all choices: above MAX_SHARE the layer has collapsed, and it has recovered once all are below
-# RECOVERED_MAX_SHARE. The gap between the two keeps a layer at the limit from being reported again and again.
+# An expert's share of all choices: above MAX_SHARE routing has collapsed, and it has recovered once all are below
+# RECOVERED_MAX_SHARE. The gap between the two keeps a load at the limit from being reported again and again.
 MAX_SHARE = 0.9
 RECOVERED_MAX_SHARE = 0.8
 # An expert's load relative to an even one (its share times the number of experts), with the same kind of gap.
@@ -22,9 +23,14 @@ RECOVERED_MIN_LOAD = 0.1
 
 
 class CollapseDetector:
-    """Follows the loads of every layer; rows of an earlier start may be handed in, and are not reported again."""
+    """Follows the loads of all experts; rows of an earlier start may be handed in, and are not reported again.
 
-    def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
+    `users` names, by layer, what the layers that share its experts are called together; a layer without a name there
+    has experts of its own.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = (), users: Mapping[str, str] | None = None) -> None:
+        self._users = users or {}
         self._recent: dict[str, deque[list[float]]] = {}
         self._collapsed: set[str] = set()
         for row in rows:
@@ -32,10 +38,14 @@ class CollapseDetector:
 
     def check(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what changed with a row: `event` routing_collapsed or routing_recovered, `layer`, `reason`, `load`."""
-        changes = []
+        shares: dict[str, list[list[float]]] = defaultdict(list)
         for layer, share in expert_loads(row):
+            shares[self._users.get(layer, layer)].append(share)
+        changes = []
+        for layer, shares_LE in shares.items():
             recent = self._recent.setdefault(layer, deque(maxlen=ROWS))
-            recent.append(share)
+            # Every layer makes as many choices as the others.
+            recent.append(np.mean(shares_LE, axis=0).tolist())
             if len(recent) == ROWS:
                 change = self._change(layer, np.mean(recent, axis=0))
                 if change is not None:
