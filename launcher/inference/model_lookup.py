@@ -1,6 +1,7 @@
 """Where a finished model lies that a user names: a folder, a stage of a run, a name that was given to one by `chorus
 models promote`, or a model that comes with Chorus."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from data.files import is_file_name
@@ -47,14 +48,17 @@ def find_model(name: str) -> Path:
 
     # A single word, and nothing of that name here, is meant as the name of a model.
     if is_file_name(name) and not path.exists():
+        promoted = read_names()
         offer = "This installation has no model of its own"
         if packaged:
             offer = f"This installation has {', '.join(packaged)}"
-        promoted = read_names()
         if promoted:
             offer += f"; promoted are {', '.join(promoted)}"
+        meant = ""
+        for close in get_close_matches(name, [*packaged, *promoted], n=1):
+            meant = f" Did you mean {close}?"
         raise CheckpointError(
-            f"There is no model called {name}: no folder of that name is here, and none comes with Chorus. {offer}. "
+            f"There is no model called {name}: no folder here has that name, and no model of Chorus.{meant} {offer}. "
             "Name a training stage that is done, such as runs/mini/student, or a model's folder."
         )
     raise CheckpointError(

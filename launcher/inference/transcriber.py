@@ -8,6 +8,7 @@ docs/security.md says.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -233,5 +234,10 @@ def check_recording(path: Path) -> None:
             f"{path} is a stream, and recordings are read from files and from standard input alone. Send it there "
             "and name it `-`, or write it to a file first and give that file's path."
         )
-    if not is_file:
-        raise DataError(f"There is no recording at {path}. Give the path of an audio file.")
+    if is_file:
+        return
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to {path.readlink()}, where nothing is. Give the path of an audio file.")
+    if has_magic(str(path)):
+        raise DataError(f"No recording matches {path}, and none is called so. Give another pattern, or a path.")
+    raise DataError(f"There is no recording at {path}. Give the path of an audio file.")

@@ -99,7 +99,7 @@ def joined_transcript(
             # A join takes words away at the ends alone: what is left lies together.
             first = segment.words[0].first
             stop = segment.words[-1].stop
-            text = tokenizer.decode(best.tokens[first:stop]).strip()
+            text = _text(best.tokens[first:stop], tokenizer)
             tokens += _token_rows(best, tokenizer, frame_s, segment.audio_start_s)[first:stop]
             words += [word_row(word, seconds) for word in segment.words]
         texts.append(text)
@@ -136,10 +136,15 @@ def _alternative_row(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, 
     if probability is not None:
         probability = round(probability, 4)
     return {
-        "text": tokenizer.decode(hypothesis.tokens),
+        "text": _text(hypothesis.tokens, tokenizer),
         "score": round(hypothesis.score, 4),
         "probability": probability,
     }
+
+
+def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What words with one space between them are: CTC may write a space twice, with a blank between."""
+    return " ".join(tokenizer.decode(tokens).split())
 
 
 def _token_rows(hypothesis: Hypothesis, tokenizer: Tokenizer, frame_s: float, offset_s: float) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from launcher.inference import evaluation_tracking
 from launcher.inference.evaluation import evaluate_model
 from launcher.inference.evaluation_tracking import examples_table, track_evaluation
 from launcher.inference.finished_model import FinishedModel, write_finished_model
-from launcher.inference.transcriber import Transcriber
+from launcher.inference.transcriber import Transcriber, check_recording
 from launcher.recipe import load_recipe
 from launcher.recipe.search import read_search
 from launcher.run_folder import RunFolder, read_json, write_json
@@ -363,6 +363,23 @@ def test_one_bad_recording_loses_no_other(model_folder, tmp_path, capsys, as_jso
     assert "bad.wav" in captured.err
     assert "There is no recording at" in captured.err
     assert "3 of 5 recordings could not be recognised" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing-*.wav", "No recording matches {path}, and none is called so"),
+        ("[ab]?.wav", "No recording matches {path}"),
+        ("dangling.wav", "{path} is a link to moved.wav, where nothing is"),
+        ("gone.wav", "There is no recording at {path}"),
+    ],
+)
+def test_what_is_not_there_is_said_as_it_was_asked_for(tmp_path, name, message):
+    (tmp_path / "dangling.wav").symlink_to("moved.wav")
+    path = tmp_path / name
+    with pytest.raises(DataError) as raised:
+        check_recording(path)
+    assert str(raised.value).startswith(message.format(path=path))
 
 
 SOUNDLESS = {

@@ -40,6 +40,13 @@ def test_a_name_of_no_model_says_which_there_are(package, name):
         find_model(name)
 
 
+@pytest.mark.parametrize(("name", "meant"), [("alita", True), ("Aelita", True), ("aelita2", True), ("whisper", False)])
+def test_a_name_that_is_nearly_one_is_proposed(package, name, meant):
+    with pytest.raises(CheckpointError) as raised:
+        find_model(name)
+    assert ("Did you mean aelita?" in str(raised.value)) is meant
+
+
 @pytest.mark.parametrize("name", ["runs/none", "../aelita", "/nowhere", "packaged"])
 def test_a_path_without_a_model_says_what_it_lacks(package, name):
     with pytest.raises(CheckpointError, match="holds no finished model"):

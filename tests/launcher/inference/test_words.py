@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from launcher.inference.transcripts import SegmentTranscript, joined_transcript, transcript
 from launcher.inference.words import Word, hypothesis_words, joined_text, with_all_times
 from model.search import Hypothesis
 
@@ -55,6 +56,28 @@ def test_the_words_are_the_text_and_each_token_is_in_one_of_them(tokenizers, see
         assert all(0 <= word.start_s < word.end_s for word in words)
         starts = [word.start_s for word in words]
         assert starts == sorted(starts)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(list(TOKENIZERS)))
+def test_a_transcript_is_its_words_with_one_space_between_them_also_where_a_space_was_written_twice(
+    tokenizers, seed, name
+):
+    """joined_text(words) == text, for whole recordings and for segments."""
+    tokenizer = tokenizers[name]
+    generator = torch.Generator().manual_seed(seed)
+    pieces = list(range(4, tokenizer.vocabulary_size))
+    drawn = torch.randint(0, len(pieces), (1 + seed % 12,), generator=generator).tolist()
+    spaces = tokenizer.encode("да нет")[2:3] * (seed % 3)
+    hypothesis = hypothesis_of([*(pieces[place] for place in drawn), *spaces, pieces[0]])
+    row = transcript([hypothesis], tokenizer, 0.04, 9.0)
+    words = hypothesis_words(hypothesis, tokenizer, 0.04)
+    segment = SegmentTranscript(0.0, 9.0, 0.0, [hypothesis], words=words)
+    for result in (row, joined_transcript([segment], tokenizer, 0.04, 9.0)):
+        assert "  " not in result["text"]
+        assert result["n_best"][0]["text"] == result["text"]
+        if TOKENIZERS[name][0] == "ru":
+            assert " ".join(word["word"] for word in result["n_best"][0]["words"]) == result["text"]
 
 
 def test_a_space_is_no_part_of_a_words_time_and_the_least_certain_token_is_the_words_confidence(tokenizers):
