@@ -7,12 +7,13 @@ tables like any other.
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data.containers.members import Member
 from data.containers.tar_members import list_members
 from data.manifests.columns import whole_recording
-from data.manifests.rows import Columns, Row, read_rows
+from data.manifests.rows import Row, read_rows
 
 MANIFEST = "tarred_audio_manifest.json"
 # What NeMo writes for its own record: of the place in a file before it was cut, and of the shard.
@@ -71,7 +72,13 @@ def read_nemo(folder: Path, root: Path, split: str) -> Iterator[Row]:
             if member is None:
                 yield Row(row.line, f"its recording {name!r:.80} {problems[number]}", place)
                 continue
-            content, member = _columns(row.content, member)
+            content = {name: value for name, value in row.content.items() if name not in RECORDS}
+            if "offset" in content:
+                content.pop("audio_filepath", None)
+                content.pop("audio_file", None)
+            else:
+                content, stated_s = whole_recording(content)
+                member = replace(member, stated_s=stated_s)
             content["audio"] = str(tars[number].relative_to(root))
             content.setdefault("split", split)
             yield Row(row.line, content, place, member)
@@ -86,16 +93,6 @@ def _fill(members: dict[str, Member], tar: Path) -> str:
     except (OSError, ValueError) as error:
         return f"is not in {tar.name}, which {error!s:.200}"
     return f"is not in {tar.name}, or is no plain file there"
-
-
-def _columns(row: Columns, member: Member) -> tuple[Columns, Member]:
-    content = {name: value for name, value in row.items() if name not in RECORDS}
-    if "offset" in content:
-        content.pop("audio_filepath", None)
-        content.pop("audio_file", None)
-        return content, member
-    content, stated_s = whole_recording(content)
-    return content, Member(member.name, member.start, member.num_bytes, stated_s)
 
 
 def _numbered(folder: Path, pattern: str) -> dict[int, Path]:

@@ -54,19 +54,25 @@ class TableRow(NamedTuple):
 def read_table(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
     """The rows of a Parquet or Arrow file, whose recordings are in the only column that holds some, or in that which
     has one of the names. DataError when the file cannot be read, or has no such column."""
+    read = _read_arrow
+    if path.suffix.lower() == ".parquet":
+        read = _read_parquet
     try:
         pyarrow = import_pyarrow(path)
-        read = _read_parquet if path.suffix.lower() == ".parquet" else _read_arrow
-        num_bytes = 0
+        num_characters = 0
         try:
             check_regular(path)
             for row in read(path, audio_names):
-                columns = _bounded(row.columns)
-                if not isinstance(columns, str):
-                    num_bytes += sum(map(len, filter(_is_text, columns.values())))
-                if num_bytes > MAX_TEXT_BYTES:
+                problem = ""
+                for name, value in row.columns.items():
+                    if not isinstance(value, str):
+                        continue
+                    num_characters += len(value)
+                    if len(value) > MAX_CELL_CHARACTERS:
+                        problem = f"its column {name} holds {len(value)} characters, more than {MAX_CELL_CHARACTERS}"
+                if num_characters > MAX_TEXT_BYTES:
                     raise AudioError(f"The table {path} holds more than {MAX_TEXT_BYTES} bytes of text; divide it")
-                yield TableRow(columns, row.member, row.name)
+                yield TableRow(problem or row.columns, row.member, row.name)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise AudioError(
                 f"The table {path} cannot be read ({error!s:.300}); it is none, damaged, or a pointer of Git LFS: "
@@ -74,18 +80,6 @@ def read_table(path: Path, audio_names: Sequence[str]) -> Iterator[TableRow]:
             ) from error
     except AudioError as error:
         raise DataError(f"{error}.") from error
-
-
-def _bounded(columns: dict[str, Any]) -> dict[str, Any] | str:
-    """The columns of a row, or why they are not read."""
-    for name, value in columns.items():
-        if _is_text(value) and len(value) > MAX_CELL_CHARACTERS:
-            return f"its column {name} holds {len(value)} characters, more than {MAX_CELL_CHARACTERS}"
-    return columns
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _read_parquet(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
@@ -103,8 +97,12 @@ def _read_parquet(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
             group = file.metadata.row_group(row_group)
             has_bytes = bool(bytes_column) and not _is_empty(group, bytes_column)
             row = 0
-            stored = [group.column(number).path_in_schema for number in range(group.num_columns)]
-            num_rows = rows_at_once(group, [name for name in stored if name != bytes_column], BATCH_ROWS)
+            texts: list[str] = []
+            for number in range(group.num_columns):
+                name = group.column(number).path_in_schema
+                if name != bytes_column:
+                    texts.append(name)
+            num_rows = rows_at_once(group, texts, BATCH_ROWS)
             # Of a table with recordings alone no column is read; a batch has its rows all the same.
             for batch in file.iter_batches(num_rows, row_groups=[row_group], columns=columns, use_threads=False):
                 for content in batch.to_pylist():
@@ -127,7 +125,9 @@ def _read_arrow(path: Path, audio_names: Sequence[str]) -> Iterator[_RawRow]:
         whole = mapped.read_buffer()
         # The format of files is that of streams between two magic words, with a table of contents behind it. Read as
         # a stream, it has no batches but those that were looked at.
-        stream = whole[8:] if bytes(whole[:6]) == b"ARROW1" else whole
+        stream = whole
+        if bytes(whole[:6]) == b"ARROW1":
+            stream = whole[8:]
         if has_compressed_batches(stream, pyarrow):
             raise AudioError(COMPRESSED.format(path=path))
         batches = pyarrow.ipc.open_stream(stream)
@@ -192,14 +192,20 @@ def _parts(field: Any) -> tuple[str, str]:
     if not types.is_struct(field.type):
         return "", ""
     parts = {part.name: part.type for part in field.type}
-    if "bytes" not in parts or not (types.is_binary(parts["bytes"]) or types.is_large_binary(parts["bytes"])):
+    content = parts.get("bytes")
+    if content is None or not (types.is_binary(content) or types.is_large_binary(content)):
         return "", ""
-    return f"{field.name}.bytes", f"{field.name}.path" if "path" in parts else ""
+    name_column = ""
+    if "path" in parts:
+        name_column = f"{field.name}.path"
+    return f"{field.name}.bytes", name_column
 
 
 def _ranges(cells: Any, whole: Any, path: Path) -> list[tuple[int, int] | None]:
     """Where the values of an array of bytes lie in a mapped file: the first byte and their number; None for none."""
-    width = np.int64 if "large" in str(cells.type) else np.int32
+    width = np.int32
+    if "large" in str(cells.type):
+        width = np.int64
     _, offsets, values = cells.buffers()
     if values is None or cells.null_count == len(cells):
         return [None] * len(cells)

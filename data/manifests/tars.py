@@ -44,23 +44,19 @@ def read_tars(tars: list[Path], folder: Path, split: str) -> Iterator[Row]:
     not_read: set[str] = set()
     for tar in tars:
         place = os.path.relpath(tar, folder)
-        yield from _read_tar(tar, place, split or split_in_name(tar.name), not_read)
+        samples, problems = _samples(tar, not_read)
+        row = 0
+        if samples:
+            with open_regular(tar) as file:
+                for row, (key, parts) in enumerate(samples.items(), 1):
+                    yield _row(row, key, parts, file, place, split or split_in_name(tar.name))
+                    endings = [ending for ending in AUDIO if ending in parts]
+                    not_read.update(parts.keys() - {*endings[:1], *TEXTS})
+        for number, problem in enumerate(problems, row + 1):
+            yield Row(number, problem, place)
     if not_read:
         names = ", ".join(sorted(not_read)[:MAX_NAMED])
         logger.warning("%s: members with these endings are not read: %s.", tars[0].parent, names)
-
-
-def _read_tar(tar: Path, place: str, split: str, not_read: set[str]) -> Iterator[Row]:
-    samples, problems = _samples(tar, not_read)
-    row = 0
-    if samples:
-        with open_regular(tar) as file:
-            for row, (key, parts) in enumerate(samples.items(), 1):
-                yield _row(row, key, parts, file, place, split)
-                endings = [ending for ending in AUDIO if ending in parts]
-                not_read.update(parts.keys() - {*endings[:1], *TEXTS})
-    for number, problem in enumerate(problems, row + 1):
-        yield Row(number, problem, place)
 
 
 def _samples(tar: Path, not_read: set[str]) -> tuple[dict[str, dict[str, TarMember]], list[str]]:
@@ -99,15 +95,8 @@ def _rows_of(key: str, parts: dict[str, TarMember]) -> dict[str, dict[str, TarMe
 
     Where a kind of member is there under longer names alone, such as audio.flac and text.txt, these are taken for it.
     """
-    kinds: dict[str, list[str]] = {"audio": [], "text": []}
-    for ending in parts:
-        last = ending.rpartition(".")[2]
-        if last in AUDIO:
-            kinds["audio"].append(ending)
-        elif last in TEXTS:
-            kinds["text"].append(ending)
-    short = {ending for ending in parts if "." not in ending}
-    if len(kinds["audio"]) > 1 and short.isdisjoint(AUDIO):
+    recordings = [ending for ending in parts if ending.rpartition(".")[2] in AUDIO]
+    if len(recordings) > 1 and parts.keys().isdisjoint(AUDIO):
         # Recordings of their own, each with the text whose name is as long.
         rows: dict[str, dict[str, TarMember]] = {}
         for ending, member in parts.items():
@@ -116,14 +105,17 @@ def _rows_of(key: str, parts: dict[str, TarMember]) -> dict[str, dict[str, TarMe
         return rows
 
     row = dict(parts)
-    for names, known in ((kinds["audio"], AUDIO), (kinds["text"], TEXTS)):
-        if not short.isdisjoint(known):
+    for known in (AUDIO, TEXTS):
+        if not parts.keys().isdisjoint(known):
             continue
-        for ending in names:
+        for ending, member in parts.items():
             last = ending.rpartition(".")[2]
-            member = row.pop(ending)
+            if last not in known:
+                continue
+            row.pop(ending)
             if last in row:
-                member = member._replace(problem=f"its {last} is there under several names: {', '.join(names)[:80]}")
+                several = f"its {last} is there under several names, {ending[:40]} is one of them"
+                member = member._replace(problem=several)
             row[last] = member
     return {key: row}
 
