@@ -48,6 +48,7 @@ slurm: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.data_plan
 	$(BIN)/python -m tests.benchmarks.reading
+	$(BIN)/python -m tests.benchmarks.preparing
 	$(BIN)/python -m tests.benchmarks.save_stall $(VENV)
 	$(BIN)/python -m tests.benchmarks.encoder
 	$(BIN)/python -m tests.benchmarks.experts
