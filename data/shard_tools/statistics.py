@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import DataError
 from data.sampling.sampler import BatchSampler
-from data.shards.index import read_index, read_report
+from data.shards.index import ShardIndex, read_index, read_report
 
 # A bucket of the plan holds the micro-batches whose longest utterances lie between such lengths, in seconds.
 BUCKET_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0, 60.0)
 
 
 def stats(folder: Path) -> dict[str, Any]:
-    """Hours, lengths in seconds, characters, speakers, languages (or "unknown") of a split. Raises as `read_index`."""
-    index = read_index(folder)
+    """Hours, lengths in seconds, characters, speakers, languages (or "unknown") of a split.
+
+    DataError when it has no utterance; raises as `read_index`.
+    """
+    index = _read_utterances(folder)
     report = read_report(folder)
     seconds = index.samples / index.sample_rate_hz
 
@@ -50,6 +54,16 @@ def stats(folder: Path) -> dict[str, Any]:
     }
 
 
+def _read_utterances(folder: Path) -> ShardIndex:
+    index = read_index(folder)
+    if len(index) == 0:
+        raise DataError(
+            f"The split at {folder} has no utterance, and nothing of it can be counted. Remove its folder, or prepare "
+            "the corpus again."
+        )
+    return index
+
+
 @dataclass(frozen=True)
 class Distributions:
     """The values of a split that a picture is drawn of.
@@ -66,8 +80,8 @@ class Distributions:
 
 
 def distributions(folder: Path) -> Distributions:
-    """Read the records of a split. Raises as `read_index`."""
-    index = read_index(folder)
+    """Read the records of a split. Raises as `stats`."""
+    index = _read_utterances(folder)
     seconds = index.samples / index.sample_rate_hz
     of_speaker: Counter[str] = Counter()
     of_language: Counter[str] = Counter()

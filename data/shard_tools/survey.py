@@ -102,6 +102,8 @@ def survey(folder: Path, workers: int = 1, on_progress: OnProgress | None = None
         return result
 
     result.index = index
+    if len(index) == 0:
+        result.findings += collect("records", folder.name, [Item((), f"{folder} has no utterance")])
     result.findings += _check_files(folder, index, summary["shards"], result.rows)
     unreadable: list[Item] = []
     mismatched: list[Item] = []

@@ -72,3 +72,20 @@ def test_options_of_shards_are_refused_for_the_recipe_of_a_mixture_and_not_passe
     message = capsys.readouterr().err
     assert f"{option[0]} is given with the recipe" in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_split_without_an_utterance_is_one_clear_error_and_not_intact(capsys, split, tmp_path):
+    empty = tmp_path / "train"
+    empty.mkdir()
+    summary = json.loads((split / "shards.json").read_text(encoding="utf-8"))
+    (empty / "shards.json").write_text(json.dumps(summary | {"shards": []}), encoding="utf-8")
+    (empty / "transcripts.jsonl").touch()
+    columns = np.load(split / "index.npz")
+    np.savez(empty / "index.npz", **{name: column[:0] for name, column in columns.items()})
+    for options in ((), ("--html", str(tmp_path / "page.html"))):
+        assert chorus(["shards", "stats", str(empty), *options]) == 3
+        message = capsys.readouterr().err
+        assert f"The split at {empty} has no utterance" in message
+        assert len(message.splitlines()) == 1
+    assert chorus(["shards", "verify", str(empty)]) == 3
+    assert f"{empty} has no utterance" in capsys.readouterr().out
