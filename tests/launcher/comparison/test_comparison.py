@@ -133,7 +133,7 @@ def test_the_page_says_what_was_found_and_writing_it_again_changes_nothing(run, 
     more = errors_of(run, "student-1", "student-2") / errors_of(run, "teacher-1", "teacher-2") - 1
     assert f"with 33.3% of the encoder parameters of `teacher`, makes {100 * more:+.1f} % [" in text
     assert f"]({picture.name})" in text
-    assert "Seeds 1, 2; `teacher` 3,400 steps, 0.1 h of audio; `student` 2,200 steps, 0.1 h of audio." in text
+    assert "Seeds 1, 2; `teacher` 3,400 steps, 0.1 h of audio; `student` 2,600 steps, 0.1 h of audio." in text
     drawn = picture.read_text()
     ElementTree.fromstring(drawn)
     assert "teacher" in drawn

@@ -27,7 +27,8 @@ def write(tmp_path):
 
 def test_seeds_repeat_every_training_stage_and_teachers_keep_to_their_seed():
     recipe = load_recipe("mini", [SEEDS])
-    assert [stage.name for stage in recipe.stages] == ["teacher-1", "teacher-5", "student-1", "student-5", "evaluation"]
+    trainings = ["teacher-1", "teacher-5", "student-1", "student-5"]
+    assert [stage.name for stage in recipe.stages] == [*trainings, "evaluation", "with-language-model"]
     assert recipe.stage("evaluation").models == ("teacher-1", "teacher-5", "student-1", "student-5")
     student = recipe.training_stage("student-5")
     assert (student.teacher, student.repeats, recipe.seed_of(student)) == ("teacher-5", "student", 5)
@@ -110,7 +111,7 @@ stages:
 
 def test_a_stage_that_copies_another_follows_it_and_differs_in_its_own_keys_alone(write):
     keys = "{copy: student, steps: 9, model: {encoder: {dropout: 0.2}}}"
-    models = "evaluation: {models: [student, second]}"
+    models = "evaluation: {models: [student, second]}, with-language-model: null"
     recipe = load_recipe(write(f"extends: mini\nname: two\nstages: {{second: {keys}, {models}}}\n"))
     assert [stage.name for stage in recipe.stages] == ["teacher", "student", "second", "evaluation"]
     student = recipe.training_stage("student")
@@ -130,7 +131,9 @@ def test_a_recipe_extends_another_section_by_section_and_stage_by_stage(write):
     assert (recipe.name, recipe.batches.lanes) == ("longer", 3)
     assert recipe.training_stage("student") == mini.training_stage("student").model_copy(update={"steps": 9})
     assert recipe.training_stage("teacher") == mini.training_stage("teacher")
-    without = write("extends: mini\nstages: {student: null, evaluation: {models: [teacher]}}\n")
+    without = write(
+        "extends: mini\nstages: {student: null, evaluation: {models: [teacher]}, with-language-model: null}\n"
+    )
     assert [stage.name for stage in load_recipe(without).stages] == ["teacher", "evaluation"]
 
 

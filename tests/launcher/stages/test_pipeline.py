@@ -18,6 +18,10 @@ from launcher.stages.pipeline import Pipeline, build_pipeline
 ALL = ["prepare", "tokenizer", "teacher", "student", "evaluation", "report"]
 
 
+# What is here said of one evaluation holds for each.
+ONE_EVALUATION = "stages.with-language-model=null"
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
@@ -30,7 +34,7 @@ class Run:
         self.folder = RunFolder(folder)
 
     def pipeline(self, *overrides):
-        return Pipeline(load_recipe("mini", overrides), self.folder)
+        return Pipeline(load_recipe("mini", [ONE_EVALUATION, *overrides]), self.folder)
 
     def finish(self, *overrides, names=ALL, mark=""):
         pipeline = self.pipeline(*overrides)
@@ -71,7 +75,7 @@ def run(tmp_path):
 
 
 def test_the_pipeline_begins_with_the_corpus_and_ends_with_the_report():
-    assert [node.name for node in build_pipeline(load_recipe("mini"))] == ALL
+    assert [node.name for node in build_pipeline(load_recipe("mini", [ONE_EVALUATION]))] == ALL
 
 
 def test_stages_that_learn_without_transcripts_wait_for_the_features_and_not_for_the_tokenizer(tmp_path):
@@ -286,7 +290,8 @@ def prepared_folder_run(tmp_path, manifest):
     """A pipeline of a recipe over a user's manifest, and its run folder, the corpus prepared."""
     run = RunFolder(tmp_path / "run")
     changes = ["corpus=null", f"corpus={{name: folder, manifest: {manifest}, dev_fraction: 0, test_fraction: 0}}"]
-    pipeline = Pipeline(load_recipe("mini", [*changes, "stages.evaluation.split=train"]), run)
+    changes += [ONE_EVALUATION, "stages.evaluation.split=train"]
+    pipeline = Pipeline(load_recipe("mini", changes), run)
     prepare(pipeline.recipe.corpus, run.corpus, seed=1)
     pipeline.started(pipeline.nodes[0], pipeline.status_of(pipeline.nodes[0]))
     pipeline.ended(pipeline.nodes[0], "done")
