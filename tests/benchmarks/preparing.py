@@ -7,9 +7,11 @@ and a bare loop that decodes, resamples and encodes the same as FLAC, and keeps 
 import argparse
 import io
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -39,7 +41,7 @@ def write_form(
     folder: Path,
     rate_hz: int,
     ending: str,
-    form: dict[str, str],
+    form: dict[str, Any],
 ) -> list[Utterance]:
     """The utterances with recordings in one form."""
     written: list[Utterance] = []
@@ -96,7 +98,10 @@ def main() -> None:
         print(f"{len(utterances)} utterances, {hours:.2f} h, one worker, {arguments.rounds} rounds in turns\n")
         print("| | hours per minute and core | decoding and encoding alone | ratio |\n|---|---:|---:|---:|")
         for title, given in forms.items():
-            variants = {"shards": partial(prepare_shards, given), "bare": partial(code_again, given)}
+            variants: dict[str, Callable[[], object]] = {
+                "shards": partial(prepare_shards, given),
+                "bare": partial(code_again, given),
+            }
             costs = costs_in_turns(variants, arguments.rounds)
             shards = hours / (costs["shards"].cpu_s / 60)
             bare = hours / (costs["bare"].cpu_s / 60)
