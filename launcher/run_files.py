@@ -63,6 +63,9 @@ def _record_problem(record: Any) -> str:
     for key, kind in RECORD_KEYS.items():
         if not isinstance(record.get(key), kind):
             return f"{_kind(record.get(key))} as its {key}"
+    # Runs of earlier versions have none.
+    if not isinstance(record.get("corpus_states", {}), dict):
+        return f"{_kind(record['corpus_states'])} as its corpus_states"
     if record["status"] == "done" and "output" not in record:
         return "no output, although it is done"
     return ""

@@ -349,8 +349,9 @@ class Pipeline:
         record = self.record("prepare")
         self._corpus_states[name] = state
         # As recordings are compared: lists of gigabytes are not read at each start.
-        if record and record.get("corpus_states", {}).get(name) == state:
-            return record["inputs"][name]
+        recorded = record.get("inputs", {}).get(name)
+        if recorded is not None and record.get("corpus_states", {}).get(name) == state:
+            return recorded
         return hash_value([listing, hash_files(lists, root)])
 
     def _is_corpus_there(self) -> bool:

@@ -56,6 +56,7 @@ FOREIGN_STATES = [
     json.dumps(STATE | {"format": 99}),
     json.dumps(STATE | {"stages": {"prepare": "done"}}),
     json.dumps(STATE | {"stages": {"prepare": RECORD | {"fingerprint": None}}}),
+    json.dumps(STATE | {"stages": {"prepare": RECORD | {"corpus_states": 5}}}),
     json.dumps(STATE | {"stages": {"prepare": {"status": "done"}}}),
     '{"a":' * 100_000,
 ]
