@@ -34,6 +34,10 @@ def load(exported, tmp_path, monkeypatch):
     """Loads a part of the model by a class of transformers, from code that is cached for this test alone."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # Code of other tests' models, whose folders it would look in.
+    for name in list(sys.modules):
+        if name.startswith("transformers_modules"):
+            monkeypatch.delitem(sys.modules, name)
 
     def load(kind):
         return kind.from_pretrained(exported[1], trust_remote_code=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import sys
 
 import pytest
 import soundfile
@@ -59,11 +60,18 @@ def test_a_model_of_fp16_computes_in_fp32_and_hears_the_same(folders):
         assert difference.median() < 5e-3
 
 
-def test_transformers_opens_a_model_of_fp16_in_fp32(folders, tmp_path, monkeypatch):
+def test_transformers_opens_a_model_of_fp16_in_fp32(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    model = transformers.AutoModel.from_pretrained(folders[2], trust_remote_code=True)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    # Code of other tests' models, whose folders it would look in.
+    for name in list(sys.modules):
+        if name.startswith("transformers_modules"):
+            monkeypatch.delitem(sys.modules, name)
+    whole = write_small_model(tmp_path / "whole", "full")
+    hub = tmp_path / "hub"
+    assert chorus(["export", str(whole), "--format", "huggingface", "--dtype", "fp16", "--out", str(hub)]) == 0
+    model = transformers.AutoModel.from_pretrained(hub, trust_remote_code=True)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
