@@ -200,6 +200,16 @@ def test_rows_reach_wandb_under_the_run_as_group_and_the_stage_as_name(tmp_path,
     assert fake.runs[0]["config"] == {"seed": 1}
 
 
+def test_the_runs_of_a_sweep_are_one_group_in_wandb(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mini-sweep")
+    tracker = open_tracker(tmp_path / "teacher", OFFLINE)
+    tracker.log({"step": 1, "loss": 2.0})
+    tracker.close(5)
+    assert fake.runs[0]["group"] == "mini-sweep"
+
+
 @pytest.mark.alone
 def test_a_call_to_log_takes_less_than_a_millisecond(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
