@@ -79,38 +79,47 @@ def status_bytes(name: str) -> int:
     raise ValueError(f"/proc/self/status has no {name}")
 
 
+def report(folder: Path, rounds: int) -> None:
+    """Measure everything on a split, and print it."""
+    # Whoever is first opens the decoder and more.
+    first_batch_s(folder, 0)
+    seconds: dict[int, list[float]] = {step: [] for step in STEPS}
+    num_bytes: dict[int, list[int]] = {workers: [] for workers in WORKERS}
+    for _ in range(rounds):
+        for step in STEPS:
+            seconds[step].append(first_batch_s(folder, step))
+        for workers in WORKERS:
+            num_bytes[workers].append(loader_bytes(folder, workers))
+
+    print("| step | to its first batch, CPU s | over step 0 |\n|---:|---:|---:|")
+    for step in STEPS:
+        # Of each round, as what else runs changes from one to the next.
+        ratios = [later / first for later, first in zip(seconds[step], seconds[0], strict=True)]
+        print(f"| {step:,} | {statistics.median(seconds[step]):.2f} | {statistics.median(ratios):.2f} |")
+    print("\n| threads | memory of the loader, MB |\n|---:|---:|")
+    for workers in WORKERS:
+        print(f"| {workers} | {statistics.median(num_bytes[workers]) / 1e6:.0f} |")
+    print("\n| lanes x seconds | padding |\n|---|---:|")
+    index = read_index(folder)
+    for lanes, budget_s in PADDED:
+        padding = measure_sampling(make_sampler(index, lanes, budget_s)).as_dict()["padding"]
+        print(f"| {lanes} x {budget_s:g} | {padding:.1%} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=Path, help="a prepared split, instead of the embedded corpus")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
+    if arguments.shards is not None:
+        report(arguments.shards, arguments.rounds)
+        return
     with tempfile.TemporaryDirectory(prefix="chorus-loading-") as name:
         folder = Path(name) / "train"
         selection = CORPORA["aelita"].select(AelitaConfig(), 1)
         utterances = [utterance for utterance in selection.utterances if utterance.split == "train"]
         write_split(utterances, folder, sample_rate_hz=16000, shard_seconds=60, seed=1, workers=2)
-        # Whoever is first opens the decoder and more.
-        first_batch_s(folder, 0)
-        seconds: dict[int, list[float]] = {step: [] for step in STEPS}
-        num_bytes: dict[int, list[float]] = {workers: [] for workers in WORKERS}
-        for _ in range(arguments.rounds):
-            for step in STEPS:
-                seconds[step].append(first_batch_s(folder, step))
-            for workers in WORKERS:
-                num_bytes[workers].append(loader_bytes(folder, workers))
-
-        print("| step | to its first batch, CPU s | over step 0 |\n|---:|---:|---:|")
-        for step in STEPS:
-            # Of each round, as what else runs changes from one to the next.
-            ratios = [later / first for later, first in zip(seconds[step], seconds[0], strict=True)]
-            print(f"| {step:,} | {statistics.median(seconds[step]):.2f} | {statistics.median(ratios):.2f} |")
-        print("\n| threads | memory of the loader, MB |\n|---:|---:|")
-        for workers in WORKERS:
-            print(f"| {workers} | {statistics.median(num_bytes[workers]) / 1e6:.0f} |")
-        print("\n| lanes x seconds | padding |\n|---|---:|")
-        index = read_index(folder)
-        for lanes, budget_s in PADDED:
-            padding = measure_sampling(make_sampler(index, lanes, budget_s)).as_dict()["padding"]
-            print(f"| {lanes} x {budget_s:g} | {padding:.1%} |")
+        report(folder, arguments.rounds)
 
 
 if __name__ == "__main__":
