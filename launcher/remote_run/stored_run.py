@@ -64,6 +64,8 @@ class StoredRun:
             try:
                 inventory = self._read_inventory()
                 self._settle_folder(inventory, extended)
+                # What is looked at from now on; a new run has nothing in it.
+                self._run.path.mkdir(exist_ok=True)
                 retention = {stage.name: stage.checkpoint for stage in self._recipe.training_stages()}
                 mirror = Mirror(self._run, self._store, inventory or Inventory(), retention, lease.is_confirmed)
                 uploader = Uploader(self._run, self._store.url, mirror, self._say)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from launcher.remote_run.mirror import Mirror
 from launcher.remote_run.object_store import describe
@@ -18,6 +19,7 @@ LOOK_S = 1.0
 SHORT_PAUSE_S = 0.05
 MAX_PAUSE_S = 30.0
 MAX_NAMED = 5
+STATUS_S = 10.0
 # In a row. A store that fails once in a while is no news in a run of weeks.
 FAILURES_TOLD = 2
 
@@ -33,6 +35,7 @@ class Uploader:
         self._say = say
         self._num_failures = 0
         self._failing_since_s = 0.0
+        self._status: dict[str, Any] = {}
         self._is_finishing = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
@@ -50,7 +53,9 @@ class Uploader:
         self._mirror.stop()
         self._wake.set()
         self._thread.join(timeout=LOOK_S)
-        self._mirror.refresh()
+        # A folder that cannot be listed any more is told by what else needs it.
+        with suppress(OSError):
+            self._mirror.refresh()
         missing = [*self._mirror.missing_sets(), *self._mirror.missing_files()]
         self._write_status(missing)
         return missing
@@ -68,12 +73,16 @@ class Uploader:
                     return
                 if not is_done or is_finishing:
                     pause_s = SHORT_PAUSE_S
+                self._write_status(self._mirror.missing_sets())
             # Every store raises errors of its own, and none of them may end the run.
             except Exception as error:
                 self._note_failure(error)
+                # What has come since is missing too.
+                with suppress(OSError):
+                    self._mirror.refresh()
+                    self._write_status(self._mirror.missing_sets())
                 if not is_finishing:
                     pause_s = min(MAX_PAUSE_S, LOOK_S * 2.0 ** min(self._num_failures, 10))
-            self._write_status(self._mirror.missing_sets())
             self._wake.wait(pause_s)
             self._wake.clear()
 
@@ -81,7 +90,7 @@ class Uploader:
         if self._num_failures >= FAILURES_TOLD:
             after_s = time.monotonic() - self._failing_since_s
             self._run.append_event("uploads_resumed", seconds=round(after_s, 3), failures=self._num_failures)
-            self._say(f"The store takes uploads again, after {after_s:.0f} s.")
+            self._tell(f"The store takes uploads again, after {after_s:.0f} s.")
         self._num_failures = 0
         self.problem = ""
 
@@ -96,12 +105,18 @@ class Uploader:
             # Its disk may be what is full.
             with suppress(OSError):
                 self._run.append_event("upload_failed", reason=self.problem)
-            self._say(f"Uploading to {self._url} failed, and is tried again; the run goes on: {self.problem}")
+            self._tell(f"Uploading to {self._url} failed, and is tried again; the run goes on: {self.problem}")
+
+    def _tell(self, sentence: str) -> None:
+        # The terminal may be gone, which must not end the uploads.
+        with suppress(OSError, ValueError):
+            self._say(sentence)
 
     def _write_status(self, missing: list[str]) -> None:
         failing_s = None
         if self._num_failures:
-            failing_s = round(time.monotonic() - self._failing_since_s, 1)
+            # Coarse, so that the file is not written at every look.
+            failing_s = (time.monotonic() - self._failing_since_s) // STATUS_S * STATUS_S
         status = {
             "url": self._url,
             "checkpoints": self._mirror.stored_checkpoints(),
@@ -110,5 +125,8 @@ class Uploader:
             "problem": self.problem or None,
             "failing_s": failing_s,
         }
+        if status == self._status:
+            return
         with suppress(OSError):
             write_json(self._run.upload_file, status)
+            self._status = status

@@ -32,7 +32,7 @@ from launcher.remote_run.lease import LEASE
 from launcher.remote_run.object_store import ObjectStore
 from launcher.remote_run.stored_run import StoredRun
 from launcher.remote_run.uploading import Uploader
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_folder import RunFolder, read_json, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -329,6 +329,23 @@ def test_status_and_models_of_a_run_in_a_store_are_read_without_fetching_the_res
     assert all(path.endswith("inventory.json") for method, path in server.requests() if method == "GET")
     assert main(["status", f"{bucket}/elsewhere"]) == 2
     assert "There is no run at" in capsys.readouterr().err
+
+
+def test_the_status_of_a_run_says_how_far_it_is_uploaded_and_why_it_is_not(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    status = {"url": "s3://bucket/run", "checkpoints": {"teacher": 40}, "num_missing": 2, "problem": "it has no room"}
+    status |= {"missing": ["the checkpoint of step 50 of teacher", "teacher/model"], "failing_s": 70.0}
+    write_json(run.upload_file, status)
+    assert main(["status", str(run.path)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("store s3://bucket/run: 2 to upload, such as the checkpoint of step 50 of teacher")
+    assert line.endswith(": it has no room")
+    assert main(["status", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == status
+    # What another program has left there is not taken for it.
+    run.upload_file.write_text("[]")
+    assert main(["status", str(run.path)]) == 0
+    assert "store" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
