@@ -120,7 +120,6 @@ def test_the_former_domain_is_measured_before_the_first_step_and_beside_dev(adap
         (1, "zero1"),
         # All experts are frozen, and spread.
         pytest.param(2, "zero1", marks=pytest.mark.slow),
-        pytest.param(2, "zero0", marks=pytest.mark.slow),
         pytest.param(2, "zero3", marks=pytest.mark.slow),
     ],
 )
