@@ -282,7 +282,7 @@ def _add_inspection(commands: Commands) -> None:
         "runs",
         metavar="RUN",
         nargs="+",
-        help="a finished run, or a folder of records; seeds are put together",
+        help="a finished run, a sweep, or a folder of records; seeds are put together",
     )
     parser.add_argument(
         "--out",
