@@ -313,7 +313,10 @@ class RunFolder:
         self.node_commands_file = self.path / "nodes.txt"
         self.lock_file = self.path / "run.lock"
         self.token_file = self.path / ".token"  # by which its processes are known (processes/run_processes.py)
-        self.store_file = self.path / ".store.json"  # the object store that this folder is uploaded to, and how far
+        # The store that this folder is uploaded to (remote_run/identity.py), and how far that is
+        # (remote_run/uploading.py).
+        self.store_file = self.path / ".store.json"
+        self.upload_file = self.path / ".upload.json"
         self.tokenizer = self.path / "tokenizer"
         self.features_file = self.tokenizer / "features.json"
         self.infeasible_file = self.tokenizer / "infeasible.jsonl"  # training utterances that CTC could not write

@@ -98,8 +98,8 @@ def _check_keep_split(recipe: Recipe, run: RunFolder, stage: AdaptStage, names: 
     key = f"stages.{stage.name}.adapt.keep_split"
     if not is_folder(keep) and not recipe.has_split(run, keep):
         raise ConfigError(
-            f"{key} is {keep!r}, and the corpus at {places} has no such split{nearest(keep, names)} Shards elsewhere "
-            "are named with a slash, such as runs/base/corpus/dev."
+            f"{key} is {keep!r}, and the corpus at {places} has no such split{nearest(keep, list(names))} Shards "
+            "elsewhere are named with a slash, such as runs/base/corpus/dev."
         )
     if not recipe.has_split(run, "dev"):
         raise ConfigError(
