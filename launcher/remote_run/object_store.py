@@ -35,6 +35,8 @@ WATCH_S = 0.25
 # How long a store that does not answer is asked again before a run begins.
 OPEN_S = 60.0
 MAX_REASON_CHARACTERS = 300
+# Of an inventory or a lease, which are held whole: hundreds of thousands of files.
+MAX_SMALL_BYTES = 2**26
 PRECONDITION_STATUSES = (409, 412)
 NOT_IMPLEMENTED = 501
 
@@ -91,13 +93,25 @@ class ObjectStore(Store):
         return content
 
     def read_version(self, name: str) -> tuple[bytes | None, str | None]:
-        """The content of a small object and by what `replace` knows it; None for what is not there."""
+        """The content of a small object and by what `replace` knows it; None for what is not there.
+
+        ConfigError for one that is larger than anything of a run that is read whole.
+        """
+        version = None
         try:
+            # One byte more than it may have is read of an object, whatever its size.
             if self._is_s3:
-                return self._read_s3(name)
-            return self._call("cat_file", stores.STALL_S, self.location(name)), None
+                content, version = self._read_s3(name)
+            else:
+                content = self._call("cat_file", stores.STALL_S, self.location(name), start=0, end=MAX_SMALL_BYTES + 1)
         except FileNotFoundError:
             return None, None
+        if len(content) > MAX_SMALL_BYTES:
+            raise ConfigError(
+                f"{self.location(name)} has more than {MAX_SMALL_BYTES >> 20} MiB, and no such file of a run has. "
+                "Somebody else wrote it: choose another --run-dir, or put the object back from a copy."
+            )
+        return content, version
 
     def _read_s3(self, name: str) -> tuple[bytes, str]:
         filesystem = self._filesystem
@@ -106,7 +120,7 @@ class ObjectStore(Store):
         async def get() -> tuple[bytes, str]:
             response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
             async with response["Body"] as body:
-                return await body.read(), response["ETag"]
+                return await body.read(MAX_SMALL_BYTES + 1), response["ETag"]
 
         answer: Any = sync(filesystem.loop, get, timeout=stores.STALL_S)
         return answer
