@@ -132,7 +132,7 @@ def test_a_student_starts_from_its_teachers_parts_with_different_experts():
     for expert, layer in enumerate([0, 1, 3, 4]):
         source = teacher.encoder.blocks[layer].feedforward2
         x = torch.randn(3, 16)
-        counts = [3 if e == expert else 0 for e in range(4)]
+        counts = torch.tensor([3 if e == expert else 0 for e in range(4)])
         torch.testing.assert_close(block.feedforward2.experts(x, counts), source(x))
 
 

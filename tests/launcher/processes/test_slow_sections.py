@@ -27,7 +27,7 @@ from launcher.processes.heartbeat import Heartbeat
 from launcher.processes.stop_request import StopRequest
 from launcher.processes.watchdog import Deadlines, Watchdog
 from launcher.recipe.distillation import UnitsDistillConfig
-from launcher.recipe.search import PrefixBeamConfig
+from launcher.recipe.search import GreedyConfig, PrefixBeamConfig
 from launcher.run_folder import RunFolder
 from launcher.training import setup, trainer, validation
 from launcher.training.checkpoint.reading import Checkpoint
@@ -263,6 +263,7 @@ def starve_save(supervised, monkeypatch):
         accumulator=None,
         nonfinite=None,
         average=None,
+        keep=None,
         inputs=fake(loader=fake(tokenizer=None)),
         saver=fake(start=supervised.giving(True), finish=supervised.giving(True)),
         log=fake(row=lambda *arguments, **values: None),
@@ -359,7 +360,7 @@ def starve_evaluation(supervised, monkeypatch):
             cluster=fake(storage=StorageConfig()),
             present_folders=lambda run, split: {"": supervised.stage.path},
         ),
-        stage=fake(device="cpu", models=["student", "teacher"], split="test", search=None),
+        stage=fake(device="cpu", models=["student", "teacher"], split="test", search=GreedyConfig()),
         run=fake(stage=lambda name: supervised.stage),
         folder=supervised.stage,
         split_folder=lambda split: supervised.stage.path,

@@ -153,9 +153,10 @@ def test_a_recipe_with_such_texts_loads_again_to_the_same_one(tmp_path):
 
 
 def test_a_stage_set_to_null_is_left_out_as_by_a_recipe_that_extends_another():
-    recipe = load_recipe("mini", ["stages.evaluation=null"])
+    recipe = load_recipe("mini", ["stages.evaluation=null", "stages.with-language-model=null"])
     assert [stage.name for stage in recipe.stages] == ["teacher", "student"]
-    recipe = load_recipe("mini", ["seeds=[1, 2]", "stages.student=null", "stages.evaluation.models=[teacher]"])
+    left_out = ("stages.student=null", "stages.with-language-model=null")
+    recipe = load_recipe("mini", ["seeds=[1, 2]", *left_out, "stages.evaluation.models=[teacher]"])
     assert [stage.name for stage in recipe.stages] == ["teacher-1", "teacher-2", "evaluation"]
     assert "evaluates 'student', which is not an earlier training stage" in refusal("stages.student=null")
     assert "has no item named 'evalation'; did you mean 'evaluation'?" in refusal("stages.evalation=null")
