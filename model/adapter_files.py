@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.adapters import AdaptersConfig, BlockAdapters
-from model.export import MAX_DESCRIPTION_BYTES, WithoutValues, check_regular, save_tensors, validated
+from model.export import WithoutValues, check_regular, read_stored, save_tensors, validated
 from model.recognizer import Recognizer
 
 # A later version reads earlier formats; a later format is refused.
@@ -73,15 +73,7 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
 def read_adapter(folder: Path) -> Adapter:
     """Read what `write_adapter` wrote. OSError when it is not there, ValueError when it is something else."""
     path = folder / DESCRIPTION_FILE
-    check_regular(path)
-    if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-        raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deep") from None
-    if not isinstance(stored, dict) or type(stored.get("format")) is not int:
-        raise ValueError(f"{path} describes no adapter: another program wrote it")
+    stored = read_stored(path, "adapter")
     if stored["format"] > FORMAT:
         raise ValueError(f"{folder} holds an adapter of format {stored['format']}, this version reads up to {FORMAT}")
     base_sha256 = stored.get("base_sha256")

@@ -235,17 +235,16 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def expert_users(self) -> dict[str, str]:
         """What the layers that share experts are called together, such as block-00, by the names of their routings; of
         a block that one layer uses, the name of its routing."""
-        users = {}
-        names = iter(self.routing_names)
-        places = [""]
-        if self.experts is not None and self.experts.placement != "second":
-            places = [f"-{place}" for place in self.experts.places]
-        for block in self.block_of_layer:
-            for place in places:
-                name = next(names, None)
-                if name is not None:
-                    is_shared = self.block_of_layer.count(block) > 1
-                    users[name] = f"block-{block:02d}{place}" if is_shared else name
+        users: dict[str, str] = {}
+        if self.experts is None:
+            return users
+        num_places = len(self.experts.places)
+        for index, name in enumerate(self.routing_names):
+            layer = index // num_places
+            block = self.block_of_layer[layer]
+            users[name] = name
+            if self.block_of_layer.count(block) > 1:
+                users[name] = name.replace(f"layer-{layer:02d}", f"block-{block:02d}")
         return users
 
 

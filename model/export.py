@@ -147,15 +147,7 @@ def read_description(folder: Path) -> ModelDescription:
     JSON, of a later format, or with a configuration that is refused.
     """
     path = description_path(folder)
-    check_regular(path)
-    if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-        raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deep") from None
-    if not isinstance(stored, dict) or type(stored.get("format")) is not int:
-        raise ValueError(f"{path} describes no model: another program wrote it")
+    stored = read_stored(path, "model")
     if stored["format"] > FORMAT:
         raise ValueError(f"{folder} holds a model of format {stored['format']}, this version reads up to {FORMAT}")
 
@@ -167,6 +159,23 @@ def read_description(folder: Path) -> ModelDescription:
     recognizer = validated(RecognizerConfig, stored.get("recognizer"), path)
     vocabulary_size = _read_size(stored, "vocabulary_size", MAX_VOCABULARY_SIZE, path)
     return ModelDescription(recognizer.encoder, mel_bins, recognizer, vocabulary_size)
+
+
+def read_stored(path: Path, kind: str) -> dict[str, Any]:
+    """The values in the description of a `kind` of thing that somebody stored, with the number of its format.
+
+    Raises OSError when it cannot be read, and ValueError when it is too large, no JSON, or has no such number.
+    """
+    check_regular(path)
+    if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"{path} has more than {MAX_DESCRIPTION_BYTES} bytes")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep") from None
+    if not isinstance(stored, dict) or type(stored.get("format")) is not int:
+        raise ValueError(f"{path} describes no {kind}: another program wrote it")
+    return stored
 
 
 def check_regular(path: Path) -> None:
