@@ -16,3 +16,12 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_listening(parser: argparse.ArgumentParser, port: int) -> None:
+    """Where a server listens, and who may ask it."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=port, help=f"port, 0 for any that is free (default: {port})")
+    parser.add_argument(
+        "--token-file", metavar="F", help="file of mode 0600 with the token of requests (default: CHORUS_SERVE_TOKEN)"
+    )

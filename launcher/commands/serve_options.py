@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from launcher.commands.common_options import add_set
+from launcher.commands.common_options import add_listening, add_set
 from launcher.commands.search_options import add_search_options
 
 
@@ -19,11 +19,7 @@ def add_serve(commands: Any, make_command: Callable[[str, str], Any]) -> None:
         nargs="+",
         help="finished stages (RUN/STAGE), models' folders or names; NAME is what requests call them",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="port, 0 for any that is free (default: 8000)")
-    parser.add_argument(
-        "--token-file", metavar="F", help="file of mode 0600 with the token of requests (default: CHORUS_SERVE_TOKEN)"
-    )
+    add_listening(parser, port=8000)
     parser.add_argument("--max-mb", type=float, default=25, metavar="N", help="largest upload, in MiB (default: 25)")
     parser.add_argument(
         "--max-seconds", type=float, default=1800, metavar="S", help="longest recording or stream (default: 1800)"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from launcher.commands.common_options import add_json, add_set
+from launcher.commands.common_options import add_json, add_listening, add_set
 
 
 def add_watch(
@@ -19,11 +19,7 @@ def add_watch(
 def _add_board(commands: Any, make_command: Callable[[str, str], Any]) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("board", help="serve a page over many runs, as they go on")
     parser.add_argument("runs", metavar="RUNS", nargs="+", help="folders of runs, at any depth, or runs")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=8080, help="port, 0 for any that is free (default: 8080)")
-    parser.add_argument(
-        "--token-file", metavar="F", help="file of mode 0600 with the token of requests (default: CHORUS_SERVE_TOKEN)"
-    )
+    add_listening(parser, port=8080)
     parser.set_defaults(command=make_command("board", "board"))
 
 
